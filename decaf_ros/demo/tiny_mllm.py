@@ -1,0 +1,136 @@
+"""A tiny Qwen2-VL or Qwen2.5-VL checkpoint with its real processor classes, for tests and the demo.
+
+Weights are random: it runs the whole path and says nothing about the accuracy of real models.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForImageTextToText,
+    GenerationConfig,
+    PreTrainedTokenizerFast,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLProcessor,
+    Qwen2VLConfig,
+    Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
+
+SPECIAL_TOKENS = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    "<|vision_start|>",
+    "<|vision_end|>",
+    "<|image_pad|>",
+    "<|video_pad|>",
+)
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] }}"
+    "{% else %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>{% endif %}"
+    "{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+WORDS = (
+    "person dog cat bicycle car ball cube can bottle plate cone mug red green blue yellow white black moving left "
+    "right dropped stopped largest smallest"
+)
+
+
+def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> Path:
+    """Writes model, tokenizer and processors by `save_pretrained` and returns the folder.
+
+    family: `qwen2_5_vl` or `qwen2_vl`. seed: of the weights. Raises ValueError for another family.
+    """
+    if family not in ("qwen2_5_vl", "qwen2_vl"):
+        raise ValueError(f"family: expected qwen2_5_vl or qwen2_vl, got {family!r}")
+    tokenizer = _tokenizer()
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    torch.manual_seed(seed)
+    model = AutoModelForImageTextToText.from_config(_model_config(family, len(tokenizer), ids))
+    model.generation_config = GenerationConfig(
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"], do_sample=False
+    )
+    processor_class = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen2VLProcessor
+    processor = processor_class(
+        image_processor=Qwen2VLImageProcessor(),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(),
+        chat_template=CHAT_TEMPLATE,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def _tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE that knows the prompts' words; every other text falls apart into bytes, none is unknown."""
+    core = Tokenizer(models.BPE())
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1200,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    texts = [text for prompts in (OBJECT, BACKGROUND, CHOICE) for text in prompts.values()]
+    core.train_from_iterator([*texts, WORDS, CHAT_TEMPLATE], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def _model_config(family: str, vocabulary: int, ids: dict[str, int]) -> Qwen2VLConfig | Qwen2_5_VLConfig:
+    hidden = 64
+    special = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    text = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        # Wider than usual: with small random weights attention is uniform and every contrast is zero.
+        "initializer_range": 0.2,
+        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
+        "tie_word_embeddings": False,
+        **special,
+    }
+    vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+    shared = {
+        "text_config": text,
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+        "tie_word_embeddings": False,
+        **special,
+    }
+    if family == "qwen2_vl":
+        return Qwen2VLConfig(vision_config={**vision, "embed_dim": 32, "hidden_size": hidden, "mlp_ratio": 2}, **shared)
+    vision |= {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "out_hidden_size": hidden,
+        "fullatt_block_indexes": [1],
+        "window_size": 56,
+        "tokens_per_second": 2,
+    }
+    return Qwen2_5_VLConfig(vision_config=vision, **shared)

@@ -1,0 +1,105 @@
+"""The paper's prompts and their variants, word for word (App. B and F)."""
+
+from __future__ import annotations
+
+from decaf_ros.config import PROMPT_VARIANTS
+
+OBJECT = {
+    "original": (
+        "{expression}\n"
+        "What is the main object (or objects) referred to in the given expression or question?\n"
+        "Focus on the **primary subject or agent** involved in the described action or behavior.\n"
+        "Respond with a single word (e.g., 'cat', 'person', 'dog') that best describes the target object(s)."
+    ),
+    "v1": (
+        "{expression}\n"
+        "Identify the primary object referred to in the expression and answer with a single word."
+    ),
+    "v2": (
+        "{expression}\n"
+        "Identify the primary object referred to in the expression.\n"
+        "Focus on the **primary subject or agent** involved in the described action or behavior. "
+        "Respond with a single word (e.g., 'cat', 'person', 'dog') that best describes the target object(s)."
+    ),
+    "v3": (
+        "{expression}\n"
+        "Determine the primary subject or agent mentioned in the expression or question, "
+        "and provide the object's label within a single word or phrase."
+    ),
+}
+
+BACKGROUND = {
+    "original": (
+        "Describe the background scene of the video, excluding any {category}.\n"
+        "Answer the question using a single word or phrase."
+    ),
+    "v1": "Describe the background scene of the video. Answer the question using a single word or phrase.",
+    "v2": (
+        "Describe the background of the video while excluding any {category}, using a single word or short phrase."
+    ),
+    "v3": (
+        "Describe the background scene of the video, excluding the objects referred to in the given expression or "
+        "question {expression}. Answer the question using a single word or phrase."
+    ),
+}
+
+CHOICE = {
+    "original": (
+        "Given:\n"
+        "- Expression: {expression}\n"
+        "- Candidate object class list: {candidates}\n"
+        "Goal: Identify the object class referred to by the expression.\n"
+        "Instructions:\n"
+        "1. If the expression is **clear**, rely on it directly (e.g., 'a person driving a car' → 'person').\n"
+        "2. If the expression is **vague**, use the object class list to support your decision "
+        "(e.g., check frequency and plausibility).\n"
+        "3. Avoid defaulting to the most frequent class unless the expression lacks clarity.\n"
+        "Output the most likely referred object class - just the label."
+    ),
+    "v1": (
+        "Given the expression {expression} and the candidate object classes {candidates}, select the single class "
+        "label that best matches the object referred to in the expression."
+    ),
+    "v2": (
+        "Using the expression {expression} and the candidate object classes {candidates}, determine which object "
+        "class the expression refers to.\n"
+        "If the reference is explicit, rely on the expression; if ambiguous, use the class list as support.\n"
+        "Output only the most likely object class."
+    ),
+    "v3": (
+        "Given:\n"
+        "- Expression: {expression}\n"
+        "Goal: Identify the object class referred to by the expression.\n"
+        "(e.g., 'a person driving a car' → 'person').\n"
+        "Output the most likely referred object class - just the label."
+    ),
+}
+
+
+def clean_query(query: str) -> str:
+    """The query stripped, with a full stop unless it ends in "." or "?". Raises ValueError for an empty one."""
+    text = query.strip()
+    if not text:
+        raise ValueError("query: expected some text, got an empty string")
+    return text if text[-1] in ".?" else text + "."
+
+
+def object_prompt(query: str, variant: str) -> str:
+    """What is meant? The query goes in lower-cased."""
+    return _template(OBJECT, variant).format(expression=clean_query(query).lower())
+
+
+def background_prompt(query: str, category: str, variant: str) -> str:
+    """What else is there? Variant v3 names the target by the query and needs no category."""
+    return _template(BACKGROUND, variant).format(expression=clean_query(query), category=category)
+
+
+def choice_prompt(query: str, candidates: tuple[str, ...], variant: str) -> str:
+    """Which of these categories? The query goes in lower-cased, the candidates joined by commas."""
+    return _template(CHOICE, variant).format(expression=clean_query(query).lower(), candidates=", ".join(candidates))
+
+
+def _template(templates: dict[str, str], variant: str) -> str:
+    if variant not in templates:
+        raise ValueError(f"prompt variant: expected one of {', '.join(PROMPT_VARIANTS)}, got {variant!r}")
+    return templates[variant]

@@ -1,0 +1,84 @@
+"""START HERE: the whole method in the paper's order, on one screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.grounding import grounder
+from decaf_ros.grounding.fusion import coarse_masks
+from decaf_ros.grounding.grounder import Grounder
+from decaf_ros.grounding.mllm import Mllm, load_mllm
+from decaf_ros.presence import measure_presence
+from decaf_ros.segmentation.dense import dense_masks
+from decaf_ros.segmentation.points import attention_points, keypoints
+from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
+from decaf_ros.segmentation.tracklets import propose_tracklets
+from decaf_ros.stages import Progress, StageClock, no_progress
+from decaf_ros.types import Frame, Segmentation, Window
+
+STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
+
+
+class Decaf:
+    """Training-free video reasoning segmentation: a multimodal LLM finds the target, SAM 2 cuts it out."""
+
+    def __init__(self, mllm: Mllm, sam2: Sam2, config: DecafConfig) -> None:
+        self.grounder = Grounder(mllm)
+        self.sam2 = sam2
+        self.config = config
+
+    @classmethod
+    def from_config(cls, config: DecafConfig) -> Decaf:
+        """Loads both models. Raises FileNotFoundError for a missing checkpoint, with advice."""
+        return cls(load_mllm(config.mllm), load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
+
+    def segment(
+        self,
+        window: Window,
+        query: str,
+        dense: Sequence[Frame] | None = None,
+        progress: Progress = no_progress,
+    ) -> Segmentation:
+        """Finds what the query means in the window's key frames.
+
+        dense: frames to mask besides, in order of time, the key frames among them (the evaluation protocol).
+        progress: called with (stage, fraction) between stages; it may raise to abort, and nothing has changed then.
+
+        Nothing selected is an honest answer: no tracklet passed, or the presence score is under its threshold.
+        Raises ValueError for an empty query or a configuration that the models do not fit.
+        """
+        config = self.config
+        clock = StageClock(STAGES, progress)
+
+        # Sec. 3.2, 3.3: attention rollout, object against background, video and frames.
+        grounding = self.grounder.ground(window, query, config, clock)
+        attention = grounding.maps.fused
+
+        # Sec. 3.4: tokens with high attention become points (Eq. 5), ...
+        clock.start("points")
+        coarse = coarse_masks(attention, window.size_hw)
+        points = attention_points(attention, config.segmentation)
+        peaks = keypoints(attention, config.segmentation, window.size_hw)
+
+        # ... points become masks, masks become tracklets over the key frames, overlapping ones are suppressed, ...
+        clock.start("tracklets")
+        proposals = propose_tracklets(self.sam2, window, points, config.segmentation)
+
+        # ... and a tracklet that does not agree with the attention is dropped (Eq. 6-8).
+        clock.start("scoring")
+        tracklets = score_tracklets(proposals, attention, config.segmentation)
+        presence = measure_presence(grounding.maps, tracklets)
+        present = presence.score >= config.presence.threshold
+        selected = select_tracklets(tracklets, config.segmentation) if present else []
+
+        dense_union = None
+        if dense is not None:
+            clock.start("dense")
+            dense_union = dense_masks(self.sam2, window, selected, dense)
+        clock.pause()
+        return Segmentation(
+            window, query, grounding, coarse, points, peaks, tuple(tracklets), tuple(selected), presence, dense_union,
+            clock.stage_ms,
+        )

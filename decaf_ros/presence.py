@@ -1,0 +1,67 @@
+"""Is the target there at all? Evidence from before the paper's normalisations.
+
+Min-max to 1 and the division by the best consistency make something pass nearly always, so the paper's thresholds
+cannot say "not there". What is measured here has not been through them:
+
+- contrast: how far the strongest object-minus-background token stands out of the map's own spread, as
+  z / (z + CONTRAST_HALF) with z in robust standard deviations (median absolute deviation); mean over the branches.
+- consistency: the best candidate's ratio of Eq. 8 before the division by the best, in [0, 1].
+- agreement: correlation of the video branch's and the frame branch's differences, negative ones as 0.
+  One branch alone has nothing to agree with: reported as 0 and left out of the score.
+- iou: SAM 2's predicted IoU of the best candidate.
+- object_presence: SAM 2's object-presence logit of the best candidate, through a sigmoid.
+
+The score is their mean. It has not been calibrated on data yet: the threshold is the user's to set.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, resize_maps
+from decaf_ros.types import AttentionMaps, Presence, Tracklet
+
+CONTRAST_HALF = 10.0
+
+
+def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Presence:
+    """The evidence of one grounding. maps: its attention. tracklets: its scored candidates, best first."""
+    frame_count = len(maps.fused)
+    differences = []
+    if maps.video is not None:
+        video = difference(maps.video, VIDEO_KERNEL)
+        differences.append(np.repeat(video, -(-frame_count // len(video)), axis=0)[:frame_count])
+    if maps.frames is not None:
+        differences.append(difference(maps.frames, FRAME_KERNEL))
+    contrast = float(np.mean([_standing_out(maps) for maps in differences]))
+    parts = [contrast]
+    agreement = 0.0
+    if len(differences) == 2:
+        agreement = _correlation(resize_maps(differences[0], differences[1].shape[1:]), differences[1])
+        parts.append(agreement)
+    best = tracklets[0] if tracklets else None
+    consistency = 0.0 if best is None else min(max(best.raw_consistency, 0.0), 1.0)
+    iou = 0.0 if best is None else min(max(best.scores.iou, 0.0), 1.0)
+    object_presence = 0.0 if best is None else 1 / (1 + math.exp(-min(max(best.object_score, -60.0), 60.0)))
+    score = float(np.mean([*parts, consistency, iou, object_presence]))
+    return Presence(score, contrast, consistency, agreement, iou, object_presence)
+
+
+def _standing_out(maps: np.ndarray) -> float:
+    """How far the largest value stands out of a (T, h, w) map's spread, in [0, 1); 0 for a constant map."""
+    middle = float(np.median(maps))
+    spread = 1.4826 * float(np.median(np.abs(maps - middle)))
+    if spread == 0:
+        return 0.0
+    z = (float(maps.max()) - middle) / spread
+    return z / (z + CONTRAST_HALF)
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson correlation of two maps of one shape, negative ones and those of constant maps as 0."""
+    first, second = first.ravel() - first.mean(), second.ravel() - second.mean()
+    scale = float(np.linalg.norm(first) * np.linalg.norm(second))
+    return max(float(first @ second) / scale, 0.0) if scale > 0 else 0.0

@@ -1,0 +1,359 @@
+"""What passes between the stages: small frozen dataclasses, their shapes checked once, when they are made.
+
+Axis order is always (time, height, width[, channel]). Points are (x, y). Times are nanoseconds since the epoch.
+Token-grid coordinates lie in [0, 1] over the whole image, so they hold for every image size.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import NamedTuple, Union
+
+import numpy as np
+
+
+class QueryState(enum.IntEnum):
+    """A query's life; the values are those of `decaf_ros/msg/QueryStatus`."""
+
+    RECEIVED = 0
+    GROUNDING = 1
+    TRACKING = 2
+    NOT_FOUND = 3
+    FAILED = 4
+    CANCELLED = 5
+    SUPERSEDED = 6
+
+    @property
+    def is_answer(self) -> bool:
+        """Whether this state is the one answer that every query gets."""
+        return self >= QueryState.TRACKING
+
+
+class TargetState(enum.IntEnum):
+    """A tracked target's state; the values are those of `decaf_ros/msg/Tracklet`."""
+
+    TENTATIVE = 0
+    TRACKED = 1
+    OCCLUDED = 2
+    LOST = 3
+
+
+def _check_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
+    if not isinstance(array, np.ndarray) or array.dtype != dtype:
+        got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+        raise TypeError(f"{name}: expected a numpy array of {np.dtype(dtype)}, got {got}")
+    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    if not fits:
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One camera image.
+
+    image: (H, W, 3) uint8, RGB. stamp_ns: time of exposure as the camera driver stamped it.
+    frame_id: coordinate frame of the camera. index: order of arrival, unique within one stream.
+    """
+
+    image: np.ndarray
+    stamp_ns: int
+    frame_id: str = ""
+    index: int = 0
+
+    def __post_init__(self) -> None:
+        _check_array("Frame.image", self.image, np.uint8, (None, None, 3))
+        if 0 in self.image.shape:
+            raise ValueError(f"Frame.image: expected a non-empty image, got shape {self.image.shape}")
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.image.shape[0], self.image.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """The T key frames that a query looks back over: one image size, stamps strictly increasing."""
+
+    frames: tuple[Frame, ...]
+
+    def __post_init__(self) -> None:
+        if not self.frames:
+            raise ValueError("Window: expected at least one frame, got none")
+        sizes = {frame.size_hw for frame in self.frames}
+        if len(sizes) > 1:
+            raise ValueError(f"Window: expected frames of one size, got {sorted(sizes)}")
+        stamps = [frame.stamp_ns for frame in self.frames]
+        if any(later <= earlier for earlier, later in zip(stamps, stamps[1:])):
+            raise ValueError(f"Window: expected strictly increasing stamps, got {stamps}")
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.frames[0].size_hw
+
+    @property
+    def images(self) -> np.ndarray:
+        """(T, H, W, 3) uint8, RGB."""
+        return np.stack([frame.image for frame in self.frames])
+
+
+@dataclass(frozen=True, eq=False)
+class BranchMaps:
+    """Raw V-Max rollout of one branch: object and background, each (T', h, w) float32, >= 0.
+
+    T' is the number of temporal token rows: frames in the frame branch, temporal pairs in Qwen's video branch.
+    """
+
+    object: np.ndarray
+    background: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_array("BranchMaps.object", self.object, np.float32, (None, None, None))
+        _check_array("BranchMaps.background", self.background, np.float32, self.object.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionMaps:
+    """The maps of one grounding. A branch that the configuration leaves out is None.
+
+    fused: (T, h, w) float32 in [0, 1], one per key frame, on the frame branch's token grid.
+    """
+
+    fused: np.ndarray
+    video: BranchMaps | None = None
+    frames: BranchMaps | None = None
+
+    def __post_init__(self) -> None:
+        _check_array("AttentionMaps.fused", self.fused, np.float32, (None, None, None))
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """What the multimodal LLM said and looked at.
+
+    category: the chosen object category; empty in mode `fast`, which decodes nothing.
+    answers: every candidate in the order of decoding (video first, then frames), lower-cased.
+    """
+
+    maps: AttentionMaps
+    category: str = ""
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class PointPrompts:
+    """P points on key frames. frame: (P,) int64, index into the window. xy: (P, 2) float32 in [0, 1], x right and
+    y down. value: (P,) float32, fused attention there."""
+
+    frame: np.ndarray
+    xy: np.ndarray
+    value: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_array("PointPrompts.frame", self.frame, np.int64, (None,))
+        _check_array("PointPrompts.xy", self.xy, np.float32, (len(self.frame), 2))
+        _check_array("PointPrompts.value", self.value, np.float32, (len(self.frame),))
+
+    def __len__(self) -> int:
+        return len(self.frame)
+
+
+class TrackletScores(NamedTuple):
+    """attention and iou in [0, 1]; consistency <= 1, may be very negative; combined is their mean (Sec. 3.4)."""
+
+    attention: float
+    iou: float
+    consistency: float
+    combined: float
+
+
+@dataclass(frozen=True, eq=False)
+class Tracklet:
+    """One candidate of one grounding.
+
+    masks: (T, H, W) bool over the window's key frames. source: index of the key frame whose point made it.
+    point_xy: that point, in [0, 1]. scores: of Sec. 3.4. raw_consistency: Eq. 8 before the division by the best.
+    object_score: SAM 2's object-presence logit at the source (> 0: present).
+    """
+
+    masks: np.ndarray
+    source: int
+    point_xy: tuple[float, float]
+    scores: TrackletScores
+    raw_consistency: float
+    object_score: float
+
+    def __post_init__(self) -> None:
+        _check_array("Tracklet.masks", self.masks, np.bool_, (None, None, None))
+        if not 0 <= self.source < len(self.masks):
+            raise ValueError(f"Tracklet.source: expected an index below {len(self.masks)}, got {self.source}")
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Evidence that the target is there, gathered before any normalisation, and the score made of it.
+
+    Every part and the score lie in [0, 1]; `decaf_ros.presence` says what each means.
+    """
+
+    score: float
+    contrast: float
+    consistency: float
+    agreement: float
+    iou: float
+    object_presence: float
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """Everything that `Decaf.segment` found, from maps to masks.
+
+    coarse_masks: (T, H, W) bool, Otsu masks of the fused map. tracklets: all scored candidates, best first.
+    selected: the targets (empty: not found). keypoints: the strongest well-separated points of the fused map.
+    dense_masks: (F, H, W) bool over all frames that were given, union over targets; None where only key frames were.
+    stage_ms: wall time of each stage in order.
+    """
+
+    window: Window
+    query: str
+    grounding: Grounding
+    coarse_masks: np.ndarray
+    points: PointPrompts
+    keypoints: PointPrompts
+    tracklets: tuple[Tracklet, ...]
+    selected: tuple[Tracklet, ...]
+    presence: Presence
+    dense_masks: np.ndarray | None = None
+    stage_ms: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Query:
+    """An instruction. id: unique within one stream. stamp_ns: when it was asked (0: unknown)."""
+
+    id: str
+    text: str
+    stamp_ns: int = 0
+
+
+class Keypoint(NamedTuple):
+    """A peak of the fused map. x, y: pixels of the frame with this stamp. score: fused attention in [0, 1]."""
+
+    stamp_ns: int
+    x: float
+    y: float
+    score: float
+
+
+@dataclass(frozen=True)
+class QueryEvent:
+    """A query's change of state. text: the answer in words, or the error. stamp_ns, frame_id: of the newest frame
+    then (0 and "" before any). window_*_ns: first and last key frame that were looked at (0: none)."""
+
+    query: Query
+    state: QueryState
+    text: str = ""
+    stamp_ns: int = 0
+    frame_id: str = ""
+    category: str = ""
+    presence: Presence | None = None
+    window_start_ns: int = 0
+    window_end_ns: int = 0
+    stage_ms: tuple[tuple[str, float], ...] = ()
+    target_ids: tuple[int, ...] = ()
+    keypoints: tuple[Keypoint, ...] = ()
+
+
+@dataclass(frozen=True)
+class StageEvent:
+    """A query's grounding reached a stage. progress in [0, 1]."""
+
+    query: Query
+    stage: str
+    progress: float
+
+
+@dataclass(frozen=True)
+class Notice:
+    """Something went wrong or was put right, and the stream goes on. level: "warn" or "error"."""
+
+    level: str
+    text: str
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """One target on one frame.
+
+    id: never given to another object. label: its value in the label image, 1..255. mask: (H, W) bool.
+    source_stamp_ns: key frame whose point started it.
+    """
+
+    id: int
+    label: int
+    query_id: str
+    category: str
+    state: TargetState
+    mask: np.ndarray
+    scores: TrackletScores
+    source_stamp_ns: int
+    box_xywh: tuple[int, int, int, int] = field(init=False)
+    area_px: int = field(init=False)
+    centroid_xy: tuple[float, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        _check_array("Target.mask", self.mask, np.bool_, (None, None))
+        if not 1 <= self.label <= 255:
+            raise ValueError(f"Target.label: expected 1..255, got {self.label}")
+        area, box, centroid = _mask_geometry(self.mask)
+        object.__setattr__(self, "area_px", area)
+        object.__setattr__(self, "box_xywh", box)
+        object.__setattr__(self, "centroid_xy", centroid)
+
+
+def _mask_geometry(mask: np.ndarray) -> tuple[int, tuple[int, int, int, int], tuple[float, float]]:
+    """Area in pixels, box (x, y, width, height) and centroid (x, y) of a (H, W) bool mask; zeros where it is empty."""
+    columns, rows = mask.sum(axis=0), mask.sum(axis=1)
+    area = int(rows.sum())
+    if area == 0:
+        return 0, (0, 0, 0, 0), (0.0, 0.0)
+    xs, ys = np.flatnonzero(columns), np.flatnonzero(rows)
+    box = (int(xs[0]), int(ys[0]), int(xs[-1] - xs[0] + 1), int(ys[-1] - ys[0] + 1))
+    centroid = (float(columns @ np.arange(mask.shape[1]) / area), float(rows @ np.arange(mask.shape[0]) / area))
+    return area, box, centroid
+
+
+@dataclass(frozen=True, eq=False)
+class FrameResult:
+    """What is known about one frame; exactly one for every frame that was used.
+
+    labels: (H, W) uint8, 0 background, k the target with label k. Where masks overlap the higher combined score wins.
+    query: the one being tracked, or None. targets: empty when nothing is tracked.
+    """
+
+    frame: Frame
+    labels: np.ndarray
+    query: Query | None = None
+    targets: tuple[Target, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_array("FrameResult.labels", self.labels, np.uint8, self.frame.size_hw)
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Fused attention of one key frame, (H, W) float32 in [0, 1], resized to the image."""
+
+    frame: Frame
+    query: Query
+    values: np.ndarray
+
+    def __post_init__(self) -> None:
+        _check_array("Heatmap.values", self.values, np.float32, self.frame.size_hw)
+
+
+Output = Union[QueryEvent, StageEvent, FrameResult, Heatmap, Notice]

@@ -1,0 +1,34 @@
+"""Shared fixtures: tiny randomly initialised checkpoints of the real architectures, written once a run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "2")))
+
+GOLDEN_DIR = Path(os.environ.get("DECAF_GOLDEN_DIR", Path(__file__).parent / "golden"))
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    return GOLDEN_DIR
+
+
+@pytest.fixture(scope="session")
+def tiny_mllm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny Qwen2.5-VL checkpoint with its processor."""
+    from decaf_ros.demo.tiny_mllm import write_tiny_mllm
+
+    return write_tiny_mllm(tmp_path_factory.mktemp("mllm"))
+
+
+@pytest.fixture(scope="session")
+def tiny_sam2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a tiny SAM 2 checkpoint (model.yaml, model.safetensors)."""
+    from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
+
+    return write_tiny_sam2(tmp_path_factory.mktemp("sam2"))

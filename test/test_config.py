@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+import pytest
+
+from decaf_ros.config import DecafConfig, load_config, options, replace
+
+
+def test_every_option_is_documented_and_within_its_own_limits():
+    seen = list(options(DecafConfig()))
+    assert len({option.name for option in seen}) == len(seen) > 40
+    for option in seen:
+        assert option.doc, option.name
+        if option.minimum is not None:
+            assert option.minimum <= option.value <= option.maximum, option.name
+
+
+def test_paper_defaults():
+    config = DecafConfig()
+    assert config.segmentation.point_threshold == config.segmentation.tracklet_threshold == 0.8
+    assert config.window.size == 16 and config.mllm.video_tokens == 400 and config.mllm.frame_scale == 2
+    assert config.segmentation.suppression_iou == 0.7 and config.segmentation.fill_holes_px == 8
+
+
+def test_replace_by_dotted_name():
+    config = replace(DecafConfig(), {"segmentation.point_threshold": 1, "window.size": 8})
+    assert config.segmentation.point_threshold == 1.0 and type(config.segmentation.point_threshold) is float
+    assert config.window.size == 8 and config.tracking == DecafConfig().tracking
+
+
+@pytest.mark.parametrize(
+    "name, value, message",
+    [
+        ("segmentation.threshold", 0.5, "unknown option segmentation.threshold"),
+        ("segmentation.point_threshold", 1.5, r"expected a value in \[0.0, 1.0\], got 1.5"),
+        ("segmentation.point_threshold", float("nan"), r"expected a value in \[0.0, 1.0\], got nan"),
+        ("segmentation.point_threshold", "0.8", "expected float, got '0.8' \\(str\\)"),
+        ("window.size", True, "expected int, got True"),
+        ("window.size", 2, r"expected at most window.size \(2\), got 4"),
+        ("grounding.mode", "quick", "expected one of paper, fast, got 'quick'"),
+    ],
+)
+def test_bad_values_are_named(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        replace(DecafConfig(), {name: value})
+
+
+def test_load_config_reads_a_ros_parameter_file(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("/**:\n  ros__parameters:\n    window:\n      size: 8\n    grounding:\n      mode: fast\n")
+    config = load_config(file)
+    assert config.window.size == 8 and config.grounding.mode == "fast"
+    assert config.window.min_frames == DecafConfig().window.min_frames
+
+
+@pytest.mark.parametrize("text", ["", "window:\n  size: 8\n", "a: {ros__parameters: 3}\n", "a: {}\nb: {}\n"])
+def test_load_config_names_the_form_it_expects(tmp_path, text):
+    file = tmp_path / "robot.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match="expected a ROS parameter file"):
+        load_config(file)
+
+
+def test_load_config_names_an_unknown_option(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("/**: {ros__parameters: {window: {length: 8}}}\n")
+    with pytest.raises(ValueError, match="unknown option window.length"):
+        load_config(file)

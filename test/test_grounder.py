@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decaf_ros.config import DecafConfig, MllmConfig, replace
+from decaf_ros.grounding.grounder import STAGES, Grounder
+from decaf_ros.grounding.mllm import load_mllm
+from decaf_ros.stages import StageClock
+from decaf_ros.types import Frame, Window
+
+
+@pytest.fixture(scope="module")
+def grounder(tiny_mllm_dir):
+    return Grounder(load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48)))
+
+
+@pytest.fixture(scope="module")
+def window():
+    rng = np.random.default_rng(0)
+    return Window(tuple(Frame(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8), i + 1, "cam", i) for i in range(5)))
+
+
+def ground(grounder, window, query="The red ball", **changes):
+    config = replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
+    seen = []
+    clock = StageClock(STAGES, lambda stage, fraction: seen.append((stage, fraction)))
+    return grounder.ground(window, query, config, clock), seen
+
+
+def test_paper_mode_decodes_a_category_and_maps_have_the_grids(grounder, window):
+    result, seen = ground(grounder, window)
+    assert result.maps.video.object.shape == (3, 3, 5)
+    assert result.maps.frames.object.shape == (5, 6, 10)
+    assert result.maps.fused.shape == (5, 6, 10)
+    assert result.maps.fused.min() == 0 and result.maps.fused.max() == 1
+    assert len(result.answers) == 1 + 5 and result.category
+    assert [stage for stage, _ in seen if stage != "frames_object" and stage != "frames_background"] == [
+        stage for stage in STAGES if stage not in ("frames_object", "frames_background")
+    ]
+    assert all(earlier <= later for (_, earlier), (_, later) in zip(seen, seen[1:]))
+
+
+def test_fast_mode_decodes_nothing(grounder, window):
+    result, seen = ground(grounder, window, grounding__mode="fast")
+    assert result.category == "" and result.answers == ()
+    assert "category" not in {stage for stage, _ in seen}
+
+
+def test_the_query_matters(grounder, window):
+    first, _ = ground(grounder, window, "the red ball")
+    second, _ = ground(grounder, window, "what was just put down?")
+    assert np.abs(first.maps.video.object - second.maps.video.object).max() > 0
+
+
+def test_batching_of_frames_changes_nothing(grounder, window):
+    one, _ = ground(grounder, window, mllm__frame_batch=1, grounding__mode="fast")
+    all_at_once, _ = ground(grounder, window, mllm__frame_batch=5, grounding__mode="fast")
+    np.testing.assert_allclose(one.maps.frames.object, all_at_once.maps.frames.object, atol=1e-6)
+
+
+def test_ablations(grounder, window):
+    video, _ = ground(grounder, window, grounding__branches="video")
+    assert video.maps.frames is None and video.maps.fused.shape == (5, 3, 5) and len(video.answers) == 1
+    frames, _ = ground(grounder, window, grounding__branches="frames")
+    assert frames.maps.video is None and len(frames.answers) == 5
+    plain, _ = ground(grounder, window, grounding__contrast=False)
+    assert plain.maps.video.background.max() == 0
+    layers = {start: ground(grounder, window, grounding__start_layer=start)[0] for start in (-1, 0, 2)}
+    np.testing.assert_array_equal(layers[-1].maps.video.object, layers[2].maps.video.object)
+    assert np.abs(layers[0].maps.video.object - layers[2].maps.video.object).max() > 0
+
+
+def test_every_prompt_variant_runs(grounder, window):
+    maps = []
+    for variant in ("original", "v1", "v2", "v3"):
+        changes = {f"grounding__{kind}_prompt": variant for kind in ("object", "background", "choice")}
+        maps.append(ground(grounder, window, **changes)[0].maps.video)
+    for first, second in zip(maps, maps[1:]):
+        assert np.abs(first.object - second.object).max() > 0
+        assert np.abs(first.background - second.background).max() > 0
+
+
+def test_a_layer_that_is_not_there_is_named(grounder, window):
+    with pytest.raises(ValueError, match="grounding.start_layer: expected a layer below 4, got 9"):
+        ground(grounder, window, grounding__start_layer=9)
+
+
+def test_a_listener_may_abort(grounder, window):
+    def abort(stage, fraction):
+        if stage == "frames_object":
+            raise InterruptedError(stage)
+
+    with pytest.raises(InterruptedError):
+        grounder.ground(window, "it", DecafConfig(), StageClock(STAGES, abort))

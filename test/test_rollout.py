@@ -1,0 +1,83 @@
+"""The row-vector rollout against the paper's formulas, written out with full matrices."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.grounding.rollout import rollout_last_row
+
+
+def random_layers(batch=2, layers=3, heads=4, key_heads=2, tokens=11, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    shape = (batch, heads, tokens, size), (batch, key_heads, tokens, size)
+    return [
+        LayerAttention(
+            torch.randn(shape[0], generator=generator), torch.randn(shape[1], generator=generator), size**-0.5
+        )
+        for _ in range(layers)
+    ]
+
+
+def literal_rollout(layers, visual, method):
+    """Eq. 1-4 as they stand: attention of every head, N x N products from the bottom up."""
+    rollout = None
+    for query, key, scaling in layers:
+        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        scores = query @ key.transpose(2, 3) * scaling
+        tokens = scores.shape[-1]
+        scores = scores.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool).triu(1), float("-inf"))
+        attention = scores.softmax(dim=-1)
+        columns = visual if method == "v_max" else torch.ones_like(visual)
+        weight = (attention * columns[:, None, None]).amax(dim=-1).mean(dim=-1)
+        weight = torch.ones_like(weight) if method == "mean" else weight / weight.amax(dim=1, keepdim=True)
+        aggregated = (weight[..., None, None] * attention).mean(dim=1)
+        step = (aggregated + torch.eye(tokens)) / 2
+        rollout = step if rollout is None else step @ rollout
+    return rollout[:, -1]
+
+
+@pytest.mark.parametrize("method", ["v_max", "max", "mean"])
+@pytest.mark.parametrize("block", [1, 4, 64])
+def test_equals_the_literal_formulas(method, block):
+    layers = random_layers()
+    visual = torch.zeros(2, 11, dtype=torch.bool)
+    visual[:, 2:8] = True
+    row = rollout_last_row(layers, visual, method=method, block=block)
+    torch.testing.assert_close(row, literal_rollout(layers, visual, method), atol=1e-6, rtol=0)
+
+
+def test_padding_changes_nothing():
+    layers = random_layers(batch=1)
+    visual = torch.zeros(1, 11, dtype=torch.bool)
+    visual[:, 2:8] = True
+    alone = rollout_last_row(layers, visual)
+    for left, right in ((3, 0), (0, 2)):
+        padded = [
+            LayerAttention(*(torch.nn.functional.pad(x, (0, 0, left, right), value=9.0) for x in layer[:2]), layer[2])
+            for layer in layers
+        ]
+        valid = torch.nn.functional.pad(torch.ones_like(visual), (left, right))
+        row = rollout_last_row(padded, torch.nn.functional.pad(visual, (left, right)), valid, block=4)
+        torch.testing.assert_close(row[:, left : left + 11], alone, atol=1e-6, rtol=0)
+        assert row[~valid].abs().max() == 0
+
+
+def test_one_head_two_tokens_by_hand():
+    """Zero queries: the last row of A is (1/2, 1/2), the only head's weight is 1, so A^ ends in (1/4, 3/4)."""
+    layer = LayerAttention(torch.zeros(1, 1, 2, 4), torch.randn(1, 1, 2, 4), 0.5)
+    row = rollout_last_row([layer], torch.tensor([[True, False]]))
+    torch.testing.assert_close(row, torch.tensor([[0.25, 0.75]]))
+
+
+def test_bad_arguments_are_named():
+    layers, visual = random_layers(), torch.ones(2, 11, dtype=torch.bool)
+    with pytest.raises(ValueError, match="expected one of v_max, max, mean, got 'median'"):
+        rollout_last_row(layers, visual, method="median")
+    with pytest.raises(ValueError, match="at least one recorded layer"):
+        rollout_last_row([], visual)
+    with pytest.raises(ValueError, match=r"expected keys for \(2, 12\) tokens"):
+        rollout_last_row(layers, torch.ones(2, 12, dtype=torch.bool))
+    with pytest.raises(ValueError, match="a row without any"):
+        rollout_last_row(layers, torch.zeros_like(visual))
