@@ -12,9 +12,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
-    PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
+    Qwen2TokenizerFast,
     Qwen2VLConfig,
     Qwen2VLImageProcessor,
     Qwen2VLProcessor,
@@ -76,7 +76,7 @@ def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> 
     return folder
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def _tokenizer() -> Qwen2TokenizerFast:
     """A byte-level BPE that knows the prompts' words; every other text falls apart into bytes, none is unknown."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -89,7 +89,7 @@ def _tokenizer() -> PreTrainedTokenizerFast:
     )
     texts = [text for prompts in (OBJECT, BACKGROUND, CHOICE) for text in prompts.values()]
     core.train_from_iterator([*texts, WORDS, CHAT_TEMPLATE], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    return Qwen2TokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
 def _model_config(family: str, vocabulary: int, ids: dict[str, int]) -> Qwen2VLConfig | Qwen2_5_VLConfig:

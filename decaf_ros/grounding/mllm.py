@@ -155,7 +155,8 @@ def load_mllm(config: MllmConfig) -> Mllm:
     """
     where = {"pretrained_model_name_or_path": config.checkpoint, "local_files_only": config.local_files_only}
     try:
-        model_type = AutoConfig.from_pretrained(**where).model_type
+        # Of the class: in some 4.57 releases the instance answers with its text model's type.
+        model_type = type(AutoConfig.from_pretrained(**where)).model_type
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
     if model_type not in SUPPORTED_MODEL_TYPES:

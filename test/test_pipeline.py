@@ -1,0 +1,93 @@
+"""The whole method on tiny random checkpoints of the real architectures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
+from decaf_ros.grounding.mllm import load_mllm
+from decaf_ros.pipeline import STAGES, Decaf
+from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.types import Frame, Window
+
+
+@pytest.fixture(scope="module")
+def models(tiny_mllm_dir, tiny_sam2_dir):
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
+
+
+def moving_square(count=9, size_hw=(96, 128)):
+    rng = np.random.default_rng(0)
+    frames = []
+    for place in range(count):
+        image = rng.integers(0, 60, (*size_hw, 3), dtype=np.uint8)
+        image[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)
+        frames.append(Frame(image, (place + 1) * 100_000_000, "camera", place))
+    return frames
+
+
+def decaf(models, **changes):
+    evaluation = {"presence.threshold": 0.0, "segmentation.fallback": "best", "segmentation.point_threshold": 0.9}
+    changes = {name.replace("__", "."): value for name, value in changes.items()}
+    return Decaf(*models, replace(DecafConfig(), {**evaluation, **changes}))
+
+
+def test_whole_method(models):
+    frames = moving_square()
+    window = Window(tuple(frames[::2]))
+    seen = []
+    result = decaf(models).segment(window, "the red square", frames, lambda stage, _: seen.append(stage))
+    assert list(dict.fromkeys(seen)) == list(STAGES)
+    assert [stage for stage, _ in result.stage_ms] == list(STAGES)
+    assert result.coarse_masks.shape == (5, 96, 128) and result.dense_masks.shape == (9, 96, 128)
+    assert len(result.points) > 0 and 1 <= len(result.keypoints) <= 5
+    assert len(result.selected) >= 1 and set(result.selected) <= set(result.tracklets)
+    combined = [tracklet.scores.combined for tracklet in result.tracklets]
+    assert combined == sorted(combined, reverse=True)
+    source = result.selected[0]
+    assert (result.dense_masks[2 * source.source] & source.masks[source.source]).any()
+
+
+def test_same_input_same_answer(models):
+    window = Window(tuple(moving_square()[::2]))
+    first, second = (decaf(models).segment(window, "the red square") for _ in range(2))
+    assert np.array_equal(first.grounding.maps.fused, second.grounding.maps.fused)
+    assert len(first.tracklets) == len(second.tracklets)
+    assert all(np.array_equal(a.masks, b.masks) for a, b in zip(first.tracklets, second.tracklets))
+
+
+def test_not_found_is_an_empty_selection(models):
+    frames = moving_square()
+    window = Window(tuple(frames[::2]))
+    nothing = decaf(models, segmentation__fallback="none", segmentation__tracklet_threshold=1.0)
+    absent = decaf(models, presence__threshold=1.0)
+    for segmenter in (nothing, absent):
+        result = segmenter.segment(window, "the green mug", frames)
+        assert result.selected == () and result.tracklets and not result.dense_masks.any()
+
+
+def test_aborting_leaves_the_segmenter_usable(models):
+    segmenter, window = decaf(models), Window(tuple(moving_square()[::2]))
+    expected = segmenter.segment(window, "the red square")
+
+    def abort(stage, fraction):
+        if stage == "tracklets":
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        segmenter.segment(window, "the red square", progress=abort)
+    again = segmenter.segment(window, "the red square")
+    assert np.array_equal(expected.grounding.maps.fused, again.grounding.maps.fused)
+    assert len(expected.selected) == len(again.selected)
+
+
+def test_one_key_frame_is_enough(models):
+    result = decaf(models).segment(Window(tuple(moving_square(1))), "the red square")
+    assert len(result.grounding.maps.fused) == 1 and result.selected
+
+
+def test_empty_query_is_named(models):
+    with pytest.raises(ValueError, match="query: expected some text"):
+        decaf(models).segment(Window(tuple(moving_square(2))), "  ")
