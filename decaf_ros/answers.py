@@ -1,0 +1,52 @@
+"""What a grounding's result means to the one who asked: there or not, heatmaps and keypoints in pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import cv2
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.types import Heatmap, Keypoint, Query, Segmentation
+
+
+def absence(found: Segmentation, config: DecafConfig) -> str:
+    """Why the target counts as not there, with the score and its threshold; empty if it is there."""
+    presence, need = found.presence.score, config.presence.threshold
+    if presence < need:
+        return f"not found: presence score {presence:.2f} is under presence.threshold {need:.2f}"
+    if found.selected:
+        return ""
+    need = config.segmentation.tracklet_threshold
+    if not found.tracklets:
+        return f"not found: no candidate object at all (segmentation.tracklet_threshold {need:.2f})"
+    best, count = found.tracklets[0].scores.combined, len(found.tracklets)
+    candidates = "the only candidate" if count == 1 else f"the best of {count} candidates"
+    return f"not found: {candidates} scores {best:.2f}, not over segmentation.tracklet_threshold {need:.2f}"
+
+
+def tracking_text(target_count: int, category: str) -> str:
+    """Such as "tracking 2 targets: mug"."""
+    targets = "1 target" if target_count == 1 else f"{target_count} targets"
+    return f"tracking {targets}: {category}" if category else f"tracking {targets}"
+
+
+def heatmaps(found: Segmentation, query: Query) -> Iterator[Heatmap]:
+    """The fused map of each key frame, resized bilinearly to the image (pixel centres at half, no antialiasing)."""
+    height, width = found.window.size_hw
+    for frame, values in zip(found.window.frames, found.grounding.maps.fused):
+        yield Heatmap(frame, query, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR))
+
+
+def pixel_keypoints(found: Segmentation) -> Iterator[Keypoint]:
+    """The keypoints in pixels of their key frames, (0, 0) being the upper left corner of the image."""
+    height, width = found.window.size_hw
+    points = found.keypoints
+    for place, (x, y), value in zip(points.frame, points.xy, points.value):
+        yield Keypoint(found.window.frames[place].stamp_ns, float(x * width), float(y * height), float(value))
+
+
+def first_line(error: Exception) -> str:
+    """An error in one line, with its type."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,181 @@
+"""The targets that are being followed: ids, labels, states, and how a new grounding's tracklets continue them."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from decaf_ros.config import DecafConfig, TrackingConfig
+from decaf_ros.matching import assign, mask_iou
+from decaf_ros.segmentation.tracker import TrackStep
+from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, Tracklet, TrackletScores
+
+_LABELS = range(1, 256)
+
+
+def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
+    """Whether SAM 2 sees the object on that frame."""
+    return step.object_score > config.object_score and bool(step.mask.any())
+
+
+@dataclass(eq=False)
+class Candidate:
+    """A tracklet of one grounding on its way to now.
+
+    key: its id in the tracker. seen_frame, seen_mask ((H, W) bool): the last frame on which it was seen.
+    masks: where it was seen, on the frames that a comparison with the living targets needs.
+    """
+
+    key: int
+    tracklet: Tracklet
+    source: Frame
+    seen_frame: Frame = field(init=False)
+    seen_mask: np.ndarray = field(init=False)
+    masks: dict[Frame, np.ndarray] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
+        self.masks = {self.source: self.seen_mask}
+
+
+@dataclass(eq=False)
+class LivingTarget:
+    """One object under one id.
+
+    key: its id in the tracker, which changes with every grounding that renews its memory.
+    mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. seen_count: followed frames on which it was
+    seen, not counting the catch-up. unseen_since_ns: stamp of the last such frame, or of the one before the first.
+    misses: groundings in a row that did not find it again.
+    """
+
+    id: int
+    label: int
+    key: int
+    query_id: str
+    category: str
+    scores: TrackletScores
+    source_stamp_ns: int
+    seen_frame: Frame
+    mask: np.ndarray
+    unseen_since_ns: int
+    state: TargetState = TargetState.TENTATIVE
+    seen_count: int = 0
+    misses: int = 0
+
+    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> None:
+        """Takes in the tracker's result on the next frame. A tentative target stays so until it is confirmed."""
+        if is_seen(step, config):
+            self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+            self.seen_count += 1
+            if self.seen_count >= config.confirm_frames:
+                self.state = TargetState.TRACKED
+        elif frame.stamp_ns - self.unseen_since_ns > config.lost_after_s * 1e9:
+            self.state = TargetState.LOST
+        elif self.state is TargetState.TRACKED:
+            self.state = TargetState.OCCLUDED
+
+    def renew(self, candidate: Candidate) -> None:
+        """Goes on with a new grounding's memory and scores under the old id, label and category."""
+        self.key, self.scores, self.source_stamp_ns = _origin(candidate)
+        self.misses = 0
+
+    def on(self, frame: Frame) -> Target:
+        """As published for `frame`, the last one that was followed: all zero where it is not seen."""
+        mask = self.mask if self.seen_frame is frame else np.zeros(frame.size_hw, bool)
+        return Target(
+            self.id, self.label, self.query_id, self.category, self.state, mask, self.scores, self.source_stamp_ns
+        )
+
+
+def _origin(candidate: Candidate) -> tuple[int, TrackletScores, int]:
+    return candidate.key, candidate.tracklet.scores, candidate.source.stamp_ns
+
+
+class Targets:
+    """All targets of the current query. A lost one stays until its loss was published, and holds its label till then.
+
+    Ids count up for as long as this object lives, over all queries, and are never given again.
+    """
+
+    def __init__(self) -> None:
+        self._targets: list[LivingTarget] = []
+        self._ids = itertools.count(1)
+
+    @property
+    def living(self) -> list[LivingTarget]:
+        return [target for target in self._targets if target.state is not TargetState.LOST]
+
+    def update(self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig) -> None:
+        """Takes in the tracker's results on the next frame, by key."""
+        for target in self.living:
+            target.update(frame, steps[target.key], config)
+
+    def lose_all(self) -> None:
+        for target in self._targets:
+            target.state = TargetState.LOST
+
+    def clear(self) -> None:
+        """Forgets all targets without another word: their query has ended."""
+        self._targets = []
+
+    def take_in(
+        self, candidates: Sequence[Candidate], query: Query, category: str, newest: Frame, config: DecafConfig
+    ) -> None:
+        """One grounding's result, caught up to `newest`, best first; no candidate: a miss for every target.
+
+        A candidate that matches a living target continues it. The others become new targets while there is room.
+        """
+        living = self.living
+        pairs = assign(_overlaps(living, candidates), config.regrounding.match_iou)
+        for row, column in pairs:
+            living[row].renew(candidates[column])
+        matched, continued = {row for row, _ in pairs}, {column for _, column in pairs}
+        for row, target in enumerate(living):
+            if row not in matched:
+                target.misses += 1
+                if target.misses >= config.regrounding.max_misses:
+                    target.state = TargetState.LOST
+        unknown = [candidate for column, candidate in enumerate(candidates) if column not in continued]
+        room = config.tracking.max_targets - len(self.living)
+        taken = {target.label for target in self._targets}
+        free_labels = [label for label in _LABELS if label not in taken][:room]
+        for label, candidate in zip(free_labels, unknown):
+            key, scores, source_stamp_ns = _origin(candidate)
+            self._targets.append(
+                LivingTarget(
+                    id=next(self._ids),
+                    label=label,
+                    key=key,
+                    query_id=query.id,
+                    category=category,
+                    scores=scores,
+                    source_stamp_ns=source_stamp_ns,
+                    seen_frame=candidate.seen_frame,
+                    mask=candidate.seen_mask,
+                    unseen_since_ns=newest.stamp_ns,
+                )
+            )
+
+    def publish(self, frame: Frame, query: Query | None) -> FrameResult:
+        """The result for `frame`, on which `update` was just called; a lost target appears in one result only."""
+        labels = np.zeros(frame.size_hw, np.uint8)
+        targets = tuple(target.on(frame) for target in self._targets)
+        for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
+            labels[target.mask] = target.label
+        self._targets = self.living
+        return FrameResult(frame, labels, query, targets)
+
+
+def _overlaps(living: Sequence[LivingTarget], candidates: Sequence[Candidate]) -> np.ndarray:
+    """(targets, candidates) mask IoU, each target on the last frame on which it was seen: the newest one, or for a
+    hidden target the one before it vanished. 0 where the candidate was not seen there."""
+    overlaps = np.zeros((len(living), len(candidates)))
+    for row, target in enumerate(living):
+        for column, candidate in enumerate(candidates):
+            mask = candidate.masks.get(target.seen_frame)
+            if mask is not None:
+                overlaps[row, column] = mask_iou(target.mask, mask)
+    return overlaps

@@ -1,0 +1,160 @@
+"""A world with known answers: square objects on known paths, and a pipeline and a tracker that see them exactly.
+
+What stands in here is only what a model would have to be good for: which objects a query means, and where an object is
+on the next frame. Everything else in the tests is the real thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from decaf_ros import types
+from decaf_ros.config import DecafConfig, replace
+from decaf_ros.online import OnlineSegmenter
+from decaf_ros.segmentation.tracker import TrackStep
+from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
+
+SIZE_HW = (24, 32)
+SIDE = 8
+PRESENT = Presence(0.9, 0.9, 0.9, 0.9, 0.9, 0.9)
+ABSENT = Presence(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+
+Path = Callable[[float], "tuple[int, int] | None"]
+
+
+def frame(number: int, hz: float = 10.0, size_hw: tuple[int, int] = SIZE_HW, start_s: float = 100.0) -> Frame:
+    """Frame `number` of a camera; its stamp says which."""
+    stamp_ns = round((start_s + number / hz) * 1e9)
+    return Frame(np.full((*size_hw, 3), number % 251, np.uint8), stamp_ns, "camera", number)
+
+
+class World:
+    """paths: where each object's upper left corner (x, y) is at a time in seconds; None while it is hidden."""
+
+    def __init__(self, **paths: Path) -> None:
+        self.paths = paths
+
+    def mask(self, name: str, where: Frame) -> np.ndarray:
+        mask = np.zeros(where.size_hw, bool)
+        corner = self.paths[name](where.stamp_ns / 1e9)
+        if corner is not None:
+            mask[corner[1] : corner[1] + SIDE, corner[0] : corner[0] + SIDE] = True
+        return mask
+
+
+class WorldTracker:
+    """StreamingTracker's interface; follows whatever object a mask was of. Its `sam2` is the world."""
+
+    def __init__(self, sam2: World) -> None:
+        self._world = sam2
+        self._names: dict[int, str] = {}
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        return tuple(self._names)
+
+    def add(self, ids: Sequence[int], where: Frame, masks: np.ndarray) -> None:
+        for key, mask in zip(ids, masks):
+            (self._names[key],) = (n for n in self._world.paths if np.array_equal(self._world.mask(n, where), mask))
+
+    def step(self, where: Frame) -> dict[int, TrackStep]:
+        masks = {key: self._world.mask(name, where) for key, name in self._names.items()}
+        return {key: TrackStep(mask, 5.0 if mask.any() else -5.0) for key, mask in masks.items()}
+
+    def remove(self, ids: Sequence[int]) -> None:
+        for key in ids:
+            del self._names[key]
+
+    def absorb(self, other: WorldTracker) -> None:
+        self._names.update(other._names)
+        other._names = {}
+
+
+class ScriptedDecaf:
+    """Decaf's interface. Each call of `segment` takes the next answer of `script` (the last one again and again): names
+    of the objects that it selects, best first, each at the key frame `source`; nothing; or an exception to raise."""
+
+    stages = ("prefill", "points", "tracklets")
+    stage_ms = (("prefill", 1.0), ("points", 1.0), ("tracklets", 1.0))
+
+    def __init__(self, world: object, config: DecafConfig, script: Sequence[Sequence[str] | Exception]) -> None:
+        self.sam2 = world
+        self.config = config
+        self.script = list(script)
+        self.windows: list[types.Window] = []
+        self.presence = PRESENT
+        self.category = "thing"
+        self.source = -1
+        self.masks = world
+
+    def segment(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Segmentation:
+        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        self.windows.append(window)
+        for number, stage in enumerate(self.stages):
+            progress(stage, number / len(self.stages))
+        if isinstance(answer, Exception):
+            raise answer
+        count = len(window)
+        tracklets = tuple(self._tracklet(name, window, 1 - 0.01 * rank) for rank, name in enumerate(answer))
+        fused = np.zeros((count, 3, 4), np.float32)
+        fused[:, 1, 2] = 1.0
+        points = types.PointPrompts(
+            np.array([count - 1]), np.array([[0.625, 0.5]], np.float32), np.array([1.0], np.float32)
+        )
+        grounding = types.Grounding(types.AttentionMaps(fused), self.category, (self.category,))
+        coarse = np.zeros((count, *window.size_hw), bool)
+        return Segmentation(
+            window, query, grounding, coarse, points, points, tracklets, tracklets, self.presence, None, self.stage_ms
+        )
+
+    def _tracklet(self, name: str, window: types.Window, combined: float) -> Tracklet:
+        masks = np.stack([self.masks.mask(name, where) for where in window.frames])
+        scores = types.TrackletScores(combined, combined, combined, combined)
+        return Tracklet(masks, self.source % len(window), (0.5, 0.5), scores, 1.0, 5.0)
+
+
+class Recorder:
+    """An OnlineSegmenter and everything that it emitted, in order."""
+
+    def __init__(self, decaf, between_stages: Callable[[], None] = lambda: None, **options) -> None:
+        self.outputs: list = []
+        self.decaf = decaf
+        self.online = OnlineSegmenter(decaf, self.outputs.append, between_stages, **options)
+
+    def watch(self, numbers: Sequence[int], **options) -> None:
+        for number in numbers:
+            self.online.observe(frame(number, **options))
+
+    def ask(self, query_id: str, text: str = "the thing") -> None:
+        self.online.ask(Query(query_id, text))
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """(query id, state) of every query event."""
+        return [(event.query.id, event.state.name) for event in self.of(QueryEvent)]
+
+    @property
+    def results(self) -> list[FrameResult]:
+        return self.of(FrameResult)
+
+    @property
+    def notices(self) -> list[str]:
+        return [f"{notice.level}: {notice.text}" for notice in self.of(Notice)]
+
+    def of(self, kind: type) -> list:
+        return [output for output in self.outputs if isinstance(output, kind)]
+
+    def states(self, place: int = -1) -> dict[int, str]:
+        """State of each target in one frame's result, by id."""
+        return {target.id: target.state.name for target in self.results[place].targets}
+
+    def answers(self, query_id: str) -> list[QueryState]:
+        return [event.state for event in self.of(QueryEvent) if event.query.id == query_id and event.state.is_answer]
+
+
+def settings(**changes) -> DecafConfig:
+    """A quick clock: a key frame every 0.5 s, four make a window of at most six; and `stage__field=value`."""
+    quick = {"window.size": 6, "window.min_frames": 4, "window.keyframe_period_s": 0.5, "tracking.confirm_frames": 2}
+    return replace(DecafConfig(), quick | {name.replace("__", "."): value for name, value in changes.items()})

@@ -1,0 +1,359 @@
+"""A query's life: which events, in which order, and exactly one answer, whatever comes in between.
+
+The objects' motion is scripted (see `scripted`): what is tested is the state machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from scripted import ABSENT, PRESENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
+
+from decaf_ros.types import FrameResult, Heatmap, Query, QueryEvent, QueryState, StageEvent
+
+TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
+
+
+@pytest.fixture(autouse=True)
+def _scripted_tracker(monkeypatch):
+    monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+
+
+def _recorder(*script, between_stages=lambda: None, world=TWO, options=None, **changes) -> Recorder:
+    decaf = ScriptedDecaf(world, settings(**changes), script or [["a"]])
+    return Recorder(decaf, between_stages, **options or {})
+
+
+def test_a_query_before_any_frame_waits_for_the_window():
+    run = _recorder(["a", "b"])
+    run.ask("q1", "  the thing ")
+    assert run.events == [("q1", "RECEIVED")]
+    assert run.of(QueryEvent)[0].text == "waiting for key frames: 0 of 4"
+    assert (run.of(QueryEvent)[0].stamp_ns, run.of(QueryEvent)[0].frame_id) == (0, "")
+    run.watch(range(15))
+    assert run.events == [("q1", "RECEIVED")]
+    run.watch(range(15, 18))
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
+    assert len(run.results) == 18
+    assert [run.results[place].query for place in (14, 15)] == [None, None]
+    assert run.results[16].query.id == "q1"
+
+
+def test_the_answer_says_all_that_is_known():
+    run = _recorder(["a", "b"])
+    run.watch(range(18))
+    run.ask("q1")
+    kinds = [type(output).__name__ for output in run.outputs[18:]]
+    assert kinds == [
+        "QueryEvent", "QueryEvent", *["StageEvent"] * 3, *["Heatmap"] * 4, "StageEvent", "QueryEvent",
+    ]
+    grounding, answer = run.of(QueryEvent)[1:]
+    assert grounding.text == "looking back over 4 key frames (window.size is 6)"
+    assert (answer.state, answer.text) == (QueryState.TRACKING, "tracking 2 targets: thing")
+    assert (answer.category, answer.target_ids, answer.presence.score) == ("thing", (1, 2), 0.9)
+    assert (answer.stamp_ns, answer.frame_id) == (frame(17).stamp_ns, "camera")
+    assert (answer.window_start_ns, answer.window_end_ns) == (frame(0).stamp_ns, frame(15).stamp_ns)
+    assert [stage for stage, _ in answer.stage_ms] == ["prefill", "points", "tracklets", "catch_up"]
+    assert [tuple(point) for point in answer.keypoints] == [(frame(15).stamp_ns, 20.0, 12.0, 1.0)]
+    assert [event.stage for event in run.of(StageEvent)] == ["prefill", "points", "tracklets", "catch_up"]
+    assert [heatmap.frame.index for heatmap in run.of(Heatmap)] == [0, 5, 10, 15]
+
+
+def test_heatmaps_are_made_only_when_wanted():
+    run = _recorder(options={"want_heatmaps": lambda: False})
+    run.watch(range(18))
+    run.ask("q1")
+    assert run.of(Heatmap) == [] and run.answers("q1") == [QueryState.TRACKING]
+
+
+def test_every_frame_has_one_result_with_its_own_stamp():
+    run = _recorder(["a", "b"])
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch(range(16, 40))
+    assert [result.frame.index for result in run.results] == list(range(40))
+    for result in run.results[:16]:
+        assert result.targets == () and not result.labels.any() and result.query is None
+    for result in run.results[16:]:
+        assert {target.query_id for target in result.targets} == {"q1"}
+        for target in result.targets:
+            assert (target.mask == TWO.mask("ab"[target.id - 1], result.frame)).all()
+            assert (result.labels[target.mask] == target.label).all()
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_a_new_query_ends_the_one_before(tracked):
+    run = _recorder()
+    run.watch(range(16 if tracked else 3))
+    run.ask("q1")
+    run.ask("q2")
+    run.watch(range(16, 50))
+    assert len(run.answers("q1")) == len(run.answers("q2")) == 1
+    if tracked:  # answered already: no second answer
+        states = ("RECEIVED", "GROUNDING", "TRACKING")
+        assert run.events == [(query, state) for query in ("q1", "q2") for state in states]
+        assert run.states() == {2: "TRACKED"}
+    else:
+        assert run.events[:3] == [("q1", "RECEIVED"), ("q1", "SUPERSEDED"), ("q2", "RECEIVED")]
+
+
+@pytest.mark.parametrize("tracked", [False, True])
+def test_an_empty_query_clears(tracked):
+    run = _recorder()
+    run.watch(range(16 if tracked else 3))
+    run.ask("q1")
+    run.ask("q2", " \n ")
+    assert run.events[-1] == ("q2", "CANCELLED") and "targets cleared" in run.of(QueryEvent)[-1].text
+    assert run.answers("q1") == [QueryState.TRACKING if tracked else QueryState.CANCELLED]
+    run.watch(range(16, 50))
+    assert run.results[-1].targets == () and run.results[-1].query is None and run.online.query is None
+    assert run.answers("q2") == [QueryState.CANCELLED] and len(run.decaf.windows) == int(tracked)
+
+
+def test_a_query_that_is_too_long_is_refused_and_changes_nothing():
+    run = _recorder(node__max_query_chars=10)
+    run.watch(range(16))
+    run.ask("q1", "ten chars!")
+    run.ask("q2", "eleven char")
+    assert run.events[-1] == ("q2", "FAILED")
+    assert run.of(QueryEvent)[-1].text == "query: expected at most 10 characters, got 11"
+    run.watch(range(16, 20))
+    assert run.online.query.id == "q1" and run.states() == {1: "TRACKED"}
+
+
+def test_the_same_id_twice_is_an_error_of_the_caller():
+    run = _recorder()
+    run.ask("q1")
+    with pytest.raises(ValueError, match="expected a new one, got 'q1'"):
+        run.ask("q1", "something else")
+
+
+@pytest.mark.parametrize(
+    "selected, presence, text", [([], PRESENT, "no candidate"), (["a"], ABSENT, "presence score 0.10")]
+)
+def test_not_found_says_why_and_ends_the_query(selected, presence, text):
+    run = _recorder(selected)
+    run.decaf.presence = presence
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch(range(16, 120))
+    answer = run.of(QueryEvent)[-1]
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "NOT_FOUND")]
+    assert text in answer.text and answer.presence is run.decaf.presence and answer.target_ids == ()
+    assert len(run.decaf.windows) == 1 and run.online.query is None
+    assert all(result.targets == () for result in run.results)
+
+
+def test_a_model_that_raises_fails_the_query_and_the_stream_goes_on():
+    run = _recorder(RuntimeError("CUDA error: device-side assert\nlong story"), ["a"])
+    run.watch(range(16))
+    run.ask("q1")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "FAILED")]
+    assert run.of(QueryEvent)[-1].text == "RuntimeError: CUDA error: device-side assert"
+    assert run.notices == ["error: grounding of query q1 failed: RuntimeError: CUDA error: device-side assert"]
+    run.watch(range(16, 18))
+    run.ask("q2")
+    run.watch(range(18, 20))
+    assert run.answers("q2") == [QueryState.TRACKING] and run.states() == {1: "TRACKED"}
+
+
+def test_cancel_while_waiting():
+    run = _recorder()
+    run.ask("q1")
+    with pytest.raises(ValueError, match="current query .'q1'., got 'q7'"):
+        run.online.cancel("q7")
+    run.online.cancel("q1", "no longer needed")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "CANCELLED")]
+    assert run.of(QueryEvent)[-1].text == "no longer needed"
+    run.watch(range(20))
+    assert run.decaf.windows == []
+    with pytest.raises(ValueError, match="no query is current"):
+        run.online.cancel("q1")
+
+
+def test_cancel_while_tracked_stops_without_a_second_answer():
+    run = _recorder()
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch(range(16, 20))
+    run.online.cancel("q1")
+    run.watch(range(20, 22))
+    assert run.answers("q1") == [QueryState.TRACKING]
+    assert run.notices == ["warn: query q1: tracking stopped: cancelled on request"]
+    assert run.results[-1].targets == ()
+
+
+class Between:
+    """Does something at the given calls of between_stages, counted from 0."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, Callable[[], None]] = {}
+        self.calls = 0
+
+    def __call__(self) -> None:
+        call, self.calls = self.calls, self.calls + 1
+        if call in self.at:
+            self.at[call]()
+
+
+@pytest.mark.parametrize("call", [0, 1, 2, 3])  # 3: at the start of the catch-up
+def test_a_query_during_a_grounding_supersedes_at_once(call):
+    between = Between()
+    run = _recorder(["a"], ["b"], between_stages=between)
+    run.watch(range(16))
+    between.at = {call: lambda: run.ask("q2", "other")}
+    run.ask("q1")
+    assert run.events == [
+        ("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "SUPERSEDED"),
+        ("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING"),
+    ]
+    stages = [event.query.id for event in run.of(StageEvent)]
+    assert stages == ["q1"] * (call + 1) + ["q2"] * 4
+    run.watch(range(16, 20))
+    assert run.results[-1].query.id == "q2"
+    assert len(run.results[-1].targets) == 1
+
+
+def test_many_queries_during_groundings_are_a_loop_with_one_answer_each():
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+    asked = iter(range(2, 3000))  # far deeper than Python's recursion limit
+    run.online._between_stages = lambda: next((run.ask(f"q{number}") for number in asked), None)
+    run.ask("q1")
+    answers = [event for event in run.of(QueryEvent) if event.state.is_answer]
+    assert len(answers) == len({event.query.id for event in answers}) == 2999
+    assert [event.state.name for event in answers] == ["SUPERSEDED"] * 2998 + ["TRACKING"]
+
+
+@pytest.mark.parametrize("call", [0, 3])
+def test_cancel_during_a_grounding_abandons_it(call):
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+    between.at = {call: lambda: run.online.cancel("q1")}
+    run.ask("q1")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "CANCELLED")]
+    assert between.calls == call + 1
+    run.watch(range(16, 20))
+    assert run.results[-1].targets == () and run.notices == []
+
+
+def test_an_empty_query_during_a_grounding_abandons_it():
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+    between.at = {1: lambda: run.ask("q2", "")}
+    run.ask("q1")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "CANCELLED"), ("q2", "CANCELLED")]
+
+
+def test_frames_during_a_grounding_have_their_result_and_do_not_ground_again():
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+    # A key frame comes before the first stage and at the start of the catch-up; a frame after its fourth step.
+    between.at = {0: lambda: run.watch(range(16, 22)), 3: lambda: run.watch(range(22, 27)), 4: lambda: run.watch([27])}
+    run.ask("q1")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
+    assert len(run.decaf.windows) == 1 and len(run.decaf.windows[0]) == 4
+    assert run.of(QueryEvent)[-1].stamp_ns == frame(27).stamp_ns
+    run.watch([28])
+    assert [result.frame.index for result in run.results] == list(range(29))
+    assert all(result.targets == () for result in run.results[:28]) and run.states() == {1: "TENTATIVE"}
+
+
+def test_an_exception_of_between_stages_fails_the_grounding():
+    def broken():
+        raise OSError("inbox broken")
+
+    run = _recorder(between_stages=broken)
+    run.watch(range(16))
+    run.ask("q1")
+    assert run.events[-1] == ("q1", "FAILED") and run.of(QueryEvent)[-1].text == "OSError: inbox broken"
+
+
+def test_an_exception_of_between_stages_does_not_fail_the_query_that_came_just_before():
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+
+    def ask_and_break():
+        run.ask("q2")
+        raise OSError("inbox broken")
+
+    between.at = {0: ask_and_break}
+    run.ask("q1")
+    assert run.answers("q1") == [QueryState.SUPERSEDED] and run.answers("q2") == [QueryState.TRACKING]
+    assert run.notices == ["error: grounding of query q1 failed: OSError: inbox broken"]
+
+
+@pytest.mark.parametrize("again", [{"start_s": 50.0}, {"size_hw": (30, 40), "start_s": 110.0}], ids=["jump", "size"])
+def test_a_broken_stream_starts_anew_and_keeps_the_query(again):
+    run = _recorder(["a", "b"])
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch(range(16, 20))
+    events = list(run.events)
+    run.watch(range(16), **again)
+    assert len(run.notices) == 1 and run.notices[0].startswith("warn: the stream starts anew: the ")
+    first, second = run.results[20:22]
+    assert [target.state.name for target in first.targets] == ["LOST", "LOST"] and not first.labels.any()
+    assert first.labels.shape == frame(0, **again).size_hw and second.targets == ()
+    assert len(run.decaf.windows) == 2 and len(run.decaf.windows[-1]) == 4  # grounded again as soon as possible
+    assert run.decaf.windows[-1].size_hw == frame(0, **again).size_hw
+    run.watch(range(16, 20), **again)
+    assert run.events == events and run.answers("q1") == [QueryState.TRACKING]
+    assert run.states() == {3: "TRACKED", 4: "TRACKED"}
+
+
+def test_a_broken_stream_during_a_grounding_grounds_the_query_on_the_new_one():
+    between = Between()
+    run = _recorder(between_stages=between)
+    run.watch(range(16))
+    between.at = {1: lambda: run.watch(range(3), size_hw=(30, 40), start_s=200.0)}
+    run.ask("q1")
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING")]
+    run.watch(range(3, 17), size_hw=(30, 40), start_s=200.0)
+    assert run.events[1:] == [("q1", "GROUNDING"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
+    assert run.results[-1].labels.shape == (30, 40) and run.states() == {1: "TENTATIVE"}
+
+
+def test_equal_stamps_are_tracked_but_never_key_frames():
+    run = _recorder()
+    run.watch(range(16))
+    run.ask("q1")
+    for _ in range(3):
+        run.watch([16])
+    assert len(run.results) == 19 and run.states() == {1: "TRACKED"}
+    assert run.notices == [
+        f"warn: two frames in a row have the stamp {frame(16).stamp_ns} ns: only the first can be a key frame"
+    ]
+
+
+def test_an_unstamped_camera_is_told_so_and_does_not_crash():
+    run = _recorder()
+    run.ask("q1")
+    for _ in range(30):
+        run.watch([0], start_s=0.0)
+    assert len(run.results) == 30 and run.events == [("q1", "RECEIVED")] and len(run.notices) == 1
+    run.online.reset("another bag")
+    run.watch([0, 0, 0], start_s=0.0)
+    assert [notice.split(":")[1].strip() for notice in run.notices] == [
+        "two frames in a row have the stamp 0 ns", "the stream starts anew", "two frames in a row have the stamp 0 ns",
+    ]
+
+
+def test_nothing_is_emitted_but_results_without_a_query():
+    run = _recorder()
+    run.watch(range(60))
+    assert [type(output) for output in run.outputs] == [FrameResult] * 60 and run.decaf.windows == []
+
+
+def test_thresholds_may_change_while_running():
+    run = _recorder()
+    run.watch(range(16))
+    run.decaf.config = settings(presence__threshold=0.95)
+    run.online.ask(Query("q1", "it"))
+    assert run.answers("q1") == [QueryState.NOT_FOUND]

@@ -1,0 +1,257 @@
+"""After the answer: grounding again with ids kept, losses, memory bounds, and the same run twice."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
+
+from decaf_ros.config import Sam2Config
+from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.types import Frame, FrameResult, Query, QueryState
+
+# a moves to the right, b stands still, c moves down.
+THREE = World(
+    a=lambda time_s: (round((time_s - 100) * 2) % 20, 0),
+    b=lambda time_s: (24, 0),
+    c=lambda time_s: (0, 8 + round((time_s - 100) * 2) % 8),
+)
+
+
+@pytest.fixture
+def world_tracker(monkeypatch):
+    monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+
+
+def _tracking(*script, world=THREE, between_stages=lambda: None, **changes) -> Recorder:
+    """A query that is answered on frame 15, grounded again every second (10 frames) unless `changes` says else."""
+    config = settings(**{"regrounding__stride": 2} | changes)
+    run = Recorder(ScriptedDecaf(world, config, script), between_stages)
+    run.watch(range(16))
+    run.ask("q1")
+    assert run.answers("q1") == [QueryState.TRACKING]
+    return run
+
+
+def _keys(run: Recorder) -> dict[int, int]:
+    return {target.id: target.key for target in run.online._targets.living}
+
+
+def test_grounding_again_every_stride(world_tracker):
+    run = _tracking(["a"])
+    run.watch(range(16, 60))
+    ends = [window.frames[-1].index for window in run.decaf.windows]
+    assert ends == [15, 25, 35, 45, 55]
+    assert len(run.decaf.windows[-1]) == 6
+    assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
+
+
+def test_no_grounding_again_when_it_is_switched_off(world_tracker):
+    run = _tracking(["a"], regrounding__enabled=False)
+    run.watch(range(16, 60))
+    assert len(run.decaf.windows) == 1 and run.states() == {1: "TRACKED"}
+
+
+def test_ids_stay_when_the_tracklets_come_in_another_order(world_tracker):
+    run = _tracking(["a", "b"], ["b", "a"], ["c", "b", "a"])
+    run.watch(range(16, 40))
+    for result in run.results[16:]:
+        for target, name in zip(result.targets, "abc"):
+            assert (target.id, target.label) == ("abc".index(name) + 1,) * 2
+            np.testing.assert_array_equal(target.mask, THREE.mask(name, result.frame))
+    assert run.states() == {1: "TRACKED", 2: "TRACKED", 3: "TRACKED"}
+    assert _keys(run) == {1: 6, 2: 5, 3: 4}  # all three go on with the memory of the third grounding
+    assert run.results[-1].targets[0].source_stamp_ns == frame(35).stamp_ns
+
+
+def test_a_target_that_is_not_found_again_is_lost_once_and_its_id_never_returns(world_tracker):
+    run = _tracking(["a", "b"], ["b"], ["b"], ["a", "b"], regrounding__max_misses=2)
+    run.watch(range(16, 60))
+    history = {number: run.states(number)[1] for number in range(60) if 1 in run.states(number)}
+    assert set(history) == set(range(16, 37))
+    assert [number for number, state in history.items() if state == "LOST"] == [36]
+    lost = next(target for target in run.results[36].targets if target.id == 1)
+    assert lost.area_px == 0 and not (run.results[36].labels == lost.label).any()
+    assert run.states() == {2: "TRACKED", 3: "TRACKED"}
+    assert [target.label for target in run.results[-1].targets] == [2, 1]
+
+
+def test_ids_go_on_counting_over_queries(world_tracker):
+    run = _tracking(["a", "b"])
+    run.ask("q2")
+    run.watch(range(16, 20))
+    assert run.states() == {3: "TRACKED", 4: "TRACKED"}
+    assert [target.label for target in run.results[-1].targets] == [1, 2]
+
+
+@pytest.mark.parametrize("answer", [[], RuntimeError("no memory left")])
+def test_a_grounding_that_finds_nothing_is_a_miss_one_that_fails_is_not(world_tracker, answer):
+    run = _tracking(["a"], answer, regrounding__max_misses=2)
+    run.watch(range(16, 60))
+    assert run.answers("q1") == [QueryState.TRACKING]
+    if answer == []:
+        assert run.states(35) == {1: "TRACKED"} and run.states(36) == {1: "LOST"} and run.states() == {}
+        assert run.notices == []
+    else:
+        assert run.states() == {1: "TRACKED"}
+        assert run.notices == ["error: grounding of query q1 failed: RuntimeError: no memory left"] * 4  # every stride
+    assert run.results[-1].query.id == "q1"
+
+
+def test_a_hidden_target_is_lost_after_a_while_and_looked_for_at_the_next_key_frame(world_tracker):
+    world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None)
+    run = _tracking(["a"], [], world=world, tracking__lost_after_s=1.0, regrounding__stride=7)
+    run.watch(range(16, 32))
+    assert run.online._tracker.ids == ()
+    run.watch(range(32, 75))
+    states = [run.states(number) for number in range(16, 75)]
+    assert states[0] == {1: "TENTATIVE"} and states[1:5] == [{1: "TRACKED"}] * 4
+    assert states[5:15] == [{1: "OCCLUDED"}] * 10 and states[15] == {1: "LOST"} and states[16:] == [{}] * 43
+    assert not any(result.labels.any() for result in run.results[21:])
+    # Lost on frame 31: the next key frame is 35, and from there on every stride.
+    assert [window.frames[-1].index for window in run.decaf.windows] == [15, 35, 70]
+
+
+def test_no_more_than_max_targets_are_followed(world_tracker):
+    run = _tracking(["a", "b", "c"], ["b", "a"], ["c", "a", "b"], tracking__max_targets=2)
+    assert _keys(run) == {1: 0, 2: 1} and run.online._tracker.ids == (0, 1)
+    run.watch(range(16, 26))
+    assert _keys(run) == {1: 3, 2: 2}
+    run.watch(range(26, 36))  # c and a are the best now; there is no room for c, and b is missed once
+    assert _keys(run) == {1: 5, 2: 2} and sorted(run.online._tracker.ids) == [2, 5]
+
+
+def test_a_target_that_was_hidden_keeps_its_id(world_tracker):
+    world = World(a=lambda time_s: None if 101.95 < time_s < 102.75 else (round((time_s - 100) * 2), 0))
+    run = _tracking(["a"], world=world, regrounding__stride=100)
+    run.watch(range(16, 40))
+    assert run.states(20) == {1: "OCCLUDED"} and not run.results[20].labels.any()
+    assert run.states(28) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
+
+
+def test_grounding_again_finds_a_target_that_the_tracker_had_lost(world_tracker):
+    world = World(a=THREE.paths["a"], nowhere=lambda time_s: None)
+    run = _tracking(["a"], world=world, regrounding__stride=3)
+    run.decaf.source = 2
+    run.watch(range(16, 20))
+    run.online._tracker._names = {0: "nowhere"}  # the tracker loses sight of it after frame 19
+    run.watch(range(20, 31))
+    assert run.states(30) == {1: "OCCLUDED"}
+    run.watch(range(31, 34))  # grounded on frame 30 from frame 15, so the new tracklet passes frame 19
+    assert run.states(31) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
+
+
+def test_frames_during_a_grounding_are_tracked_with_the_living_targets(world_tracker):
+    arriving = []
+    run = _tracking(["a", "b"], between_stages=lambda: [run.watch([arriving.pop(0)]) for _ in arriving[:1]])
+    arriving += range(26, 40)
+    run.watch(range(16, 26))  # frame 25 is a key frame: grounding again, with a frame between each two stages
+    assert len(run.decaf.windows) == 2
+    assert [result.frame.index for result in run.results] == list(range(len(run.results)))
+    assert len(run.results) > 30
+    for result in run.results[17:]:
+        assert [(target.id, target.state.name) for target in result.targets] == [(1, "TRACKED"), (2, "TRACKED")]
+        np.testing.assert_array_equal(result.targets[0].mask, THREE.mask("a", result.frame))
+    assert set(_keys(run).values()) == {2, 3}
+
+
+def test_a_new_query_during_a_grounding_of_the_old_ones_targets(world_tracker):
+    pending = []
+    run = _tracking(["a"], ["a"], ["b"], between_stages=lambda: pending and run.online.ask(pending.pop()))
+    pending.append(Query("q2", "other"))
+    run.watch(range(16, 28))
+    assert run.events[3:] == [("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING")]
+    assert run.results[25].query.id == "q1" and run.results[26].query.id == "q2"
+    assert run.states(26) == {2: "TENTATIVE"}
+    np.testing.assert_array_equal(run.results[26].targets[0].mask, THREE.mask("b", frame(26)))
+
+
+def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker, monkeypatch):
+    run = _tracking(["a", "b"], regrounding__stride=100)
+    run.watch(range(16, 18))
+
+    def broken(where):
+        raise RuntimeError("cuDNN error\nmore")
+
+    monkeypatch.setattr(run.online._tracker, "step", broken)
+    run.watch(range(18, 24))
+    assert run.notices == ["error: tracking failed, all targets are lost: RuntimeError: cuDNN error"]
+    assert [result.frame.index for result in run.results] == list(range(24))
+    assert run.states(18) == {1: "LOST", 2: "LOST"} and not run.results[18].labels.any()
+    assert run.states(19) == {}
+    assert len(run.decaf.windows) == 2  # at the next key frame, 20
+    assert run.states() == {3: "TRACKED", 4: "TRACKED"} and run.answers("q1") == [QueryState.TRACKING]
+
+
+def test_nothing_grows_with_time(world_tracker):
+    run = _tracking(["a", "b"], ["b"], [], ["c", "a"], ["a", "b", "c"], window__buffer_frames=20)
+    held = []
+    for number in range(16, 316):
+        run.watch([number])
+        online = run.online
+        run.outputs.clear()
+        run.decaf.windows.clear()
+        targets = online._targets
+        held.append((len(online.buffer), online.buffer.keyframe_count, len(targets._targets), len(online._tracker.ids)))
+        assert online.buffer.nbytes == len(online.buffer) * 24 * 32 * 3
+        assert {target.key for target in targets.living} == set(online._tracker.ids)
+    assert np.max(held, axis=0).tolist() == [20, 6, 3, 3]
+
+
+def _digest(result: FrameResult) -> tuple:
+    targets = [(one.id, one.label, one.state, one.scores, one.mask.tobytes()) for one in result.targets]
+    return result.frame.index, result.labels.tobytes(), targets
+
+
+@pytest.mark.parametrize("real", [False, True], ids=["scripted", "sam2"])
+def test_the_same_run_twice_gives_the_same_bytes(real, request, monkeypatch):
+    if real:
+        sam2 = load_sam2(Sam2Config(checkpoint=str(request.getfixturevalue("tiny_sam2_dir")), device="cpu"))
+    else:
+        sam2 = THREE
+        monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+
+    def run() -> Recorder:
+        decaf = ScriptedDecaf(THREE, settings(regrounding__stride=3), [["a", "b"], ["b", "a"], ["c"]])
+        decaf.sam2, decaf.source = sam2, 1
+        recorder = Recorder(decaf)
+        recorder.ask("q1")
+        for number in range(34):
+            recorder.online.observe(_picture(number))
+        return recorder
+
+    first, second = run(), run()
+    assert first.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")] == second.events
+    assert len(first.results) == 34 and any(result.targets for result in first.results)
+    assert [_digest(result) for result in first.results] == [_digest(result) for result in second.results]
+
+
+def _picture(number: int) -> Frame:
+    """Frame `number` of THREE as a camera would see it: coloured squares on a dark ground."""
+    picture = frame(number)
+    picture.image[:] = 30
+    for name, colour in zip("abc", [(250, 60, 60), (60, 250, 60), (60, 60, 250)]):
+        picture.image[THREE.mask(name, picture)] = colour
+    return picture
+
+
+def test_with_the_real_tracker(tiny_sam2_dir):
+    """Untrained weights see what they like; ids, states and one result a frame hold all the same."""
+    config = settings(regrounding__stride=2, tracking__object_score=-20.0)
+    decaf = ScriptedDecaf(THREE, config, [["a", "b"], ["b", "a"]])
+    decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu"))
+    run = Recorder(decaf)
+    for number in range(16):
+        run.online.observe(_picture(number))
+    run.ask("q1")
+    for number in range(16, 30):
+        run.online.observe(_picture(number))
+    assert [result.frame.index for result in run.results] == list(range(30))
+    assert len(decaf.windows) == 2
+    assert set(run.online._tracker.ids) == {target.key for target in run.online._targets.living}
+    for result in run.results[16:]:
+        assert len(result.targets) >= 2
+        painted = {int(value) for value in np.unique(result.labels)} - {0}
+        assert painted <= {target.label for target in result.targets if target.area_px}
+    ids = [target.id for target in run.results[-1].targets]
+    assert ids == sorted(set(ids)) and ids[0] >= 1

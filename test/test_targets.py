@@ -1,0 +1,163 @@
+"""Living targets: states, labels, ids, and what a new grounding does to them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripted import frame, settings
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.segmentation.tracker import TrackStep
+from decaf_ros.targets import Candidate, Targets
+from decaf_ros.types import FrameResult, Query, TargetState, Tracklet, TrackletScores
+
+QUERY = Query("q1", "the thing")
+NOW = frame(0)
+SIZE_HW = NOW.size_hw
+
+
+def _mask(left: int, width: int = 8) -> np.ndarray:
+    mask = np.zeros(SIZE_HW, bool)
+    mask[4:12, left : left + width] = True
+    return mask
+
+
+def _candidate(key: int, left: int, combined: float = 0.9) -> Candidate:
+    scores = TrackletScores(combined, combined, combined, combined)
+    return Candidate(key, Tracklet(_mask(left)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), NOW)
+
+
+def _seen(left: int) -> TrackStep:
+    return TrackStep(_mask(left), 3.0)
+
+
+HIDDEN = TrackStep(np.zeros(SIZE_HW, bool), -3.0)
+
+
+def _follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: DecafConfig) -> FrameResult:
+    """One more frame: what the tracker says of it, then its result."""
+    now = frame(number)
+    targets.update(now, steps, config.tracking)
+    return targets.publish(now, QUERY)
+
+
+def _states(result: FrameResult) -> list[tuple[int, str]]:
+    return [(target.id, target.state.name) for target in result.targets]
+
+
+def test_tentative_tracked_occluded_lost_once():
+    config = settings(tracking__confirm_frames=2, tracking__lost_after_s=0.25)
+    targets = Targets()
+    targets.take_in([_candidate(7, 0)], QUERY, "mug", NOW, config)
+    steps = {1: _seen(1), 2: HIDDEN, 3: _seen(3), 4: HIDDEN, 5: HIDDEN, 6: HIDDEN, 7: HIDDEN}
+    published = {number: _states(_follow(targets, number, {7: step}, config)) for number, step in steps.items()}
+    assert published == {
+        1: [(1, "TENTATIVE")],
+        2: [(1, "TENTATIVE")],  # hidden, but never confirmed
+        3: [(1, "TRACKED")],
+        4: [(1, "OCCLUDED")],
+        5: [(1, "OCCLUDED")],  # 0.2 s
+        6: [(1, "LOST")],  # 0.3 s after the last sight
+        7: [],
+    }
+
+
+def test_a_target_that_starts_hidden_has_the_whole_time_to_be_seen():
+    config = settings(tracking__lost_after_s=0.25)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", frame(10), config)  # seen last a second before
+    states = {number: _states(_follow(targets, number, {0: HIDDEN}, config)) for number in (11, 12, 13)}
+    assert states == {11: [(1, "TENTATIVE")], 12: [(1, "TENTATIVE")], 13: [(1, "LOST")]}
+
+
+def test_an_occluded_target_comes_back():
+    config = settings(tracking__confirm_frames=1)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    states = []
+    for number, step in enumerate([_seen(0), HIDDEN, _seen(2)], start=1):
+        (target,) = _follow(targets, number, {0: step}, config).targets
+        states.append((target.state.name, target.area_px, target.box_xywh))
+    assert states == [("TRACKED", 64, (0, 4, 8, 8)), ("OCCLUDED", 0, (0, 0, 0, 0)), ("TRACKED", 64, (2, 4, 8, 8))]
+
+
+@pytest.mark.parametrize("step", [TrackStep(_mask(0), 1.0), TrackStep(np.zeros(SIZE_HW, bool), 5.0)])
+def test_seen_needs_the_object_score_and_a_mask(step):
+    config = settings(tracking__confirm_frames=1, tracking__object_score=1.0)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    result = _follow(targets, 1, {0: step}, config)
+    assert result.targets[0].state is TargetState.TENTATIVE and result.targets[0].area_px == 0
+    assert not result.labels.any()
+
+
+def test_where_masks_overlap_the_higher_score_wins():
+    config = settings()
+    targets = Targets()
+    candidates = [_candidate(0, 0, 0.9), _candidate(1, 4, 0.95), _candidate(2, 8, 0.9)]
+    targets.take_in(candidates, QUERY, "", NOW, config)
+    result = _follow(targets, 1, {0: _seen(0), 1: _seen(4), 2: _seen(8)}, config)
+    assert result.labels[5, :18].tolist() == [1] * 4 + [2] * 8 + [3] * 4 + [0] * 2
+    assert [target.area_px for target in result.targets] == [64, 64, 64]  # masks themselves may overlap
+
+
+def test_equal_scores_go_to_the_older_id():
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 4)], QUERY, "", NOW, settings())
+    assert _follow(targets, 1, {0: _seen(0), 1: _seen(4)}, settings()).labels[5, :12].tolist() == [1] * 8 + [2] * 4
+
+
+def test_a_match_keeps_id_and_label_and_takes_memory_and_scores():
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
+    # The same objects in the other order, one pixel further, called otherwise.
+    again = [_candidate(2, 19, 0.7), _candidate(3, 1, 0.6)]
+    targets.take_in(again, QUERY, "cup", NOW, config)
+    result = _follow(targets, 1, {2: _seen(19), 3: _seen(1)}, config)
+    rows = [(one.id, one.label, one.category, one.scores.combined, one.box_xywh[0]) for one in result.targets]
+    assert rows == [(1, 1, "mug", 0.6, 1), (2, 2, "mug", 0.7, 19)]
+
+
+def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
+    config = settings(regrounding__max_misses=2)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.take_in([], QUERY, "", NOW, config)
+    targets.take_in([_candidate(1, 0)], QUERY, "", NOW, config)  # a match: misses start again
+    targets.take_in([], QUERY, "", NOW, config)
+    assert [target.id for target in targets.living] == [1]
+    targets.take_in([_candidate(2, 20)], QUERY, "", NOW, config)
+    assert [target.id for target in targets.living] == [2]
+    result = targets.publish(frame(1), QUERY)
+    assert [(target.id, target.label, target.state.name) for target in result.targets] == [
+        (1, 1, "LOST"), (2, 2, "TENTATIVE"),
+    ]
+    # Only now that its loss is published label 1 is free; id 1 never is.
+    targets.take_in([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)
+    assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1)]
+    targets.clear()
+    targets.take_in([_candidate(5, 0)], QUERY, "", frame(2), config)
+    assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
+
+
+def test_at_most_max_targets_the_living_first_then_the_best():
+    config = settings(tracking__max_targets=2)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    new = [_candidate(1, 10, 0.99), _candidate(2, 20, 0.98)]
+    targets.take_in(new, QUERY, "", NOW, config)
+    assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 1)]
+
+
+def test_a_hidden_target_is_matched_where_it_was_last_seen():
+    config = settings(tracking__confirm_frames=1)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    seen, hidden = frame(1), frame(2)
+    targets.update(seen, {0: _seen(5)}, config.tracking)
+    targets.update(hidden, {0: HIDDEN}, config.tracking)
+    found = _candidate(1, 0)
+    found.masks = {seen: _mask(6), hidden: _mask(12)}  # the new grounding sees it again
+    targets.take_in([found], QUERY, "", hidden, config)
+    assert [(target.id, target.key) for target in targets.living] == [(1, 1)]
