@@ -77,8 +77,8 @@ def main() -> None:
     quick = parser.parse_args().quick
     result: dict[str, object] = {}
 
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads, ", end="")
-    print(f"{platform.machine()}, cuda {torch.cuda.is_available()}\n")
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, ", end="")
+    print(f"{torch.get_num_threads()} threads, cuda {torch.cuda.is_available()}\n")
     print(f"{'rollout, 8 layers x 12 heads':<34}{'row vector':>12}{'literal':>12}{'speed-up':>10}{'error':>10}")
     for tokens in (400, 800) if quick else (800, 1700, 3300):
         figures = rollout(tokens, 3)

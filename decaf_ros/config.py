@@ -92,7 +92,9 @@ class GroundingConfig(_Checked):
         choices=("paper", "fast"),
     )
     object_prompt: str = _option("original", "wording of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
-    background_prompt: str = _option("original", "wording of the background prompt; fast uses v3", choices=PROMPT_VARIANTS)
+    background_prompt: str = _option(
+        "original", "wording of the background prompt; fast uses v3", choices=PROMPT_VARIANTS
+    )
     choice_prompt: str = _option("original", "wording of the category choice prompt", choices=PROMPT_VARIANTS)
     rollout: str = _option("v_max", "head weights of the rollout (Tab. 5a)", choices=("v_max", "max", "mean"))
     start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: half of the layers (Tab. 5b)", -1, 256)
@@ -122,24 +124,36 @@ class SegmentationConfig(_Checked):
         "threshold", "point prompts: all tokens over point_threshold (Eq. 5), or the strongest top_k of each key frame",
         choices=("threshold", "top_k"),
     )
-    point_threshold: float = _option(0.8, "tau_pq: fused attention from which a token is a point prompt", 0.0, 1.0, live=True)
-    top_k: int = _option(5, "points a key frame for points = top_k, and keypoints that are reported", 1, 1000, live=True)
+    point_threshold: float = _option(
+        0.8, "tau_pq: fused attention from which a token is a point prompt", 0.0, 1.0, live=True
+    )
+    top_k: int = _option(
+        5, "points a key frame for points = top_k, and keypoints that are reported", 1, 1000, live=True
+    )
     keypoint_distance: float = _option(0.05, "least distance of two keypoints, in image diagonals", 0.0, 1.0, live=True)
     max_points: int = _option(512, "most point prompts of one grounding; the strongest are kept", 1, 100000, live=True)
-    tracklet_threshold: float = _option(0.8, "tau_trk: mean score over which a tracklet is a target", 0.0, 1.0, live=True)
+    tracklet_threshold: float = _option(
+        0.8, "tau_trk: mean score over which a tracklet is a target", 0.0, 1.0, live=True
+    )
     suppression_iou: float = _option(0.7, "masks that overlap more are one object", 0.0, 1.0, live=True)
     consistency: bool = _option(True, "use the attention consistency score (Tab. 7)")
     consistency_mask: str = _option("mean", "per-frame threshold of Eq. 6 (Tab. 7)", choices=("mean", "otsu"))
     consistency_penalty: bool = _option(True, "negative attention outside the mask, Eq. 7 (Tab. 7)")
-    fallback: str = _option("none", "when no tracklet passes: none (not found) or the single best", choices=("none", "best"), live=True)
-    fill_holes_px: int = _option(8, "holes of a mask up to this area are filled, in pixels of SAM 2's mask grid", 0, 100000)
+    fallback: str = _option(
+        "none", "when no tracklet passes: none (not found) or the single best", choices=("none", "best"), live=True
+    )
+    fill_holes_px: int = _option(
+        8, "holes of a mask up to this area are filled, in pixels of SAM 2's mask grid", 0, 100000
+    )
 
 
 @dataclass(frozen=True)
 class PresenceConfig(_Checked):
     """The honest "not found" (`decaf_ros.presence`)."""
 
-    threshold: float = _option(0.3, "presence score under which the answer is NOT_FOUND; 0 switches the test off", 0.0, 1.0, live=True)
+    threshold: float = _option(
+        0.3, "presence score under which the answer is NOT_FOUND; 0 switches the test off", 0.0, 1.0, live=True
+    )
 
 
 @dataclass(frozen=True)
@@ -157,8 +171,12 @@ class WindowConfig(_Checked):
 class TrackingConfig(_Checked):
     """Carrying targets from the window to now and on."""
 
-    catch_up_frames: int = _option(64, "most frames that the catch-up steps through; more are thinned out evenly", 1, 10000, live=True)
-    confirm_frames: int = _option(3, "frames on which a tentative target must be seen to be tracked", 1, 1000, live=True)
+    catch_up_frames: int = _option(
+        64, "most frames that the catch-up steps through; more are thinned out evenly", 1, 10000, live=True
+    )
+    confirm_frames: int = _option(
+        3, "frames on which a tentative target must be seen to be tracked", 1, 1000, live=True
+    )
     lost_after_s: float = _option(5.0, "a target that is hidden for longer is lost", 0.0, 3600.0, live=True)
     object_score: float = _option(0.0, "object-presence logit over which SAM 2 sees the target", -20.0, 20.0, live=True)
     max_targets: int = _option(16, "most targets at once; the best are kept", 1, 255)
@@ -179,7 +197,9 @@ class NodeConfig(_Checked):
     """What only the ROS node uses."""
 
     autostart: bool = _option(True, "configure and activate at start-up, without a lifecycle manager")
-    image_transport: str = _option("raw", "raw: topic image; compressed: topic image/compressed", choices=("raw", "compressed"))
+    image_transport: str = _option(
+        "raw", "raw: topic image; compressed: topic image/compressed", choices=("raw", "compressed")
+    )
     reliability: str = _option("best_effort", "of the image subscription", choices=("best_effort", "reliable"))
     drop_frames: bool = _option(True, "keep only the newest waiting image; false queues them all, for evaluation only")
     max_query_chars: int = _option(1000, "longer queries are refused", 1, 1000000)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import NamedTuple, Union
+from typing import NamedTuple
 
 import numpy as np
 
@@ -356,4 +356,4 @@ class Heatmap:
         _check_array("Heatmap.values", self.values, np.float32, self.frame.size_hw)
 
 
-Output = Union[QueryEvent, StageEvent, FrameResult, Heatmap, Notice]
+Output = QueryEvent | StageEvent | FrameResult | Heatmap | Notice

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# Runs a command in the environment that `make setup` built: scripts/with_env.sh python -m decaf_ros.cli --help
+set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [[ ! -f "$root/install/setup.bash" || $# -eq 0 ]]; then
+  echo "usage: scripts/with_env.sh COMMAND [ARGUMENT...], after 'make setup'" >&2
+  exit 2
+fi
+# Nothing of a ROS distribution that the shell has sourced, or of another virtual environment, may leak in.
+if [[ -n "${AMENT_PREFIX_PATH:-}" ]]; then unset LD_LIBRARY_PATH; fi
+unset PYTHONPATH PYTHONHOME AMENT_PREFIX_PATH CMAKE_PREFIX_PATH COLCON_PREFIX_PATH ROS_DISTRO RMW_IMPLEMENTATION \
+  _ROS_WHEELS_BOOTSTRAP_COMPLETE
+set +u # neither script is written for it
+source "$root/.venv/bin/activate"
+source "$root/install/setup.bash"
+set -u
+# The checkout comes first: of the installed package only the generated messages are wanted.
+export PYTHONPATH="$root:$PYTHONPATH"
+exec "$@"

@@ -1,0 +1,143 @@
+"""What the package files say about each other and about the code."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pytest
+import yaml
+
+import decaf_ros
+from decaf_ros.config import DecafConfig, load_config, options
+from decaf_ros.types import QueryState, TargetState
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
+CMAKE = (ROOT / "CMakeLists.txt").read_text()
+PROFILE = ROOT / "config" / "fastdds_large_shm.xml"
+
+
+def test_one_version():
+    command = [sys.executable, "setup.py", "--version"]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout.split()[-1] == decaf_ros.__version__
+    assert PACKAGE.findtext("version") == decaf_ros.__version__
+
+
+def test_cmake_generates_every_definition():
+    files = [*ROOT.glob("msg/*.msg"), *ROOT.glob("action/*.action")]
+    definitions = {f"{file.parent.name}/{file.name}" for file in files}
+    assert set(re.findall(r"^\s+((?:msg|action)/\S+)$", CMAKE, re.MULTILINE)) == definitions
+
+
+def test_cmake_installs_every_executable():
+    installed = re.search(r"install\(PROGRAMS (.+) DESTINATION lib/\$\{PROJECT_NAME\}\)", CMAKE)[1].split()
+    assert sorted(installed) == sorted(f"bin/{file.name}" for file in ROOT.glob("bin/*"))
+    for program in installed:
+        assert os.access(ROOT / program, os.X_OK), program
+        target = re.search(r"from decaf_ros\.nodes\.(\w+) import main", (ROOT / program).read_text())[1]
+        assert (ROOT / "decaf_ros" / "nodes" / f"{target}.py").is_file()
+
+
+def test_package_xml_names_every_ros_import():
+    declared = {element.text for tag in ("depend", "exec_depend") for element in PACKAGE.iter(tag)}
+    imported = set()
+    for file in (ROOT / "decaf_ros" / "nodes").glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                imported.add(node.module.split(".")[0])
+    ros = {name for name in imported if name in declared or name.endswith(("_msgs", "_interfaces", "_bridge"))}
+    assert "rclpy" in ros
+    assert ros - declared == set()
+
+
+@pytest.mark.parametrize("name", ["decaf.yaml", "paper.yaml"])
+def test_parameter_file_says_only_what_differs(name: str):
+    config = load_config(ROOT / "config" / name)
+    defaults = {option.name: option.value for option in options(DecafConfig())}
+    stages = yaml.safe_load((ROOT / "config" / name).read_text())["/**"]["ros__parameters"]
+    said = {f"{stage}.{field}" for stage, fields in stages.items() for field in fields}
+    assert said == {option.name for option in options(config) if option.value != defaults[option.name]}
+
+
+def test_parameter_files_keep_floats_floats():
+    """rclpy refuses an integer for a floating-point parameter; load_config does not."""
+    for file in ROOT.glob("config/*.yaml"):
+        stages = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
+        for option in options(load_config(file)):
+            stage, field = option.name.split(".")
+            if field in stages.get(stage, {}):
+                assert type(stages[stage][field]) is type(option.value), f"{file.name}: {option.name}"
+
+
+def test_robot_hears_not_found():
+    config = load_config(ROOT / "config" / "decaf.yaml")
+    assert config.segmentation.fallback == "none" and config.presence.threshold > 0
+
+
+def test_launch_file_compiles():
+    source = (ROOT / "launch" / "decaf.launch.py").read_text()
+    compile(source, "decaf.launch.py", "exec")
+    arguments = set(re.findall(r'DeclareLaunchArgument\(\s*"(\w+)"', source))
+    assert arguments == {"params_file", "namespace", "image", "log_level"}
+    fields = {option.name.split(".")[1] for option in options(DecafConfig())}
+    assert arguments & fields == set(), "a launch argument repeats a key of the parameter file"
+
+
+def test_launch_description():
+    pytest.importorskip("launch_ros")
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument
+    from launch_ros.actions import Node
+
+    spec = importlib.util.spec_from_file_location("decaf_launch", ROOT / "launch" / "decaf.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    context = LaunchContext()
+    entities = module.generate_launch_description().entities
+    for entity in entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    (node,) = (entity for entity in entities if isinstance(entity, Node))
+    assert Path(context.launch_configurations["params_file"]).is_file()
+    assert context.launch_configurations["namespace"] == "decaf"
+    assert (node.node_package, node.node_executable) == ("decaf_ros", "segmenter")
+
+
+@pytest.mark.ros
+def test_message_constants_are_the_enums():
+    messages = pytest.importorskip("decaf_ros.msg")
+    for state in QueryState:
+        assert getattr(messages.QueryStatus, state.name) == state
+    for state in TargetState:
+        assert getattr(messages.Tracklet, f"STATE_{state.name}") == state
+
+
+@pytest.mark.ros
+def test_fastdds_takes_the_profile():
+    """With the profile a participant's shared-memory segment holds several images; the default one is 0.5 MiB."""
+    pytest.importorskip("rclpy")
+    program = (
+        "import glob, os, rclpy\n"
+        "before = set(glob.glob('/dev/shm/fast*'))\n"
+        "rclpy.init()\n"
+        "node = rclpy.create_node('shared_memory')\n"
+        "print(max(os.path.getsize(file) for file in set(glob.glob('/dev/shm/fast*')) - before))\n"
+        "node.destroy_node()\n"
+        "rclpy.shutdown()\n"
+    )
+    names = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+    environment = {**os.environ, **dict.fromkeys(names, str(PROFILE)), "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST"}
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert int(result.stdout) >= 16 * 2**20
+    assert "XMLPARSER" not in result.stderr
