@@ -35,7 +35,7 @@ setup(
         "safetensors>=0.4.3",
         "hydra-core>=1.3.2",  # reads sam2's configuration files
         "rosbags>=0.11",
-        "rosbags-image>=0.10",
+        "rosbags-image>=0.10.2",
     ],
     extras_require={
         # Apart, because it comes as source: SAM2_BUILD_CUDA=0 pip install --no-build-isolation 'decaf_ros[sam2]'

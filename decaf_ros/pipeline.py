@@ -64,7 +64,7 @@ class Decaf:
 
         # ... points become masks, masks become tracklets over the key frames, overlapping ones are suppressed, ...
         clock.start("tracklets")
-        proposals = propose_tracklets(self.sam2, window, points, config.segmentation)
+        proposals = propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
 
         # ... and a tracklet that does not agree with the attention is dropped (Eq. 6-8).
         clock.start("scoring")

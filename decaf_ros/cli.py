@@ -1,0 +1,245 @@
+"""The command `decaf`: segments a video or a bag without ROS, and prints the table of parameters."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decaf_ros import __version__
+from decaf_ros.bags import BagReader, is_bag
+from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.results import FORMATS, ResultFolder, check_new_folder
+from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
+from decaf_ros.video import read_video
+
+if TYPE_CHECKING:
+    from decaf_ros.online import OnlineSegmenter
+
+# All frames of the clip are in memory at once, besides what the models take.
+_CLIP_GIB = 8
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0, 1 for a failure (one line on stderr), 2 for bad usage."""
+    parser = _parser()
+    given = parser.parse_args(arguments)
+    if given.command == "parameters":
+        print(parameter_table(), end="")
+        return 0
+    try:
+        config = _config(given)
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+    try:
+        _segment(given, config)
+    except (OSError, ValueError, RuntimeError) as error:  # torch reports a full GPU as a RuntimeError
+        print(f"decaf: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("decaf: interrupted", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parameter_table() -> str:
+    """All parameters as a Markdown document (docs/parameters.md)."""
+    lines = [
+        "# Parameters",
+        "",
+        "Made by `decaf parameters` from `decaf_ros/config.py`. The names are ROS parameters of the node, keys of the",
+        "YAML files in `config/` (one level a dot) and arguments of `decaf segment --set`. Live: may be changed while",
+        "the node runs; others take effect when it is configured.",
+    ]
+    stage = None
+    for option in options(DecafConfig()):
+        if option.name.partition(".")[0] != stage:
+            stage = option.name.partition(".")[0]
+            lines += ["", f"## {stage}", "", "| Name | Default | Range | Live | Meaning |", "|---|---|---|---|---|"]
+        value = f'"{option.value}"' if isinstance(option.value, str) else str(option.value)
+        if option.choices:
+            allowed = ", ".join(option.choices)
+        elif option.minimum is not None or option.maximum is not None:
+            allowed = f"{option.minimum} to {option.maximum}"
+        else:
+            allowed = {bool: "true, false", str: "text"}[type(option.value)]
+        value = value.lower() if isinstance(option.value, bool) else value
+        live = "yes" if option.live else ""
+        lines.append(f"| `{option.name}` | `{value}` | {allowed} | {live} | {option.doc.replace('|', '/')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="decaf", description="Training-free video reasoning segmentation.")
+    parser.add_argument("--version", action="version", version=f"decaf {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("parameters", help="print the table of all parameters as Markdown")
+    segment = commands.add_parser(
+        "segment",
+        help="answer a query about a video file or a ROS 2 bag",
+        description="Answers a query about a video file or a ROS 2 bag. By default the whole clip is looked at: key "
+        "frames spread evenly over it are grounded and every frame gets a mask. With --online the clip is played as a "
+        "robot would see it.",
+    )
+    add = segment.add_argument
+    add("input", type=Path, help="video file, bag folder, .mcap or .db3 file")
+    add("--query", required=True, help='what to look for, such as "the mug that was just put down"')
+    add("--out", type=Path, help="new folder for the results (default: NAME_decaf in the current folder)")
+    add("--topic", default="", help="image topic of the bag, where it has several")
+    add("--config", type=Path, help="YAML file with parameters, as the node takes it")
+    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one parameter; may be repeated")
+    add("--mllm", help="checkpoint of the multimodal LLM (mllm.checkpoint)")
+    add("--sam2", help="checkpoint of SAM 2 (sam2.checkpoint)")
+    add("--format", choices=FORMATS, default="png", help="masks as PNG files, as a bag with the node's topics, or both")
+    add("--online", action="store_true", help="play the clip through the online segmenter, frame by frame")
+    add("--ask-at", type=float, default=0.0, metavar="S", help="with --online: when to ask, seconds into the clip")
+    add("--start", type=float, default=0.0, metavar="S", help="skip the clip's first seconds")
+    add("--duration", type=float, metavar="S", help="stop after so many seconds")
+    return parser
+
+
+def _config(given: argparse.Namespace) -> DecafConfig:
+    """Defaults, then the file, then --set, --mllm and --sam2."""
+    config = load_config(given.config) if given.config else DecafConfig()
+    changes: dict[str, object] = {}
+    for entry in given.set:
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ValueError(f"--set: expected STAGE.FIELD=VALUE, got {entry!r}")
+        changes[name.strip()] = _value(value.strip(), name.strip(), config)
+    for name, value in (("mllm.checkpoint", given.mllm), ("sam2.checkpoint", given.sam2)):
+        if value is not None:
+            changes[name] = value
+    return replace(config, changes)
+
+
+def _value(text: str, name: str, config: DecafConfig) -> object:
+    """`text` as the type that the option has; as it stands where it is none, for `replace` to refuse."""
+    kind = next((type(option.value) for option in options(config) if option.name == name), str)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text)
+    except ValueError:
+        return text
+
+
+def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
+    # Only here: they bring torch along, and `decaf --help` shall answer at once.
+    from decaf_ros.offline import segment_clip
+    from decaf_ros.online import OnlineSegmenter
+    from decaf_ros.pipeline import Decaf
+
+    if not given.query.strip():
+        raise ValueError("--query: expected a text, got an empty one")
+    if not given.input.exists():
+        raise FileNotFoundError(f"{given.input}: no such file or folder")
+    out = given.out or Path(f"{given.input.stem}_decaf")
+    query = Query("cli", given.query)
+    check_new_folder(out)
+    # A clip that cannot be read shall say so before the models are loaded, which may take minutes.
+    clip = _frames(given) if given.online else _in_memory(_frames(given))
+    _say("loading the models")
+    decaf = Decaf.from_config(config)
+    with ResultFolder(out, given.format) as results:
+        emit = _and_tell(results.take)
+        started = time.monotonic()
+        if given.online:
+            segmenter = OnlineSegmenter(decaf, emit)
+            _play(segmenter, clip, query, round(given.ask_at * 1e9))
+            if not results.event.state.is_answer:
+                segmenter.cancel(query.id, "the clip ended before the query could be answered")
+        else:
+            segment_clip(decaf, clip, query, emit)
+        summary = results.summary(
+            query=given.query,
+            input=str(given.input),
+            mode="online" if given.online else "offline",
+            version=__version__,
+            seconds=round(time.monotonic() - started, 2),
+            parameters={option.name: option.value for option in options(config)},
+        )
+    if results.event.state == QueryState.FAILED:
+        raise RuntimeError(results.event.text)
+    _say(f"results in {summary.parent}: {', '.join(sorted(file.name for file in summary.parent.iterdir()))}")
+
+
+def _play(segmenter: OnlineSegmenter, frames: Iterator[Frame], query: Query, ask_at_ns: int) -> None:
+    """Plays the clip, the query being asked with the first frame that is `ask_at_ns` into it. Raises ValueError if the
+    clip ends before."""
+    first_ns = None
+    asked = False
+    for frame in frames:
+        first_ns = frame.stamp_ns if first_ns is None else first_ns
+        segmenter.observe(frame)
+        if not asked and frame.stamp_ns - first_ns >= ask_at_ns:
+            segmenter.ask(query)
+            asked = True
+    if not asked:
+        raise ValueError(f"--ask-at: expected a time within the clip, got {ask_at_ns / 1e9} s")
+
+
+def _frames(given: argparse.Namespace) -> Iterator[Frame]:
+    """The clip's frames between --start and --start + --duration, read as they are wanted."""
+    if is_bag(given.input):
+        with BagReader(given.input) as bag:
+            yield from _cut(bag.frames(given.topic), given.start, given.duration)
+    else:
+        yield from _cut(read_video(given.input), given.start, given.duration)
+
+
+def _cut(frames: Iterator[Frame], start_s: float, duration_s: float | None) -> Iterator[Frame]:
+    """Raises ValueError where nothing is left."""
+    first_ns = None
+    left = False
+    for frame in frames:
+        first_ns = frame.stamp_ns if first_ns is None else first_ns
+        offset_s = (frame.stamp_ns - first_ns) / 1e9
+        if duration_s is not None and offset_s >= start_s + duration_s:
+            break
+        if offset_s >= start_s:
+            left = True
+            yield frame
+    if not left:
+        raise ValueError(f"no frame from {start_s} s on, within {duration_s} s")
+
+
+def _in_memory(frames: Iterator[Frame]) -> list[Frame]:
+    """Raises ValueError for a clip that is too large."""
+    clip: list[Frame] = []
+    size = 0
+    for frame in frames:
+        clip.append(frame)
+        size += frame.image.nbytes
+        if size > _CLIP_GIB * 2**30:
+            raise ValueError(
+                f"the clip takes more than {_CLIP_GIB} GiB in memory ({len(clip)} frames so far): "
+                "choose a part of it by --start and --duration, or use --online"
+            )
+    return clip
+
+
+def _and_tell(take: Callable[[Output], None]) -> Callable[[Output], None]:
+    """Passes outputs on to `take` and says on stderr what goes on."""
+
+    def emit(output: Output) -> None:
+        take(output)
+        if isinstance(output, QueryEvent):
+            _say(f"{output.state.name}{': ' if output.text else ''}{output.text}")
+        elif isinstance(output, StageEvent):
+            _say(f"  {output.stage} ({output.progress:.0%})")
+        elif isinstance(output, Notice):
+            _say(f"{output.level}: {output.text}")
+
+    return emit
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

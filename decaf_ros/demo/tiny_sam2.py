@@ -1,0 +1,243 @@
+"""A tiny SAM 2 of the real architecture for the tests and the demo: random weights, a few of them wired by hand.
+
+Nothing is learnt, and it says nothing about the accuracy of SAM 2. Purely random weights would give masks that cover
+everything or nothing; the wired ones let the machinery do something that one can look at: a point's mask is a ragged
+blob around the point, and a mask stays at its place in the image from frame to frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors.torch import save_file
+from sam2.modeling.sam2_base import SAM2Base
+
+from decaf_ros.segmentation.sam2 import build_model
+
+IMAGE_SIZE, WIDTH, MEMORY_WIDTH = 256, 64, 32
+
+# Channels of the 64 that the wiring uses: 16 sines and 16 cosines of the random position code, and two of the others:
+# HERE is positive where the object is (image tokens), MARKER is large in the token of a point.
+POSITION = (*range(16), *range(32, 48))
+HERE, MARKER = 16, 17
+
+
+def model_config() -> dict[str, Any]:
+    """The `model` section: that of sam2.1_hiera_t, smaller in every dimension that its classes leave open."""
+    package = "sam2.modeling"
+    grid = IMAGE_SIZE // 16
+
+    def position(features: int) -> dict[str, Any]:
+        target = f"{package}.position_encoding.PositionEmbeddingSine"
+        return {"_target_": target, "num_pos_feats": features, "normalize": True, "scale": None, "temperature": 10000}
+
+    def attention(**extra: Any) -> dict[str, Any]:
+        return {
+            "_target_": f"{package}.sam.transformer.RoPEAttention",
+            "rope_theta": 10000.0,
+            "feat_sizes": [grid, grid],
+            "embedding_dim": WIDTH,
+            "num_heads": 1,
+            "downsample_rate": 1,
+            "dropout": 0.0,
+            **extra,
+        }
+
+    return {
+        "_target_": f"{package}.sam2_base.SAM2Base",
+        "image_encoder": {
+            "_target_": f"{package}.backbones.image_encoder.ImageEncoder",
+            "scalp": 1,
+            "trunk": {
+                "_target_": f"{package}.backbones.hieradet.Hiera",
+                "embed_dim": 16,
+                "num_heads": 1,
+                "stages": [1, 1, 2, 1],
+                "window_spec": [8, 4, 8, 4],
+                "global_att_blocks": [3],
+                "window_pos_embed_bkg_spatial_size": [7, 7],
+            },
+            "neck": {
+                "_target_": f"{package}.backbones.image_encoder.FpnNeck",
+                "position_encoding": position(WIDTH),
+                "d_model": WIDTH,
+                "backbone_channel_list": [128, 64, 32, 16],
+                "fpn_top_down_levels": [2, 3],
+                "fpn_interp_model": "nearest",
+            },
+        },
+        "memory_attention": {
+            "_target_": f"{package}.memory_attention.MemoryAttention",
+            "d_model": WIDTH,
+            "pos_enc_at_input": True,
+            "num_layers": 2,
+            "layer": {
+                "_target_": f"{package}.memory_attention.MemoryAttentionLayer",
+                "activation": "relu",
+                "dim_feedforward": 2 * WIDTH,
+                "dropout": 0.0,
+                "d_model": WIDTH,
+                "pos_enc_at_attn": False,
+                "pos_enc_at_cross_attn_keys": True,
+                "pos_enc_at_cross_attn_queries": False,
+                "self_attention": attention(),
+                "cross_attention": attention(rope_k_repeat=True, kv_in_dim=MEMORY_WIDTH),
+            },
+        },
+        "memory_encoder": {
+            "_target_": f"{package}.memory_encoder.MemoryEncoder",
+            "in_dim": WIDTH,
+            "out_dim": MEMORY_WIDTH,
+            "position_encoding": position(MEMORY_WIDTH),
+            "mask_downsampler": {
+                "_target_": f"{package}.memory_encoder.MaskDownSampler",
+                "embed_dim": WIDTH,
+                "kernel_size": 3,
+                "stride": 2,
+                "padding": 1,
+            },
+            "fuser": {
+                "_target_": f"{package}.memory_encoder.Fuser",
+                "num_layers": 1,
+                "layer": {
+                    "_target_": f"{package}.memory_encoder.CXBlock",
+                    "dim": WIDTH,
+                    "kernel_size": 7,
+                    "padding": 3,
+                    "layer_scale_init_value": 1e-6,
+                    "use_dwconv": True,
+                },
+            },
+        },
+        "num_maskmem": 7,
+        "image_size": IMAGE_SIZE,
+        "sigmoid_scale_for_mem_enc": 20.0,
+        "sigmoid_bias_for_mem_enc": -10.0,
+        "use_mask_input_as_output_without_sam": True,
+        "directly_add_no_mem_embed": True,
+        "no_obj_embed_spatial": True,
+        "use_high_res_features_in_sam": True,
+        "multimask_output_in_sam": True,
+        "iou_prediction_use_sigmoid": True,
+        "use_obj_ptrs_in_encoder": True,
+        "add_tpos_enc_to_obj_ptrs": True,
+        "proj_tpos_enc_in_obj_ptrs": True,
+        "use_signed_tpos_enc_to_obj_ptrs": True,
+        "only_obj_ptrs_in_the_past_for_eval": True,
+        "pred_obj_scores": True,
+        "pred_obj_scores_mlp": True,
+        "fixed_no_obj_ptr": True,
+        "multimask_output_for_tracking": True,
+        "use_multimask_token_for_obj_ptr": True,
+        "multimask_min_pt_num": 0,
+        "multimask_max_pt_num": 1,
+        "use_mlp_for_obj_ptr_proj": True,
+    }
+
+
+def write_tiny_sam2(folder: Path, seed: int = 0) -> Path:
+    """Writes model.yaml and model.safetensors (5.5 MB, image_size 256), and returns the folder, for `load_sam2`."""
+    config = model_config()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build_model(config).eval()
+        _wire_prompts(model)
+        _wire_memory(model)
+        _wire_masks(model)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.yaml").write_text(yaml.safe_dump({"model": config}, sort_keys=False), encoding="utf-8")
+    save_file({name: value.contiguous() for name, value in model.state_dict().items()}, folder / "model.safetensors")
+    return folder
+
+
+def _wire_prompts(model: SAM2Base) -> None:
+    """A point writes to HERE around itself: image tokens look for tokens of a like position, and read MARKER there."""
+    prompts, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
+    for level in model.image_encoder.neck.convs:
+        _clear_rows(level.conv, [*POSITION, HERE])
+    tokens = (decoder.obj_score_token, decoder.iou_token, decoder.mask_tokens, prompts.not_a_point_embed)
+    for embedding in (*tokens, prompts.point_embeddings[1], prompts.no_mask_embed):
+        embedding.weight[:, [*POSITION, HERE, MARKER]] = 0
+    model.no_mem_embed[..., [*POSITION, HERE]] = 0
+    prompts.point_embeddings[1].weight[:, MARKER] = 8
+    heads = torch.tensor(POSITION).reshape(2, 8, 2).permute(1, 0, 2).reshape(-1)  # 8 heads of 2 sines and 2 cosines
+    for layer, seen in zip(decoder.transformer.layers, (1.0, 0.0)):
+        between = layer.self_attn
+        for projection in (between.q_proj, between.k_proj, between.v_proj, between.out_proj):
+            _set(projection, torch.eye(WIDTH) * 1.5)  # a token attends to itself, so the point's stays what it is
+        look = layer.cross_attn_image_to_token
+        select = torch.zeros(len(heads), WIDTH)
+        select[torch.arange(len(heads)), heads] = 2.5
+        _set(look.q_proj, select)
+        _set(look.k_proj, select)
+        read, write = torch.zeros(len(heads), WIDTH), torch.zeros(WIDTH, len(heads))
+        read[::4, MARKER] = 1
+        write[HERE, ::4] = seen / 8
+        _set(look.v_proj, read)
+        _set(look.out_proj, write, -3.6 * seen * torch.eye(WIDTH)[HERE])
+
+
+def _wire_memory(model: SAM2Base) -> None:
+    """The first channel of the memory is the mask, -1 or 1; memory attention copies it to HERE at the same place."""
+    encoder = model.memory_encoder
+    flat = torch.tensor([1.0, -1.0]).reshape(2, 1, 1, 1).expand(-1, 1, IMAGE_SIZE, IMAGE_SIZE) * 10
+    inside, outside = encoder.mask_downsampler(flat)[:, :, 8, 8]
+    contrast = inside - outside
+    encoder.pix_feat_proj.weight *= 0.1
+    encoder.out_proj.weight[0, :, 0, 0] = 2 * contrast / contrast.square().sum()
+    encoder.out_proj.bias[0] = -((inside + outside) @ contrast) / contrast.square().sum()
+    # The second channel tells frames (100) from object pointers (0), which have no place.
+    _clear_rows(encoder.out_proj, [1])
+    encoder.out_proj.bias[1] = 100
+    _clear_rows(model.obj_ptr_proj.layers[-1], range(WIDTH))
+    _clear_rows(model.obj_ptr_tpos_proj, [1])
+    for layer in model.memory_attention.layers:
+        attention = layer.cross_attn_image
+        # Constant queries and keys, so the rotary encoding alone decides: the fast rotations of x and of y. The mask
+        # downsampler's strides look 7.5 of 16 pixels up and left of a cell's centre: the queries make up for that.
+        pairs = torch.tensor([*range(6), *range(WIDTH // 4, WIDTH // 4 + 6)])
+        phase = 7.5 / 16 * 10000.0 ** (-(pairs % (WIDTH // 4)) / (WIDTH // 4))
+        query, key = torch.zeros(WIDTH), torch.zeros(WIDTH)
+        query[2 * pairs], query[2 * pairs + 1], key[2 * pairs] = 6 * phase.cos(), 6 * phase.sin(), 6
+        _set(attention.q_proj, torch.zeros_like(attention.q_proj.weight), query)
+        _set(attention.k_proj, key[:, None] * torch.eye(MEMORY_WIDTH)[1] / 100)
+        read, write = torch.zeros_like(attention.v_proj.weight), torch.zeros_like(attention.out_proj.weight)
+        read[0, 0] = 1
+        write[HERE, 0] = 8
+        _set(attention.v_proj, read)
+        _set(attention.out_proj, write, 3.8 * torch.eye(WIDTH)[HERE])
+
+
+def _wire_masks(model: SAM2Base) -> None:
+    """A mask is where HERE exceeds a bar, roughened by random image features; every object is there."""
+    decoder = model.sam_mask_decoder
+    coarse, _, _, fine, _ = decoder.output_upscaling
+    for layer, source in ((coarse, HERE), (fine, 0)):
+        layer.weight[:, 0] = 0
+        layer.weight[source, 0] = 1
+        layer.bias[0] = 0
+    fine.weight[:, 7] = 0
+    fine.bias[7] = 1
+    _clear_rows(decoder.conv_s1, [0])
+    _clear_rows(decoder.conv_s0, [0, 7])
+    for bar, network in zip((1.0, 0.8, 1.2, 1.6), decoder.output_hypernetworks_mlps):
+        network.layers[-1].bias[0] = 2
+        network.layers[-1].bias[7] = -2 * bar
+    decoder.iou_prediction_head.layers[-1].weight *= 8
+    decoder.iou_prediction_head.layers[-1].bias.fill_(2)
+    decoder.pred_obj_score_head.layers[-1].bias.fill_(4)
+
+
+def _set(layer: torch.nn.Linear, weight: torch.Tensor, bias: torch.Tensor | float = 0.0) -> None:
+    layer.weight.copy_(weight)
+    layer.bias.copy_(torch.as_tensor(bias))
+
+
+def _clear_rows(layer: torch.nn.Module, rows: Iterable[int]) -> None:
+    """The output channels `rows` become 0."""
+    layer.weight[list(rows)] = 0
+    layer.bias[list(rows)] = 0

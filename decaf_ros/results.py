@@ -1,0 +1,179 @@
+"""What `decaf segment` leaves in its folder: masks, overlay video, contact sheet and summary."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from decaf_ros.bag_outputs import OutputBag
+from decaf_ros.bags import BagWriter
+from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent
+from decaf_ros.video import VideoWriter
+from decaf_ros.viz import contact_sheet, heat_overlay, overlay, shrunk
+
+FORMATS = ("png", "bag", "both")
+_SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
+_TILE_WIDTH = 480
+
+class PictureSheet:
+    """Collects drawn frames and heatmaps of a stream of any length, in bounded memory, and lays out some of them,
+    evenly in time: frames first, heatmaps below."""
+
+    def __init__(self) -> None:
+        self._frames = _Thinned(_SHEET_FRAMES)
+        self._heatmaps = _Thinned(_SHEET_HEATMAPS)
+
+    def add_frame(self, image: np.ndarray, stamp_ns: int) -> None:
+        """image: (H, W, 3) uint8, RGB, as `overlay` draws it."""
+        self._frames.add(image, stamp_ns)
+
+    def add_heatmap(self, image: np.ndarray, stamp_ns: int) -> None:
+        """image: (H, W, 3) uint8, RGB, as `heat_overlay` draws it."""
+        self._heatmaps.add(image, stamp_ns)
+
+    def write(self, path: Path) -> None:
+        """Writes a PNG. Raises ValueError where nothing was added."""
+        frames, heatmaps = self._frames.chosen(), self._heatmaps.chosen()
+        start_ns = min((stamp_ns for _, stamp_ns in [*frames, *heatmaps]), default=0)
+        captions = [
+            f"{(stamp_ns - start_ns) / 1e9:.2f} s{what}"
+            for chosen, what in ((frames, ""), (heatmaps, ", attention"))
+            for _, stamp_ns in chosen
+        ]
+        write_png(path, contact_sheet([image for image, _ in [*frames, *heatmaps]], _SHEET_COLUMNS, captions))
+
+
+class _Thinned:
+    """At most `count` pictures out of many; keeps some more than that, which lie ever further apart."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._kept: list[tuple[np.ndarray, int]] = []
+        self._step = 1
+        self._seen = 0
+
+    def add(self, image: np.ndarray, stamp_ns: int) -> None:
+        if self._seen % self._step == 0:
+            self._kept.append((shrunk(image, _TILE_WIDTH), stamp_ns))
+            if len(self._kept) > 4 * self._count:
+                self._kept = self._kept[::2]
+                self._step *= 2
+        self._seen += 1
+
+    def chosen(self) -> list[tuple[np.ndarray, int]]:
+        """Those nearest to `count` even points in time."""
+        if len(self._kept) <= self._count:
+            return self._kept
+        stamps = np.array([stamp_ns for _, stamp_ns in self._kept])
+        places = {int(np.abs(stamps - time).argmin()) for time in np.linspace(stamps[0], stamps[-1], self._count)}
+        return [self._kept[place] for place in sorted(places)]
+
+
+class ResultFolder:
+    """Takes outputs as they come and writes them out; a context manager. `summary` ends it.
+
+    masks/: a PNG label image for each frame (0 background, k the target with label k), named by its place in the clip.
+    outputs_bag/: the node's topics (mcap). overlay.mp4, contact_sheet.png, summary.json.
+    Raises ValueError for a format that is not in FORMATS, FileExistsError where the folder is not empty.
+    """
+
+    def __init__(self, folder: Path, form: str = "png") -> None:
+        if form not in FORMATS:
+            raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
+        check_new_folder(folder)
+        self.folder = folder
+        self._masks = folder / "masks" if form != "bag" else None
+        (self._masks or folder).mkdir(parents=True, exist_ok=True)
+        self._bag = BagWriter(folder / "outputs_bag") if form != "png" else None
+        self._messages = OutputBag(self._bag) if self._bag else None
+        self._video = VideoWriter(folder / "overlay.mp4")
+        self._sheet = PictureSheet()
+        self._events: list[QueryEvent] = []
+        self._notices: list[str] = []
+        self._stamps_ns: list[int] = []
+        self._masked = 0
+
+    def __enter__(self) -> ResultFolder:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._video.close()
+        if self._bag:
+            self._bag.close()
+
+    @property
+    def event(self) -> QueryEvent | None:
+        """The query's last change of state."""
+        return self._events[-1] if self._events else None
+
+    def take(self, output: Output) -> None:
+        """Writes one output."""
+        if self._messages:
+            self._messages.write(output)
+        if isinstance(output, FrameResult):
+            self._take_frame(output)
+        elif isinstance(output, Heatmap):
+            drawn = heat_overlay(output.frame.image, output.values, output.query.text)
+            self._sheet.add_heatmap(drawn, output.frame.stamp_ns)
+        elif isinstance(output, QueryEvent):
+            self._events.append(output)
+        elif isinstance(output, Notice):
+            self._notices.append(f"{output.level}: {output.text}")
+
+    def summary(self, **details: Any) -> Path:
+        """Writes the contact sheet and summary.json, which holds `details` first, and returns the latter's path.
+
+        Raises ValueError where no frame came.
+        """
+        if not self._stamps_ns:
+            raise ValueError("expected at least one frame, got none")
+        self._sheet.write(self.folder / "contact_sheet.png")
+        answer = self.event
+        document = {
+            **details,
+            "answer": answer.text if answer else "",
+            "state": answer.state.name if answer else None,
+            "category": answer.category if answer else "",
+            "presence": dataclasses.asdict(answer.presence) if answer and answer.presence else None,
+            "stage_ms": {stage: round(ms, 1) for stage, ms in answer.stage_ms} if answer else {},
+            "frames": len(self._stamps_ns),
+            "frames_with_target": self._masked,
+            "states": list(map(_event_entry, self._events)),
+            "notices": self._notices,
+            "stamps_ns": self._stamps_ns,
+        }
+        path = self.folder / "summary.json"
+        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        return path
+
+    def _take_frame(self, result: FrameResult) -> None:
+        event = self.event
+        drawn = overlay(result, event.state.name if event else "", event.query.text if event else "")
+        self._video.write(drawn, result.frame.stamp_ns)
+        self._sheet.add_frame(drawn, result.frame.stamp_ns)
+        if self._masks:
+            write_png(self._masks / f"{result.frame.index:06d}.png", result.labels)
+        self._stamps_ns.append(result.frame.stamp_ns)
+        self._masked += bool(result.labels.any())
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises FileExistsError where `folder` holds something already, NotADirectoryError where it is a file."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder}: exists and is not empty; name another folder or remove it")
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """image: (H, W) or (H, W, 3) uint8, RGB. Raises OSError where it cannot be written."""
+    bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
+    if not cv2.imwrite(str(path), bgr):
+        raise OSError(f"{path}: cannot be written")
+
+
+def _event_entry(event: QueryEvent) -> dict[str, Any]:
+    return {"state": event.state.name, "text": event.text, "stamp_ns": event.stamp_ns, "query_id": event.query.id}

@@ -1,0 +1,201 @@
+"""K objects that one frame started, followed by SAM 2's memory attention; the memory is bounded."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from decaf_ros.segmentation.sam2 import FrameEmbedding, Sam2
+from decaf_ros.types import Frame
+
+
+class StepMasks(NamedTuple):
+    """masks: (K, H, W) bool at the image size, empty where an object is not seen; they may overlap. object_score: (K,)
+    float32 object-presence logit, > 0: seen. Both on the model's device."""
+
+    masks: torch.Tensor
+    object_score: torch.Tensor
+
+
+class ObjectMemory:
+    """SAM 2's memory of K objects, all conditioned on masks of one frame, and batched through the network.
+
+    It reproduces SAM2VideoPredictor's `add_new_mask` and `propagate_in_video`, without the whole clip in memory:
+    a frame's memory is forgotten as soon as no later step can look at it. Two uses:
+
+    - a stream: steps go forwards for ever and count themselves; the last `reach` frames are remembered;
+    - a clip of known length: after the steps to its end, `rewind` and step backwards from the conditioning frame to its
+      beginning. Backward steps look at forward memories, so the first `reach` of these are kept until then.
+    """
+
+    def __init__(self, sam2: Sam2, size_hw: tuple[int, int], index: int, num_frames: int | None) -> None:
+        """Use `start`."""
+        self._sam2 = sam2
+        self._size_hw = size_hw
+        self._source = self._index = index
+        self._num_frames = num_frames
+        self._reverse = False
+        model = sam2.model
+        self._feature_reach = model.num_maskmem * model.memory_temporal_stride_for_eval
+        self.reach: int = max(self._feature_reach, model.max_obj_ptrs_in_encoder)
+        self._bank: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+        self._position: torch.Tensor | None = None
+        self.latest: StepMasks
+
+    @classmethod
+    def start(
+        cls,
+        sam2: Sam2,
+        embedding: FrameEmbedding,
+        masks: torch.Tensor,
+        index: int = 0,
+        num_frames: int | None = None,
+    ) -> ObjectMemory:
+        """Takes masks of one frame as prompts; `latest` is then what SAM 2 makes of them on that frame.
+
+        masks: (K, H, W) bool, K >= 1, at the size of the embedded image; an empty one is an object that is not seen.
+        index, num_frames: for a clip, the frame's place in it and its length; a stream has neither.
+        Raises TypeError or ValueError for other masks, and ValueError for an index outside the clip.
+        """
+        if masks.dtype != torch.bool:
+            raise TypeError(f"masks: expected a bool tensor, got {masks.dtype}")
+        if masks.ndim != 3 or len(masks) == 0 or tuple(masks.shape[1:]) != embedding.size_hw:
+            raise ValueError(f"masks: expected shape (K >= 1, {embedding.size_hw}), got {tuple(masks.shape)}")
+        if not 0 <= index < (num_frames or sys.maxsize):
+            raise ValueError(f"index: expected a frame of the clip of {num_frames} frames, got {index}")
+        memory = cls(sam2, embedding.size_hw, index, num_frames)
+        memory._condition(embedding, masks)
+        return memory
+
+    def __len__(self) -> int:
+        return len(self.latest.masks)
+
+    def step(self, embedding: FrameEmbedding) -> StepMasks:
+        """Follows the objects to the next frame (after `rewind`: the one before).
+
+        Raises ValueError for an image of another size or beyond the clip.
+        """
+        index = self._index - 1 if self._reverse else self._index + 1
+        if not 0 <= index < (self._num_frames or sys.maxsize):
+            raise ValueError(f"step: frame {index} lies outside the clip of {self._num_frames} frames")
+        if embedding.size_hw != self._size_hw:
+            raise ValueError(f"step: expected an image of size {self._size_hw}, got {embedding.size_hw}")
+        with self._sam2.inference():
+            output = self._track(embedding, index, mask_prompts=None)
+            self._index = index
+            entry = self._entry(output["maskmem_features"], output["maskmem_pos_enc"], output["obj_ptr"])
+            self._bank["non_cond_frame_outputs"][index] = entry
+            self._forget()
+            logits = self._sam2.filled(output["pred_masks"])
+            self._show(logits, output["object_score_logits"])
+        return self.latest
+
+    def rewind(self) -> None:
+        """Back to the conditioning frame; from now on `step` goes backwards. Raises ValueError for a stream."""
+        if self._num_frames is None or self._reverse:
+            raise ValueError("rewind: expected a clip that has not been rewound yet")
+        self._reverse = True
+        self._index = self._source
+        self._forget()
+
+    def keep(self, objects: Sequence[int]) -> None:
+        """Forgets all but these objects, given by their place (0..K-1), at least one."""
+        with torch.inference_mode():
+            chosen = torch.tensor(objects, device=self._sam2.device)
+            for entry in (*self._bank["cond_frame_outputs"].values(), *self._bank["non_cond_frame_outputs"].values()):
+                entry.update({name: entry[name][chosen] for name in ("maskmem_features", "obj_ptr") if name in entry})
+                entry["maskmem_pos_enc"] = [self._position.expand(len(chosen), -1, -1, -1)]
+            self.latest = StepMasks(*(part[chosen] for part in self.latest))
+
+    def _condition(self, embedding: FrameEmbedding, masks: torch.Tensor) -> None:
+        """The published predictor's `add_new_mask` and the memory encoding at the start of its propagation: the memory
+        is made from the mask on the low-resolution grid, binarised."""
+        sam2, model = self._sam2, self._sam2.model
+        square = (sam2.image_size, sam2.image_size)
+        with sam2.inference():
+            prompts = F.interpolate(
+                masks[:, None].float(), square, mode="bilinear", align_corners=False, antialias=True
+            )
+            output = self._track(embedding, self._index, (prompts >= 0.5).float())
+            logits = sam2.filled(output["pred_masks"])
+            features, positions = model._encode_new_memory(
+                current_vision_feats=_batched(embedding, len(masks)),
+                feat_sizes=_sizes(embedding),
+                pred_masks_high_res=F.interpolate(logits, square, mode="bilinear", align_corners=False),
+                object_score_logits=output["object_score_logits"],
+                is_mask_from_pts=True,
+            )
+            self._position = positions[-1][:1].clone()
+            self._bank["cond_frame_outputs"][self._index] = self._entry(features, positions, output["obj_ptr"])
+            self._show(logits, output["object_score_logits"])
+
+    def _track(self, embedding: FrameEmbedding, index: int, mask_prompts: torch.Tensor | None) -> dict[str, Any]:
+        """One `track_step` of all objects; the memory is encoded except on the conditioning frame."""
+        count = len(self) if mask_prompts is None else len(mask_prompts)
+        features = _batched(embedding, count)
+        position = embedding.position.flatten(2).permute(2, 0, 1).expand(-1, count, -1)
+        return self._sam2.model.track_step(
+            frame_idx=index,
+            is_init_cond_frame=mask_prompts is not None,
+            current_vision_feats=features,
+            current_vision_pos_embeds=[position],
+            feat_sizes=_sizes(embedding),
+            point_inputs=None,
+            mask_inputs=mask_prompts,
+            output_dict=self._bank,
+            num_frames=self._num_frames or sys.maxsize,
+            track_in_reverse=self._reverse,
+            run_mem_encoder=mask_prompts is None,
+        )
+
+    def _entry(self, features: torch.Tensor, positions: list[torch.Tensor], pointer: torch.Tensor) -> dict[str, Any]:
+        """What memory attention reads of a frame. Features in bfloat16 as in the published predictor; their position
+        encoding is the same for all frames and objects, so one copy serves all."""
+        position = self._position.expand(len(features), -1, -1, -1)
+        return {"maskmem_features": features.bfloat16(), "maskmem_pos_enc": [position], "obj_ptr": pointer}
+
+    def _forget(self) -> None:
+        """Drops what no later step looks at: whole frames, and features of frames whose pointer alone still counts."""
+        outputs = self._bank["non_cond_frame_outputs"]
+        for index in list(outputs):
+            distance = abs(index - self._index)
+            if self._num_frames is not None and not self._reverse:
+                distance = min(distance, index - self._source)  # the way back begins at the source
+            if distance >= self.reach:
+                del outputs[index]
+            elif distance >= self._feature_reach:
+                outputs[index].pop("maskmem_features", None)
+
+    def _show(self, logits: torch.Tensor, object_score: torch.Tensor) -> None:
+        masks = self._sam2.resized(logits, self._size_hw)
+        self.latest = StepMasks(masks, object_score.float()[:, 0])
+
+
+def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> torch.Tensor:
+    """The masks of K objects on all T frames of a clip, forwards from the source frame and then backwards.
+
+    frames: of one size, in order of time. source: index of the frame of the prompts, masks (K, H, W) bool.
+    Returns (K, T, H, W) bool on the model's device. Raises as `ObjectMemory.start`.
+    """
+    memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), masks, source, len(frames))
+    tracks = masks.new_zeros((len(masks), len(frames), *masks.shape[1:]))
+    tracks[:, source] = memory.latest.masks
+    for index in range(source + 1, len(frames)):
+        tracks[:, index] = memory.step(sam2.embed(frames[index])).masks
+    memory.rewind()
+    for index in reversed(range(source)):
+        tracks[:, index] = memory.step(sam2.embed(frames[index])).masks
+    return tracks
+
+
+def _batched(embedding: FrameEmbedding, count: int) -> list[torch.Tensor]:
+    """The feature maps as (h w, count, C), the layout of `track_step`; objects share the memory."""
+    return [level.flatten(2).permute(2, 0, 1).expand(-1, count, -1) for level in embedding.features]
+
+
+def _sizes(embedding: FrameEmbedding) -> list[tuple[int, int]]:
+    return [(level.shape[2], level.shape[3]) for level in embedding.features]

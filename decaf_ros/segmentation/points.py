@@ -1,0 +1,75 @@
+"""Point prompts and keypoints of the fused attention map (Eq. 5)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from decaf_ros.config import SegmentationConfig
+from decaf_ros.types import PointPrompts
+
+
+def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointPrompts:
+    """The centres of the tokens that prompt SAM 2 (Eq. 5), each point an object of its own.
+
+    fused: (T, h, w) float32 in [0, 1]. With config.points `threshold` every token with value >= point_threshold; with
+    `top_k` the top_k strongest tokens over 0 of each frame. Of more than max_points the strongest are kept; ties go to
+    the earlier token. Returned in order of frame, row, column, xy the token's centre in [0, 1] (float32). A map without
+    such tokens gives no points. Raises TypeError or ValueError for a map of another type, shape or with NaN.
+    """
+    _check_map(fused)
+    if config.points == "threshold":
+        chosen = np.flatnonzero(fused >= np.float32(config.point_threshold))
+    else:
+        tokens = fused.reshape(len(fused), -1)
+        strongest = np.argsort(-tokens, axis=1, kind="stable")[:, : config.top_k]
+        chosen = np.sort((strongest + np.arange(len(tokens))[:, None] * tokens.shape[1]).ravel())
+        chosen = chosen[fused.ravel()[chosen] > 0]
+    if len(chosen) > config.max_points:
+        strongest = np.argsort(-fused.ravel()[chosen], kind="stable")[: config.max_points]
+        chosen = chosen[np.sort(strongest)]
+    return _points(fused, chosen)
+
+
+def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int, int]) -> PointPrompts:
+    """The at most top_k strongest peaks of the whole window, for people and for grasping; strongest first.
+
+    fused: (T, h, w) float32 in [0, 1]. A peak is a token over 0 that no neighbour of its frame exceeds. Peaks are taken
+    greedily by value, the earlier one at a tie; one that lies nearer than keypoint_distance (in diagonals of the image
+    of size_hw pixels) to a stronger one, in whichever frame, is left out: the same spot is reported once, at the frame
+    where it is strongest. Raises as `attention_points`.
+    """
+    _check_map(fused)
+    around = F.max_pool2d(torch.from_numpy(fused)[:, None], kernel_size=3, stride=1, padding=1)[:, 0].numpy()
+    peaks = np.flatnonzero((fused >= around) & (fused > 0))
+    peaks = peaks[np.argsort(-fused.ravel()[peaks], kind="stable")]
+    height, width = size_hw
+    position = _points(fused, peaks).xy * np.float32((width, height)) / np.float32(math.hypot(height, width))
+    kept: list[int] = []
+    free = np.ones(len(peaks), dtype=bool)
+    while free.any() and len(kept) < config.top_k:
+        best = int(np.argmax(free))
+        kept.append(best)
+        free &= np.hypot(*(position - position[best]).T) >= config.keypoint_distance
+        free[best] = False
+    return _points(fused, peaks[kept])
+
+
+def _points(fused: np.ndarray, tokens: np.ndarray) -> PointPrompts:
+    """Points at the centres of these tokens, given as indices into the flattened (T, h, w) map."""
+    frame, row, column = np.unravel_index(tokens, fused.shape)
+    xy = np.stack([(column + 0.5) / fused.shape[2], (row + 0.5) / fused.shape[1]], axis=1)
+    return PointPrompts(frame.astype(np.int64), xy.astype(np.float32), fused[frame, row, column])
+
+
+def _check_map(fused: np.ndarray) -> None:
+    if not isinstance(fused, np.ndarray) or fused.dtype != np.float32:
+        got = fused.dtype if isinstance(fused, np.ndarray) else type(fused).__name__
+        raise TypeError(f"fused: expected a numpy array of float32, got {got}")
+    if fused.ndim != 3 or 0 in fused.shape:
+        raise ValueError(f"fused: expected shape (T, h, w), none of them 0, got {fused.shape}")
+    if not np.isfinite(fused).all():
+        raise ValueError("fused: expected finite values, got NaN or infinity")

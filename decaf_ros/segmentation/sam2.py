@@ -1,0 +1,284 @@
+"""SAM 2 (Ravi et al., 2024) by the `sam2` package: loading, one embedding a frame, all points of a frame at once."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import sam2
+import torch
+import torch.nn.functional as F
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+from sam2.modeling.sam2_base import SAM2Base
+
+from decaf_ros.config import Sam2Config
+from decaf_ros.types import Frame
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FILLED_HOLE_LOGIT = 0.1  # of SAM2VideoPredictor
+
+
+@dataclass(frozen=True, eq=False)
+class FrameEmbedding:
+    """A frame's image features, shared by prompting, propagation and tracking.
+
+    size_hw: of the original image. features: finest first, each (1, C, h, w); strides 4, 8, 16 of the square input.
+    position: (1, C, h, w), positional encoding of the coarsest one.
+    """
+
+    size_hw: tuple[int, int]
+    features: tuple[torch.Tensor, ...]
+    position: torch.Tensor
+
+
+class PointMasks(NamedTuple):
+    """masks: (P, H, W) bool at the original image size. iou: (P,) float32, predicted, in [0, 1]. object_score: (P,)
+    float32 object-presence logit, > 0: present. All on the model's device."""
+
+    masks: torch.Tensor
+    iou: torch.Tensor
+    object_score: torch.Tensor
+
+
+class Sam2:
+    """A SAM 2 model and its cache of image embeddings.
+
+    model: the published network, in evaluation mode. fill_holes_px: holes of a mask up to this area, in pixels of the
+    mask grid (a quarter of image_size), are filled; 0 fills none. One thread at a time.
+    """
+
+    def __init__(self, model: SAM2Base, config: Sam2Config, fill_holes_px: int = 8) -> None:
+        self.model = model
+        self.fill_holes_px = fill_holes_px
+        self.image_size: int = model.image_size
+        self.device: torch.device = model.device
+        self._autocast = config.autocast and self.device.type == "cuda"
+        self._point_batch = config.point_batch
+        self._cache_size = config.embedding_cache
+        # The cache holds the frames themselves: a frame's identity is its key, and cannot be reused while it is here.
+        self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
+        self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
+        self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
+        self._position: torch.Tensor | None = None
+
+    @contextlib.contextmanager
+    def inference(self) -> Iterator[None]:
+        """No gradients; bfloat16 autocast where the configuration asks for it and the device is a GPU."""
+        with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            yield
+
+    def embed(self, frame: Frame) -> FrameEmbedding:
+        """The image features of a frame; the config.embedding_cache frames that were used last are remembered."""
+        embedding = self._cache.pop(frame, None)
+        if embedding is None:
+            embedding = self._encode(frame.image)
+        self._cache[frame] = embedding
+        if len(self._cache) > self._cache_size:
+            self._cache.popitem(last=False)
+        return embedding
+
+    def normalised(self, image: np.ndarray) -> torch.Tensor:
+        """(H, W, 3) uint8 RGB to the network's input (1, 3, image_size, image_size) float32: squeezed to a square with
+        antialiased bilinear resizing and normalised with ImageNet's mean and deviation, as SAM2ImagePredictor does."""
+        pixels = torch.from_numpy(np.array(image, order="C")).to(self.device).permute(2, 0, 1)[None].float() / 255
+        square = (self.image_size, self.image_size)
+        pixels = F.interpolate(pixels, square, mode="bilinear", align_corners=False, antialias=True)
+        return (pixels - self._mean) / self._std
+
+    def _encode(self, image: np.ndarray) -> FrameEmbedding:
+        with self.inference():
+            encoded = self.model.forward_image(self.normalised(image))
+            levels = encoded["backbone_fpn"][-self.model.num_feature_levels :]
+            if self._position is None:  # the same for every frame, so one copy serves all
+                self._position = encoded["vision_pos_enc"][-1]
+        return FrameEmbedding((image.shape[0], image.shape[1]), tuple(levels), self._position)
+
+    def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
+        """One mask a point: each a positive click and an object of its own, config.point_batch decoded at once.
+
+        xy: (P, 2) in [0, 1], x right and y down. Of the three masks of the multimask output the one with the best
+        predicted IoU is taken, whatever its object score. Equals SAM2ImagePredictor up to the filled holes.
+        Raises ValueError for another shape or points outside [0, 1].
+        """
+        if xy.ndim != 2 or xy.shape[1] != 2 or not ((xy >= 0) & (xy <= 1)).all():
+            raise ValueError(f"xy: expected shape (P, 2) with values in [0, 1], got shape {xy.shape} with values {xy}")
+        points = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None] * self.image_size
+        if len(points) == 0:
+            no_masks = torch.zeros((0, *embedding.size_hw), dtype=torch.bool, device=self.device)
+            no_scores = torch.zeros(0, device=self.device)
+            return PointMasks(no_masks, no_scores, no_scores)
+        with self.inference():
+            parts = [self._decode(embedding, chunk) for chunk in points.split(self._point_batch)]
+            return PointMasks(*(torch.cat(part) for part in zip(*parts)))
+
+    def _decode(self, embedding: FrameEmbedding, points: torch.Tensor) -> PointMasks:
+        """points: (P, 1, 2) float32 in pixels of the square input."""
+        model = self.model
+        *fine, coarse = embedding.features
+        if model.directly_add_no_mem_embed:
+            coarse = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
+        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
+        sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        logits, iou, _, object_score = model.sam_mask_decoder(
+            image_embeddings=coarse,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=True,
+            repeat_image=True,
+            high_res_features=fine or None,
+        )
+        iou, best = iou.float().max(dim=1)
+        logits = self.filled(logits.float()[torch.arange(len(best)), best, None])
+        return PointMasks(self.resized(logits, embedding.size_hw), iou, object_score.float()[:, 0])
+
+    def filled(self, logits: torch.Tensor) -> torch.Tensor:
+        """Mask logits (K, 1, h, w) float32 with the small holes filled: 8-connected parts of the background of at most
+        fill_holes_px pixels become foreground, as SAM2VideoPredictor's CUDA extension does; here on every device."""
+        if self.fill_holes_px == 0:
+            return logits
+        background = (logits[:, 0] <= 0).to(torch.uint8).cpu().numpy()
+        holes = np.zeros(background.shape, dtype=bool)
+        for hole, mask in zip(holes, background):
+            _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+            small = stats[:, cv2.CC_STAT_AREA] <= self.fill_holes_px
+            small[0] = False  # label 0 is the foreground
+            hole[:] = small[labels]
+        return torch.where(torch.from_numpy(holes)[:, None].to(logits.device), FILLED_HOLE_LOGIT, logits)
+
+    @staticmethod
+    def resized(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+        """Mask logits (K, 1, h, w) float32 to masks (K, H, W) bool: bilinear to the image size, foreground over 0."""
+        return F.interpolate(logits, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
+
+
+def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
+    """Loads SAM 2 with the settings of the published video predictor.
+
+    config.checkpoint is one of the hub names facebook/sam2-hiera-* and facebook/sam2.1-hiera-*, a folder with
+    model.yaml and model.safetensors (or model.pt), or a .pt file, whose configuration config.model_config names.
+    Raises FileNotFoundError for what is missing, with what to do about it, and ValueError for a configuration that is
+    none or weights that do not fit it.
+    """
+    yaml_path, weights_path = _locate(config)
+    device = config.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        model = build_model(_read_model_config(yaml_path))
+    except InstantiationException as error:
+        raise ValueError(f"{yaml_path}: expected the configuration of a SAM 2 model: {error}") from error
+    try:
+        model.load_state_dict(_read_weights(weights_path), strict=True)
+    except RuntimeError as error:
+        raise ValueError(f"sam2.checkpoint: {weights_path} does not fit {yaml_path}: {error}") from error
+    return Sam2(model.to(device).eval(), config, fill_holes_px)
+
+
+def build_model(model_config: dict[str, Any]) -> SAM2Base:
+    """The network of a `model` section (weights random), with the published video predictor's settings on top: fall
+    back to multimask output when the single mask is unstable, encode prompted masks as seen."""
+    stability = {
+        "dynamic_multimask_via_stability": True,
+        "dynamic_multimask_stability_delta": 0.05,
+        "dynamic_multimask_stability_thresh": 0.98,
+    }
+    decoder = {**(model_config.get("sam_mask_decoder_extra_args") or {}), **stability}
+    extras = {"sam_mask_decoder_extra_args": decoder, "binarize_mask_from_pts_for_mem_enc": True}
+    return instantiate({**model_config, **extras}, _convert_="all")
+
+
+def _locate(config: Sam2Config) -> tuple[Path, Path]:
+    """Paths of the configuration (YAML) and of the weights."""
+    package = Path(sam2.__file__).parent
+    checkpoint = Path(config.checkpoint).expanduser()
+    if checkpoint.is_dir():
+        files = [checkpoint / name for name in ("model.yaml", "model.safetensors", "model.pt")]
+        weights = next((path for path in files[1:] if path.is_file()), None)
+        if not files[0].is_file() or weights is None:
+            have = ", ".join(sorted(path.name for path in checkpoint.iterdir())) or "nothing"
+            raise FileNotFoundError(
+                f"sam2.checkpoint: expected model.yaml and model.safetensors or model.pt in {checkpoint}, found {have}"
+            )
+        return files[0], weights
+    if checkpoint.is_file():
+        return _locate_config(config.model_config, package), checkpoint
+    if config.checkpoint in HF_MODEL_ID_TO_FILENAMES:
+        name, weights_name = HF_MODEL_ID_TO_FILENAMES[config.checkpoint]
+        return package / name, _download(config, weights_name)
+    raise FileNotFoundError(
+        f"sam2.checkpoint: {config.checkpoint!r} is neither a folder with model.yaml and model.safetensors, nor a .pt "
+        f"file, nor one of the hub names {', '.join(HF_MODEL_ID_TO_FILENAMES)}"
+    )
+
+
+def _locate_config(name: str, package: Path) -> Path:
+    if not name:
+        raise ValueError(
+            "sam2.model_config: a .pt file needs its configuration, a name like sam2.1_hiera_l or a YAML file; got ''"
+        )
+    known = {Path(config).name[: -len(".yaml")]: package / config for config, _ in HF_MODEL_ID_TO_FILENAMES.values()}
+    for path in (Path(name).expanduser(), package / name, known.get(name)):
+        if path is not None and path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"sam2.model_config: {name!r} is neither a YAML file nor one of the sam2 package's {', '.join(known)}"
+    )
+
+
+def _download(config: Sam2Config, filename: str) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(config.checkpoint, filename, local_files_only=config.local_files_only))
+    except OSError as error:
+        raise FileNotFoundError(
+            f"sam2.checkpoint: cannot get {filename} of {config.checkpoint} ({type(error).__name__}: {error}). With a "
+            f"network: set sam2.local_files_only to false, or run `hf download {config.checkpoint}` once. Without: "
+            f"copy {filename} here, and set sam2.checkpoint to its path and sam2.model_config to "
+            f"{Path(HF_MODEL_ID_TO_FILENAMES[config.checkpoint][0]).stem}"
+        ) from error
+
+
+def _read_model_config(path: Path) -> dict[str, Any]:
+    document = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    model = document.get("model") if isinstance(document, dict) else None
+    if not isinstance(model, dict) or model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
+        raise ValueError(f"{path}: expected a section `model` with _target_ sam2.modeling.sam2_base.SAM2Base")
+    foreign = sorted(target for target in _targets(model) if not target.startswith("sam2."))
+    if foreign:  # instantiating calls whatever a _target_ names
+        raise ValueError(f"{path}: expected only classes of the sam2 package, got {', '.join(foreign)}")
+    return model
+
+
+def _targets(section: Any) -> Iterator[str]:
+    """Every _target_ in a nested section."""
+    children = section.values() if isinstance(section, dict) else section if isinstance(section, list) else ()
+    if isinstance(section, dict) and "_target_" in section:
+        yield str(section["_target_"])
+    for child in children:
+        yield from _targets(child)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        document = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(f"{path}: expected the weights of a SAM 2 model, cannot be read: {error}") from error
+    if not isinstance(document, dict) or "model" not in document:
+        raise ValueError(f"{path}: expected a checkpoint with the entry 'model', as SAM 2's published .pt files have")
+    return document["model"]

@@ -1,0 +1,100 @@
+"""Follows targets frame by frame for ever: groups of objects, each with a bounded SAM 2 memory."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from decaf_ros.segmentation.memory import ObjectMemory
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.types import Frame
+
+
+class TrackStep(NamedTuple):
+    """mask: (H, W) bool, empty where the object is not seen. object_score: object-presence logit, > 0: seen."""
+
+    mask: np.ndarray
+    object_score: float
+
+
+@dataclass
+class _Group:
+    """Objects that joined on one frame, in the order of the memory's batch."""
+
+    ids: list[int]
+    memory: ObjectMemory
+
+
+class StreamingTracker:
+    """A streaming SAM 2. Objects may join at any frame and leave; those that join together are one batch.
+
+    Each frame is embedded once for all groups. Masks of two objects may overlap: the tracker does not decide between
+    them. The same calls on the same device give the same results. Memory does not grow with the number of frames.
+    """
+
+    def __init__(self, sam2: Sam2) -> None:
+        self._sam2 = sam2
+        self._groups: list[_Group] = []
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The objects that are followed, in the order in which they joined."""
+        return tuple(one for group in self._groups for one in group.ids)
+
+    def add(self, ids: Sequence[int], frame: Frame, masks: np.ndarray) -> None:
+        """Starts objects from their masks on a frame; the next `step` takes them on.
+
+        ids: K different ints, none of them followed yet. masks: (K, H, W) bool at the frame's size. No ids: no effect.
+        Raises ValueError for other ids or shapes, TypeError for masks that are not bool.
+        """
+        if len(ids) != len(masks) or len(set(ids)) < len(ids) or set(ids) & set(self.ids):
+            raise ValueError(f"ids: expected {len(masks)} different ones, none of {self.ids}, got {tuple(ids)}")
+        if len(ids) == 0:
+            return
+        prompts = torch.from_numpy(np.array(masks)).to(self._sam2.device)
+        memory = ObjectMemory.start(self._sam2, self._sam2.embed(frame), prompts)
+        self._groups.append(_Group(list(ids), memory))
+
+    def step(self, frame: Frame) -> dict[int, TrackStep]:
+        """Follows all objects to the next frame. Returns one TrackStep an id, in the order of `ids`.
+
+        Raises ValueError for a frame of another size than the one on which an object joined.
+        """
+        if not self._groups:
+            return {}
+        embedding = self._sam2.embed(frame)
+        steps: dict[int, TrackStep] = {}
+        for group in self._groups:
+            found = group.memory.step(embedding)
+            masks, scores = found.masks.cpu().numpy(), found.object_score.tolist()
+            steps.update({one: TrackStep(*pair) for one, pair in zip(group.ids, zip(masks, scores))})
+        return steps
+
+    def remove(self, ids: Collection[int]) -> None:
+        """Stops following these objects. Raises ValueError for an id that is not followed."""
+        unknown = set(ids) - set(self.ids)
+        if unknown:
+            raise ValueError(f"ids: expected some of {self.ids}, got {sorted(unknown)}")
+        for group in self._groups:
+            stay = [place for place, one in enumerate(group.ids) if one not in ids]
+            if 0 < len(stay) < len(group.ids):
+                group.memory.keep(stay)
+            group.ids = [group.ids[place] for place in stay]
+        self._groups = [group for group in self._groups if group.ids]
+
+    def absorb(self, other: StreamingTracker) -> None:
+        """Takes over another tracker's objects with their memories; the other one is empty then.
+
+        Raises ValueError for an id that both follow, or a tracker of another SAM 2.
+        """
+        shared = set(self.ids) & set(other.ids)
+        if shared:
+            raise ValueError(f"ids: expected none of {self.ids}, got {sorted(shared)}")
+        if other._sam2 is not self._sam2:
+            raise ValueError("absorb: expected a tracker that uses the same Sam2")
+        self._groups += other._groups
+        other._groups = []

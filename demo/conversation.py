@@ -1,0 +1,132 @@
+"""Runs recorder, node and player side by side, and asks the questions."""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from demo.clips import IMAGE_TOPIC
+from demo.processes import Child, ChildError
+
+NAMESPACE = "/decaf"
+PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_shm.xml"
+# How long a target is watched, in seconds of the clip, before the next question.
+_WATCH_S = 1.5
+_START_S, _ANSWER_S = 120.0, 90.0
+
+Say = Callable[[str], None]
+
+
+class Conversation(NamedTuple):
+    """What was done. asked: the queries in order, the clearing empty one too. node_exit: the node's exit code."""
+
+    asked: list[str]
+    node_exit: int
+
+
+def hold_conversation(
+    camera: Path, config: Path, queries: list[str], first_at_s: float, rate: float, out: Path, domain: int, say: Say
+) -> Conversation:
+    """Plays the bag `camera` to the node and records into `out`/outputs.
+
+    queries: asked one after the other, each when the one before has been answered and watched for a while; those for
+    which the clip is too short are not. first_at_s: clip time of the first one.
+    Raises ChildError where a process ends early or says nothing for too long. All processes have ended afterwards.
+    """
+    env = {
+        **os.environ,
+        "ROS_DOMAIN_ID": str(domain),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(PROFILE),
+        "PYTHONUNBUFFERED": "1",
+    }
+    with ExitStack() as stack:
+
+        def start(name: str, module: str, *arguments: str) -> Child:
+            child = Child(name, [sys.executable, "-m", module, *arguments], env, out / f"{name}.log")
+            stack.callback(child.stop)
+            return child
+
+        recorder = start("recorder", "demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
+        ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"image:={IMAGE_TOPIC}", "--params-file", str(config)]
+        node = start("node", "decaf_ros.nodes.segmenter", *ros, "-p", "use_sim_time:=true")
+        recorder.wait_for({"event": "ready"}, _START_S)
+        _wait_until_active(recorder, node)
+        say("      the node is active; the camera starts")
+        topics = ["--image-topic", IMAGE_TOPIC, "--query-topic", f"{NAMESPACE}/query", "--rate", str(rate)]
+        player = start("player", "demo.player", str(camera), *topics)
+        asked = _converse(recorder, node, player, queries, first_at_s, say)
+        node_exit = node.stop()
+    return Conversation(asked, node_exit)
+
+
+def _wait_until_active(recorder: Child, node: Child) -> None:
+    for event in _events(_START_S, recorder, node):
+        if event["event"] == "diagnostics":
+            if event["state"] == "active":
+                return
+            if event["message"].startswith("cannot become"):
+                raise ChildError(f"node: {event['message']} (all of it: {node.log})")
+
+
+def _converse(
+    recorder: Child, node: Child, player: Child, queries: list[str], first_at_s: float, say: Say
+) -> list[str]:
+    """Asks, and says what happens, until the clip is over, every query has its answer and the node has nothing left
+    to do. The queries that were asked."""
+    waiting, asked = list(queries), []
+    answered: set[str] = set()
+    counts: dict[str, int] = {}
+    ask_at_s = first_at_s
+    clip_s = said_s = 0.0
+    played = False
+    for event in _events(_ANSWER_S, recorder, node, player):
+        if event["event"] == "position":
+            clip_s = event["clip_s"]
+            if waiting and len(answered) == len(asked) and clip_s >= ask_at_s:
+                asked.append(waiting.pop(0))
+                player.send(ask=asked[-1])
+                say(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
+        elif event["event"] == "played":
+            played = True
+        elif event["event"] == "status":
+            say(f"      {clip_s:5.2f} s  {event['id']} {event['state']}{': ' if event['text'] else ''}{event['text']}")
+            if event["state"] not in ("RECEIVED", "GROUNDING"):
+                answered.add(event["id"])
+                ask_at_s = clip_s + _WATCH_S
+        elif event["event"] == "diagnostics":
+            idle = event["counts"] == counts and counts["waiting"] == 0
+            counts = event["counts"]
+            if clip_s >= said_s + 1.0:
+                said_s = clip_s
+                numbers = ", ".join(f"{counts[name]} {name}" for name in ("received", "used", "dropped"))
+                say(f"      {clip_s:5.2f} s  frames: {numbers}")
+            if played and idle and len(answered) == len(asked):
+                return asked
+    return asked
+
+
+def _events(quiet_s: float, *children: Child) -> Iterator[dict[str, Any]]:
+    """What the processes say. Raises ChildError where one ends, or the first of them says nothing new but diagnostics
+    for `quiet_s`."""
+    until = time.monotonic() + quiet_s
+    while time.monotonic() < until:
+        for child in children:
+            child.check()
+            while True:
+                try:
+                    event = child.events.get_nowait()
+                except queue.Empty:
+                    break
+                if event["event"] != "diagnostics":
+                    until = time.monotonic() + quiet_s
+                yield event
+        time.sleep(0.02)
+    logs = ", ".join(str(child.log) for child in children)
+    raise ChildError(f"nothing has happened for {quiet_s:.0f} s; logs: {logs}")

@@ -1,0 +1,134 @@
+"""Plays the camera of a bag over DDS and drives /clock, as `ros2 bag play --clock` does; publishes queries on the way.
+
+Each JSON line on its standard input is a query, {"ask": TEXT}; it is published with the next image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import queue
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import rclpy
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from rclpy.serialization import deserialize_message
+from rclpy.signals import SignalHandlerOptions
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import Image
+from std_msgs.msg import String
+
+from decaf_ros.bags import BagReader
+from demo.processes import tell
+
+# Longest pause between two ticks of the clock.
+_TICK_S = 0.05
+_DISCOVERY_S = 30.0
+
+
+class Player:
+    """Publishes on the absolute schedule of the bag's own times, `rate` times as fast."""
+
+    def __init__(self, node: Node, image_topic: str, query_topic: str, rate: float, stopping: threading.Event) -> None:
+        self._node = node
+        self._rate = rate
+        self._stopping = stopping
+        self._waiting: queue.Queue[str] = queue.Queue()
+        self._clock = node.create_publisher(Clock, "/clock", 10)
+        self._images = node.create_publisher(Image, image_topic, QoSProfile(depth=10))
+        self._queries = node.create_publisher(String, query_topic, 10)
+        self._started = 0.0
+        self._start_ns = 0
+
+    def wait_for_listeners(self) -> None:
+        """Raises TimeoutError where nobody listens to the images, the queries and the clock."""
+        until = time.monotonic() + _DISCOVERY_S
+        publishers = (self._clock, self._images, self._queries)
+        while not all(publisher.get_subscription_count() for publisher in publishers):
+            if time.monotonic() > until:
+                raise TimeoutError(f"nobody listens to the images, queries or the clock after {_DISCOVERY_S:g} s")
+            if self._stopping.wait(0.05):
+                return
+
+    def ask(self, text: str) -> None:
+        """Publishes a query soon. For any thread."""
+        self._waiting.put(text)
+
+    def play(self, images: list[tuple[int, Image]]) -> None:
+        """images: (stamp in ns, message), in order. Ends early where it is stopped."""
+        self._started, self._start_ns = time.monotonic(), images[0][0]
+        for stamp_ns, message in images:
+            if not self._keep_time_until(stamp_ns):
+                return
+            self._images.publish(message)
+            while not self._waiting.empty():
+                self._queries.publish(String(data=self._waiting.get()))
+            tell(event="position", clip_s=(stamp_ns - self._start_ns) / 1e9)
+        tell(event="played")
+
+    def idle(self) -> None:
+        """Lets the clock run on until it is stopped."""
+        self._keep_time_until(sys.maxsize)
+
+    def _keep_time_until(self, stamp_ns: int) -> bool:
+        """Ticks until the bag's time is `stamp_ns`. False where it was stopped before."""
+        while True:
+            now_ns = self._start_ns + round((time.monotonic() - self._started) * self._rate * 1e9)
+            seconds, nanoseconds = divmod(min(now_ns, stamp_ns), 1_000_000_000)
+            message = Clock()
+            message.clock.sec, message.clock.nanosec = seconds, nanoseconds
+            self._clock.publish(message)
+            left_s = (stamp_ns - now_ns) / 1e9 / self._rate
+            if left_s <= 0:
+                return not self._stopping.is_set()
+            if self._stopping.wait(min(left_s, _TICK_S)):
+                return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("bag", type=Path)
+    parser.add_argument("--image-topic", required=True)
+    parser.add_argument("--query-topic", required=True)
+    parser.add_argument("--rate", type=float, required=True)
+    given = parser.parse_args()
+    stopping = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stopping.set())
+    rclpy.init(args=[], signal_handler_options=SignalHandlerOptions.NO)
+    node = rclpy.create_node("player")
+    try:
+        player = Player(node, given.image_topic, given.query_topic, given.rate, stopping)
+        images = _images(given.bag, given.image_topic)
+        threading.Thread(target=_listen, args=(player,), daemon=True).start()
+        player.wait_for_listeners()
+        player.play(images)
+        player.idle()
+    finally:
+        node.destroy_node()
+        rclpy.try_shutdown()
+    return 0
+
+
+def _listen(player: Player) -> None:
+    for line in sys.stdin:
+        player.ask(json.loads(line)["ask"])
+
+
+def _images(path: Path, topic: str) -> list[tuple[int, Image]]:
+    """All at once, so that decompression does not disturb the schedule."""
+    images = []
+    with BagReader(path) as bag:
+        for recorded in bag.messages([topic]):
+            message = deserialize_message(recorded.data, Image)
+            images.append((message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec, message))
+    return images
+
+
+if __name__ == "__main__":
+    sys.exit(main())

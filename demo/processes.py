@@ -1,0 +1,104 @@
+"""The demo's child processes: started, listened to, ended in order."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+class ChildError(Exception):
+    """A child process ended, or did not say in time what was waited for."""
+
+
+class Child:
+    """A process that tells what happens by JSON lines on its standard output; everything else goes to `log`.
+
+    It runs apart from the terminal, so that Ctrl-C reaches the demo alone, which then ends its children in order.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self.events: queue.Queue[dict[str, Any]] = queue.Queue()
+        self._stream = log.open("w", encoding="utf-8")
+        self._process = subprocess.Popen(
+            command,
+            env=dict(env),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stream,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def send(self, **command: Any) -> None:
+        """Writes a JSON line to the process's standard input. Raises ChildError where it has ended."""
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise ChildError(f"{self.name} has ended:{self._last_lines()}") from error
+
+    def check(self) -> None:
+        """Raises ChildError where the process has ended."""
+        if self._process.poll() is not None:
+            self._reader.join(timeout=5)
+            raise ChildError(f"{self.name} ended with exit code {self._process.returncode}:{self._last_lines()}")
+
+    def wait_for(self, wanted: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+        """The next event that holds all of `wanted`. Raises ChildError where the process ends or the time is over."""
+        until = time.monotonic() + timeout_s
+        while time.monotonic() < until:
+            ended = self._process.poll() is not None
+            if ended:
+                self._reader.join(timeout=5)
+            try:
+                event = self.events.get(timeout=0.0 if ended else 0.2)
+            except queue.Empty:
+                self.check()
+                continue
+            if wanted.items() <= event.items():
+                return event
+        raise ChildError(f"{self.name} did not say {dict(wanted)} within {timeout_s:g} s:{self._last_lines()}")
+
+    def stop(self, timeout_s: float = 15.0) -> int:
+        """Asks by SIGINT to end, and kills what does not. The exit code; negative: ended by that signal."""
+        if self._process.poll() is None:
+            self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._reader.join(timeout=5)
+        self._process.stdin.close()
+        self._stream.close()
+        return self._process.returncode
+
+    def _read(self) -> None:
+        for line in self._process.stdout:
+            try:
+                self.events.put(json.loads(line))
+            except ValueError:
+                self._stream.write(line)
+                self._stream.flush()
+
+    def _last_lines(self, count: int = 15) -> str:
+        self._stream.flush()
+        lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return "\n".join(["", *(f"    {line}" for line in lines[-count:]), f"    (all of it: {self.log})"])
+
+
+def tell(**event: Any) -> None:
+    """In a child: says something to the demo."""
+    print(json.dumps(event), flush=True)

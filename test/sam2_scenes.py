@@ -1,0 +1,29 @@
+"""Small made-up clips for the tests of the segmentation."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from decaf_ros.types import Frame
+
+
+def moving_scene(count: int, size_hw: tuple[int, int] = (120, 200)) -> list[Frame]:
+    """A red disc that moves to the right and a blue box that moves down, on a shaded ground with a little noise."""
+    height, width = size_hw
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:height, :width]
+    frames = []
+    for index in range(count):
+        image = np.stack([70 + 40 * np.sin(x / 40), 80 + 40 * np.cos(y / 30), np.full(size_hw, 90.0)], axis=-1)
+        image[np.hypot(x - width * 0.3 - 2 * index, y - height * 0.5) < height * 0.18] = (220, 40, 30)
+        image[(abs(x - width * 0.75) < width * 0.1) & (abs(y - height * 0.4 - index) < height * 0.15)] = (30, 60, 220)
+        image += rng.normal(0, 3, image.shape)
+        frames.append(Frame(image.clip(0, 255).astype(np.uint8), 1_000_000_000 + index * 50_000_000, "camera", index))
+    return frames
+
+
+def disc(size_hw: tuple[int, int], x: float, y: float, radius: float) -> np.ndarray:
+    """(H, W) bool; centre in [0, 1], radius in image heights."""
+    height, width = size_hw
+    rows, columns = np.mgrid[:height, :width]
+    return np.hypot(columns - x * width, rows - y * height) < radius * height

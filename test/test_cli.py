@@ -1,0 +1,189 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import decaf_ros
+from decaf_ros.bags import BagReader, BagWriter
+from decaf_ros.cli import main, parameter_table
+from decaf_ros.config import DecafConfig, options
+from decaf_ros.video import VideoWriter, read_video
+
+ROOT = Path(__file__).parents[1]
+START_NS = 1_700_000_000_000_000_000
+FRAMES, STEP_NS = 8, 500_000_000
+HEIGHT, WIDTH = 128, 192
+
+
+def picture(index: int) -> np.ndarray:
+    image = cv2.resize(np.random.default_rng(0).integers(0, 200, (8, 12, 3), dtype=np.uint8), (WIDTH, HEIGHT))
+    return cv2.circle(image, (40 + 12 * index, 64), 24, (220, 60, 30), -1)
+
+
+@pytest.fixture
+def video(tmp_path) -> Path:
+    with VideoWriter(tmp_path / "ball.mp4") as file:
+        for index in range(FRAMES):
+            file.write(picture(index), START_NS + index * STEP_NS)
+    return tmp_path / "ball.mp4"
+
+
+@pytest.fixture
+def bag(tmp_path) -> Path:
+    with BagWriter(tmp_path / "ball_bag") as file:
+        for index in range(FRAMES):
+            file.write_image("/camera/image", picture(index), START_NS + index * STEP_NS, "optical")
+    return tmp_path / "ball_bag"
+
+
+@pytest.fixture
+def models(tiny_mllm_dir, tiny_sam2_dir) -> list[str]:
+    """Random models find nothing convincing: so that there are masks, something is always answered."""
+    always = ["--set", "presence.threshold=0", "--set", "segmentation.fallback=best"]
+    return ["--mllm", str(tiny_mllm_dir), "--sam2", str(tiny_sam2_dir), *always]
+
+
+def test_offline_video_to_everything(video, models, tmp_path, capsys):
+    out = tmp_path / "out"
+    given = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
+    assert main([*given, "--set", "window.size=4"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["query"], summary["state"], summary["frames"]) == ("the red ball", "TRACKING", FRAMES)
+    assert [state["state"] for state in summary["states"]] == ["RECEIVED", "GROUNDING", "TRACKING"]
+    assert summary["parameters"]["window.size"] == 4 and summary["presence"]["score"] >= 0
+    assert {"video_object", "tracklets", "dense"} <= set(summary["stage_ms"])
+    masks = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted((out / "masks").iterdir())]
+    assert len(masks) == FRAMES and {mask.shape for mask in masks} == {(HEIGHT, WIDTH)}
+    assert set(np.unique(masks)) <= {0, 1} and summary["frames_with_target"] == sum(mask.any() for mask in masks) > 0
+    assert len(list(read_video(out / "overlay.mp4"))) == FRAMES
+    assert cv2.imread(str(out / "contact_sheet.png")).shape[1] > 4 * WIDTH
+    with BagReader(out / "outputs_bag") as outputs:
+        written = [outputs.deserialize(message) for message in outputs.messages(["/decaf/masks"])]
+        topics = outputs.topics
+    np.testing.assert_array_equal([message.data.reshape(HEIGHT, WIDTH) for message in written], masks)
+    assert topics["/decaf/heatmaps"].count == 4 and topics["/decaf/status"].count == 3
+    assert str(out) in capsys.readouterr().err
+
+
+def test_online_bag_to_bag(bag, models, tmp_path):
+    """As a robot sees it: the answer comes in the middle of the clip, and each frame has its mask."""
+    out = tmp_path / "out"
+    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), "--format", "bag", *models]
+    assert main([*given, "--set", "window.min_frames=3"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert [state["state"] for state in summary["states"]] == ["RECEIVED", "GROUNDING", "TRACKING"]
+    assert [state["stamp_ns"] for state in summary["states"][1:]] == [START_NS + 2 * STEP_NS] * 2
+    assert not (out / "masks").exists()
+    with BagReader(out / "outputs_bag") as outputs:
+        for topic in ("masks", "target_mask", "tracklets"):
+            headers = [outputs.deserialize(message).header for message in outputs.messages([f"/decaf/{topic}"])]
+            stamps = [header.stamp.sec * 10**9 + header.stamp.nanosec for header in headers]
+            assert stamps == [START_NS + index * STEP_NS for index in range(FRAMES)]
+            assert {header.frame_id for header in headers} == {"optical"}
+
+
+def test_a_clip_that_is_too_short_to_answer_says_so(bag, models, tmp_path):
+    out = tmp_path / "out"
+    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), *models]
+    assert main([*given, "--duration", "1"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["state"] == "CANCELLED" and "the clip ended before" in summary["answer"]
+
+
+def test_a_query_that_fails_is_a_failure(bag, models, tmp_path, capsys):
+    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(tmp_path / "out"), *models]
+    assert main([*given, "--set", "node.max_query_chars=5"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1].startswith("decaf: query: expected at most 5 characters")
+
+
+def test_not_found_is_told(video, models, tmp_path):
+    out = tmp_path / "out"
+    given = ["segment", str(video), "--query", "the red ball", "--out", str(out), *models]
+    assert main([*given, "--set", "presence.threshold=1"]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert (summary["state"], summary["frames_with_target"]) == ("NOT_FOUND", 0)
+    assert "presence.threshold 1.00" in summary["answer"]
+
+
+def test_part_of_a_clip(video, models, tmp_path):
+    out = tmp_path / "out"
+    part = ["--start", "1", "--duration", "1.5"]
+    assert main(["segment", str(video), "--query", "the ball", "--out", str(out), *part, *models]) == 0
+    assert sorted(file.name for file in (out / "masks").iterdir()) == [f"{index:06d}.png" for index in (2, 3, 4)]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nowhere.mp4", "--query", "x"], "nowhere.mp4: no such file or folder"),
+        (["{video}", "--query", "  "], "--query: expected a text, got an empty one"),
+        (["{video}", "--query", "x", "--start", "100"], "no frame from 100.0 s on"),
+        (["{bag}", "--query", "x", "--topic", "/up"], "no image topic /up; image topics: /camera/image"),
+        (["{notes}", "--query", "x"], "expected a video file"),
+        (["{video}", "--query", "x", "--out", "{full}"], "exists and is not empty"),
+        (["{video}", "--query", "x", "--mllm", "{bag}", "--set", "mllm.local_files_only=true"], "ball_bag"),
+    ],
+)
+def test_failures_are_one_line_and_exit_code_1(arguments, words, video, bag, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("no video")
+    places = {"video": video, "bag": bag, "notes": tmp_path / "notes.txt", "full": tmp_path}
+    assert main(["segment", *(argument.format(**places) for argument in arguments)]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("decaf: ") and words in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: command"),
+        (["segment", "clip.mp4"], "the following arguments are required: --query"),
+        (["segment", "clip.mp4", "--query", "x", "--format", "avi"], "invalid choice: 'avi'"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "window.size"], "expected STAGE.FIELD=VALUE"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "window.length=3"], "unknown option window.length"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "window.size=big"], "expected int, got 'big'"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "presence.threshold=2"], "in [0.0, 1.0], got 2.0"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "regrounding.enabled=1"], "expected bool, got '1'"),
+        (["segment", "clip.mp4", "--query", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_bad_usage_is_exit_code_2(arguments, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+def test_command_line_goes_over_the_file(video, models, tmp_path):
+    (tmp_path / "mine.yaml").write_text("/**: {ros__parameters: {window: {size: 5, min_frames: 2}}}")
+    out = tmp_path / "out"
+    given = ["segment", str(video), "--query", "x", "--out", str(out), "--config", str(tmp_path / "mine.yaml"), *models]
+    assert main([*given, "--set", "window.size=3", "--set", "segmentation.point_threshold=9e-1"]) == 0
+    parameters = json.loads((out / "summary.json").read_text())["parameters"]
+    assert (parameters["window.size"], parameters["window.min_frames"]) == (3, 2)
+    assert parameters["segmentation.point_threshold"] == 0.9
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"decaf {decaf_ros.__version__}\n"
+
+
+def test_parameters_document_is_up_to_date(capsys):
+    """Made by `decaf parameters > docs/parameters.md`."""
+    assert main(["parameters"]) == 0
+    table = capsys.readouterr().out
+    assert table == parameter_table() == (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
+    assert all(f"| `{option.name}` | `" in table for option in options(DecafConfig()))
+
+
+def test_help_needs_no_models():
+    """torch takes seconds to import."""
+    code = "import sys, decaf_ros.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,0 +1,138 @@
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+import pytest
+
+from decaf_ros.images import ENCODINGS, check_image, compressed_to_rgb, image_to_rgb, message_to_rgb
+
+RGB = np.array([[[200, 10, 30], [0, 255, 0]], [[1, 2, 3], [90, 80, 70]], [[255, 255, 255], [0, 0, 128]]], np.uint8)
+
+
+def image(pixels: np.ndarray, encoding: str, padding: int = 0, /, **changes) -> SimpleNamespace:
+    """A message of `pixels` (rows first), each row padded by `padding` bytes of 0xAA."""
+    rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1).view(np.uint8)
+    rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
+    height, width = pixels.shape[:2]
+    message = SimpleNamespace(
+        height=height, width=width, encoding=encoding, is_bigendian=0, step=rows.shape[1], data=rows.tobytes()
+    )
+    return SimpleNamespace(**{**vars(message), **changes})
+
+
+def compressed(suffix: str, pixels: np.ndarray, *options: int) -> SimpleNamespace:
+    return SimpleNamespace(format=suffix[1:], data=cv2.imencode(suffix, pixels, options)[1].tobytes())
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize(
+    ("encoding", "pixels"),
+    [
+        ("rgb8", RGB),
+        ("bgr8", RGB[..., ::-1]),
+        ("rgba8", np.dstack([RGB, np.full(RGB.shape[:2], 7, np.uint8)])),
+        ("bgra8", np.dstack([RGB[..., ::-1], np.full(RGB.shape[:2], 7, np.uint8)])),
+        ("rgb16", RGB.astype(np.uint16) * 257),
+        ("bgr16", RGB[..., ::-1].astype(np.uint16) * 257),
+    ],
+)
+def test_colour_encodings_give_the_same_picture(encoding, pixels, padding):
+    np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, padding)), RGB)
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "mono16"])
+def test_mono_becomes_grey(encoding):
+    grey = RGB[..., 0]
+    pixels = grey if encoding == "mono8" else grey.astype(np.uint16) * 257
+    np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, 3)), np.repeat(grey[..., None], 3, axis=2))
+
+
+def test_big_endian():
+    swapped = (RGB[..., 0].astype(np.uint16) * 256 + 1).byteswap()
+    result = image_to_rgb(image(swapped, "mono16", is_bigendian=1))
+    np.testing.assert_allclose(result[..., 0], RGB[..., 0], atol=1)
+
+
+@pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_bayer_colours_are_not_swapped(pattern, bits):
+    colour = {"r": 200, "g": 100, "b": 30}
+    tile = np.array([colour[letter] for letter in pattern], np.uint8).reshape(2, 2)
+    mosaic = np.tile(tile, (4, 4))
+    mosaic = mosaic if bits == 8 else mosaic.astype(np.uint16) * 257
+    result = image_to_rgb(image(mosaic, f"bayer_{pattern}{bits}"))
+    np.testing.assert_allclose(result[3, 3], [200, 100, 30], atol=1)
+
+
+@pytest.mark.parametrize("encoding", ["uyvy", "yuv422", "yuyv", "yuv422_yuy2"])
+def test_yuv_of_neutral_chroma_is_grey(encoding):
+    luma_first = encoding.startswith("yuy") or encoding.endswith("yuy2")
+    pixels = np.full((2, 4, 2), 128, np.uint8)
+    pixels[..., 0 if luma_first else 1] = 126  # luma of mid grey in the video range
+    np.testing.assert_allclose(image_to_rgb(image(pixels, encoding)), 128, atol=2)
+
+
+def test_every_encoding_of_the_table_decodes():
+    for encoding, size in ENCODINGS.items():
+        data = np.zeros((4, 4 * size), np.uint8)
+        assert image_to_rgb(image(data, encoding, width=4, step=4 * size)).shape == (4, 4, 3)
+
+
+def test_the_result_does_not_share_the_message_memory():
+    message = image(RGB, "rgb8")
+    message.data = bytearray(message.data)
+    result = image_to_rgb(message)
+    message.data[:] = bytes(len(message.data))
+    np.testing.assert_array_equal(result, RGB)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"height": 0}, "at least 1, got 0 x 2"),
+        ({"encoding": "32FC1"}, "got '32FC1'"),
+        ({"encoding": ""}, "got ''"),
+        ({"step": 5}, "at least 6 bytes .* got 5"),
+        ({"step": 7}, "expected 21 bytes .* got 18"),
+        ({"data": b"\0" * 17}, "expected 18 bytes .* got 17"),
+        ({"data": b"\0" * 19}, "expected 18 bytes .* got 19"),
+        ({"width": 2**31}, "step of at least"),
+    ],
+)
+def test_lies_are_named(changes, words):
+    with pytest.raises(ValueError, match=words):
+        image_to_rgb(image(RGB, "rgb8", **changes))
+
+
+def test_odd_width_of_chroma_pairs():
+    with pytest.raises(ValueError, match="even width for uyvy, got 3"):
+        check_image(2, 3, "uyvy", 6, 12)
+
+
+def test_check_image_returns_the_bytes_of_a_row():
+    assert check_image(2, 10, "bgr8", 32, 64) == 30
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_compressed(suffix):
+    pixels = np.full((16, 24, 3), (20, 60, 200), np.uint8)
+    np.testing.assert_allclose(message_to_rgb(compressed(suffix, pixels)), np.full_like(pixels, (200, 60, 20)), atol=3)
+
+
+def test_compressed_grey():
+    assert compressed_to_rgb(compressed(".png", RGB[..., 0])).shape == RGB.shape
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_truncated_compressed(suffix):
+    message = compressed(suffix, np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))
+    message.data = message.data[: len(message.data) * 2 // 3]
+    with pytest.raises(ValueError, match="whole image, got .* without its end marker"):
+        compressed_to_rgb(message)
+
+
+def test_no_picture():
+    with pytest.raises(ValueError, match="cannot decode .*compressedDepth"):
+        compressed_to_rgb(SimpleNamespace(format="16UC1; compressedDepth", data=b"\0" * 100))
+    with pytest.raises(ValueError, match="expected data, got none"):
+        compressed_to_rgb(SimpleNamespace(format="jpeg", data=b""))

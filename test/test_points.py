@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decaf_ros.config import SegmentationConfig
+from decaf_ros.segmentation.points import attention_points, keypoints
+
+
+def fused(**values: float) -> np.ndarray:
+    """A (2, 3, 4) map of zeros but for tokens given as tYX=value."""
+    tokens = np.zeros((2, 3, 4), dtype=np.float32)
+    for place, value in values.items():
+        tokens[tuple(int(digit) for digit in place[1:])] = value
+    return tokens
+
+
+def test_threshold_points_are_token_centres_in_order():
+    points = attention_points(fused(t112=0.8, t003=1.0, t020=0.79), SegmentationConfig())
+    assert points.frame.tolist() == [0, 1]
+    np.testing.assert_allclose(points.xy, [[3.5 / 4, 0.5 / 3], [2.5 / 4, 1.5 / 3]], atol=1e-6)
+    np.testing.assert_allclose(points.value, [1.0, 0.8], atol=1e-6)
+
+
+def test_no_token_over_the_threshold_gives_no_points():
+    assert len(attention_points(fused(), SegmentationConfig())) == 0
+
+
+def test_top_k_takes_the_strongest_of_each_frame_and_never_an_empty_token():
+    config = SegmentationConfig(points="top_k", top_k=2)
+    points = attention_points(fused(t000=0.3, t001=0.2, t002=0.4, t123=0.1), config)
+    assert points.frame.tolist() == [0, 0, 1]
+    np.testing.assert_allclose(points.value, [0.3, 0.4, 0.1], atol=1e-6)
+
+
+def test_max_points_keeps_the_strongest_in_order():
+    values = fused(t000=0.9, t011=0.85, t100=1.0, t101=0.95)
+    points = attention_points(values, SegmentationConfig(max_points=3))
+    np.testing.assert_allclose(points.value, [0.9, 1.0, 0.95], atol=1e-6)
+
+
+def test_keypoints_are_peaks_apart_from_each_other_strongest_first():
+    # (0, 0, 1) and (0, 1, 0) touch stronger tokens: no peaks. In frame 1 the token beside frame 0's peak is too near.
+    values = fused(t000=0.9, t001=0.8, t010=0.7, t023=0.5, t101=0.6, t120=0.3)
+    config = SegmentationConfig(top_k=3, keypoint_distance=0.3)
+    points = keypoints(values, config, (300, 400))
+    assert points.frame.tolist() == [0, 0, 1]
+    np.testing.assert_allclose(points.value, [0.9, 0.5, 0.3], atol=1e-6)
+    near = keypoints(values, SegmentationConfig(top_k=3, keypoint_distance=0.1), (300, 400))
+    np.testing.assert_allclose(near.value, [0.9, 0.6, 0.5], atol=1e-6)
+
+
+def test_keypoint_distance_is_measured_in_the_image_not_in_tokens():
+    values = fused(t000=1.0, t002=0.9, t020=0.8)
+    config = SegmentationConfig(keypoint_distance=0.3)
+    # Two tokens to the right are half of the width, two down are two thirds of the height.
+    assert keypoints(values, config, (100, 1000)).value.tolist() == pytest.approx([1.0, 0.9])
+    assert keypoints(values, config, (1000, 100)).value.tolist() == pytest.approx([1.0, 0.8])
+
+
+def test_a_constant_map_has_no_keypoints():
+    assert len(keypoints(fused(), SegmentationConfig(), (30, 40))) == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        (np.zeros((2, 3, 4)), TypeError, "float32"),
+        (np.zeros((3, 4), dtype=np.float32), ValueError, r"\(3, 4\)"),
+        (np.full((1, 2, 2), np.nan, dtype=np.float32), ValueError, "NaN"),
+    ],
+)
+def test_bad_maps_are_named(bad, error, message):
+    with pytest.raises(error, match=message):
+        attention_points(bad, SegmentationConfig())
+    with pytest.raises(error, match=message):
+        keypoints(bad, SegmentationConfig(), (3, 4))

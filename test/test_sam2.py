@@ -1,0 +1,258 @@
+"""Loading, and agreement with the predictors that the sam2 package ships."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import cv2
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from hydra.utils import instantiate
+from safetensors.torch import load_file, save_file
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from sam2.sam2_image_predictor import SAM2ImagePredictor
+from sam2_scenes import disc, moving_scene
+
+from decaf_ros.config import Sam2Config
+from decaf_ros.demo.tiny_sam2 import model_config, write_tiny_sam2
+from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
+from decaf_ros.types import Frame
+
+
+@pytest.fixture(scope="module")
+def sam2(tiny_sam2_dir: Path) -> Sam2:
+    return load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def random_model() -> SAM2Base:
+    """The tiny architecture with random weights alone, scaled so that memories and object pointers show in masks."""
+    torch.manual_seed(0)
+    model = build_model(model_config()).eval()
+    scales = {"cross_attn_image.v_proj": 8, "cross_attn_image.out_proj": 8, "memory_encoder.out_proj": 20, "obj_ptr": 4}
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight *= next((scale for part, scale in scales.items() if part in name), 1)
+        for network in model.sam_mask_decoder.output_hypernetworks_mlps:
+            network.layers[-1].weight *= 100
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(3)
+    return model
+
+
+def recorded_logits(sam2: Sam2) -> list[torch.Tensor]:
+    """The low-resolution mask logits of every output from now on, filled by the model as it runs."""
+    record: list[torch.Tensor] = []
+    filled = sam2.filled
+
+    def spy(logits: torch.Tensor) -> torch.Tensor:
+        record.append(filled(logits))
+        return record[-1]
+
+    sam2.filled = spy
+    return record
+
+
+def test_points_equal_the_image_predictor(random_model):
+    frame = moving_scene(1)[0]
+    height, width = frame.size_hw
+    xy = np.random.default_rng(1).random((7, 2)).astype(np.float32)
+    sam2 = Sam2(random_model, Sam2Config(device="cpu", point_batch=3), fill_holes_px=0)
+    logits = recorded_logits(sam2)
+    found = sam2.masks_at_points(sam2.embed(frame), xy)
+    assert found.masks.shape == (7, height, width) and found.masks.dtype == torch.bool
+    assert found.iou.dtype == found.object_score.dtype == torch.float32
+    assert len(logits) == 3, "expected chunks of point_batch"
+
+    predictor = SAM2ImagePredictor(random_model)
+    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # it knows those of image_size 1024 only
+    predictor.set_image(frame.image)
+    for place, point in enumerate(xy):
+        masks, iou, low_res = predictor.predict(point[None] * (width, height), np.array([1]))
+        best = int(iou.argmax())
+        assert found.iou[place] == pytest.approx(iou[best], abs=1e-5)
+        np.testing.assert_allclose(torch.cat(logits)[place, 0], low_res[best], atol=5e-4)
+        assert (found.masks[place].numpy() == masks[best].astype(bool)).mean() > 0.999
+
+
+def test_the_tiny_checkpoint_is_small_reproducible_and_does_something(sam2, tiny_sam2_dir, tmp_path):
+    write_tiny_sam2(tmp_path)
+    for name in ("model.yaml", "model.safetensors"):
+        assert (tmp_path / name).read_bytes() == (tiny_sam2_dir / name).read_bytes()
+    assert (tmp_path / "model.safetensors").stat().st_size < 10_000_000
+    frame = moving_scene(1)[0]
+    xy = np.stack(np.meshgrid([0.2, 0.5, 0.8], [0.3, 0.7]), -1).reshape(-1, 2)
+    masks = sam2.masks_at_points(sam2.embed(frame), xy).masks
+    assert ((masks.float().mean((1, 2)) > 0.005) & (masks.float().mean((1, 2)) < 0.3)).all()
+    rows, columns = (xy[:, ::-1] * frame.size_hw).astype(int).T
+    assert masks[torch.arange(len(xy)), rows, columns].all(), "a mask without its point"
+
+
+def test_no_points_give_no_masks(sam2):
+    found = sam2.masks_at_points(sam2.embed(moving_scene(1)[0]), np.zeros((0, 2), np.float32))
+    assert found.masks.shape == (0, 120, 200) and len(found.iou) == len(found.object_score) == 0
+
+
+@pytest.mark.parametrize("bad", [np.array([[0.5, 1.1]]), np.array([0.5, 0.5]), np.array([[0.5, np.nan]])])
+def test_bad_points_are_named(sam2, bad):
+    with pytest.raises(ValueError, match=r"\(P, 2\) with values in \[0, 1\]"):
+        sam2.masks_at_points(sam2.embed(moving_scene(1)[0]), bad)
+
+
+@pytest.mark.parametrize("weights", ["random", "wired"])
+@pytest.mark.parametrize(("length", "source"), [(6, 2), (20, 1)])
+def test_propagation_equals_the_video_predictor(request, tmp_path, weights, length, source):
+    """Two objects from one frame's masks, forwards and backwards; 20 frames are more than the memory holds.
+
+    With the random weights the object pointers count, with the wired ones the masks in the memory.
+    """
+    model = request.getfixturevalue("sam2").model if weights == "wired" else request.getfixturevalue("random_model")
+    frames = moving_scene(length)
+    masks = np.stack([disc(frames[0].size_hw, 0.3, 0.5, 0.18), disc(frames[0].size_hw, 0.75, 0.4, 0.12)])
+    sam2 = Sam2(model, Sam2Config(device="cpu"), fill_holes_px=0)
+    record = recorded_logits(sam2)
+    tracks = propagate(sam2, frames, source, torch.from_numpy(masks))
+    order = [*range(source, length), *reversed(range(source))]
+    logits = dict(zip(order, record))
+
+    predictor = _video_predictor(model)
+    for frame in frames:
+        cv2.imwrite(str(tmp_path / f"{frame.index}.jpg"), frame.image)
+    state = predictor.init_state(str(tmp_path))
+    state["images"] = torch.cat([sam2.normalised(frame.image) for frame in frames])  # without the loss of JPEG
+    state["cached_features"] = {}
+    for object_id, mask in enumerate(masks):
+        predictor.add_new_mask(state, source, object_id, mask)
+    expected = {}
+    for reverse in (False, True):
+        for index, _, found in predictor.propagate_in_video(state, reverse=reverse):
+            expected[index] = found[:, 0] > 0
+    assert sorted(expected) == list(range(length))
+    assert all((found > NO_OBJ_SCORE).all() and found.std() > 0.5 for found in record), "no masks, so nothing is tested"
+    for object_id, outputs in state["output_dict_per_obj"].items():
+        stored = {**outputs["cond_frame_outputs"], **outputs["non_cond_frame_outputs"]}
+        for index in range(length):
+            reference = stored[index]["pred_masks"][0]
+            np.testing.assert_allclose(logits[index][object_id], reference, atol=2e-3, err_msg=f"frame {index}")
+            assert (tracks[object_id, index] == expected[index][object_id]).float().mean() > 0.999
+
+
+def _video_predictor(model: SAM2Base) -> SAM2Base:
+    extras = {"dynamic_multimask_via_stability": True, "dynamic_multimask_stability_delta": 0.05}
+    predictor = instantiate(
+        {
+            **model_config(),
+            "_target_": "sam2.sam2_video_predictor.SAM2VideoPredictor",
+            "sam_mask_decoder_extra_args": {**extras, "dynamic_multimask_stability_thresh": 0.98},
+            "binarize_mask_from_pts_for_mem_enc": True,
+        },
+        _convert_="all",
+    )
+    predictor.load_state_dict(model.state_dict())
+    return predictor.eval()
+
+
+def test_holes_up_to_the_area_are_filled(random_model):
+    logits = torch.full((2, 1, 20, 20), 3.0)
+    logits[0, 0, 2:4, 2:6] = -1  # 8 pixels
+    logits[0, 0, 8:11, 2:5] = -1  # 9 pixels
+    logits[0, 0, 0:2, 18:20] = -1  # 4 at the border
+    logits[0, 0, [14, 15], [14, 15]] = 0.0  # 2 that touch at a corner; 0 is background
+    logits[1] = -5
+    logits[1, 0, 5:10, 5:10] = 2
+    filled = Sam2(random_model, Sam2Config(device="cpu"), fill_holes_px=8).filled(logits)
+    assert (filled[0, 0] <= 0).sum() == 9 and (filled[0, 0, 8:11, 2:5] == -1).all()
+    assert (filled[0, 0, 2:4, 2:6] == 0.1).all()
+    assert torch.equal(filled[1], logits[1])
+    assert Sam2(random_model, Sam2Config(device="cpu"), fill_holes_px=0).filled(logits) is logits
+
+
+def test_embeddings_are_cached_by_frame_up_to_the_limit(tiny_sam2_dir):
+    sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=2))
+    encoded = []
+    forward_image = sam2.model.forward_image
+    sam2.model.forward_image = lambda batch: encoded.append(1) or forward_image(batch)
+    first, second, third = moving_scene(3)
+    same_pixels = Frame(first.image, first.stamp_ns)
+    assert sam2.embed(first) is sam2.embed(first) and len(encoded) == 1
+    assert sam2.embed(same_pixels) is not sam2.embed(first) and len(encoded) == 2
+    sam2.embed(second)  # the one with the same pixels was used longest ago
+    sam2.embed(first)
+    assert len(encoded) == 3
+    sam2.embed(third)
+    sam2.embed(second)
+    assert len(encoded) == 5
+
+
+def test_images_that_are_views_embed_as_their_copies(sam2):
+    image = moving_scene(1)[0].image
+    reversed_view = image[:, ::-1]
+    frozen = np.frombuffer(image.tobytes(), np.uint8).reshape(image.shape)
+    flipped = sam2.embed(Frame(reversed_view, 1)).features[-1]
+    assert torch.equal(flipped, sam2.embed(Frame(reversed_view.copy(), 1)).features[-1])
+    assert torch.equal(sam2.embed(Frame(frozen, 1)).features[-1], sam2.embed(Frame(image, 1)).features[-1])
+
+
+def test_pt_file_with_yaml_and_folder_with_pt_load_the_same_weights(tiny_sam2_dir, tmp_path):
+    weights = load_file(tiny_sam2_dir / "model.safetensors")
+    torch.save({"model": weights}, tmp_path / "model.pt")
+    shutil.copy(tiny_sam2_dir / "model.yaml", tmp_path)
+    as_file = Sam2Config(str(tmp_path / "model.pt"), str(tmp_path / "model.yaml"), device="cpu")
+    for config in (as_file, Sam2Config(str(tmp_path), device="cpu")):
+        loaded = load_sam2(config).model.state_dict()
+        assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+
+
+def test_weights_of_another_model_are_refused(tiny_sam2_dir, tmp_path):
+    weights = load_file(tiny_sam2_dir / "model.safetensors")
+    torch.save({"model": weights}, tmp_path / "tiny.pt")
+    with pytest.raises(ValueError, match="does not fit .*sam2.1_hiera_t.yaml"):
+        load_sam2(Sam2Config(str(tmp_path / "tiny.pt"), "sam2.1_hiera_t", device="cpu"))
+    shutil.copy(tiny_sam2_dir / "model.yaml", tmp_path)
+    weights.popitem()
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match="does not fit"):
+        load_sam2(Sam2Config(str(tmp_path), device="cpu"))
+
+
+def test_missing_checkpoints_say_what_to_do(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="model.yaml and model.safetensors"):
+        load_sam2(Sam2Config(str(tmp_path / "nowhere")))
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileNotFoundError, match="found notes.txt"):
+        load_sam2(Sam2Config(str(tmp_path)))
+    torch.save({}, tmp_path / "weights.pt")
+    with pytest.raises(ValueError, match="a .pt file needs its configuration"):
+        load_sam2(Sam2Config(str(tmp_path / "weights.pt")))
+    with pytest.raises(FileNotFoundError, match="sam2.1_hiera_l"):
+        load_sam2(Sam2Config(str(tmp_path / "weights.pt"), "hiera_gigantic"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="hf download facebook/sam2.1-hiera-tiny"):
+        load_sam2(Sam2Config("facebook/sam2.1-hiera-tiny", local_files_only=True))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.pt"])
+def test_broken_weights_are_named(tiny_sam2_dir, tmp_path, name):
+    shutil.copy(tiny_sam2_dir / "model.yaml", tmp_path)
+    (tmp_path / name).write_bytes(b"not weights")
+    with pytest.raises(ValueError, match=f"{name}: expected the weights of a SAM 2 model"):
+        load_sam2(Sam2Config(str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: {_target_: os.system, command: ls}", "_target_ sam2.modeling.sam2_base.SAM2Base"),
+        ("weights: 3", "section `model`"),
+        ("model: {_target_: sam2.modeling.sam2_base.SAM2Base}", "expected the configuration of a SAM 2 model"),
+        ("model: {_target_: sam2.modeling.sam2_base.SAM2Base, trunk: [{_target_: os.system}]}", "got os.system"),
+    ],
+)
+def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, text, message):
+    shutil.copy(tiny_sam2_dir / "model.safetensors", tmp_path)
+    (tmp_path / "model.yaml").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_sam2(Sam2Config(str(tmp_path)))

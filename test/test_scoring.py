@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from decaf_ros.config import SegmentationConfig
+from decaf_ros.segmentation.scoring import consistency_maps, score_tracklets, select_tracklets
+from decaf_ros.segmentation.tracklets import Proposal
+
+# One frame of 2 x 2 tokens: mean 0.45, so the upper row is in the mask, and outside it stands -0.9.
+ATTENTION = np.array([[[0.9, 0.6], [0.2, 0.1]]], dtype=np.float32)
+
+
+def proposal(tokens: list[list[int]], attention: float = 0.9, iou: float = 0.9, frames: int = 1) -> Proposal:
+    """A candidate that covers whole tokens of 2 x 3 pixels."""
+    mask = torch.tensor(tokens, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(3, 1)
+    return Proposal(mask.expand(frames, -1, -1), 0, (0.5, 0.5), attention, iou, 1.0)
+
+
+def test_consistency_by_hand():
+    upper, left, lower = proposal([[1, 1], [0, 0]]), proposal([[1, 0], [1, 0]]), proposal([[0, 0], [1, 1]])
+    ranked = score_tracklets([lower, left, upper], ATTENTION, SegmentationConfig())
+    # Eq. 8: 1.5 / 1.5, (0.9 - 0.9) / 1.5, -1.8 / 1.5.
+    assert [one.raw_consistency for one in ranked] == pytest.approx([1.0, 0.0, -1.2], abs=1e-6)
+    assert [one.scores.combined for one in ranked] == pytest.approx([2.8 / 3, 0.6, 0.2], abs=1e-6)
+
+
+def test_positive_scores_are_divided_by_the_largest_and_negative_ones_stay():
+    first, second, outside = proposal([[0, 1], [0, 0]]), proposal([[1, 0], [0, 0]]), proposal([[0, 0], [0, 1]])
+    ranked = score_tracklets([first, second, outside], ATTENTION, SegmentationConfig())
+    assert [one.scores.consistency for one in ranked] == pytest.approx([1.0, 0.6 / 0.9, -0.6], abs=1e-6)
+    assert [one.raw_consistency for one in ranked] == pytest.approx([0.6, 0.4, -0.6], abs=1e-6)
+
+
+def test_masks_are_averaged_over_a_token():
+    half = Proposal(torch.tensor([[[1, 0, 0, 0], [1, 0, 0, 0]]]).bool(), 0, (0.1, 0.5), 1.0, 1.0, 1.0)
+    (scored,) = score_tracklets([half], ATTENTION, SegmentationConfig())
+    assert scored.raw_consistency == pytest.approx((0.45 - 0.45) / 1.5, abs=1e-6)
+
+
+def test_ablations_of_table_7():
+    left = proposal([[1, 0], [1, 0]], attention=0.7, iou=0.5)
+    (plain,) = score_tracklets([left], ATTENTION, SegmentationConfig(consistency_penalty=False))
+    assert plain.raw_consistency == pytest.approx(0.9 / 1.5)
+    (off,) = score_tracklets([left], ATTENTION, SegmentationConfig(consistency=False))
+    assert off.scores.combined == pytest.approx(0.6)
+    skewed = np.array([[[1.0, 0.0, 0.0, 0.35, 0.3, 0.0]]], dtype=np.float32)
+    assert consistency_maps(skewed, SegmentationConfig())[0].tolist() == [[[True, False, False, True, True, False]]]
+    assert consistency_maps(skewed, SegmentationConfig(consistency_mask="otsu"))[0].tolist() == [
+        [[True, False, False, False, False, False]]
+    ]
+
+
+def test_a_constant_map_agrees_with_nothing():
+    flat = np.full((1, 7, 9), 0.3, dtype=np.float32)  # whose float32 mean comes out below 0.3
+    (scored,) = score_tracklets([proposal([[1, 1], [1, 1]])], flat, SegmentationConfig())
+    assert scored.raw_consistency == 0 and scored.scores.consistency == 0
+
+
+def test_a_constant_frame_beside_a_good_one_only_costs():
+    attention = np.concatenate([ATTENTION, np.full((1, 2, 2), 0.5, dtype=np.float32)])
+    (scored,) = score_tracklets([proposal([[1, 1], [0, 0]], frames=2)], attention, SegmentationConfig())
+    assert scored.raw_consistency == pytest.approx((1.5 - 1.0) / 1.5, abs=1e-6)
+
+
+def test_selection_is_strict_and_falls_back_as_told():
+    (good,) = score_tracklets([proposal([[1, 1], [0, 0]], 0.9, 0.5)], ATTENTION, SegmentationConfig())
+    assert good.scores.combined == pytest.approx(0.8)
+    exact = SegmentationConfig(tracklet_threshold=good.scores.combined)
+    assert select_tracklets([good], exact) == []
+    below = SegmentationConfig(tracklet_threshold=good.scores.combined - 1e-6)
+    assert select_tracklets([good], below) == [good]
+    best = SegmentationConfig(tracklet_threshold=1.0, fallback="best")
+    assert select_tracklets([good], best) == [good] and select_tracklets([], best) == []
+
+
+def test_another_number_of_frames_is_named():
+    with pytest.raises(ValueError, match="expected 1 key frames, got 2"):
+        score_tracklets([proposal([[1, 1], [0, 0]], frames=2)], ATTENTION, SegmentationConfig())

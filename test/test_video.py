@@ -1,0 +1,110 @@
+import cv2
+import numpy as np
+import pytest
+
+from decaf_ros.video import VideoWriter, frame_rate, read_video
+
+
+def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
+    """A red square that moves to the right over blue."""
+    image = np.full((height, width, 3), (10, 20, 160), np.uint8)
+    image[16:32, 4 * index : 4 * index + 16] = (220, 30, 20)
+    return image
+
+
+def write(path, count: int, step_ns: int = 50_000_000, **size):
+    with VideoWriter(path) as video:
+        for index in range(count):
+            video.write(picture(index % 10, **size), 10**18 + index * step_ns)
+    return path
+
+
+@pytest.mark.parametrize("count", [1, 5, 40])
+def test_what_is_written_is_read(tmp_path, count):
+    frames = list(read_video(write(tmp_path / "clip.mp4", count), frame_id="optical"))
+    assert [frame.index for frame in frames] == list(range(count))
+    assert frames[-1].frame_id == "optical" and frames[0].stamp_ns == 0
+    if count > 1:
+        np.testing.assert_allclose(np.diff([frame.stamp_ns for frame in frames]), 50_000_000, rtol=0.02)
+    np.testing.assert_allclose(frames[-1].image[18:30, 4 * ((count - 1) % 10) + 4], [[220, 30, 20]] * 12, atol=25)
+    assert np.abs(frames[0].image.astype(int) - picture(0)).mean() < 8
+
+
+def test_missing_frames_stand_still(tmp_path):
+    """Stamps at 20 Hz with a hole of half a second, jitter, and a jump of an hour that is cut out."""
+    stamps_ms = [0, 50, 100, 149, 200, 700, 751, 800, 3_600_000, 3_600_050]
+    with VideoWriter(tmp_path / "clip.mp4") as video:
+        for index, stamp_ms in enumerate(stamps_ms):
+            video.write(picture(index), stamp_ms * 1_000_000)
+    frames = list(read_video(tmp_path / "clip.mp4"))
+    assert len(frames) == len(stamps_ms) + 9
+    for place, index in ((4, 4), (13, 4), (14, 5), (18, 9)):
+        assert np.abs(frames[place].image.astype(int) - picture(index)).mean() < 8
+
+
+def test_the_codec_is_the_one_that_is_named(tmp_path):
+    capture = cv2.VideoCapture(str(write(tmp_path / "clip.mp4", 3)))
+    fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode()
+    assert fourcc in ("mp4v", "FMP4")
+
+
+def test_odd_sizes_are_made_even(tmp_path):
+    (frame,) = read_video(write(tmp_path / "clip.mp4", 1, height=49, width=63))
+    assert frame.image.shape == (50, 64, 3)
+
+
+def test_frames_of_another_size_or_form(tmp_path):
+    with VideoWriter(tmp_path / "clip.mp4") as video:
+        video.write(picture(0), 0)
+        with pytest.raises(ValueError, match=r"expected frames of shape \(48, 64, 3\), got \(50, 64, 3\)"):
+            video.write(picture(1, height=50), 1)
+        with pytest.raises(ValueError, match="expected an .* uint8 frame"):
+            video.write(picture(1)[..., 0], 1)
+
+
+def test_no_frame_no_file(tmp_path):
+    VideoWriter(tmp_path / "clip.mp4").close()
+    assert not (tmp_path / "clip.mp4").exists()
+
+
+def test_unwritable(tmp_path):
+    video = VideoWriter(tmp_path / "nowhere" / "clip.mp4")
+    video.write(picture(0), 0)
+    with pytest.raises(OSError, match="cannot write a 64 x 48 MP4"):
+        video.close()
+
+
+@pytest.mark.parametrize(
+    ("stamps_ns", "fps"),
+    [
+        ([], 1.0),
+        ([5], 1.0),
+        ([0, 40_000_000, 80_000_000, 400_000_000], 25.0),
+        ([0, 0, 0], 1.0),
+        ([0, 33_366_667], 29.97),
+        ([0, 3_600_000_000_000], 0.1),
+        ([0, 1], 240.0),
+    ],
+)
+def test_frame_rate(stamps_ns, fps):
+    assert frame_rate(stamps_ns) == fps
+
+
+def test_reading_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere.mp4: no such file"):
+        list(read_video(tmp_path / "nowhere.mp4"))
+    (tmp_path / "notes.mp4").write_text("no video")
+    with pytest.raises(ValueError, match="notes.mp4: expected a video file"):
+        list(read_video(tmp_path / "notes.mp4"))
+
+
+def test_video_without_a_frame(tmp_path):
+    """A header whose pictures are lost."""
+    path = write(tmp_path / "clip.mp4", 5)
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"mdat") + 4
+    end = data.index(b"moov") - 4
+    data[begin:end] = bytes(end - begin)
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match="clip.mp4: expected"):
+        list(read_video(path))
