@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "2")))
+# The models are tiny, and the tests start processes of their own: more threads only wait for each other.
+torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
 GOLDEN_DIR = Path(os.environ.get("DECAF_GOLDEN_DIR", Path(__file__).parent / "golden"))
 

@@ -26,5 +26,8 @@ def test_golden_fusion(case):
     np.testing.assert_allclose(video, maps["ctr_video"], atol=1e-5)
     np.testing.assert_allclose(frames, maps["ctr_frame"], atol=1e-5)
     np.testing.assert_allclose(fused, maps["fused"], atol=1e-5)
-    expected = np.unpackbits(maps["otsu_120x160"], count=len(frames) * 120 * 160).reshape(-1, 120, 160).astype(bool)
-    assert (coarse_masks(fused, (120, 160)) == expected).mean() > 0.9999
+    (otsu,) = (name for name in maps if name.startswith("otsu_"))
+    size_hw = tuple(int(side) for side in otsu.split("_")[1].split("x"))
+    shape = (len(frames), *size_hw)
+    expected = np.unpackbits(maps[otsu], count=int(np.prod(shape))).reshape(shape).astype(bool)
+    assert (coarse_masks(fused, size_hw) == expected).mean() > 0.9999

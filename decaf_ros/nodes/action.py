@@ -1,0 +1,158 @@
+"""The action `segment`: a query as a goal, with feedback, cancel and result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rclpy.action import ActionServer, CancelResponse, GoalResponse
+from rclpy.action.server import ServerGoalHandle
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+from rclpy.task import Future
+
+from decaf_ros.action import Segment
+from decaf_ros.nodes.conversions import masks_message, tracklets_message
+from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
+
+
+class _Goal:
+    """A goal and its query. The worker thread fills `result`; the executor's thread waits for `finished`."""
+
+    def __init__(self, handle: ServerGoalHandle, query: Query) -> None:
+        self.handle = handle
+        self.query = query
+        self.result = Segment.Result(query_id=query.id, presence=-1.0)
+        self.tracked = False
+        self.finished = Future()
+
+    def take_event(self, event: QueryEvent) -> None:
+        self.result.state, self.result.text, self.result.category = int(event.state), event.text, event.category
+        if event.presence is not None:
+            self.result.presence = float(event.presence.score)
+        self.tracked = event.state == QueryState.TRACKING
+
+    def take_frame(self, result: FrameResult) -> None:
+        self.result.tracklets = tracklets_message(result)
+        self.result.masks = masks_message(result)
+
+    def tell(self, state: QueryState, stage: str, progress: float) -> None:
+        feedback = Segment.Feedback(query_id=self.query.id, state=int(state), stage=stage, progress=float(progress))
+        self.handle.publish_feedback(feedback)
+
+
+class SegmentAction:
+    """Serves the action on a single-threaded executor.
+
+    A goal succeeds when its query is tracked; its result holds the first frame on which the targets were published.
+    It is cancelled when its client asked for that. Every other end (NOT_FOUND, FAILED, SUPERSEDED, a timeout, the
+    node's deactivation) aborts it, and `state` and `text` of the result say which.
+
+    ask, cancel: hand a query, or a cancellation with its reason and what to do after it, to the worker thread; False
+    where there is none. The server lives as long as the node, so that results can be sent after a deactivation; goals
+    are refused while the node is not active.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        new_query: Callable[[str], Query],
+        is_active: Callable[[], bool],
+        ask: Callable[[Query], bool],
+        cancel: Callable[[str, str, Callable[[], None]], bool],
+    ) -> None:
+        self._node = node
+        self._new_query = new_query
+        self._is_active = is_active
+        self._ask = ask
+        self._cancel = cancel
+        self._goals: dict[str, _Goal] = {}
+        self._server = ActionServer(
+            node, Segment, "segment", self._execute, goal_callback=self._accept, cancel_callback=self._accept_cancel
+        )
+
+    @property
+    def busy(self) -> bool:
+        """Whether a goal waits for its answer."""
+        return bool(self._goals)
+
+    def destroy(self) -> None:
+        self._server.destroy()
+
+    # On the executor's thread
+
+    def _accept(self, request: Segment.Goal) -> GoalResponse:
+        if self._is_active():
+            return GoalResponse.ACCEPT
+        self._node.get_logger().warning("action segment: a goal is refused: the node is not active")
+        return GoalResponse.REJECT
+
+    async def _execute(self, handle: ServerGoalHandle) -> Segment.Result:
+        if handle.is_cancel_requested:
+            handle.canceled()
+            return Segment.Result(state=int(QueryState.CANCELLED), text="cancelled before it was asked", presence=-1.0)
+        goal = _Goal(handle, self._new_query(handle.request.query))
+        self._goals[goal.query.id] = goal
+        timer = None
+        if handle.request.timeout_s > 0:
+            reason = f"no answer within {handle.request.timeout_s:g} s"
+            # Real time, as the one who waits for the answer has no use for a simulated clock that stands still.
+            clock = Clock(clock_type=ClockType.STEADY_TIME)
+            timer = self._node.create_timer(handle.request.timeout_s, lambda: self._give_up(goal, reason), clock=clock)
+        if not self._ask(goal.query):
+            self._finish(goal, QueryState.CANCELLED, "the node is not active")
+        await goal.finished
+        del self._goals[goal.query.id]
+        if timer is not None:
+            self._node.destroy_timer(timer)
+        if goal.result.state == QueryState.TRACKING:
+            handle.succeed()
+        elif goal.result.state == QueryState.CANCELLED and handle.is_cancel_requested:
+            handle.canceled()
+        else:
+            handle.abort()
+        return goal.result
+
+    def _accept_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
+        for goal in self._goals.values():
+            if goal.handle is handle:
+                self._give_up(goal, "cancelled by the client of the action")
+        return CancelResponse.ACCEPT
+
+    def _give_up(self, goal: _Goal, reason: str) -> None:
+        self._cancel(goal.query.id, reason, lambda: self._finish(goal, QueryState.CANCELLED, reason))
+
+    # On the worker thread
+
+    def watch(self, output: Output) -> None:
+        """Takes note of what the core says."""
+        for goal in list(self._goals.values()):
+            if goal.finished.done():
+                continue
+            if isinstance(output, StageEvent) and output.query.id == goal.query.id:
+                goal.tell(QueryState.GROUNDING, output.stage, output.progress)
+            elif isinstance(output, QueryEvent) and output.query.id == goal.query.id:
+                goal.tell(output.state, "", float(output.state.is_answer))
+                goal.take_event(output)
+                if output.state.is_answer and not goal.tracked:
+                    self._wake(goal)
+            elif isinstance(output, FrameResult) and goal.tracked:
+                if output.query is None or output.query.id != goal.query.id:
+                    self._finish(goal, QueryState.CANCELLED, "tracking ended before its first frame")
+                    continue
+                goal.take_frame(output)
+                self._wake(goal)
+
+    def end_all(self, reason: str) -> None:
+        """Ends every goal that is left when the worker thread stops."""
+        for goal in list(self._goals.values()):
+            self._finish(goal, QueryState.CANCELLED, reason)
+
+    def _finish(self, goal: _Goal, state: QueryState, text: str) -> None:
+        if not goal.finished.done():
+            goal.result.state, goal.result.text = int(state), text
+            self._wake(goal)
+
+    def _wake(self, goal: _Goal) -> None:
+        goal.finished.set_result(None)
+        # A coroutine that waits for a future is looked at when the executor wakes, and nothing else may wake it.
+        self._node.executor.wake()

@@ -1,0 +1,135 @@
+"""The node's state in words and figures, as a diagnostic_msgs/DiagnosticArray."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from dataclasses import dataclass
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+
+from decaf_ros.nodes.conversions import time_message
+from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.types import Notice, QueryEvent, StageEvent
+
+# A notice counts as a present problem for this long.
+PROBLEM_S = 10.0
+# An active node that has not published for this long has no camera, or cannot keep up.
+SILENCE_S = 2.0
+# Weight of the newest frame in the mean times.
+_NEWEST = 0.1
+_MIB = 2**20
+
+
+@dataclass
+class Statistics:
+    """What there is to tell of a stream. Written by the thread that handles it, read by any.
+
+    used, rejected: images handed to the core, and images that could not be decoded. *_ms: mean wall time of a frame,
+    the last ones counting most. result_ns: stamp of the last frame that was published, 0 before any.
+    problem: the last notice, and problem_at when it came (time.monotonic).
+    """
+
+    used: int = 0
+    rejected: int = 0
+    queries: int = 0
+    decode_ms: float = 0.0
+    track_ms: float = 0.0
+    publish_ms: float = 0.0
+    result_ns: int = 0
+    targets: int = 0
+    event: QueryEvent | None = None
+    stage: StageEvent | None = None
+    stage_ms: tuple[tuple[str, float], ...] = ()
+    problem: Notice | None = None
+    problem_at: float = 0.0
+
+    def average(self, name: str, seconds: float) -> None:
+        """Takes one more wall time into the mean `name`."""
+        mean, newest = getattr(self, name), 1000 * seconds
+        setattr(self, name, mean + _NEWEST * (newest - mean) if mean else newest)
+
+    def note(self, notice: Notice) -> None:
+        self.problem, self.problem_at = notice, time.monotonic()
+
+
+def diagnostics_message(
+    name: str, phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int
+) -> DiagnosticArray:
+    """One status with everything that is known.
+
+    phase: unconfigured, inactive, active or finalized. failure: why the last transition failed, else empty. now_ns:
+    the node's clock, which the ages of frames are measured with.
+    """
+    level, message = _health(phase, failure, statistics, counts, now_ns)
+    status = DiagnosticStatus(level=level, name=f"{name}: decaf", message=message, hardware_id=name)
+    status.values = [KeyValue(key=key, value=value) for key, value in _values(phase, statistics, counts, now_ns)]
+    array = DiagnosticArray(status=[status])
+    array.header.stamp = time_message(now_ns)
+    return array
+
+
+def _health(
+    phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int
+) -> tuple[bytes, str]:
+    if failure:
+        return DiagnosticStatus.ERROR, failure
+    if phase != "active":
+        return DiagnosticStatus.WARN, phase
+    problem = statistics.problem
+    if problem is not None and time.monotonic() - statistics.problem_at < PROBLEM_S:
+        return DiagnosticStatus.ERROR if problem.level == "error" else DiagnosticStatus.WARN, problem.text
+    if not counts.received:
+        return DiagnosticStatus.WARN, "no image has come yet"
+    age_s = (now_ns - statistics.result_ns) / 1e9
+    if statistics.result_ns and age_s > SILENCE_S:
+        return DiagnosticStatus.WARN, f"the last frame that was published is {age_s:.1f} s old"
+    event = statistics.event
+    return DiagnosticStatus.OK, f"query {event.query.id}: {event.state.name}" if event else "waiting for a query"
+
+
+def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> list[tuple[str, str]]:
+    event, stage, problem = statistics.event, statistics.stage, statistics.problem
+    waiting = counts.received - counts.dropped - statistics.used - statistics.rejected
+    return [
+        ("state", phase),
+        ("frames received", str(counts.received)),
+        ("frames used", str(statistics.used)),
+        ("frames dropped", str(counts.dropped)),
+        ("frames rejected", str(statistics.rejected)),
+        ("frames waiting", str(waiting)),
+        ("age of the last frame (s)", f"{(now_ns - statistics.result_ns) / 1e9:.3f}" if statistics.result_ns else ""),
+        ("queries", str(statistics.queries)),
+        ("query id", event.query.id if event else ""),
+        ("query", event.query.text if event else ""),
+        ("query state", event.state.name if event else ""),
+        ("query answer", event.text if event else ""),
+        ("targets", str(statistics.targets)),
+        ("last stage", f"{stage.stage} ({stage.progress:.0%})" if stage else ""),
+        ("decoding (ms a frame)", f"{statistics.decode_ms:.2f}"),
+        ("tracking (ms a frame)", f"{statistics.track_ms:.2f}"),
+        ("publishing (ms a frame)", f"{statistics.publish_ms:.2f}"),
+        *((f"last grounding: {name} (ms)", f"{ms:.1f}") for name, ms in statistics.stage_ms),
+        ("memory (MiB)", f"{resident_bytes() / _MIB:.0f}"),
+        *((f"GPU memory {what} (MiB)", f"{size / _MIB:.0f}") for what, size in gpu_bytes()),
+        ("last notice", f"{problem.level}: {problem.text}" if problem else ""),
+    ]
+
+
+def resident_bytes() -> int:
+    """Main memory of this process (Linux)."""
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def gpu_bytes() -> list[tuple[str, int]]:
+    """GPU memory of this process, of all its devices together; empty while it uses none."""
+    torch = sys.modules.get("torch")
+    if torch is None or not torch.cuda.is_initialized():
+        return []
+    devices = range(torch.cuda.device_count())
+    return [
+        ("allocated", sum(torch.cuda.memory_allocated(device) for device in devices)),
+        ("reserved", sum(torch.cuda.memory_reserved(device) for device in devices)),
+    ]

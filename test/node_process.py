@@ -1,0 +1,265 @@
+"""A segmenter process under test, and the robot around it: a camera, someone who asks, and someone who listens."""
+
+from __future__ import annotations
+
+import array
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+import rclpy
+import yaml
+from action_msgs.msg import GoalStatus
+from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState, GetState
+from rcl_interfaces.msg import Parameter as ParameterMessage
+from rcl_interfaces.msg import ParameterType, ParameterValue
+from rcl_interfaces.srv import SetParameters
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import QoSDurabilityPolicy, QoSProfile
+from sensor_msgs.msg import CompressedImage, Image
+from std_msgs.msg import String
+
+from decaf_ros.action import Segment
+from decaf_ros.msg import QueryStatus, TrackletArray
+from decaf_ros.nodes.conversions import header_message, stamp_ns
+
+ROOT = Path(__file__).parent.parent
+PROFILE = ROOT / "config" / "fastdds_large_shm.xml"
+PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
+TIMEOUT_S = 30.0
+SIZE_HW = (96, 128)
+
+
+def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> object:
+    """Polls until `condition` holds, and returns what it returned."""
+    until = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < until, f"not within {timeout_s:g} s: {what}"
+        time.sleep(0.01)
+    return value
+
+
+class SegmenterProcess:
+    """`python -m decaf_ros.nodes.segmenter` with a parameter file; its log is in `log`."""
+
+    def __init__(
+        self, domain_id: int, folder: Path, parameters: dict, *ros_args: str, namespace: str = "/decaf"
+    ) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        params_file = folder / "params.yaml"
+        params_file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
+        self._log = folder / "log.txt"
+        environment = os.environ | {"ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, "-m", "decaf_ros.nodes.segmenter", "--ros-args", "-r", f"__ns:={namespace}"]
+        command += ["--params-file", str(params_file), *ros_args]
+        with open(self._log, "w") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    @property
+    def running(self) -> bool:
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float = TIMEOUT_S) -> int:
+        return self._process.wait(timeout_s)
+
+    def stop(self, with_signal: int = signal.SIGINT, within_s: float = 10.0) -> int:
+        """Its exit code; fails if it does not end in time."""
+        if self.running:
+            self._process.send_signal(with_signal)
+        try:
+            return self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            raise
+
+
+class Robot:
+    """The other end of every topic, service and action of a segmenter in /decaf."""
+
+    def __init__(self, domain_id: int) -> None:
+        self._context = Context()
+        rclpy.init(context=self._context, domain_id=domain_id)
+        self.node = rclpy.create_node("robot", context=self._context, namespace="/decaf")
+        self.received: dict[str, list] = {}
+        latched = QoSProfile(depth=10, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        for topic, kind, qos in (
+            ("masks", Image, 50),
+            ("target_mask", Image, 50),
+            ("tracklets", TrackletArray, 50),
+            ("heatmaps", Image, 50),
+            ("overlay", Image, 50),
+            ("status", QueryStatus, latched),
+            ("/diagnostics", DiagnosticArray, 10),
+        ):
+            self.received[topic] = []
+            self.node.create_subscription(kind, topic, self.received[topic].append, qos)
+        self._camera = self.node.create_publisher(Image, "image", 5)
+        self._compressed = self.node.create_publisher(CompressedImage, "image/compressed", 5)
+        self._query = self.node.create_publisher(String, "query", 10)
+        self._set_parameters = self.node.create_client(SetParameters, "segmenter/set_parameters")
+        self._change_state = self.node.create_client(ChangeState, "segmenter/change_state")
+        self._get_state = self.node.create_client(GetState, "segmenter/get_state")
+        self._action = ActionClient(self.node, Segment, "segment")
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self.node)
+        self._stopping = threading.Event()
+        self._spinner = threading.Thread(target=self._spin)
+        self._spinner.start()
+        self.shown = 0
+
+    def _spin(self) -> None:
+        while not self._stopping.is_set():
+            self._executor.spin_once(timeout_sec=0.1)
+
+    def close(self) -> None:
+        self._stopping.set()
+        self._spinner.join()
+        self._executor.shutdown()
+        self._action.destroy()
+        self.node.destroy_node()
+        self._context.try_shutdown()
+
+    # Camera and queries
+
+    def wait_until_listened_to(self) -> None:
+        both = (self._camera, self._query)
+        wait_for(lambda: all(publisher.get_subscription_count() for publisher in both), "subscriptions")
+
+    def show(self, frames: int, hz: float = 20.0, **changes) -> list[int]:
+        """Publishes images of a square that wanders; their stamps."""
+        stamps = []
+        for _ in range(frames):
+            pixels = np.full((*SIZE_HW, 3), 50, np.uint8)
+            left = 10 + self.shown % 80
+            pixels[30:60, left : left + 30] = (220, 60, 20)
+            stamps.append(time.time_ns())
+            message = Image(height=SIZE_HW[0], width=SIZE_HW[1], encoding="rgb8", step=3 * SIZE_HW[1])
+            message.header = header_message(stamps[-1], "camera_optical")
+            message.data = array.array("B", pixels.tobytes())
+            for name, value in changes.items():
+                setattr(message, name, value)
+            self._camera.publish(message)
+            self.shown += 1
+            time.sleep(1 / hz)
+        return stamps
+
+    def show_compressed(self) -> int:
+        """Publishes one PNG; its stamp."""
+        stamp = time.time_ns()
+        message = CompressedImage(header=header_message(stamp, "camera_optical"), format="png")
+        message.data = array.array("B", cv2.imencode(".png", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes())
+        wait_for(self._compressed.get_subscription_count, "subscription to compressed images")
+        self._compressed.publish(message)
+        return stamp
+
+    def show_until(self, condition: Callable[[], object], what: str) -> None:
+        until = time.monotonic() + TIMEOUT_S
+        while not condition():
+            assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {what}"
+            self.show(1)
+
+    def ask(self, text: str) -> str:
+        """Publishes a query and waits until it was received; its id."""
+        return self.ask_all([text])[0]
+
+    def ask_all(self, texts: list[str]) -> list[str]:
+        """Publishes queries one right after the other and waits until all were received; their ids."""
+        before = {status.query_id for status in self.received["status"]}
+
+        def new() -> list[str]:
+            return [query_id for query_id in self._query_ids() if query_id not in before]
+
+        for text in texts:
+            self._query.publish(String(data=text))
+        wait_for(lambda: len(new()) == len(texts), f"queries {texts}")
+        return new()
+
+    def _query_ids(self) -> list[str]:
+        return list(dict.fromkeys(status.query_id for status in self.received["status"]))
+
+    def states(self, query_id: str) -> list[int]:
+        return [status.state for status in self.received["status"] if status.query_id == query_id]
+
+    def stamps(self, topic: str) -> list[int]:
+        return [stamp_ns(message.header.stamp) for message in self.received[topic]]
+
+    # Services
+
+    def diagnosed(self) -> dict[str, str]:
+        """The newest diagnostics of the segmenter as a dict, with `level` and `message`."""
+        if not self.received["/diagnostics"]:
+            return {}
+        status = self.received["/diagnostics"][-1].status[0]
+        told = {value.key: value.value for value in status.values}
+        return told | {"level": str(status.level[0]), "message": status.message}
+
+    def _call(self, client, request):
+        assert client.wait_for_service(TIMEOUT_S)
+        future = client.call_async(request)
+        wait_for(future.done, client.srv_name)
+        return future.result()
+
+    def change_state(self, name: str) -> bool:
+        transition = Transition(id=getattr(Transition, f"TRANSITION_{name.upper()}"))
+        return self._call(self._change_state, ChangeState.Request(transition=transition)).success
+
+    def state(self) -> str:
+        return self._call(self._get_state, GetState.Request()).current_state.label
+
+    def set_parameter(self, name: str, value: float | int | str) -> tuple[bool, str]:
+        if isinstance(value, str):
+            content = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
+        elif isinstance(value, float):
+            content = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)
+        else:
+            content = ParameterValue(type=ParameterType.PARAMETER_INTEGER, integer_value=value)
+        request = SetParameters.Request(parameters=[ParameterMessage(name=name, value=content)])
+        result = self._call(self._set_parameters, request).results[0]
+        return result.successful, result.reason
+
+    def send_goal(self, query: str, timeout_s: float = 0.0) -> SentGoal:
+        assert self._action.wait_for_server(TIMEOUT_S)
+        feedback: list = []
+        future = self._action.send_goal_async(
+            Segment.Goal(query=query, timeout_s=timeout_s), feedback_callback=lambda one: feedback.append(one.feedback)
+        )
+        wait_for(future.done, "answer to a goal")
+        return SentGoal(future.result(), feedback)
+
+
+class SentGoal:
+    """A goal of the action, accepted or not."""
+
+    def __init__(self, handle, feedback: list) -> None:
+        self.accepted = handle.accepted
+        self.feedback = feedback
+        self._handle = handle
+        self._result = handle.get_result_async() if handle.accepted else None
+
+    @property
+    def done(self) -> bool:
+        return self._result.done()
+
+    def cancel(self) -> None:
+        self._handle.cancel_goal_async()
+
+    def result(self) -> tuple[str, Segment.Result]:
+        """How it ended (SUCCEEDED, ABORTED or CANCELED) and the result."""
+        wait_for(self._result.done, "result of a goal")
+        ends = {getattr(GoalStatus, f"STATUS_{name}"): name for name in ("SUCCEEDED", "ABORTED", "CANCELED")}
+        return ends[self._result.result().status], self._result.result().result

@@ -1,0 +1,86 @@
+"""What people are told about the node's health."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import pytest
+
+pytest.importorskip("diagnostic_msgs")
+pytest.importorskip("decaf_ros.msg")
+
+from diagnostic_msgs.msg import DiagnosticStatus
+
+from decaf_ros.nodes.conversions import stamp_ns
+from decaf_ros.nodes.diagnostics import Statistics, diagnostics_message
+from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.types import Notice, Query, QueryEvent, QueryState, StageEvent
+
+pytestmark = pytest.mark.ros
+
+NOW_NS = 1_700_000_000_500_000_000
+QUERY = Query("q3", "the mug")
+
+
+def _status(phase: str = "active", failure: str = "", received: int = 10, **told) -> DiagnosticStatus:
+    statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | told))
+    counts = InboxCounts(received, dropped=2, waiting=1)
+    message = diagnostics_message("/decaf/segmenter", phase, failure, statistics, counts, NOW_NS)
+    assert stamp_ns(message.header.stamp) == NOW_NS
+    (status,) = message.status
+    return status
+
+
+def test_the_figures_are_there_and_add_up():
+    event = QueryEvent(QUERY, QueryState.TRACKING, "tracking 1 target")
+    status = _status(
+        event=event, queries=3, targets=1, stage=StageEvent(QUERY, "points", 0.5), stage_ms=(("points", 12.34),)
+    )
+    values = {value.key: value.value for value in status.values}
+    figures = {name: int(values[f"frames {name}"]) for name in ("received", "used", "dropped", "rejected", "waiting")}
+    assert figures == {"received": 10, "used": 6, "dropped": 2, "rejected": 1, "waiting": 1}
+    assert values["age of the last frame (s)"] == "0.250"
+    assert (values["query id"], values["query"], values["query state"]) == ("q3", "the mug", "TRACKING")
+    assert (values["query answer"], values["queries"], values["targets"]) == ("tracking 1 target", "3", "1")
+    assert (values["last grounding: points (ms)"], values["last stage"]) == ("12.3", "points (50%)")
+    assert int(values["memory (MiB)"]) > 10
+    assert (status.name, status.hardware_id) == ("/decaf/segmenter: decaf", "/decaf/segmenter")
+
+
+def _noticed(level: str) -> dict:
+    statistics = Statistics()
+    statistics.note(Notice(level, "something"))
+    return {"problem": statistics.problem, "problem_at": statistics.problem_at}
+
+
+@pytest.mark.parametrize(
+    "told, level, message",
+    [
+        ({}, DiagnosticStatus.OK, "waiting for a query"),
+        ({"event": QueryEvent(QUERY, QueryState.GROUNDING)}, DiagnosticStatus.OK, "query q3: GROUNDING"),
+        ({"phase": "inactive"}, DiagnosticStatus.WARN, "inactive"),
+        ({"phase": "unconfigured", "failure": "no model"}, DiagnosticStatus.ERROR, "no model"),
+        ({"received": 0, "used": 0, "result_ns": 0}, DiagnosticStatus.WARN, "no image has come yet"),
+        (
+            {"result_ns": NOW_NS - 3_000_000_000}, DiagnosticStatus.WARN,
+            "the last frame that was published is 3.0 s old",
+        ),
+        (_noticed("warn") | {"problem_at": 0.0}, DiagnosticStatus.OK, "waiting for a query"),
+    ],
+)
+def test_the_level_says_whether_to_look(told, level, message):
+    status = _status(**told)
+    assert (status.level, status.message) == (level, message)
+
+
+@pytest.mark.parametrize("level, expected", [("warn", DiagnosticStatus.WARN), ("error", DiagnosticStatus.ERROR)])
+def test_a_notice_is_a_problem_for_a_while(level, expected):
+    status = _status(**_noticed(level))
+    assert (status.level, status.message) == (expected, "something")
+
+
+def test_mean_times_follow_the_newest():
+    statistics = Statistics()
+    statistics.average("track_ms", 0.010)
+    assert statistics.track_ms == pytest.approx(10.0)
+    statistics.average("track_ms", 0.020)
+    assert statistics.track_ms == pytest.approx(11.0)

@@ -1,0 +1,299 @@
+"""From messages to messages with tiny models: what is published for each frame and query, and for bad input."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import array
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.msg")
+
+from sensor_msgs.msg import CompressedImage, Image
+
+from decaf_ros.config import DecafConfig, replace
+from decaf_ros.msg import QueryStatus
+from decaf_ros.nodes import handlers as handlers_module
+from decaf_ros.nodes.conversions import header_message, stamp_ns
+from decaf_ros.nodes.handlers import Handlers
+from decaf_ros.pipeline import Decaf
+
+pytestmark = pytest.mark.ros
+
+START_NS = 1_700_000_000_000_000_000
+PERIOD_NS = 50_000_000
+ANSWERS = range(QueryStatus.TRACKING, QueryStatus.SUPERSEDED + 1)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
+    return Decaf.from_config(
+        replace(
+            DecafConfig(),
+            {
+                "mllm.checkpoint": str(tiny_mllm_dir),
+                "mllm.local_files_only": True,
+                "mllm.video_tokens": 16,
+                "sam2.checkpoint": str(tiny_sam2_dir),
+                "grounding.mode": "fast",
+                "window.size": 3,
+                "window.min_frames": 2,
+                "window.keyframe_period_s": 0.1,
+                "segmentation.max_points": 2,
+                "segmentation.fallback": "best",
+                "presence.threshold": 0.0,
+                "regrounding.enabled": False,
+                "node.max_query_chars": 50,
+            },
+        )
+    )
+
+
+class Run:
+    """Handlers, and what they published and logged, in order."""
+
+    def __init__(self, decaf: Decaf, **options) -> None:
+        self.published: list[tuple[str, object]] = []
+        self.log: list[tuple[str, str]] = []
+        self.handlers = Handlers(
+            decaf, lambda *output: self.published.append(output), lambda *line: self.log.append(line), **options
+        )
+
+    def show(self, *messages: Image) -> None:
+        for message in messages:
+            self.handlers.on_image(message)
+
+    def ask(self, text: str) -> str:
+        query = self.handlers.new_query(text, 0)
+        self.handlers.on_query(query)
+        return query.id
+
+    def on(self, topic: str) -> list:
+        return [message for name, message in self.published if name == topic]
+
+    def stamps(self, topic: str) -> list[int]:
+        return [stamp_ns(message.header.stamp) for message in self.on(topic)]
+
+    def states(self, query_id: str) -> list[int]:
+        return [status.state for status in self.on("status") if status.query_id == query_id]
+
+    def answers(self, query_id: str) -> list[int]:
+        return [state for state in self.states(query_id) if state in ANSWERS]
+
+    def warnings(self) -> list[str]:
+        return [text for level, text in self.log if level != "info"]
+
+
+@pytest.fixture
+def run(models) -> Run:
+    return Run(models)
+
+
+def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
+    """Frame `number` of a camera that a disc passes by."""
+    pixels = np.full((*size_hw, 3), 40, np.uint8)
+    cv2.circle(pixels, (10 + 2 * number, size_hw[0] // 2), 8, (230, 60, 30), cv2.FILLED)
+    message = Image(height=size_hw[0], width=size_hw[1], encoding="rgb8", step=3 * size_hw[1])
+    message.header = header_message(START_NS + number * PERIOD_NS, "camera")
+    message.data = array.array("B", pixels.tobytes())
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message
+
+
+def test_every_used_frame_gets_one_mask_one_target_mask_and_one_array_with_its_header(run):
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    run.show(*map(image, range(4, 8)))
+    expected = [START_NS + number * PERIOD_NS for number in range(8)]
+    for topic in ("masks", "target_mask", "tracklets", "overlay"):
+        assert run.stamps(topic) == expected
+        assert {message.header.frame_id for message in run.on(topic)} == {"camera"}
+    assert run.states("q1") == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.TRACKING]
+    for masks, union, array_message in zip(run.on("masks"), run.on("target_mask"), run.on("tracklets")):
+        labels, target = np.frombuffer(masks.data, np.uint8), np.frombuffer(union.data, np.uint8)
+        assert np.array_equal(target, np.where(labels, 255, 0))
+        assert set(labels[labels > 0]) <= {tracklet.label for tracklet in array_message.tracklets}
+    assert [bool(message.tracklets) for message in run.on("tracklets")] == [False] * 4 + [True] * 4
+    assert {message.query_id for message in run.on("tracklets")[4:]} == {"q1"}
+    assert run.stamps("heatmaps") == [expected[0], expected[2]]
+    assert run.warnings() == []
+    assert (run.handlers.statistics.used, run.handlers.statistics.rejected) == (8, 0)
+    assert [stage for stage, _ in run.handlers.statistics.stage_ms][-1] == "catch_up"
+
+
+def test_overlay_and_heatmaps_are_made_only_for_those_who_look(models):
+    run = Run(models, wanted=lambda topic: False)
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}
+
+
+def test_compressed_images_come_out_like_raw_ones(run):
+    pixels = np.frombuffer(image(0).data, np.uint8).reshape(48, 64, 3)
+    data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
+    message = CompressedImage(header=image(0).header, format="png", data=array.array("B", data))
+    run.show(message)
+    assert run.stamps("masks") == [START_NS]
+    assert np.array_equal(np.frombuffer(run.on("overlay")[0].data, np.uint8).reshape(48, 64, 3)[-8:], pixels[-8:])
+
+
+BAD_IMAGES = {
+    "truncated": ({"data": array.array("B", bytes(100))}, "expected 9216 bytes of data (48 rows of step 192), got 100"),
+    "lying step": ({"step": 100}, "expected a step of at least 192 bytes"),
+    "unknown encoding": ({"encoding": "rgb99"}, "got 'rgb99'"),
+    "empty": ({"height": 0, "data": array.array("B")}, "got 0 x 64"),
+}
+
+
+@pytest.mark.parametrize("changes, said", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_a_bad_image_is_one_log_line_and_a_count_and_the_stream_goes_on(run, changes, said):
+    run.show(image(0), *(image(number, **changes) for number in range(1, 6)), image(6))
+    (line,) = run.warnings()
+    assert line.startswith("image rejected: ") and said in line
+    assert run.stamps("masks") == [START_NS, START_NS + 6 * PERIOD_NS]
+    told = run.handlers.statistics
+    assert (told.used, told.rejected) == (2, 5)
+    assert said in told.problem.text
+
+
+def test_what_repeats_is_told_again_after_a_while_with_its_number(run, monkeypatch):
+    monkeypatch.setattr(handlers_module, "LOG_PERIOD_S", 0.0)
+    run.show(image(0, step=1))
+    monkeypatch.setattr(handlers_module, "LOG_PERIOD_S", 1e9)
+    run.show(image(1, step=2), image(2, step=3), image(3, encoding="rgb99"))
+    monkeypatch.setattr(handlers_module, "LOG_PERIOD_S", 0.0)
+    run.show(image(4, step=4))
+    first, other, again = run.warnings()
+    assert "got 1" in first and "rgb99" in other
+    assert again.endswith("got 4 (2 more like it before)")
+
+
+def test_a_cut_off_jpeg_is_rejected(run):
+    noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
+    data = cv2.imencode(".jpg", noise)[1].tobytes()
+    message = CompressedImage(header=image(0).header, format="jpeg", data=array.array("B", data[: len(data) // 2]))
+    run.show(message, image(1))
+    assert len(run.warnings()) == 1 and "expected a whole image" in run.warnings()[0]
+    assert run.stamps("masks") == [START_NS + PERIOD_NS]
+
+
+@pytest.mark.parametrize(
+    "second, said",
+    [
+        (lambda number: image(number + 8, size_hw=(64, 48)), "the image size changed from 64x48 to 48x64"),
+        (lambda number: image(number), "the stamp jumped back by 0.350 s"),
+    ],
+    ids=["resolution change", "time jumps back"],
+)
+def test_a_broken_stream_starts_anew_and_the_query_lives_on(run, second: Callable[[int], Image], said):
+    run.show(*map(image, range(8)))
+    run.ask("the red disc")
+    run.show(*map(second, range(8)))
+    (line,) = run.warnings()
+    assert said in line
+    assert len(run.on("masks")) == len(run.on("tracklets")) == 16
+    assert run.answers("q1") == [QueryStatus.TRACKING]
+    # Grounded again on the new stream, under new ids.
+    before = {tracklet.id for message in run.on("tracklets")[:8] for tracklet in message.tracklets}
+    after = {tracklet.id for message in run.on("tracklets")[8:] for tracklet in message.tracklets}
+    assert after and not before & after
+
+
+def test_a_query_before_any_frame_waits_for_the_window(run):
+    run.ask("the red disc")
+    (status,) = run.on("status")
+    assert (status.state, stamp_ns(status.header.stamp)) == (QueryStatus.RECEIVED, 0)
+    run.show(*map(image, range(4)))
+    assert run.answers("q1") == [QueryStatus.TRACKING]
+
+
+def test_an_empty_query_clears(run):
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    run.show(image(4))
+    run.ask("  ")
+    run.show(image(5))
+    assert run.answers("q1") == [QueryStatus.TRACKING]
+    assert run.answers("q2") == [QueryStatus.CANCELLED]
+    assert [bool(message.tracklets) for message in run.on("tracklets")[4:]] == [True, False]
+    assert not any(run.on("masks")[-1].data)
+
+
+def test_a_very_long_query_is_refused_and_the_one_before_goes_on(run):
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    run.ask("long " * 100_000)
+    run.show(image(4))
+    assert run.answers("q2") == [QueryStatus.FAILED]
+    assert run.on("status")[-1].text == "query: expected at most 50 characters, got 499999"
+    assert max(len(text) for _, text in run.log) < 300
+    assert run.on("tracklets")[-1].query_id == "q1"
+
+
+def test_a_second_query_during_a_grounding_supersedes_the_first(models):
+    asked: list[str] = []
+
+    def between_stages() -> None:
+        if not asked:
+            asked.append(run.ask("the blue box"))
+
+    run = Run(models, between_stages=between_stages)
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    assert run.states("q1") == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.SUPERSEDED]
+    assert run.answers("q2") == [QueryStatus.TRACKING]
+
+
+def test_a_model_that_raises_fails_the_query_and_nothing_else(models):
+    class OutOfMemory(Decaf):
+        def segment(self, *args, **options):
+            raise RuntimeError("CUDA out of memory")
+
+    run = Run(OutOfMemory(models.grounder, models.sam2, models.config))
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    run.show(image(4))
+    assert run.answers("q1") == [QueryStatus.FAILED]
+    assert run.on("status")[-1].text == "RuntimeError: CUDA out of memory"
+    assert len(run.on("masks")) == 5
+    assert [level for level, text in run.log if level == "error" and "q1" in text and "CUDA out of memory" in text]
+    assert run.handlers.statistics.problem.level == "error"
+
+
+def test_a_cancelled_query_gets_one_answer(run):
+    query_id = run.ask("the red disc")
+    run.handlers.cancel(query_id, "no longer needed")
+    run.handlers.cancel(query_id, "again")
+    run.handlers.cancel("q77", "never was")
+    assert run.answers("q1") == [QueryStatus.CANCELLED]
+    assert run.on("status")[-1].text == "no longer needed"
+
+
+def test_when_the_stream_ends_the_waiting_query_is_answered_and_nothing_is_tracked(run):
+    run.ask("the red disc")
+    run.handlers.stop("the node was deactivated")
+    assert run.answers("q1") == [QueryStatus.CANCELLED]
+    run.show(*map(image, range(4)))
+    run.ask("the red disc")
+    run.handlers.stop("the node was deactivated")
+    run.handlers.stop("the node was deactivated")
+    run.show(*map(image, range(10, 14)))
+    assert run.answers("q2") == [QueryStatus.TRACKING]
+    assert run.on("tracklets")[-1].tracklets == []
+
+
+def test_a_changed_threshold_counts_at_once(run, models):
+    config = models.config
+    try:
+        run.show(*map(image, range(4)))
+        strict = {"segmentation.tracklet_threshold": 1.0, "segmentation.fallback": "none"}
+        run.handlers.change_config(replace(config, strict))
+        run.ask("the red disc")
+        assert run.answers("q1") == [QueryStatus.NOT_FOUND]
+    finally:
+        models.config = config

@@ -1,0 +1,103 @@
+"""What the worker gets, and in which order."""
+
+from __future__ import annotations
+
+import threading
+
+from decaf_ros.nodes.inbox import Inbox, InboxCounts
+
+
+def _inbox(keep_latest: bool = True) -> tuple[Inbox, list]:
+    done: list = []
+    inbox = Inbox(done.append, keep_latest)
+    inbox.open()
+    return inbox, done
+
+
+def _run_all(inbox: Inbox) -> None:
+    while (work := inbox.take(wait=False)) is not None:
+        work.run()
+
+
+def test_of_the_images_only_the_newest_waits():
+    inbox, done = _inbox()
+    for image in "abc":
+        inbox.put_image(image)
+    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=1)
+    _run_all(inbox)
+    assert done == ["c"]
+    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=0)
+
+
+def test_without_dropping_all_images_wait_in_order():
+    inbox, done = _inbox(keep_latest=False)
+    for image in "abc":
+        inbox.put_image(image)
+    assert inbox.counts == InboxCounts(received=3, dropped=0, waiting=3)
+    _run_all(inbox)
+    assert done == ["a", "b", "c"]
+
+
+def test_commands_come_first_and_in_order():
+    inbox, done = _inbox()
+    inbox.put_image("image")
+    for number in (1, 2):
+        assert inbox.put_command(lambda number=number: done.append(number))
+    kinds = []
+    while (work := inbox.take(wait=False)) is not None:
+        kinds.append(work.is_image)
+        work.run()
+    assert (done, kinds) == ([1, 2, "image"], [False, False, True])
+
+
+def test_closing_drops_images_but_not_commands():
+    inbox, done = _inbox()
+    inbox.put_image("image")
+    inbox.put_command(lambda: done.append("command"))
+    inbox.close()
+    inbox.put_image("late")
+    assert not inbox.put_command(lambda: done.append("late"))
+    _run_all(inbox)
+    assert done == ["command"]
+    assert inbox.counts == InboxCounts(received=2, dropped=2, waiting=0)
+    inbox.open()
+    inbox.put_image("again")
+    _run_all(inbox)
+    assert done == ["command", "again"]
+
+
+def test_a_waiting_worker_is_woken_by_an_image_a_command_and_the_end():
+    inbox, done = _inbox()
+    taken = threading.Semaphore(0)
+
+    def work() -> None:
+        while (work := inbox.take()) is not None:
+            work.run()
+            taken.release()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    inbox.put_image("image")
+    assert taken.acquire(timeout=5)
+    inbox.put_command(lambda: done.append("command"))
+    assert taken.acquire(timeout=5)
+    inbox.close()
+    worker.join(timeout=5)
+    assert not worker.is_alive() and done == ["image", "command"]
+
+
+def test_no_image_is_lost_to_the_counts_under_load():
+    inbox, done = _inbox()
+
+    def work() -> None:
+        while (work := inbox.take()) is not None:
+            work.run()
+
+    worker = threading.Thread(target=work)
+    worker.start()
+    for image in range(20_000):
+        inbox.put_image(image)
+    inbox.close()
+    worker.join(timeout=10)
+    assert inbox.counts == InboxCounts(received=20_000, dropped=20_000 - len(done), waiting=0)
+    assert done == sorted(done)

@@ -1,0 +1,236 @@
+"""Replaying a bag through the node's handlers: every frame, every query, the same bytes each time."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import yaml
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.msg")
+
+from rosbags.highlevel import AnyReader
+
+from decaf_ros.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.msg import QueryStatus
+from decaf_ros.nodes import replay as replay_module
+from decaf_ros.nodes.conversions import stamp_ns
+
+pytestmark = pytest.mark.ros
+
+START_NS = 1_700_000_000_000_000_000
+PERIOD_NS = 50_000_000
+# Recorded a little after they were exposed, as on a robot.
+DELAY_NS = 7_000_000
+SIZE_HW = (48, 64)
+
+
+def _pixels(number: int) -> np.ndarray:
+    pixels = np.full((*SIZE_HW, 3), 40, np.uint8)
+    cv2.circle(pixels, (10 + 2 * number, 24), 8, (230, 60, 30), cv2.FILLED)
+    return pixels
+
+
+def _image(number: int, data: np.ndarray | None = None):
+    header = make_header(START_NS + number * PERIOD_NS, "camera")
+    data = _pixels(number).reshape(-1) if data is None else data
+    make = typestore().types["sensor_msgs/msg/Image"]
+    return make(header, SIZE_HW[0], SIZE_HW[1], "rgb8", 0, 3 * SIZE_HW[1], data)
+
+
+def _jpeg(number: int):
+    header = make_header(START_NS + number * PERIOD_NS, "camera")
+    data = cv2.imencode(".jpg", _pixels(number)[:, :, ::-1])[1].reshape(-1)
+    return typestore().types["sensor_msgs/msg/CompressedImage"](header, "jpeg", data)
+
+
+def _query(text: str):
+    return typestore().types["std_msgs/msg/String"](text)
+
+
+def _write(path: Path, messages: Sequence[tuple[str, object]], storage: str = "mcap") -> Path:
+    """A bag with one message every PERIOD_NS; messages of other topics than the camera's take no time."""
+    with BagWriter(path, storage) as writer:
+        now_ns = START_NS + DELAY_NS
+        for topic, message in messages:
+            now_ns += PERIOD_NS if topic.startswith("/camera") else 0
+            writer.write_message(topic, message, now_ns)
+    return path
+
+
+def _camera(*numbers: int) -> list[tuple[str, object]]:
+    return [("/camera/image", _image(number)) for number in numbers]
+
+
+@pytest.fixture(scope="module")
+def params_file(tiny_mllm_dir, tiny_sam2_dir, tmp_path_factory) -> Path:
+    parameters = {
+        "mllm": {"checkpoint": str(tiny_mllm_dir), "local_files_only": True, "video_tokens": 16, "device": "cpu"},
+        "sam2": {"checkpoint": str(tiny_sam2_dir), "local_files_only": True, "device": "cpu"},
+        "grounding": {"mode": "fast"},
+        "segmentation": {"max_points": 2, "fallback": "best"},
+        "presence": {"threshold": 0},
+        "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.1},
+        "regrounding": {"stride": 2},
+    }
+    path = tmp_path_factory.mktemp("params") / "params.yaml"
+    path.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
+    return path
+
+
+@pytest.fixture
+def play(params_file, tmp_path):
+    """Runs the command on a bag; the exit code and the folder of the new bag."""
+
+    def play_bag(bag: Path, *args: str, name: str = "out") -> tuple[int, Path]:
+        out = tmp_path / name
+        return replay_module.main([str(bag), "--out", str(out), "--params-file", str(params_file), *args]), out
+
+    return play_bag
+
+
+def _messages(bag: Path, topic: str) -> list:
+    with BagReader(bag) as reader:
+        return [reader.deserialize(message) for message in reader.messages([f"/decaf/{topic}"])]
+
+
+def _stamps(bag: Path, topic: str) -> list[int]:
+    return [stamp_ns(message.header.stamp) for message in _messages(bag, topic)]
+
+
+def _states(bag: Path, query_id: str) -> list[int]:
+    return [status.state for status in _messages(bag, "status") if status.query_id == query_id]
+
+
+def test_twice_the_same_bag_gives_the_same_bytes(play, tmp_path):
+    bag = _write(tmp_path / "bag", _camera(*range(12)))
+    asked = ["--query", "the red disc", "--query", "the other disc", "--query-at", "0.3"]
+    runs = []
+    for name in ("first", "second"):
+        code, out = play(bag, *asked, name=name)
+        assert code == 0
+        with BagReader(out) as reader:
+            runs.append([message for message in reader.messages() if message.topic != "/decaf/status"])
+    assert runs[0] == runs[1]
+    assert {message.topic for message in runs[0]} == {
+        "/decaf/masks", "/decaf/target_mask", "/decaf/tracklets", "/decaf/heatmaps"
+    }
+    # Not for want of anything to differ in.
+    assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
+    bag = _write(tmp_path / "bag", _camera(*range(10)), storage)
+    code, out = play(bag, "--query", "the red disc", "--storage", storage, "--overlay")
+    assert code == 0
+    for topic in ("masks", "target_mask", "tracklets", "overlay"):
+        assert _stamps(out, topic) == [START_NS + number * PERIOD_NS for number in range(10)]
+        assert {message.header.frame_id for message in _messages(out, topic)} == {"camera"}
+    assert _states(out, "q1") == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.TRACKING]
+    with BagReader(bag) as before, BagReader(out) as after:
+        recorded = [message.stamp_ns for message in before.messages()]
+        assert [message.stamp_ns for message in after.messages(["/decaf/masks"])] == recorded
+
+
+def test_others_can_read_the_new_bag(play, tmp_path):
+    _, out = play(_write(tmp_path / "bag", _camera(*range(4))), "--query", "the red disc")
+    assert (out / "metadata.yaml").is_file()
+    with AnyReader([out]) as reader:  # knows nothing of this package: the definitions are in the bag
+        read = {
+            connection.topic: reader.deserialize(data, connection.msgtype)
+            for connection, _, data in reader.messages()
+        }
+    assert read["/decaf/status"].query == "the red disc"
+    assert read["/decaf/tracklets"].tracklets[0].query_id == "q1"
+
+
+def test_the_queries_of_the_bag_are_asked_unless_others_are_given(play, tmp_path):
+    messages = [*_camera(*range(4)), ("/decaf/query", _query("the red disc")), *_camera(*range(4, 8))]
+    messages += [("/decaf/query", _query("")), *_camera(*range(8, 10))]
+    bag = _write(tmp_path / "bag", messages)
+    _, out = play(bag)
+    assert _states(out, "q1")[-1] == QueryStatus.TRACKING and _states(out, "q2") == [QueryStatus.CANCELLED]
+    tracked = [message.query_id for message in _messages(out, "tracklets")]
+    assert tracked == [""] * 4 + ["q1"] * 4 + [""] * 2
+    _, out = play(bag, "--query", "the other disc", name="other")
+    assert {status.query for status in _messages(out, "status")} == {"the other disc"}
+
+
+def test_compressed_images_are_played(play, tmp_path):
+    bag = _write(tmp_path / "bag", [("/camera/image/compressed", _jpeg(number)) for number in range(5)])
+    code, out = play(bag, "--query", "the red disc")
+    assert code == 0 and len(_messages(out, "masks")) == 5
+
+
+def test_bad_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
+    truncated = ("/camera/image", _image(4, data=np.zeros(100, np.uint8)))
+    bag = _write(tmp_path / "bag", [*_camera(*range(4)), truncated, *_camera(*range(5, 8))])
+    code, out = play(bag, "--query", "the red disc")
+    assert code == 0
+    assert _stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5, 6, 7)]
+    printed = capsys.readouterr()
+    assert "frames: 7 used, 1 rejected" in printed.out
+    assert printed.err.count("got 100") == 1
+
+
+def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, capsys):
+    bag = _write(tmp_path / "bag", [*_camera(*range(6)), *_camera(*range(6))])
+    code, out = play(bag, "--query", "the red disc")
+    assert code == 0 and len(_messages(out, "masks")) == 12
+    assert "the stamp jumped back by 0.250 s" in capsys.readouterr().err
+    answers = [state for state in _states(out, "q1") if state >= QueryStatus.TRACKING]
+    assert answers == [QueryStatus.TRACKING]
+
+
+def test_a_query_that_still_waits_at_the_end_is_answered(play, tmp_path, capsys):
+    code, out = play(_write(tmp_path / "bag", _camera(0)), "--query", "the red disc")
+    assert code == 0
+    assert _states(out, "q1") == [QueryStatus.RECEIVED, QueryStatus.CANCELLED]
+    assert "CANCELLED: the bag has ended" in capsys.readouterr().out
+
+
+def test_the_summary_tells_queries_answers_and_stage_times(play, tmp_path, capsys):
+    play(_write(tmp_path / "bag", _camera(*range(4))), "--query", "the red disc")
+    printed = capsys.readouterr().out
+    assert "frames: 4 used, 0 rejected" in printed
+    assert "query q1 'the red disc': TRACKING, presence 0." in printed
+    assert "tracklets" in printed and " ms" in printed
+    assert "4 masks" in printed
+
+
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        (["--image-topic", "/nowhere"], "no image topic /nowhere"),
+        (["--query", "too late", "--query-at", "99"], "got 'too late' at 99 s"),
+    ],
+)
+def test_what_cannot_be_played_is_told_in_a_line(play, tmp_path, capsys, args, said):
+    code, _ = play(_write(tmp_path / "bag", _camera(0, 1)), *args)
+    assert code == 1
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_bag_and_one_that_exists(play, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert play(tmp_path / "empty")[0] == 1
+    (tmp_path / "out").mkdir()
+    assert play(_write(tmp_path / "bag", _camera(0)))[0] == 1
+    assert "exists already" in capsys.readouterr().err
+
+
+def test_options(capsys):
+    parse = replay_module._parse
+    options = parse(["bag", "--out", "o", "--query", "a", "--query", "b", "--query-at", "2", "--query", "c"])
+    assert [tuple(query) for query in options.query] == [("a", 0.0), ("b", 2.0), ("c", 0.0)]
+    for given, meant in (("a/b/", "/a/b"), ("/a", "/a"), ("/", "")):
+        assert parse(["bag", "--out", "o", "--namespace", given]).namespace == meant
+    with pytest.raises(SystemExit):
+        parse(["bag", "--out", "o", "--query-at", "2", "--query", "a"])
+    assert "expected --query before --query-at" in capsys.readouterr().err

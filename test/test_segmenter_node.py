@@ -1,0 +1,276 @@
+"""The real node process over real DDS: topics, lifecycle, parameters, action, diagnostics, and how it ends."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import array
+import signal
+import time
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.msg")
+domain_coordinator = pytest.importorskip("domain_coordinator")
+
+from node_process import PROFILE, PROFILE_VARIABLES, Robot, SegmenterProcess, wait_for
+
+from decaf_ros.msg import QueryStatus
+
+pytestmark = pytest.mark.ros
+
+OK, WARN, ERROR = "0", "1", "2"
+
+
+@pytest.fixture(scope="module")
+def domain_id():
+    """A DDS domain of its own, on this machine only, with the Fast DDS profile that is shipped."""
+    with pytest.MonkeyPatch.context() as patch, domain_coordinator.domain_id() as number:
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        for name in PROFILE_VARIABLES:
+            patch.setenv(name, str(PROFILE))
+        yield number
+
+
+@pytest.fixture(scope="module")
+def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
+    return {
+        "mllm": {"checkpoint": str(tiny_mllm_dir), "local_files_only": True, "video_tokens": 16, "device": "cpu"},
+        "sam2": {"checkpoint": str(tiny_sam2_dir), "local_files_only": True, "device": "cpu"},
+        "grounding": {"mode": "fast"},
+        "segmentation": {"max_points": 2, "fallback": "best"},
+        "presence": {"threshold": 0},
+        "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.2},
+        "regrounding": {"enabled": False},
+        "node": {"reliability": "reliable", "diagnostics_period_s": 0.1},
+    }
+
+
+@pytest.fixture(scope="module")
+def process(domain_id, parameters, tmp_path_factory):
+    process = SegmenterProcess(domain_id, tmp_path_factory.mktemp("segmenter"), parameters)
+    yield process
+    process.stop()
+    print(process.log)
+
+
+@pytest.fixture(scope="module")
+def running_robot(domain_id, process):
+    robot = Robot(domain_id)
+    robot.wait_until_listened_to()
+    yield robot
+    robot.close()
+
+
+@pytest.fixture
+def robot(running_robot) -> Robot:
+    """The robot, with an active node that tracks nothing and has no frames."""
+    running_robot.change_state("deactivate")
+    for messages in running_robot.received.values():
+        messages.clear()
+    running_robot.change_state("activate")
+    running_robot.wait_until_listened_to()
+    return running_robot
+
+
+def test_every_used_frame_is_answered_with_its_header_and_the_counts_add_up(robot):
+    before = {key: int(value) for key, value in wait_for(robot.diagnosed, "diagnostics").items() if "frames " in key}
+    shown = robot.show(8)
+    query_id = robot.ask("the red square")
+    while QueryStatus.TRACKING not in robot.states(query_id):
+        shown += robot.show(1)
+    shown += robot.show(5)
+
+    def counted() -> dict[str, int]:
+        told = {key: int(value) - before[key] for key, value in robot.diagnosed().items() if key in before}
+        return told if told["frames received"] == len(shown) and told["frames waiting"] == 0 else {}
+
+    counts = wait_for(counted, "all frames handled")
+    assert counts["frames used"] + counts["frames dropped"] == len(shown)
+    assert counts["frames rejected"] == 0
+    for topic in ("masks", "target_mask", "tracklets", "overlay"):
+        wait_for(lambda topic=topic: len(robot.received[topic]) == counts["frames used"], topic, timeout_s=5)
+        assert robot.stamps(topic) == sorted(set(robot.stamps(topic)))
+        assert set(robot.stamps(topic)) <= set(shown)
+        assert {message.header.frame_id for message in robot.received[topic]} == {"camera_optical"}
+    assert robot.states(query_id) == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.TRACKING]
+    assert robot.received["tracklets"][-1].query_id == query_id
+    assert len(robot.received["heatmaps"]) in (2, 3) and set(robot.stamps("heatmaps")) <= set(shown)
+    told = robot.diagnosed()
+    assert (told["level"], told["message"]) == (OK, f"query {query_id}: TRACKING")
+    assert float(told["age of the last frame (s)"]) < 60 and int(told["memory (MiB)"]) > 100
+    assert "last grounding: points (ms)" in told
+
+
+def test_an_empty_query_clears_and_a_bad_image_is_told_in_the_diagnostics(robot, process):
+    robot.show_until(lambda: len(robot.received["masks"]) > 8, "masks")
+    rejected = int(robot.diagnosed()["frames rejected"])
+    query_id = robot.ask("the red square")
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_id), "tracking")
+    assert robot.states(robot.ask("")) == [QueryStatus.CANCELLED]
+    robot.show(1, data=array.array("B", bytes(1000)))
+    wait_for(lambda: int(robot.diagnosed()["frames rejected"]) == rejected + 1, "a rejected frame")
+    assert robot.diagnosed()["level"] == WARN
+    assert "got 1000" in robot.diagnosed()["message"]
+    masks = len(robot.received["masks"])
+    robot.show_until(lambda: len(robot.received["masks"]) > masks, "masks after a bad image")
+    assert robot.received["tracklets"][-1].tracklets == []
+    assert process.log.count("got 1000") == 1
+
+
+def test_each_of_a_burst_of_queries_gets_one_answer(robot):
+    robot.show(8)
+    query_ids = robot.ask_all([f"object {number}" for number in range(6)])
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_ids[-1]), "tracking")
+    answers = [[state for state in robot.states(one) if state >= QueryStatus.TRACKING] for one in query_ids]
+    assert [len(states) for states in answers] == [1] * 6
+    assert {states[0] for states in answers[:-1]} <= {QueryStatus.SUPERSEDED, QueryStatus.TRACKING}
+
+
+def test_parameters_change_while_it_runs(robot):
+    try:
+        assert robot.set_parameter("segmentation.tracklet_threshold", 1) == (True, "")
+        successful, reason = robot.set_parameter("segmentation.tracklet_threshold", 1.5)
+        assert not successful and "out of range" in reason
+        successful, reason = robot.set_parameter("window.size", 5)
+        assert not successful and "only when the node is configured" in reason
+        assert robot.set_parameter("presence.threshold", 1.0)[0]
+        robot.show(8)
+        query_id = robot.ask("the red square")
+        robot.show_until(lambda: QueryStatus.NOT_FOUND in robot.states(query_id), "not found")
+        status = robot.received["status"][-1]
+        assert "presence" in status.text and 0.0 <= status.presence < 1.0
+    finally:
+        robot.set_parameter("segmentation.tracklet_threshold", 0.8)
+        robot.set_parameter("presence.threshold", 0.0)
+
+
+def test_a_goal_succeeds_with_the_first_frame_of_its_targets(robot):
+    goal = robot.send_goal("the red square")
+    assert goal.accepted
+    robot.show_until(lambda: goal.done, "result")
+    ended, result = goal.result()
+    assert (ended, result.state) == ("SUCCEEDED", QueryStatus.TRACKING)
+    assert result.tracklets.query_id == result.query_id and result.tracklets.tracklets
+    assert result.masks.header == result.tracklets.header
+    assert set(result.masks.data) <= {0, *(tracklet.label for tracklet in result.tracklets.tracklets)}
+    assert (result.masks.height, result.masks.width) == (96, 128)
+    assert 0.0 <= result.presence <= 1.0
+    states = [feedback.state for feedback in goal.feedback]
+    assert states == sorted(states) and states[0] == QueryStatus.RECEIVED and states[-1] == QueryStatus.TRACKING
+    stages = [feedback.stage for feedback in goal.feedback if feedback.stage]
+    assert "tracklets" in stages and "catch_up" in stages
+    assert {feedback.query_id for feedback in goal.feedback} == {result.query_id}
+
+
+def test_a_goal_is_cancelled_at_its_clients_wish(robot):
+    goal = robot.send_goal("the red square")
+    wait_for(lambda: goal.feedback, "feedback")
+    goal.cancel()
+    ended, result = goal.result()
+    assert (ended, result.state) == ("CANCELED", QueryStatus.CANCELLED)
+    wait_for(lambda: robot.states(result.query_id) == [QueryStatus.RECEIVED, QueryStatus.CANCELLED], "status")
+
+
+def test_a_goal_gives_up_after_its_timeout(robot):
+    goal = robot.send_goal("the red square", timeout_s=0.3)
+    began = time.monotonic()
+    ended, result = goal.result()
+    assert time.monotonic() - began < 3
+    assert (ended, result.state, result.text) == ("ABORTED", QueryStatus.CANCELLED, "no answer within 0.3 s")
+    wait_for(lambda: QueryStatus.CANCELLED in robot.states(result.query_id), "status")
+
+
+def test_a_goal_is_superseded_by_a_query(robot):
+    goal = robot.send_goal("the red square")
+    wait_for(lambda: goal.feedback, "feedback")
+    robot.ask("the blue disc")
+    ended, result = goal.result()
+    assert (ended, result.state) == ("ABORTED", QueryStatus.SUPERSEDED)
+
+
+def test_an_empty_goal_is_aborted_with_a_reason(robot):
+    ended, result = robot.send_goal("").result()
+    assert (ended, result.state) == ("ABORTED", QueryStatus.CANCELLED)
+    assert "empty" in result.text
+
+
+def test_deactivation_answers_everybody(robot):
+    goal = robot.send_goal("the red square")
+    wait_for(lambda: goal.feedback, "feedback")
+    assert robot.change_state("deactivate")
+    ended, result = goal.result()
+    assert (ended, result.state, result.text) == ("ABORTED", QueryStatus.CANCELLED, "the node was deactivated")
+    wait_for(lambda: QueryStatus.CANCELLED in robot.states(result.query_id), "status")
+    assert not robot.send_goal("the red square").accepted
+    wait_for(lambda: robot.diagnosed().get("message") == "inactive", "diagnostics")
+    assert robot.change_state("activate")
+
+
+@pytest.mark.parametrize("end", ["cancel", "deactivate"])
+def test_a_goal_that_waits_for_the_first_frame_of_its_targets_ends_too(robot, end):
+    robot.show(8)
+    goal = robot.send_goal("the red square")
+    wait_for(lambda: QueryStatus.TRACKING in [feedback.state for feedback in goal.feedback], "tracking")
+    assert not goal.done
+    if end == "cancel":
+        goal.cancel()
+    else:
+        robot.change_state("deactivate")
+    ended, result = goal.result()
+    assert (ended, result.state) == ("CANCELED" if end == "cancel" else "ABORTED", QueryStatus.CANCELLED)
+    answers = [state for state in robot.states(result.query_id) if state >= QueryStatus.TRACKING]
+    assert answers == [QueryStatus.TRACKING]
+
+
+def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, process):
+    assert robot.state() == "active"
+    assert not robot.change_state("configure")
+    assert robot.state() == "active"
+    for transport in ("compressed", "raw"):
+        assert robot.change_state("deactivate") and robot.state() == "inactive"
+        assert robot.change_state("cleanup") and robot.state() == "unconfigured"
+        assert robot.set_parameter("node.image_transport", transport)[0]
+        assert robot.change_state("configure") and robot.state() == "inactive"
+        assert robot.change_state("activate") and robot.state() == "active"
+        if transport == "compressed":
+            stamp = robot.show_compressed()
+            wait_for(lambda stamp=stamp: stamp in robot.stamps("masks"), "masks of a compressed image")
+    robot.wait_until_listened_to()
+    masks = len(robot.received["masks"])
+    robot.show_until(lambda: len(robot.received["masks"]) > masks, "masks of raw images")
+    assert process.running
+
+
+def test_a_missing_checkpoint_leaves_the_node_unconfigured_until_it_is_there(domain_id, parameters, tmp_path, robot):
+    missing = parameters | {"sam2": {"checkpoint": str(tmp_path / "nowhere"), "device": "cpu"}}
+    process = SegmenterProcess(domain_id, tmp_path, missing, namespace="/other")
+    try:
+        def told() -> list:
+            return [one for one in robot.received["/diagnostics"] if one.status[0].hardware_id == "/other/segmenter"]
+
+        wait_for(lambda: told() and told()[-1].status[0].level[0] == 2, "an error in the diagnostics")
+        assert "nowhere" in told()[-1].status[0].message
+        assert process.running and process.log.count("nowhere") < 4
+    finally:
+        assert process.stop(signal.SIGTERM) == 0
+
+
+@pytest.mark.parametrize("name, value, said", [("window.sise", "5", "unknown option window.sise")])
+def test_a_bad_parameter_ends_the_process_with_one_line(domain_id, parameters, tmp_path, name, value, said):
+    process = SegmenterProcess(domain_id, tmp_path, parameters, "-p", f"{name}:={value}")
+    assert process.wait() == 1
+    assert said in process.log and "Traceback" not in process.log
+
+
+def test_sigint_ends_the_process_cleanly_and_answers_everybody(robot, process):
+    # The last test: the node is gone after it.
+    goal = robot.send_goal("the red square")
+    wait_for(lambda: goal.feedback, "feedback")
+    began = time.monotonic()
+    assert process.stop(signal.SIGINT, within_s=10) == 0
+    assert time.monotonic() - began < 10
+    ended, result = goal.result()
+    assert (ended, result.state) == ("ABORTED", QueryStatus.CANCELLED)
+    assert QueryStatus.CANCELLED in robot.states(result.query_id)
+    assert "Traceback" not in process.log

@@ -1,0 +1,113 @@
+"""Processes that run a small real node: signals, errors in callbacks, and a stage that cannot be interrupted."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("rclpy")
+domain_coordinator = pytest.importorskip("domain_coordinator")
+
+pytestmark = pytest.mark.ros
+
+ROOT = Path(__file__).parent.parent
+NODE = """
+import sys, time
+from rclpy.node import Node
+from decaf_ros.nodes import spinning
+
+class Small(Node):
+    busy = False
+
+    def __init__(self):
+        super().__init__("small")
+        if "{mode}" == "unmakeable":
+            raise ValueError("window.size: expected less")
+        self.ticks = 0
+        self.create_timer(0.05, self.tick)
+
+    def autostart(self):
+        print("autostart", flush=True)
+        if "{mode}" == "stuck":
+            time.sleep(30)
+
+    def tick(self):
+        self.ticks += 1
+        if self.ticks == 1 and "{mode}" == "raising":
+            raise RuntimeError("a callback that raises")
+        if self.ticks == 3:
+            print("ticking", flush=True)
+
+    def stop(self):
+        print("stop", flush=True)
+
+spinning.STOP_S = 0.5
+code = spinning.run_node(Small)
+print("code", code, flush=True)
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def start(monkeypatch):
+    """Starts the process in a mode; it is killed at the end if it still runs."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    processes = []
+    with domain_coordinator.domain_id() as domain_id:
+        monkeypatch.setenv("ROS_DOMAIN_ID", str(domain_id))
+
+        def start_process(mode: str) -> subprocess.Popen:
+            command = [sys.executable, "-c", NODE.replace("{mode}", mode)]
+            pipe = subprocess.PIPE
+            processes.append(subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, cwd=ROOT))
+            return processes[-1]
+
+        yield start_process
+        for process in processes:
+            process.kill()
+
+
+def _read_until(process: subprocess.Popen, line: str) -> None:
+    while (read := process.stdout.readline()) and read.strip() != line:
+        pass
+    assert read, f"the process ended without {line!r}"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_cleanly(start, number):
+    process = start("plain")
+    _read_until(process, "ticking")
+    process.send_signal(number)
+    rest, _ = process.communicate(timeout=10)
+    assert (process.returncode, rest) == (0, "stop\ncode 0\n")
+
+
+def test_a_callback_that_raises_is_logged_and_the_node_goes_on(start):
+    process = start("raising")
+    seen = []
+    while not seen or seen[-1] != "ticking\n":
+        seen.append(process.stdout.readline())
+    assert sum("RuntimeError: a callback that raises" in line for line in seen) == 1
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 0
+
+
+def test_a_stage_that_cannot_be_interrupted_does_not_hold_up_the_end(start):
+    process = start("stuck")
+    _read_until(process, "autostart")
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    rest, _ = process.communicate(timeout=10)
+    assert process.returncode == 1 and time.monotonic() - began < 5
+    assert "still busy" in rest
+
+
+def test_a_node_that_cannot_be_made_is_one_line(start):
+    rest, _ = start("unmakeable").communicate(timeout=10)
+    assert "window.size: expected less" in rest and "code 1" in rest and "Traceback" not in rest
