@@ -2,6 +2,7 @@
 #   make setup [PYTHON=python3.11]   virtual environment, wheels, message build, all inside this folder
 #   make demo [CLIP=bikes]           the real node on a recorded camera; leaves its results in demo_output/
 #   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
+#   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
 #   make bench [QUICK=1]             benchmarks
 #   make clean                       removes everything that set-up, demo and tests made here
@@ -13,7 +14,7 @@ QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
 
-.PHONY: help setup demo test test-slow lint bench clean
+.PHONY: help setup demo test test-slow test-floor lint bench clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -30,6 +31,20 @@ test: setup
 test-slow: setup
 	$(RUN) python -m pytest $(ARGS)
 
+# Beside .venv: other versions of the same wheels, and no ROS.
+FLOOR := .venv-floor
+FLOOR_PIP := $(FLOOR)/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation
+
+test-floor: $(FLOOR)/stamp
+	env -u PYTHONPATH $(FLOOR)/bin/python -m pytest -m "not ros and not slow" $(ARGS)
+
+$(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt
+	$(or $(PYTHON),python3) -m venv --clear $(FLOOR)
+	$(FLOOR_PIP) --requirement requirements/tools.txt
+	$(FLOOR_PIP) --requirement requirements/floor.txt
+	SAM2_BUILD_CUDA=0 $(FLOOR_PIP) --constraint requirements/floor.txt sam2==1.1.0
+	touch $@
+
 lint: setup
 	$(RUN) ruff check .
 
@@ -37,5 +52,5 @@ bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick)
 
 clean:
-	rm -rf .venv build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(FLOOR) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -31,7 +31,7 @@ setup(
         "scipy>=1.11",
         "opencv-python-headless>=4.10",
         "pillow>=10",
-        "PyYAML>=6",
+        "PyYAML>=6.0.1",
         "safetensors>=0.4.3",
         "hydra-core>=1.3.2",  # reads sam2's configuration files
         "rosbags>=0.11",

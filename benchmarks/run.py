@@ -54,16 +54,20 @@ def rollout(tokens: int, repeats: int) -> dict[str, float]:
     return {"row_ms": row, "literal_ms": literal, "speedup": literal / row, "max_error": float(error)}
 
 
-def whole(frames: int) -> tuple[tuple[str, float], ...]:
-    """Stage times of one `Decaf.segment` with the tiny random checkpoints."""
-    folder = Path(tempfile.mkdtemp())
+def tiny_decaf(folder: Path) -> Decaf:
     changes = {
         "mllm.checkpoint": str(write_tiny_mllm(folder / "mllm")),
         "sam2.checkpoint": str(write_tiny_sam2(folder / "sam2")),
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",
     }
-    decaf = Decaf.from_config(replace(DecafConfig(), changes))
+    return Decaf.from_config(replace(DecafConfig(), changes))
+
+
+def whole(frames: int) -> tuple[tuple[str, float], ...]:
+    """Stage times of one `Decaf.segment` with the tiny random checkpoints."""
+    with tempfile.TemporaryDirectory() as folder:
+        decaf = tiny_decaf(Path(folder))
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (frames, 240, 320, 3), dtype=np.uint8)
     window = Window(tuple(Frame(image, place + 1, "camera", place) for place, image in enumerate(images)))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import cv2
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.types import Heatmap, Keypoint, Query, Segmentation
+from decaf_ros.types import Heatmap, Keypoint, PointPrompts, Query, Segmentation
 
 
 def absence(found: Segmentation, config: DecafConfig) -> str:
@@ -29,6 +29,14 @@ def tracking_text(target_count: int, category: str) -> str:
     """Such as "tracking 2 targets: mug"."""
     targets = "1 target" if target_count == 1 else f"{target_count} targets"
     return f"tracking {targets}: {category}" if category else f"tracking {targets}"
+
+
+def cut_text(points: PointPrompts) -> str:
+    """To be added to an answer: that weaker points were left out. Empty if none were."""
+    if not points.left_out:
+        return ""
+    used = len(points)
+    return f" (segmentation.max_points: the strongest {used} of {used + points.left_out} points were used)"
 
 
 def heatmaps(found: Segmentation, query: Query) -> Iterator[Heatmap]:

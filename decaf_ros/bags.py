@@ -6,7 +6,7 @@ mcap or sqlite3 file and metadata.yaml, message definitions embedded, so that `r
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from rosbags.interfaces import Connection, MessageDefinitionFormat
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer, WriterError
-from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from decaf_ros import messages
 from decaf_ros.images import message_to_rgb
 from decaf_ros.interfaces import MESSAGES, interface_text
 from decaf_ros.types import Frame
@@ -133,22 +133,28 @@ class BagReader:
         """`message` as an object with the fields of its definition. Raises ValueError where its bytes do not fit."""
         store = self._store(message.msgtype)
         try:
-            return store.deserialize_cdr(message.data, message.msgtype)
-        except SerdeError as error:
-            raise ValueError(f"{self.path}: {message.topic}: not a {message.msgtype}: {error}") from error
+            return _deserialized(store, message)
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {message.topic}: {error}") from error
 
-    def frames(self, topic: str = "") -> Iterator[Frame]:
-        """The images of `topic` (see `image_topic`), stamped as their headers say, indices from 0.
+    def frames(self, topic: str = "", reject: Callable[[str], None] | None = None) -> Iterator[Frame]:
+        """The images of `topic` (see `image_topic`), stamped as their headers say; index: place among them, from 0.
 
-        Raises ValueError for an image that cannot be decoded, with its place in the bag.
+        reject: is told of each image that cannot be decoded, with its place in the bag, and it is left out (its index
+        too); without it such an image raises ValueError.
         """
         topic = self.image_topic(topic)
         for index, recorded in enumerate(self.messages([topic])):
-            message = self.deserialize(recorded)
+            store = self._store(recorded.msgtype)
             try:
+                message = _deserialized(store, recorded)
                 image = message_to_rgb(message)
             except ValueError as error:
-                raise ValueError(f"{self.path}: {topic}, message {index}: {error}") from error
+                text = f"{self.path}: {topic}, message {index}: {error}"
+                if reject is None:
+                    raise ValueError(text) from error
+                reject(text)
+                continue
             stamp = message.header.stamp
             yield Frame(image, stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id, index)
 
@@ -172,6 +178,13 @@ class BagReader:
                 raise ValueError(f"{self.path}: no definition of {msgtype} in the bag, and it is no standard message")
             self._stores[msgtype] = store
         return self._stores[msgtype]
+
+
+def _deserialized(store: Typestore, message: BagMessage) -> Any:
+    try:
+        return store.deserialize_cdr(message.data, message.msgtype)
+    except Exception as error:  # a SerdeError; older versions of rosbags raise whatever the bytes lead to
+        raise ValueError(f"not a {message.msgtype}: {error!r}") from error
 
 
 def _storage(path: Path) -> Path:
@@ -254,11 +267,11 @@ class BagWriter:
         self.write_message(topic, message, stamp_ns)
 
 
-def make_time(stamp_ns: int) -> Any:
-    """builtin_interfaces/Time for a bag."""
-    return typestore().types["builtin_interfaces/msg/Time"](*divmod(stamp_ns, 1_000_000_000))
+def make_message(type_name: str, **fields: Any) -> Any:
+    """A message for a bag, such as std_msgs/msg/Header."""
+    return typestore().types[type_name](**fields)
 
 
 def make_header(stamp_ns: int, frame_id: str) -> Any:
     """std_msgs/Header for a bag."""
-    return typestore().types["std_msgs/msg/Header"](make_time(stamp_ns), frame_id)
+    return messages.header(make_message, stamp_ns, frame_id)

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # All frames of the clip are in memory at once, besides what the models take.
 _CLIP_GIB = 8
+# Images that cannot be decoded and are told of one by one; the rest are counted.
+_SAID = 5
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,7 +132,7 @@ def _value(text: str, name: str, config: DecafConfig) -> object:
 
 def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
     # Only here: they bring torch along, and `decaf --help` shall answer at once.
-    from decaf_ros.offline import segment_clip
+    from decaf_ros.offline import check_clip, segment_clip
     from decaf_ros.online import OnlineSegmenter
     from decaf_ros.pipeline import Decaf
 
@@ -140,11 +143,15 @@ def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
     out = given.out or Path(f"{given.input.stem}_decaf")
     query = Query("cli", given.query)
     check_new_folder(out)
-    # A clip that cannot be read shall say so before the models are loaded, which may take minutes.
-    clip = _frames(given) if given.online else _in_memory(_frames(given))
+    rejected = _Rejected()
+    clip = _frames(given, rejected)
+    if not given.online:
+        # A clip that cannot be used shall say so before the models are loaded, which may take minutes.
+        clip = _in_memory(clip)
+        check_clip(clip)
     _say("loading the models")
     decaf = Decaf.from_config(config)
-    with ResultFolder(out, given.format) as results:
+    with _told_where(out), ResultFolder(out, given.format) as results:
         emit = _and_tell(results.take)
         started = time.monotonic()
         if given.online:
@@ -153,17 +160,20 @@ def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
             if not results.event.state.is_answer:
                 segmenter.cancel(query.id, "the clip ended before the query could be answered")
         else:
-            segment_clip(decaf, clip, query, emit)
+            results.take_coarse(segment_clip(decaf, clip, query, emit))
         summary = results.summary(
             query=given.query,
             input=str(given.input),
             mode="online" if given.online else "offline",
+            frames_rejected=rejected.count,
             version=__version__,
             seconds=round(time.monotonic() - started, 2),
             parameters={option.name: option.value for option in options(config)},
         )
-    if results.event.state == QueryState.FAILED:
-        raise RuntimeError(results.event.text)
+        if results.event.state == QueryState.FAILED:
+            raise RuntimeError(results.event.text)
+    if rejected.count:
+        _say(f"warn: {rejected.count} of the clip's images could not be decoded and were left out")
     _say(f"results in {summary.parent}: {', '.join(sorted(file.name for file in summary.parent.iterdir()))}")
 
 
@@ -182,11 +192,23 @@ def _play(segmenter: OnlineSegmenter, frames: Iterator[Frame], query: Query, ask
         raise ValueError(f"--ask-at: expected a time within the clip, got {ask_at_ns / 1e9} s")
 
 
-def _frames(given: argparse.Namespace) -> Iterator[Frame]:
+class _Rejected:
+    """Counts the images that cannot be decoded, and says why for the first of them."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, text: str) -> None:
+        self.count += 1
+        if self.count <= _SAID:
+            _say(f"warn: image left out: {text}")
+
+
+def _frames(given: argparse.Namespace, reject: Callable[[str], None]) -> Iterator[Frame]:
     """The clip's frames between --start and --start + --duration, read as they are wanted."""
     if is_bag(given.input):
         with BagReader(given.input) as bag:
-            yield from _cut(bag.frames(given.topic), given.start, given.duration)
+            yield from _cut(bag.frames(given.topic, reject), given.start, given.duration)
     else:
         yield from _cut(read_video(given.input), given.start, given.duration)
 
@@ -204,7 +226,8 @@ def _cut(frames: Iterator[Frame], start_s: float, duration_s: float | None) -> I
             left = True
             yield frame
     if not left:
-        raise ValueError(f"no frame from {start_s} s on, within {duration_s} s")
+        within = "" if duration_s is None else f", within {duration_s} s"
+        raise ValueError(f"no frame that can be decoded from {start_s} s on{within}")
 
 
 def _in_memory(frames: Iterator[Frame]) -> list[Frame]:
@@ -220,6 +243,19 @@ def _in_memory(frames: Iterator[Frame]) -> list[Frame]:
                 "choose a part of it by --start and --duration, or use --online"
             )
     return clip
+
+
+@contextmanager
+def _told_where(out: Path) -> Iterator[None]:
+    """Says what becomes of `out` where the run fails after it has begun to write there."""
+    if out.exists() and any(out.iterdir()):
+        _say(f"replacing the unfinished results of an earlier run in {out}")
+    try:
+        yield
+    except BaseException:
+        if out.is_dir():
+            _say(f"unfinished results are left in {out}; the next run into it replaces them")
+        raise
 
 
 def _and_tell(take: Callable[[Output], None]) -> Callable[[Output], None]:

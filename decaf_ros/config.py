@@ -7,12 +7,15 @@ Every option says its meaning, its range and whether it may change while the nod
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+
+_log = logging.getLogger(__name__)
 
 
 class Option(NamedTuple):
@@ -112,7 +115,9 @@ class Sam2Config(_Checked):
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     autocast: bool = _option(True, "bfloat16 autocast on cuda (no effect on the cpu)")
-    embedding_cache: int = _option(20, "image embeddings that are kept, in frames", 1, 1024)
+    embedding_cache: int = _option(
+        20, "frames whose image embeddings are kept; under window.size key frames are embedded again", 1, 1024
+    )
     point_batch: int = _option(32, "points that go through the mask decoder at once", 1, 1024)
 
 
@@ -131,7 +136,10 @@ class SegmentationConfig(_Checked):
         5, "points a key frame for points = top_k, and keypoints that are reported", 1, 1000, live=True
     )
     keypoint_distance: float = _option(0.05, "least distance of two keypoints, in image diagonals", 0.0, 1.0, live=True)
-    max_points: int = _option(512, "most point prompts of one grounding; the strongest are kept", 1, 100000, live=True)
+    max_points: int = _option(
+        100000, "most point prompts of one grounding; the strongest are kept and the answer says so",
+        1, 100000, live=True
+    )
     tracklet_threshold: float = _option(
         0.8, "tau_trk: mean score over which a tracklet is a target", 0.0, 1.0, live=True
     )
@@ -163,6 +171,9 @@ class WindowConfig(_Checked):
     size: int = _option(16, "key frames in the window", 1, 256)
     keyframe_period_s: float = _option(0.5, "time between key frames", 0.0, 3600.0, live=True)
     min_frames: int = _option(4, "key frames before a query is grounded", 1, 256, live=True)
+    jump_back_s: float = _option(
+        0.2, "a stamp that is earlier than the last one by this much starts the stream anew (a bag loop)", 0.0, 3600.0
+    )
     buffer_frames: int = _option(600, "frames kept for the catch-up", 1, 100000)
     buffer_mib: float = _option(512.0, "memory of the kept frames", 1.0, 1048576.0)
 
@@ -178,7 +189,7 @@ class TrackingConfig(_Checked):
         3, "frames on which a tentative target must be seen to be tracked", 1, 1000, live=True
     )
     lost_after_s: float = _option(5.0, "a target that is hidden for longer is lost", 0.0, 3600.0, live=True)
-    object_score: float = _option(0.0, "object-presence logit over which SAM 2 sees the target", -20.0, 20.0, live=True)
+    object_score: float = _option(0.0, "object-presence logit over which SAM 2 sees the target", 0.0, 20.0, live=True)
     max_targets: int = _option(16, "most targets at once; the best are kept", 1, 255)
 
 
@@ -250,19 +261,55 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     )
 
 
-def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfig:
-    """Reads a ROS parameter file (`/**: ros__parameters: stage: field: value`) over `base`, by default the defaults.
+# What every node of rclpy declares by itself, and takes from the same files.
+OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
-    Raises FileNotFoundError, or ValueError for a file of another form, an unknown option or a bad value.
+
+def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfig:
+    """Reads a ROS parameter file over `base`, by default the defaults, as the node does.
+
+    Of the file's sections that of all nodes (`/**`) counts, and over it those whose name ends in `segmenter`. Names may
+    be nested or dotted. Parameters of none of our stages are another node's, or mistyped: logged, and ignored.
+    Raises FileNotFoundError, or ValueError for a file of another form or without such a section, an unknown option of
+    one of our stages or a bad value.
     """
     with open(path, encoding="utf-8") as stream:
         document = yaml.safe_load(stream)
+    sections = dict(_sections(document)) if isinstance(document, Mapping) else {}
+    if not sections or not all(isinstance(section, Mapping) for section in sections.values()):
+        raise ValueError(f"{path}: expected a ROS parameter file, '/**: ros__parameters: STAGE: FIELD: VALUE'")
+    ours = [name for name in sections if name.endswith("segmenter")]
+    if "/**" not in sections and not ours:
+        raise ValueError(f"{path}: expected a section '/**' or one that ends in 'segmenter', got {', '.join(sections)}")
+    given: dict[str, Any] = {}
+    for name in ("/**", *ours):
+        given.update(_flat(sections.get(name, {})))
+    base = base or DecafConfig()
+    stages = {stage.name for stage in dataclasses.fields(base)}
+    foreign = sorted(name for name in given if name.split(".")[0] not in stages)
+    strange = [name for name in foreign if not name.startswith(OF_RCLPY)]
+    if strange:
+        _log.warning("%s: parameters that decaf_ros does not know are ignored: %s", path, ", ".join(strange))
     try:
-        (node,) = document.values()
-        stages = node["ros__parameters"]
-        flat = {f"{stage}.{field}": value for stage, fields in stages.items() for field, value in fields.items()}
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: expected a ROS parameter file, '/**: ros__parameters: STAGE: FIELD: VALUE', for one node"
-        ) from error
-    return replace(base or DecafConfig(), flat)
+        return replace(base, {name: value for name, value in given.items() if name not in foreign})
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _sections(document: Mapping[Any, Any], namespace: str = "") -> Iterator[tuple[str, Any]]:
+    """Each node's name and parameters. Namespaces may be nested, or stand in the name."""
+    for key, value in document.items():
+        name = f"{namespace}/{key}" if namespace else str(key)
+        if isinstance(value, Mapping) and "ros__parameters" in value:
+            yield name, value["ros__parameters"]
+        elif isinstance(value, Mapping):
+            yield from _sections(value, name)
+
+
+def _flat(parameters: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value under its dotted name."""
+    for key, value in parameters.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -32,12 +32,30 @@ def key_frames(frames: Sequence[Frame], count: int) -> Window:
     return Window(tuple(frames[place] for place in places))
 
 
+def check_clip(frames: Sequence[Frame]) -> None:
+    """Raises ValueError, which names the frame, for images that are not of one size or stamps that do not increase."""
+    first = frames[0]
+    for before, frame in zip(frames, frames[1:]):
+        if frame.size_hw != first.size_hw:
+            wrong = f"has {_size(frame)} px where those before have {_size(first)} px"
+        elif frame.stamp_ns <= before.stamp_ns:
+            wrong = f"has the stamp {frame.stamp_ns} ns, which is not after {before.stamp_ns} ns of the one before"
+        else:
+            continue
+        seconds = (before.stamp_ns - first.stamp_ns) / 1e9
+        raise ValueError(
+            f"frame {frame.index} {wrong}: a clip is looked at as a whole, in one size and order; choose a part of it "
+            f"by --start and --duration (it comes after {seconds:.2f} s), or use --online"
+        )
+
+
 def segment_clip(decaf: Decaf, frames: Sequence[Frame], query: Query, emit: Callable[[Output], None]) -> Segmentation:
     """Answers the query over the whole clip and emits its events, heatmaps and one FrameResult a frame.
 
-    Looks at `window.size` key frames spread over the clip and masks every frame. The dense masks are the union over
-    all that was found, so the results have one target with id 1. Raises what `Decaf.segment` raises.
+    Looks at `window.size` key frames spread over the clip and masks every frame. The k-th selected tracklet is the
+    target with id and label k. Raises what `check_clip` and `Decaf.segment` raise.
     """
+    check_clip(frames)
     window = key_frames(frames, decaf.config.window.size)
     newest = frames[-1]
 
@@ -67,26 +85,33 @@ def segment_clip(decaf: Decaf, frames: Sequence[Frame], query: Query, emit: Call
         category=category,
         presence=found.presence,
         stage_ms=found.stage_ms,
-        target_ids=() if missing else (1,),
+        target_ids=tuple(range(1, len(found.selected) + 1)),
         keypoints=tuple(pixel_keypoints(found)),
     )
-    for frame, mask in zip(frames, found.dense_masks):
-        emit(_frame_result(found, query, frame, mask))
+    for frame, labels in zip(frames, found.dense_labels):
+        emit(_frame_result(found, query, frame, labels))
     return found
 
 
-def _frame_result(found: Segmentation, query: Query, frame: Frame, mask: np.ndarray) -> FrameResult:
-    if not found.selected:
-        return FrameResult(frame, np.zeros(frame.size_hw, np.uint8))
-    best = found.selected[0]
-    target = Target(
-        id=1,
-        label=1,
-        query_id=query.id,
-        category=found.grounding.category,
-        state=TargetState.TRACKED if mask.any() else TargetState.OCCLUDED,
-        mask=mask,
-        scores=best.scores,
-        source_stamp_ns=found.window.frames[best.source].stamp_ns,
-    )
-    return FrameResult(frame, mask.astype(np.uint8), query, (target,))
+def _frame_result(found: Segmentation, query: Query, frame: Frame, labels: np.ndarray) -> FrameResult:
+    targets = []
+    for label, tracklet in enumerate(found.selected, 1):
+        mask = labels == label
+        targets.append(
+            Target(
+                id=label,
+                label=label,
+                query_id=query.id,
+                category=found.grounding.category,
+                state=TargetState.TRACKED if mask.any() else TargetState.OCCLUDED,
+                mask=mask,
+                scores=tracklet.scores,
+                source_stamp_ns=found.window.frames[tracklet.source].stamp_ns,
+            )
+        )
+    return FrameResult(frame, labels, query if targets else None, tuple(targets))
+
+
+def _size(frame: Frame) -> str:
+    height, width = frame.size_hw
+    return f"{width} x {height}"

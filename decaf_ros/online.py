@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from decaf_ros.answers import absence, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.catch_up import catch_up
 from decaf_ros.config import DecafConfig
 from decaf_ros.pipeline import STAGES, Decaf
@@ -54,7 +54,8 @@ class OnlineSegmenter:
     of the catch-up; it may call observe, ask, cancel and reset, which then take effect at once: frames go on being
     tracked, and a grounding that has become pointless is abandoned. An exception that it raises counts as a failure of
     the grounding. `want_heatmaps` says after each grounding whether heatmaps are worth making.
-    `decaf.config` is read at each use.
+    `target_ids` gives targets their ids; whoever makes several of these for one consumer hands the same one to all, so
+    that no id comes twice. `decaf.config` is read at each use.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class OnlineSegmenter:
         emit: Callable[[Output], None],
         between_stages: Callable[[], None] = lambda: None,
         want_heatmaps: Callable[[], bool] = lambda: True,
+        target_ids: Iterator[int] | None = None,
     ) -> None:
         self.buffer = FrameBuffer()
         self._decaf = decaf
@@ -70,7 +72,7 @@ class OnlineSegmenter:
         self._between_stages = between_stages
         self._want_heatmaps = want_heatmaps
         self._current: _Current | None = None
-        self._targets = Targets()
+        self._targets = Targets(target_ids)
         self._tracker = StreamingTracker(decaf.sam2)
         self._keys = itertools.count()
         self._grounding = False
@@ -87,15 +89,15 @@ class OnlineSegmenter:
     def observe(self, frame: Frame) -> None:
         """Takes the next frame of the stream: emits its one FrameResult, then grounds the query if that is due.
 
-        Another image size, or a stamp that jumps back, starts the stream anew. A frame with the stamp of the one
-        before is tracked like any other, but never becomes a key frame.
+        Another image size, or a stamp that jumps back by `window.jump_back_s` or more, starts the stream anew. A frame
+        that is a little late, or has the stamp of the one before, is tracked like any other, but is no key frame.
         """
-        if reason := self.buffer.break_before(frame):
+        if reason := self.buffer.break_before(frame, self._config.window):
             self.reset(reason)
         newest = self.buffer.newest
-        if newest is not None and frame.stamp_ns == newest.stamp_ns and not self._warned_of_stamps:
+        if newest is not None and frame.stamp_ns <= newest.stamp_ns and not self._warned_of_stamps:
             self._warned_of_stamps = True
-            text = f"two frames in a row have the stamp {frame.stamp_ns} ns: only the first can be a key frame"
+            text = f"stamp {frame.stamp_ns} ns comes after {newest.stamp_ns} ns: only frames in order can be key frames"
             self._emit(Notice("warn", text))
         is_keyframe = self.buffer.push(frame, self._config.window)
         if is_keyframe and self._current:
@@ -231,7 +233,7 @@ class OnlineSegmenter:
         self._tell(
             query,
             QueryState.NOT_FOUND if missing else QueryState.TRACKING,
-            missing or tracking_text(len(ids), category),
+            (missing or tracking_text(len(ids), category)) + cut_text(found.points),
             found.window,
             category=category,
             presence=found.presence,

@@ -10,7 +10,7 @@ from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.mllm import Mllm, load_mllm
 from decaf_ros.presence import measure_presence
-from decaf_ros.segmentation.dense import dense_masks
+from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.points import attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
@@ -58,7 +58,6 @@ class Decaf:
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5), ...
         clock.start("points")
-        coarse = coarse_masks(attention, window.size_hw)
         points = attention_points(attention, config.segmentation)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
@@ -73,12 +72,23 @@ class Decaf:
         present = presence.score >= config.presence.threshold
         selected = select_tracklets(tracklets, config.segmentation) if present else []
 
-        dense_union = None
+        # The evaluation protocol: masks of the attention alone, and every frame masked.
+        coarse, labels = None, None
         if dense is not None:
             clock.start("dense")
-            dense_union = dense_masks(self.sam2, window, selected, dense)
+            coarse = coarse_masks(attention, window.size_hw)
+            labels = dense_labels(self.sam2, window, selected, dense)
         clock.pause()
         return Segmentation(
-            window, query, grounding, coarse, points, peaks, tuple(tracklets), tuple(selected), presence, dense_union,
+            window,
+            query,
+            grounding,
+            points,
+            peaks,
+            tuple(tracklets),
+            tuple(selected),
+            presence,
+            coarse,
+            labels,
             clock.stage_ms,
         )

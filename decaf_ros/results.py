@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,18 @@ import numpy as np
 
 from decaf_ros.bag_outputs import OutputBag
 from decaf_ros.bags import BagWriter
-from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent
+from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
 from decaf_ros.video import VideoWriter
 from decaf_ros.viz import contact_sheet, heat_overlay, overlay, shrunk
 
 FORMATS = ("png", "bag", "both")
 _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
 _TILE_WIDTH = 480
+
+# What a run may leave in its folder, and the file that says that it has not ended (well).
+_UNFINISHED = "UNFINISHED"
+_PARTS = ("masks", "coarse_masks", "outputs_bag", "overlay.mp4", "contact_sheet.png", "summary.json", _UNFINISHED)
+
 
 class PictureSheet:
     """Collects drawn frames and heatmaps of a stream of any length, in bounded memory, and lays out some of them,
@@ -77,9 +83,11 @@ class _Thinned:
 class ResultFolder:
     """Takes outputs as they come and writes them out; a context manager. `summary` ends it.
 
+    While it is open, and after an error, the folder holds a file UNFINISHED: the next run may replace what is there.
     masks/: a PNG label image for each frame (0 background, k the target with label k), named by its place in the clip.
+    coarse_masks/: the masks of the key frames from the attention alone, 0 or 255, where `take_coarse` was called.
     outputs_bag/: the node's topics (mcap). overlay.mp4, contact_sheet.png, summary.json.
-    Raises ValueError for a format that is not in FORMATS, FileExistsError where the folder is not empty.
+    Raises ValueError for a format that is not in FORMATS, FileExistsError as `check_new_folder` does.
     """
 
     def __init__(self, folder: Path, form: str = "png") -> None:
@@ -87,8 +95,12 @@ class ResultFolder:
             raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
         check_new_folder(folder)
         self.folder = folder
+        remove_unfinished(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / _UNFINISHED).write_text("This run broke off or failed. The next run into this folder replaces it.\n")
         self._masks = folder / "masks" if form != "bag" else None
-        (self._masks or folder).mkdir(parents=True, exist_ok=True)
+        if self._masks:
+            self._masks.mkdir()
         self._bag = BagWriter(folder / "outputs_bag") if form != "png" else None
         self._messages = OutputBag(self._bag) if self._bag else None
         self._video = VideoWriter(folder / "overlay.mp4")
@@ -101,10 +113,14 @@ class ResultFolder:
     def __enter__(self) -> ResultFolder:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._video.close()
-        if self._bag:
-            self._bag.close()
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        try:
+            self._video.close()
+        finally:
+            if self._bag:
+                self._bag.close()
+        if kind is None:
+            (self.folder / _UNFINISHED).unlink()
 
     @property
     def event(self) -> QueryEvent | None:
@@ -124,6 +140,14 @@ class ResultFolder:
             self._events.append(output)
         elif isinstance(output, Notice):
             self._notices.append(f"{output.level}: {output.text}")
+
+    def take_coarse(self, found: Segmentation) -> None:
+        """Writes the masks that the attention alone gives, without SAM 2 (paper, Tab. 1)."""
+        if self._masks and found.coarse_masks is not None:
+            folder = self.folder / "coarse_masks"
+            folder.mkdir()
+            for frame, mask in zip(found.window.frames, found.coarse_masks):
+                write_png(folder / f"{frame.index:06d}.png", mask * np.uint8(255))
 
     def summary(self, **details: Any) -> Path:
         """Writes the contact sheet and summary.json, which holds `details` first, and returns the latter's path.
@@ -163,9 +187,25 @@ class ResultFolder:
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raises FileExistsError where `folder` holds something already, NotADirectoryError where it is a file."""
-    if folder.exists() and any(folder.iterdir()):
+    """Raises FileExistsError where `folder` holds something already that is not left from an unfinished run,
+    NotADirectoryError where it is a file."""
+    if not folder.exists():
+        return
+    found = {file.name for file in folder.iterdir()}
+    if found and (_UNFINISHED not in found or found - set(_PARTS)):
         raise FileExistsError(f"{folder}: exists and is not empty; name another folder or remove it")
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what an unfinished run left in `folder`; nothing where there is none."""
+    if not (folder / _UNFINISHED).exists():
+        return
+    for name in _PARTS:  # the mark comes last: an interrupted removal is unfinished too
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_png(path: Path, image: np.ndarray) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -97,12 +97,12 @@ def _origin(candidate: Candidate) -> tuple[int, TrackletScores, int]:
 class Targets:
     """All targets of the current query. A lost one stays until its loss was published, and holds its label till then.
 
-    Ids count up for as long as this object lives, over all queries, and are never given again.
+    ids: where new targets get their ids; by default they count up for as long as this object lives, over all queries.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, ids: Iterator[int] | None = None) -> None:
         self._targets: list[LivingTarget] = []
-        self._ids = itertools.count(1)
+        self._ids = itertools.count(1) if ids is None else ids
 
     @property
     def living(self) -> list[LivingTarget]:

@@ -147,11 +147,12 @@ class Grounding:
 @dataclass(frozen=True, eq=False)
 class PointPrompts:
     """P points on key frames. frame: (P,) int64, index into the window. xy: (P, 2) float32 in [0, 1], x right and
-    y down. value: (P,) float32, fused attention there."""
+    y down. value: (P,) float32, fused attention there. left_out: weaker ones that `max_points` cut off."""
 
     frame: np.ndarray
     xy: np.ndarray
     value: np.ndarray
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         _check_array("PointPrompts.frame", self.frame, np.int64, (None,))
@@ -212,22 +213,23 @@ class Presence:
 class Segmentation:
     """Everything that `Decaf.segment` found, from maps to masks.
 
-    coarse_masks: (T, H, W) bool, Otsu masks of the fused map. tracklets: all scored candidates, best first.
-    selected: the targets (empty: not found). keypoints: the strongest well-separated points of the fused map.
-    dense_masks: (F, H, W) bool over all frames that were given, union over targets; None where only key frames were.
+    tracklets: all scored candidates, best first. selected: the targets (empty: not found). keypoints: the strongest
+    well-separated points of the fused map. coarse_masks: (T, H, W) bool, Otsu masks of the fused map.
+    dense_labels: (F, H, W) uint8 over all frames that were given, 0 background, k the k-th of `selected` (the better
+    one where they overlap; their union is dense_labels > 0). Both are None where no frames to mask were given.
     stage_ms: wall time of each stage in order.
     """
 
     window: Window
     query: str
     grounding: Grounding
-    coarse_masks: np.ndarray
     points: PointPrompts
     keypoints: PointPrompts
     tracklets: tuple[Tracklet, ...]
     selected: tuple[Tracklet, ...]
     presence: Presence
-    dense_masks: np.ndarray | None = None
+    coarse_masks: np.ndarray | None = None
+    dense_labels: np.ndarray | None = None
     stage_ms: tuple[tuple[str, float], ...] = ()
 
 

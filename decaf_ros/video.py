@@ -55,7 +55,8 @@ class VideoWriter:
 
     Its frame rate is that of the median interval of the first stamps; where frames are missing the one before stands
     still, so that the film runs at the speed of the stamps. An odd height or width is made even by repeating the last
-    row or column, as the codec needs. No file is left where no frame was written.
+    row or column, as the codec needs. A film has one size: a frame of another one than the first frame's is fitted into
+    it, with black bars. No file is left where no frame was written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -76,14 +77,13 @@ class VideoWriter:
     def write(self, image: np.ndarray, stamp_ns: int) -> None:
         """image: (H, W, 3) uint8, RGB.
 
-        Raises ValueError for another form or another size than the first frame's, OSError where the file cannot be
-        written.
+        Raises ValueError for another form, OSError where the file cannot be written.
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"{self.path}: expected an (H, W, 3) uint8 frame, got {image.shape} {image.dtype}")
         self._shape = self._shape or image.shape
         if image.shape != self._shape:
-            raise ValueError(f"{self.path}: expected frames of shape {self._shape}, got {image.shape}")
+            image = letterboxed(image, self._shape[:2])
         if self._writer is not None:
             self._encode(image, stamp_ns)
             return
@@ -124,6 +124,19 @@ class VideoWriter:
             self._lag = max(self._lag, -1.0)
         self._writer.write(bgr)
         self._last = bgr, stamp_ns
+
+
+def letterboxed(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
+    """image (h, w, 3) uint8, as large as fits into size_hw in its proportions, in the middle of black: (H, W, 3)."""
+    height, width = size_hw
+    scale = min(height / image.shape[0], width / image.shape[1])
+    # Rounding must not make a side vanish.
+    new_h, new_w = (max(1, round(side * scale)) for side in image.shape[:2])
+    resized = cv2.resize(image, (new_w, new_h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    top, left = (height - new_h) // 2, (width - new_w) // 2
+    canvas = np.zeros((height, width, 3), np.uint8)
+    canvas[top : top + new_h, left : left + new_w] = resized
+    return canvas
 
 
 def frame_rate(stamps_ns: list[int]) -> float:

@@ -43,21 +43,25 @@ class FrameBuffer:
     def keyframe_count(self) -> int:
         return len(self._keyframes)
 
-    def break_before(self, frame: Frame) -> str:
-        """Why `frame` cannot continue this stream: another image size, or a stamp that jumps back. Empty if it can."""
+    def break_before(self, frame: Frame, config: WindowConfig) -> str:
+        """Why `frame` cannot continue this stream: another image size, or a stamp that jumps back. Empty if it can.
+
+        Less than `window.jump_back_s` is no jump: some drivers deliver frames out of order now and then.
+        """
         newest = self.newest
         if newest is None:
             return ""
         if frame.size_hw != newest.size_hw:
             (old_h, old_w), (new_h, new_w) = newest.size_hw, frame.size_hw
             return f"the image size changed from {old_w}x{old_h} to {new_w}x{new_h}"
-        if frame.stamp_ns < newest.stamp_ns:
-            return f"the stamp jumped back by {(newest.stamp_ns - frame.stamp_ns) / 1e9:.3f} s"
+        back_s = (newest.stamp_ns - frame.stamp_ns) / 1e9
+        if back_s > 0 and back_s >= config.jump_back_s:
+            return f"the stamp jumped back by {back_s:.3f} s"
         return ""
 
     def push(self, frame: Frame, config: WindowConfig) -> bool:
         """Adds the newest frame; whether it became a key frame. Raises ValueError where `break_before` has a reason."""
-        if reason := self.break_before(frame):
+        if reason := self.break_before(frame, config):
             raise ValueError(f"FrameBuffer.push: expected the next frame of one stream, but {reason}")
         is_keyframe = self._ticks(frame, config)
         if is_keyframe:

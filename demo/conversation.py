@@ -17,7 +17,7 @@ from demo.processes import Child, ChildError
 NAMESPACE = "/decaf"
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_shm.xml"
 # How long a target is watched, in seconds of the clip, before the next question.
-_WATCH_S = 1.5
+_WATCH_S = 1.0
 _START_S, _ANSWER_S = 120.0, 90.0
 
 Say = Callable[[str], None]
@@ -36,7 +36,8 @@ def hold_conversation(
     """Plays the bag `camera` to the node and records into `out`/outputs.
 
     queries: asked one after the other, each when the one before has been answered and watched for a while; those for
-    which the clip is too short are not. first_at_s: clip time of the first one.
+    which the clip is too short are not. An empty one needs no camera and is asked after the clip too. first_at_s: clip
+    time of the first one.
     Raises ChildError where a process ends early or says nothing for too long. All processes have ended afterwards.
     """
     env = {
@@ -56,11 +57,12 @@ def hold_conversation(
         recorder = start("recorder", "demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
         ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"image:={IMAGE_TOPIC}", "--params-file", str(config)]
         node = start("node", "decaf_ros.nodes.segmenter", *ros, "-p", "use_sim_time:=true")
+        topics = ["--image-topic", IMAGE_TOPIC, "--query-topic", f"{NAMESPACE}/query", "--rate", str(rate)]
+        player = start("player", "demo.player", str(camera), *topics)
         recorder.wait_for({"event": "ready"}, _START_S)
         _wait_until_active(recorder, node)
         say("      the node is active; the camera starts")
-        topics = ["--image-topic", IMAGE_TOPIC, "--query-topic", f"{NAMESPACE}/query", "--rate", str(rate)]
-        player = start("player", "demo.player", str(camera), *topics)
+        player.send(play=True)
         asked = _converse(recorder, node, player, queries, first_at_s, say)
         node_exit = node.stop()
     return Conversation(asked, node_exit)
@@ -89,10 +91,6 @@ def _converse(
     for event in _events(_ANSWER_S, recorder, node, player):
         if event["event"] == "position":
             clip_s = event["clip_s"]
-            if waiting and len(answered) == len(asked) and clip_s >= ask_at_s:
-                asked.append(waiting.pop(0))
-                player.send(ask=asked[-1])
-                say(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
         elif event["event"] == "played":
             played = True
         elif event["event"] == "status":
@@ -109,6 +107,11 @@ def _converse(
                 say(f"      {clip_s:5.2f} s  frames: {numbers}")
             if played and idle and len(answered) == len(asked):
                 return asked
+        due = waiting[:1] == [""] if played else clip_s >= ask_at_s
+        if waiting and due and len(answered) == len(asked):
+            asked.append(waiting.pop(0))
+            player.send(ask=asked[-1])
+            say(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
     return asked
 
 

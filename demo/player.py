@@ -1,6 +1,7 @@
 """Plays the camera of a bag over DDS and drives /clock, as `ros2 bag play --clock` does; publishes queries on the way.
 
-Each JSON line on its standard input is a query, {"ask": TEXT}; it is published with the next image.
+Each JSON line on its standard input is a command: {"play": true}, once, and queries, {"ask": TEXT}, which are published
+with the next image, or at once when the clip is over.
 """
 
 from __future__ import annotations
@@ -39,14 +40,25 @@ class Player:
         self._rate = rate
         self._stopping = stopping
         self._waiting: queue.Queue[str] = queue.Queue()
+        self._may_play = threading.Event()
         self._clock = node.create_publisher(Clock, "/clock", 10)
         self._images = node.create_publisher(Image, image_topic, QoSProfile(depth=10))
         self._queries = node.create_publisher(String, query_topic, 10)
         self._started = 0.0
         self._start_ns = 0
 
+    def allow(self) -> None:
+        """Lets `wait_for_listeners` begin. For any thread."""
+        self._may_play.set()
+
     def wait_for_listeners(self) -> None:
-        """Raises TimeoutError where nobody listens to the images, the queries and the clock."""
+        """Returns when playing is allowed and somebody listens, or where it is stopped.
+
+        Raises TimeoutError where nobody listens to the images, the queries and the clock.
+        """
+        while not self._may_play.wait(0.05):
+            if self._stopping.is_set():
+                return
         until = time.monotonic() + _DISCOVERY_S
         publishers = (self._clock, self._images, self._queries)
         while not all(publisher.get_subscription_count() for publisher in publishers):
@@ -66,19 +78,26 @@ class Player:
             if not self._keep_time_until(stamp_ns):
                 return
             self._images.publish(message)
-            while not self._waiting.empty():
-                self._queries.publish(String(data=self._waiting.get()))
+            self._publish_queries()
             tell(event="position", clip_s=(stamp_ns - self._start_ns) / 1e9)
         tell(event="played")
 
     def idle(self) -> None:
-        """Lets the clock run on until it is stopped."""
-        self._keep_time_until(sys.maxsize)
+        """Lets the clock run on, and publishes queries, until it is stopped."""
+        while self._keep_time_until(self._now_ns() + round(_TICK_S * self._rate * 1e9)):
+            self._publish_queries()
+
+    def _publish_queries(self) -> None:
+        while not self._waiting.empty():
+            self._queries.publish(String(data=self._waiting.get()))
+
+    def _now_ns(self) -> int:
+        return self._start_ns + round((time.monotonic() - self._started) * self._rate * 1e9)
 
     def _keep_time_until(self, stamp_ns: int) -> bool:
         """Ticks until the bag's time is `stamp_ns`. False where it was stopped before."""
         while True:
-            now_ns = self._start_ns + round((time.monotonic() - self._started) * self._rate * 1e9)
+            now_ns = self._now_ns()
             seconds, nanoseconds = divmod(min(now_ns, stamp_ns), 1_000_000_000)
             message = Clock()
             message.clock.sec, message.clock.nanosec = seconds, nanoseconds
@@ -117,7 +136,11 @@ def main() -> int:
 
 def _listen(player: Player) -> None:
     for line in sys.stdin:
-        player.ask(json.loads(line)["ask"])
+        command = json.loads(line)
+        if "ask" in command:
+            player.ask(command["ask"])
+        else:
+            player.allow()
 
 
 def _images(path: Path, topic: str) -> list[tuple[int, Image]]:

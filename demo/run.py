@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -26,7 +27,7 @@ from demo.processes import ChildError
 ROOT = Path(__file__).resolve().parents[1]
 # The last one is empty: it clears.
 QUERIES = ["the person who rides a bicycle", "the car that drives past", ""]
-FIRST_QUERY_S = 2.5
+FIRST_QUERY_S = 2.0
 _INTERRUPTS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -80,6 +81,9 @@ def run(clip: str, seconds: float, rate: float, out: Path, cache: Path) -> int:
     }
     (out / "summary.md").write_text(report.summary(recording, found, facts, stand_ins=True), encoding="utf-8")
     holds = report.say_checks(found, _say)
+    counts = ", ".join(f"{recording.counts[name]} {name}" for name in ("received", "used", "dropped", "rejected"))
+    _say(f"      frames: {len(recording.published)} published, {counts}")
+    _say("      the checkpoints are tiny and random: masks, answers and heatmaps mean nothing")
     for name, what in (
         ("summary.md", "one page: states, frames, stage times, checks"),
         ("overlay.mp4", "what the node published on `overlay`"),
@@ -94,11 +98,13 @@ def run(clip: str, seconds: float, rate: float, out: Path, cache: Path) -> int:
 
 def tiny_checkpoints(cache: Path) -> Path:
     """A folder with `mllm` and `sam2`; made anew when the code that writes them has changed."""
-    from decaf_ros.demo import tiny_mllm, tiny_sam2
-
-    sources = b"".join(Path(module.__file__).read_bytes() for module in (tiny_mllm, tiny_sam2))
+    # Found, not imported: they bring torch and transformers along, which takes seconds.
+    modules = map(importlib.util.find_spec, ("decaf_ros.demo.tiny_mllm", "decaf_ros.demo.tiny_sam2"))
+    sources = b"".join(Path(module.origin).read_bytes() for module in modules)
     folder = cache / f"checkpoints_{hashlib.sha256(sources).hexdigest()[:12]}"
     if not folder.exists():
+        from decaf_ros.demo import tiny_mllm, tiny_sam2
+
         # Under another name until it is whole: an interrupted run must not leave half a checkpoint.
         unfinished = cache / "checkpoints.unfinished"
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -119,7 +125,7 @@ def write_config(path: Path, checkpoints: Path) -> Path:
         "grounding": {"mode": "paper"},
         "segmentation": {"fallback": "best"},
         "presence": {"threshold": 0.0},
-        "window": {"size": 8, "keyframe_period_s": 0.5, "min_frames": 4},
+        "window": {"size": 6, "keyframe_period_s": 0.5, "min_frames": 4},
         "node": {"diagnostics_period_s": 0.5},
     }
     path.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}, sort_keys=False), encoding="utf-8")

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs a command in the environment that `make setup` built: scripts/with_env.sh python -m decaf_ros.cli --help
+# Runs a command in the environment that `make setup` built: scripts/with_env.sh decaf segment --help
 set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [[ ! -f "$root/install/setup.bash" || $# -eq 0 ]]; then
@@ -15,5 +15,5 @@ source "$root/.venv/bin/activate"
 source "$root/install/setup.bash"
 set -u
 # The checkout comes first: of the installed package only the generated messages are wanted.
-export PYTHONPATH="$root:$PYTHONPATH"
+export PYTHONPATH="$root:$PYTHONPATH" PATH="$root/bin:$PATH"
 exec "$@"

@@ -39,6 +39,7 @@ PROFILE = ROOT / "config" / "fastdds_large_shm.xml"
 PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 TIMEOUT_S = 30.0
 SIZE_HW = (96, 128)
+LATCHED = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
 def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> object:
@@ -96,14 +97,13 @@ class Robot:
         rclpy.init(context=self._context, domain_id=domain_id)
         self.node = rclpy.create_node("robot", context=self._context, namespace="/decaf")
         self.received: dict[str, list] = {}
-        latched = QoSProfile(depth=10, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
         for topic, kind, qos in (
             ("masks", Image, 50),
             ("target_mask", Image, 50),
             ("tracklets", TrackletArray, 50),
             ("heatmaps", Image, 50),
             ("overlay", Image, 50),
-            ("status", QueryStatus, latched),
+            ("status", QueryStatus, LATCHED),
             ("/diagnostics", DiagnosticArray, 10),
         ):
             self.received[topic] = []

@@ -104,9 +104,8 @@ class ScriptedDecaf:
             np.array([count - 1]), np.array([[0.625, 0.5]], np.float32), np.array([1.0], np.float32)
         )
         grounding = types.Grounding(types.AttentionMaps(fused), self.category, (self.category,))
-        coarse = np.zeros((count, *window.size_hw), bool)
         return Segmentation(
-            window, query, grounding, coarse, points, points, tracklets, tracklets, self.presence, None, self.stage_ms
+            window, query, grounding, points, points, tracklets, tracklets, self.presence, stage_ms=self.stage_ms
         )
 
     def _tracklet(self, name: str, window: types.Window, combined: float) -> Tracklet:

@@ -10,7 +10,7 @@ import torch
 from scripted import ABSENT, ScriptedDecaf, World, frame, settings
 from torch.nn.functional import interpolate
 
-from decaf_ros.answers import absence, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.types import AttentionMaps, Grounding, Query, Segmentation, Window
 
 
@@ -37,6 +37,15 @@ def test_absence_names_the_score_and_the_threshold(found):
 def test_tracking_text():
     assert tracking_text(2, "mug") == "tracking 2 targets: mug"
     assert tracking_text(1, "") == "tracking 1 target"
+
+
+def test_an_answer_says_that_points_were_left_out(found):
+    assert cut_text(found.points) == ""
+    points = dataclasses.replace(found.points, left_out=7)
+    used = len(points)
+    assert cut_text(points) == (
+        f" (segmentation.max_points: the strongest {used} of {used + 7} points were used)"
+    )
 
 
 def test_heatmaps_are_bilinear_at_the_image_size(found):

@@ -167,6 +167,20 @@ def test_bad_image_is_named_with_its_place(tmp_path):
         list(bag.frames())
 
 
+def test_bad_images_can_be_left_out(tmp_path):
+    image = typestore().types["sensor_msgs/msg/Image"]
+    short = image(make_header(START_NS, "cam"), 4, 4, "rgb8", 0, 12, np.zeros(30, np.uint8))
+    with BagWriter(tmp_path / "bag") as bag:
+        bag.write_image("/camera/image", picture(0), START_NS, "cam")
+        bag.write_message("/camera/image", short, START_NS + 1)
+        bag.write("/camera/image", image.__msgtype__, START_NS + 2, b"\0\1\0\0 cut off")
+        bag.write_image("/camera/image", picture(3), START_NS + 3, "cam")
+    said = []
+    with BagReader(tmp_path / "bag") as bag:
+        assert [frame.index for frame in bag.frames(reject=said.append)] == [0, 3]
+    assert len(said) == 2 and "message 1: " in said[0] and "message 2: " in said[1]
+
+
 def test_writing_errors(tmp_path):
     write_camera(tmp_path / "bag")
     with pytest.raises(FileExistsError, match="exists already"):

@@ -60,8 +60,53 @@ def test_load_config_names_the_form_it_expects(tmp_path, text):
         load_config(file)
 
 
-def test_load_config_names_an_unknown_option(tmp_path):
+@pytest.mark.parametrize("parameters", ["{window: {length: 8}}", "{window.length: 8}"])
+def test_load_config_names_an_unknown_option(tmp_path, parameters):
     file = tmp_path / "robot.yaml"
-    file.write_text("/**: {ros__parameters: {window: {length: 8}}}\n")
-    with pytest.raises(ValueError, match="unknown option window.length"):
+    file.write_text(f"/**: {{ros__parameters: {parameters}}}\n")
+    with pytest.raises(ValueError, match="robot.yaml: unknown option window.length"):
+        load_config(file)
+
+
+def test_load_config_takes_dotted_names_and_what_rclpy_takes(tmp_path, caplog):
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        "/**:\n  ros__parameters:\n    use_sim_time: true\n    segmentation.point_threshold: 0.7\n"
+        "    qos_overrides:\n      /parameter_events:\n        publisher: {depth: 5}\n"
+    )
+    config = load_config(file)
+    assert config == replace(DecafConfig(), {"segmentation.point_threshold": 0.7})
+    assert caplog.text == ""
+
+
+def test_load_config_says_what_it_does_not_know(tmp_path, caplog):
+    """As the node does: the section of all nodes may hold another one's parameters, and a stage may be mistyped."""
+    file = tmp_path / "robot.yaml"
+    file.write_text("/**: {ros__parameters: {frame_rate: 5, windows: {size: 8}, window: {size: 7}}}\n")
+    assert load_config(file).window.size == 7
+    assert "robot.yaml: parameters that decaf_ros does not know are ignored: frame_rate, windows.size" in caplog.text
+
+
+@pytest.mark.parametrize("section", ["segmenter", "/decaf/segmenter", "/**/segmenter", "front_segmenter"])
+def test_load_config_picks_the_segmenter_of_several_nodes(tmp_path, section):
+    file = tmp_path / "robot.yaml"
+    file.write_text(
+        f"{section}: {{ros__parameters: {{window: {{size: 9}}}}}}\n"
+        "/**: {ros__parameters: {window: {size: 8, min_frames: 3}}}\n"
+        "/camera: {ros__parameters: {window: {length: 3}}}\n"
+    )
+    config = load_config(file)
+    assert (config.window.size, config.window.min_frames) == (9, 3)
+
+
+def test_load_config_follows_nested_namespaces(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("decaf:\n  segmenter:\n    ros__parameters:\n      window.size: 9\n")
+    assert load_config(file).window.size == 9
+
+
+def test_load_config_wants_a_section_for_the_segmenter(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("/camera: {ros__parameters: {rate: 5}}\n/base: {ros__parameters: {}}\n")
+    with pytest.raises(ValueError, match="section '/\\*\\*' or one that ends in 'segmenter', got /camera, /base"):
         load_config(file)

@@ -168,6 +168,12 @@ def test_a_status_says_all_that_the_event_says():
     assert conversions.status_message(_event(presence=None)).presence == -1.0
 
 
+@pytest.mark.parametrize("state, length", [(QueryState.RECEIVED, 5000), (QueryState.FAILED, 221)])
+def test_only_a_query_that_failed_is_cut(state, length):
+    query = conversions.status_message(_event(query=Query("q1", "mug !" * 1000), state=state)).query
+    assert len(query) == length and query.startswith("mug !mug !")
+
+
 @pytest.mark.parametrize("state", list(QueryState))
 def test_states_have_the_numbers_of_the_message(state):
     assert getattr(QueryStatus, state.name) == state

@@ -12,6 +12,7 @@ import pytest
 from decaf_ros.bags import BagReader
 from decaf_ros.types import QueryState
 from decaf_ros.video import read_video
+from demo.conversation import _converse
 from demo.processes import Child, ChildError
 from demo.report import PER_FRAME, Check, Recording, State, checks, summary
 
@@ -125,10 +126,36 @@ def test_child_that_ignores_the_signal_is_killed(tmp_path):
     assert process.stop(timeout_s=0.3) == -signal.SIGKILL
 
 
+@pytest.mark.parametrize(
+    ("queries", "asked"), [(["the mug", ""], ["the mug", ""]), (["the mug", "the car", ""], ["the mug"])]
+)
+def test_clip_that_is_over_leaves_only_an_empty_query_to_be_asked(tmp_path, queries, asked):
+    """The first query is answered in the clip's last moment."""
+    code = """
+import json, sys
+def tell(**event):
+    print(json.dumps(event), flush=True)
+tell(event="position", clip_s=2.0)
+for number, line in enumerate(sys.stdin, 1):
+    tell(event="status", id=f"q{number}", state="TRACKING", text="")
+    tell(event="played")
+    for _ in range(3):
+        tell(event="diagnostics", counts={"received": 9, "used": 9, "dropped": 0, "waiting": 0})
+"""
+    quiet, all_others = child("input()", tmp_path), child(code, tmp_path)
+    assert _converse(quiet, quiet, all_others, queries, first_at_s=2.0, say=lambda text: None) == asked
+    quiet.stop()
+    all_others.stop()
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     pytest.importorskip("decaf_ros.msg")
-    return tmp_path_factory.mktemp("demo_cache")
+    from demo.run import tiny_checkpoints
+
+    folder = tmp_path_factory.mktemp("demo_cache")
+    tiny_checkpoints(folder)
+    return folder
 
 
 def start_demo(out: Path, cache: Path, *arguments: str) -> subprocess.Popen:
@@ -151,12 +178,13 @@ def processes_that_mention(text: str) -> list[str]:
 @pytest.mark.ros
 def test_short_demo(cache, tmp_path):
     out = tmp_path / "demo_output"
-    demo = start_demo(out, cache, "--seconds", "3.5")
+    demo = start_demo(out, cache, "--seconds", "3", "--rate", "1")
     said, _ = demo.communicate(timeout=180)
     assert demo.returncode == 0, said
     assert "asked: the person who rides a bicycle" in said and "q1 TRACKING" in said and "FAILED" not in said
     text = (out / "summary.md").read_text()
-    assert "mean nothing" in text and "| published by the camera | 88 |" in text
+    assert "mean nothing" in text and "| published by the camera | 75 |" in text
+    assert "frames: 75 published, " in said and "checkpoints are tiny and random" in said
     with BagReader(out / "outputs") as bag:
         topics = bag.topics
         used = topics["/decaf/masks"].count

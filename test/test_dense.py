@@ -6,7 +6,7 @@ import torch
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.dense import dense_masks
+from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Tracklet, TrackletScores, Window
@@ -26,15 +26,23 @@ def tracklet(source: int, mask: np.ndarray) -> Tracklet:
     return Tracklet(masks, source, (0.5, 0.5), TrackletScores(1.0, 1.0, 1.0, 1.0), 1.0, 1.0)
 
 
-def test_groups_of_two_source_frames_are_united(sam2):
-    left, right, low = (disc(WINDOW.size_hw, x, y, 0.18) for x, y in ((0.25, 0.5), (0.75, 0.4), (0.5, 0.8)))
-    found = dense_masks(sam2, WINDOW, [tracklet(2, left), tracklet(0, right), tracklet(2, low)], FRAMES)
-    assert found.shape == (7, *WINDOW.size_hw) and found.dtype == np.bool_
-    late, early = torch.from_numpy(np.stack([left, low])), torch.from_numpy(right[None])
-    expected = propagate(sam2, FRAMES, 5, late).any(0) | propagate(sam2, FRAMES, 1, early).any(0)
-    assert np.array_equal(found, expected.numpy())
-    for mask in (left, right, low):
-        assert (found & mask).any(axis=(1, 2)).all(), "not on every frame"
+def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
+    left, right, low = (disc(WINDOW.size_hw, x, y, 0.18) for x, y in ((0.4, 0.5), (0.6, 0.45), (0.5, 0.6)))
+    found = dense_labels(sam2, WINDOW, [tracklet(2, left), tracklet(0, right), tracklet(2, low)], FRAMES)
+    assert found.shape == (7, *WINDOW.size_hw) and found.dtype == np.uint8
+    late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low]))).numpy()
+    early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None])).numpy()
+    first, second, third = late[0], early[0], late[1]
+    # They overlap, so that the order decides.
+    assert (first & third).any() and (second & third).any()
+    expected = np.where(first, 1, np.where(second, 2, np.where(third, 3, 0)))
+    assert np.array_equal(found, expected)
+
+
+def test_more_targets_than_labels_are_refused(sam2):
+    mask = disc(WINDOW.size_hw, 0.5, 0.5, 0.2)
+    with pytest.raises(ValueError, match="at most 255, got 256; raise segmentation.tracklet_threshold"):
+        dense_labels(sam2, WINDOW, [tracklet(0, mask)] * 256, FRAMES)
 
 
 def test_each_frame_is_embedded_at_most_twice(sam2):
@@ -43,19 +51,19 @@ def test_each_frame_is_embedded_at_most_twice(sam2):
     sam2.model.forward_image = lambda batch: encoded.append(1) or forward_image(batch)
     clip = moving_scene(7)
     right = disc(WINDOW.size_hw, 0.75, 0.4, 0.18)
-    dense_masks(sam2, WINDOW, [tracklet(0, right), tracklet(1, right), tracklet(2, right)], clip)
+    dense_labels(sam2, WINDOW, [tracklet(0, right), tracklet(1, right), tracklet(2, right)], clip)
     del sam2.model.forward_image
     assert len(encoded) <= 2 * len(clip)
 
 
 def test_nothing_selected_is_empty_masks(sam2):
-    found = dense_masks(sam2, WINDOW, [], FRAMES)
+    found = dense_labels(sam2, WINDOW, [], FRAMES)
     assert found.shape == (7, *WINDOW.size_hw) and not found.any()
 
 
 def test_missing_key_frames_and_other_sizes_are_named(sam2):
     mask = disc(WINDOW.size_hw, 0.5, 0.5, 0.2)
     with pytest.raises(ValueError, match=f"stamp {FRAMES[3].stamp_ns} ns"):
-        dense_masks(sam2, WINDOW, [tracklet(1, mask)], FRAMES[:3])
+        dense_labels(sam2, WINDOW, [tracklet(1, mask)], FRAMES[:3])
     with pytest.raises(ValueError, match=r"size \(120, 200\), got \[\(60, 80\)\]"):
-        dense_masks(sam2, WINDOW, [], moving_scene(2, (60, 80)))
+        dense_labels(sam2, WINDOW, [], moving_scene(2, (60, 80)))

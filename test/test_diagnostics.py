@@ -11,7 +11,7 @@ pytest.importorskip("decaf_ros.msg")
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from decaf_ros.nodes.conversions import stamp_ns
-from decaf_ros.nodes.diagnostics import Statistics, diagnostics_message
+from decaf_ros.nodes.diagnostics import MOST_WAITING, Statistics, diagnostics_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.types import Notice, Query, QueryEvent, QueryState, StageEvent
 
@@ -21,9 +21,9 @@ NOW_NS = 1_700_000_000_500_000_000
 QUERY = Query("q3", "the mug")
 
 
-def _status(phase: str = "active", failure: str = "", received: int = 10, **told) -> DiagnosticStatus:
+def _status(phase: str = "active", failure: str = "", received: int = 10, waiting: int = 1, **told) -> DiagnosticStatus:
     statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | told))
-    counts = InboxCounts(received, dropped=2, waiting=1)
+    counts = InboxCounts(received, dropped=2, waiting=waiting)
     message = diagnostics_message("/decaf/segmenter", phase, failure, statistics, counts, NOW_NS)
     assert stamp_ns(message.header.stamp) == NOW_NS
     (status,) = message.status
@@ -46,6 +46,12 @@ def test_the_figures_are_there_and_add_up():
     assert (status.name, status.hardware_id) == ("/decaf/segmenter: decaf", "/decaf/segmenter")
 
 
+def test_a_query_without_end_is_cut():
+    status = _status(event=QueryEvent(Query("q1", "long " * 100_000), QueryState.FAILED))
+    (text,) = (value.value for value in status.values if value.key == "query")
+    assert text.startswith("long long") and len(text) < 250
+
+
 def _noticed(level: str) -> dict:
     statistics = Statistics()
     statistics.note(Notice(level, "something"))
@@ -63,6 +69,11 @@ def _noticed(level: str) -> dict:
         (
             {"result_ns": NOW_NS - 3_000_000_000}, DiagnosticStatus.WARN,
             "the last frame that was published is 3.0 s old",
+        ),
+        ({"waiting": MOST_WAITING}, DiagnosticStatus.OK, "waiting for a query"),
+        (
+            {"waiting": MOST_WAITING + 1}, DiagnosticStatus.WARN,
+            "1001 images wait in memory: the camera is faster than the node, which may not drop any",
         ),
         (_noticed("warn") | {"problem_at": 0.0}, DiagnosticStatus.OK, "waiting for a query"),
     ],

@@ -6,6 +6,7 @@ run too, with the positions that transformers gives.
 
 from __future__ import annotations
 
+import inspect
 import warnings
 
 import numpy as np
@@ -38,10 +39,17 @@ def qwen_positions(model, inputs, visual):
     return visual_positions(visual, (t, h // merge, w // merge), step, inputs["attention_mask"].bool())
 
 
+def token_kinds(model, inputs, visual):
+    """What newer releases want to know of M-RoPE families besides: 0 text, 1 image, 2 video."""
+    wanted = "mm_token_type_ids" in inspect.signature(model.forward).parameters
+    kind = 2 if "pixel_values_videos" in inputs else 1
+    return {"mm_token_type_ids": visual.int() * kind} if wanted else {}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_golden_rollout(case):
     data = np.load(GOLDEN_DIR / case / "case.npz")
-    model = prepare_model(AutoModelForImageTextToText.from_pretrained(GOLDEN_DIR / case, dtype=torch.float32).eval())
+    model = AutoModelForImageTextToText.from_pretrained(GOLDEN_DIR / case, dtype=torch.float32).eval()
     inputs = {name[3:]: torch.from_numpy(data[name]) for name in data.files if name.startswith("in_")}
     visual = torch.from_numpy(data["visual_mask"])
     family = type(model.config).model_type
@@ -52,6 +60,13 @@ def test_golden_rollout(case):
             f"{case}: the family {family} has no adapter yet; checked: tap and rollout alone",
             stacklevel=1,
         )
+        inputs |= token_kinds(model, inputs, visual)
+    if family not in SUPPORTED_MODEL_TYPES:
+        with torch.inference_mode():
+            plain = model(**inputs, use_cache=False).logits[:, -1]
+        if np.abs(plain.numpy() - data["next_logits"]).max() > 1e-4:
+            pytest.xfail(f"{case}: this transformers release itself gives other logits for the family {family}")
+    prepare_model(model)
     with torch.inference_mode(), record_attention(int(data["start_layer"])) as recording:
         logits = model(**inputs, use_cache=False).logits[:, -1]
     valid = inputs["attention_mask"].bool()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import itertools
 from collections.abc import Callable
 
 import cv2
@@ -231,6 +232,8 @@ def test_a_very_long_query_is_refused_and_the_one_before_goes_on(run):
     run.show(image(4))
     assert run.answers("q2") == [QueryStatus.FAILED]
     assert run.on("status")[-1].text == "query: expected at most 50 characters, got 499999"
+    assert run.on("status")[-1].query.startswith("long long") and len(run.on("status")[-1].query) < 250
+    assert run.handlers.statistics.event.query.id == "q1"
     assert max(len(text) for _, text in run.log) < 300
     assert run.on("tracklets")[-1].query_id == "q1"
 
@@ -263,6 +266,7 @@ def test_a_model_that_raises_fails_the_query_and_nothing_else(models):
     assert len(run.on("masks")) == 5
     assert [level for level, text in run.log if level == "error" and "q1" in text and "CUDA out of memory" in text]
     assert run.handlers.statistics.problem.level == "error"
+    assert len(run.warnings()) == 1
 
 
 def test_a_cancelled_query_gets_one_answer(run):
@@ -285,6 +289,67 @@ def test_when_the_stream_ends_the_waiting_query_is_answered_and_nothing_is_track
     run.show(*map(image, range(10, 14)))
     assert run.answers("q2") == [QueryStatus.TRACKING]
     assert run.on("tracklets")[-1].tracklets == []
+    assert run.warnings() == [] and run.handlers.statistics.event is None
+
+
+def test_ids_go_on_where_other_handlers_left_off(models):
+    ids = {"query_numbers": itertools.count(1), "target_ids": itertools.count(1)}
+    seen = []
+    for _ in range(2):
+        run = Run(models, **ids)
+        run.show(*map(image, range(4)))
+        query_id = run.ask("the red disc")
+        run.show(image(4))
+        seen.append((query_id, {tracklet.id for tracklet in run.on("tracklets")[-1].tracklets}))
+    (first, before), (second, after) = seen
+    assert (first, second) == ("q1", "q2")
+    assert min(after) > max(before)
+
+
+@pytest.fixture
+def bars(monkeypatch) -> list[tuple[str, str]]:
+    """What the overlays say: (state, query text) of each frame."""
+    seen: list[tuple[str, str]] = []
+    draw = handlers_module.overlay
+
+    def overlay(result, state, query):
+        seen.append((state, query))
+        return draw(result, state, query)
+
+    monkeypatch.setattr(handlers_module, "overlay", overlay)
+    return seen
+
+
+def test_the_overlay_tells_the_query_that_is_worked_on(run, bars):
+    run.show(image(0))
+    run.ask("the red disc")
+    run.show(image(1))
+    run.ask("far too long " * 5)
+    run.show(*map(image, range(2, 5)))
+    run.ask("")
+    run.show(image(5))
+    assert [bars[0], bars[1], bars[2], bars[4], bars[5]] == [
+        ("", ""),
+        ("RECEIVED", "the red disc"),
+        ("RECEIVED", "the red disc"),
+        ("TRACKING", "the red disc"),
+        ("CANCELLED", ""),
+    ]
+
+
+def test_a_refused_query_is_told_of_where_no_other_is_current(run, bars):
+    run.ask("  \n" + "long " * 100_000)
+    run.show(image(0))
+    ((state, text),) = bars
+    assert state == "FAILED" and text.startswith("long long") and len(text) < 250
+    assert run.handlers.statistics.event.query.id == "q1"
+    assert len(run.warnings()) == 1
+
+
+def test_blanks_make_no_query(run):
+    run.ask(" " * 500_000)
+    (status,) = run.on("status")
+    assert (status.state, status.query) == (QueryStatus.CANCELLED, "")
 
 
 def test_a_changed_threshold_counts_at_once(run, models):

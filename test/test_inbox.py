@@ -40,14 +40,26 @@ def test_without_dropping_all_images_wait_in_order():
 
 def test_commands_come_first_and_in_order():
     inbox, done = _inbox()
-    inbox.put_image("image")
     for number in (1, 2):
         assert inbox.put_command(lambda number=number: done.append(number))
+    _run_all(inbox)
+    inbox.put_image("image")
+    inbox.put_command(lambda: done.append(3))
     kinds = []
     while (work := inbox.take(wait=False)) is not None:
         kinds.append(work.is_image)
         work.run()
-    assert (done, kinds) == ([1, 2, "image"], [False, False, True])
+    assert (done, kinds) == ([1, 2, 3, "image"], [False, True])
+
+
+def test_a_flood_of_commands_does_not_stop_the_images():
+    inbox, done = _inbox(keep_latest=False)
+    for number in range(4):
+        inbox.put_command(lambda number=number: done.append(number))
+    for image in "ab":
+        inbox.put_image(image)
+    _run_all(inbox)
+    assert done == [0, "a", 1, "b", 2, 3]
 
 
 def test_closing_drops_images_but_not_commands():

@@ -327,9 +327,19 @@ def test_equal_stamps_are_tracked_but_never_key_frames():
     for _ in range(3):
         run.watch([16])
     assert len(run.results) == 19 and run.states() == {1: "TRACKED"}
+    stamp_ns = frame(16).stamp_ns
     assert run.notices == [
-        f"warn: two frames in a row have the stamp {frame(16).stamp_ns} ns: only the first can be a key frame"
+        f"warn: stamp {stamp_ns} ns comes after {stamp_ns} ns: only frames in order can be key frames"
     ]
+
+
+def test_two_frames_out_of_order_cost_neither_targets_nor_window():
+    run = _recorder()
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch([17, 16, 18, 19])
+    assert run.states() == {1: "TRACKED"} and run.online.buffer.keyframe_count > 1
+    assert len(run.results) == 20 and len(run.notices) == 1
 
 
 def test_an_unstamped_camera_is_told_so_and_does_not_crash():
@@ -341,7 +351,7 @@ def test_an_unstamped_camera_is_told_so_and_does_not_crash():
     run.online.reset("another bag")
     run.watch([0, 0, 0], start_s=0.0)
     assert [notice.split(":")[1].strip() for notice in run.notices] == [
-        "two frames in a row have the stamp 0 ns", "the stream starts anew", "two frames in a row have the stamp 0 ns",
+        "stamp 0 ns comes after 0 ns", "the stream starts anew", "stamp 0 ns comes after 0 ns",
     ]
 
 

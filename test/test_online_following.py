@@ -237,7 +237,7 @@ def _picture(number: int) -> Frame:
 
 def test_with_the_real_tracker(tiny_sam2_dir):
     """Untrained weights see what they like; ids, states and one result a frame hold all the same."""
-    config = settings(regrounding__stride=2, tracking__object_score=-20.0)
+    config = settings(regrounding__stride=2)
     decaf = ScriptedDecaf(THREE, config, [["a", "b"], ["b", "a"]])
     decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu"))
     run = Recorder(decaf)

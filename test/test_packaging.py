@@ -6,6 +6,7 @@ import ast
 import importlib.util
 import os
 import re
+import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
@@ -42,8 +43,34 @@ def test_cmake_installs_every_executable():
     assert sorted(installed) == sorted(f"bin/{file.name}" for file in ROOT.glob("bin/*"))
     for program in installed:
         assert os.access(ROOT / program, os.X_OK), program
-        target = re.search(r"from decaf_ros\.nodes\.(\w+) import main", (ROOT / program).read_text())[1]
-        assert (ROOT / "decaf_ros" / "nodes" / f"{target}.py").is_file()
+        target = re.search(r"from decaf_ros\.(\S+) import main", (ROOT / program).read_text())[1]
+        assert (ROOT / "decaf_ros" / f"{target.replace('.', '/')}.py").is_file()
+
+
+def test_the_command_that_the_readme_names_runs(tmp_path):
+    """As after `make setup`: only what its two scripts would do is stood in for."""
+    for name, stands_in in (
+        (".venv/bin/activate", f'PATH="{Path(sys.executable).parent}:$PATH"'),
+        ("install/setup.bash", "export PYTHONPATH="),
+    ):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(stands_in)
+    for name in ("scripts", "bin", "decaf_ros"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    named = re.search(r"scripts/with_env\.sh (decaf \w+)", (ROOT / "README.md").read_text())[1].split()
+    command = [tmp_path / "scripts" / "with_env.sh", *named, "--help"]
+    result = subprocess.run(command, cwd="/", capture_output=True, text=True)
+    assert result.returncode == 0 and result.stdout.startswith("usage: decaf segment"), result.stderr
+    assert "decaf = decaf_ros.cli:main" in (ROOT / "setup.py").read_text()
+
+
+def test_floor_is_what_setup_allows():
+    floors = dict(re.findall(r'^ +"([\w-]+)>=([\d.]+)', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements" / "floor.txt").read_text(), re.MULTILINE))
+    assert pins.pop("pytest").startswith("7.4")
+    assert pins.keys() == floors.keys()
+    for name, floor in floors.items():
+        assert f"{pins[name]}.".startswith(f"{floor}."), name
 
 
 def test_package_xml_names_every_ros_import():

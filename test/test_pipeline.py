@@ -41,13 +41,13 @@ def test_whole_method(models):
     result = decaf(models).segment(window, "the red square", frames, lambda stage, _: seen.append(stage))
     assert list(dict.fromkeys(seen)) == list(STAGES)
     assert [stage for stage, _ in result.stage_ms] == list(STAGES)
-    assert result.coarse_masks.shape == (5, 96, 128) and result.dense_masks.shape == (9, 96, 128)
+    assert result.coarse_masks.shape == (5, 96, 128) and result.dense_labels.shape == (9, 96, 128)
     assert len(result.points) > 0 and 1 <= len(result.keypoints) <= 5
     assert len(result.selected) >= 1 and set(result.selected) <= set(result.tracklets)
     combined = [tracklet.scores.combined for tracklet in result.tracklets]
     assert combined == sorted(combined, reverse=True)
     source = result.selected[0]
-    assert (result.dense_masks[2 * source.source] & source.masks[source.source]).any()
+    assert ((result.dense_labels[2 * source.source] == 1) & source.masks[source.source]).any()
 
 
 def test_same_input_same_answer(models):
@@ -65,7 +65,7 @@ def test_not_found_is_an_empty_selection(models):
     absent = decaf(models, presence__threshold=1.0)
     for segmenter in (nothing, absent):
         result = segmenter.segment(window, "the green mug", frames)
-        assert result.selected == () and result.tracklets and not result.dense_masks.any()
+        assert result.selected == () and result.tracklets and not result.dense_labels.any()
 
 
 def test_aborting_leaves_the_segmenter_usable(models):

@@ -37,6 +37,7 @@ def test_max_points_keeps_the_strongest_in_order():
     values = fused(t000=0.9, t011=0.85, t100=1.0, t101=0.95)
     points = attention_points(values, SegmentationConfig(max_points=3))
     np.testing.assert_allclose(points.value, [0.9, 1.0, 0.95], atol=1e-6)
+    assert points.left_out == 1 and attention_points(values, SegmentationConfig()).left_out == 0
 
 
 def test_keypoints_are_peaks_apart_from_each_other_strongest_first():

@@ -114,6 +114,19 @@ def test_positions_agree_with_transformers_where_the_grid_is_larger(mllm):
     assert torch.equal(prompt.positions, expected)
 
 
+def test_control_tokens_in_a_query_are_refused(mllm):
+    with pytest.raises(ValueError, match=r"expected plain text, got the model's control token <\|image_pad\|>"):
+        mllm.prompt(mllm.video(images()), "where is <|image_pad|> it?")
+
+
+def test_damaged_weights_are_named(tmp_path):
+    folder = write_tiny_mllm(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ValueError, match="mllm.checkpoint .*damaged or not complete"):
+        load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+
+
 def test_missing_checkpoint_says_what_to_do(tmp_path):
     with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*nowhere.*local_files_only is set"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))

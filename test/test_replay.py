@@ -17,9 +17,11 @@ pytest.importorskip("decaf_ros.msg")
 from rosbags.highlevel import AnyReader
 
 from decaf_ros.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.config import load_config
 from decaf_ros.msg import QueryStatus
 from decaf_ros.nodes import replay as replay_module
 from decaf_ros.nodes.conversions import stamp_ns
+from decaf_ros.pipeline import Decaf
 
 pytestmark = pytest.mark.ros
 
@@ -179,6 +181,37 @@ def test_bad_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
     assert printed.err.count("got 100") == 1
 
 
+def test_a_message_with_broken_bytes_is_rejected_and_the_rest_is_played(play, tmp_path, capsys):
+    with BagWriter(tmp_path / "bag") as writer:
+        for number in range(6):
+            stamp = START_NS + number * PERIOD_NS
+            if number == 4:
+                writer.write("/decaf/query", "std_msgs/msg/String", stamp, b"\x00\x01\x00\x00\x05\x00")
+                writer.write("/camera/image", "sensor_msgs/msg/Image", stamp, b"\x00\x01\x00\x00\x05\x00")
+            else:
+                writer.write_message("/camera/image", _image(number), stamp)
+            if number == 0:
+                writer.write_message("/decaf/query", _query("the red disc"), stamp)
+    code, out = play(tmp_path / "bag")
+    assert code == 0
+    assert _stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5)]
+    assert _states(out, "q1")[-1] == QueryStatus.TRACKING
+    printed = capsys.readouterr()
+    assert "frames: 5 used, 1 rejected" in printed.out
+    assert printed.err.count("image rejected: ") == printed.err.count("query rejected: ") == 1
+
+
+def test_a_replay_that_breaks_off_answers_the_waiting_query(params_file, tmp_path):
+    bag = _write(tmp_path / "bag", _camera(0))
+    decaf = Decaf.from_config(load_config(params_file))
+    queries = [replay_module.TimedQuery("the red disc"), replay_module.TimedQuery("too late", 99)]
+    with BagReader(bag) as reader, BagWriter(tmp_path / "out") as writer:
+        with pytest.raises(ValueError, match="got 'too late' at 99 s"):
+            replay_module.replay(decaf, reader, writer, queries)
+    assert _states(tmp_path / "out", "q1") == [QueryStatus.RECEIVED, QueryStatus.CANCELLED]
+    assert _messages(tmp_path / "out", "status")[-1].text == "the bag could not be played to its end"
+
+
 def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, capsys):
     bag = _write(tmp_path / "bag", [*_camera(*range(6)), *_camera(*range(6))])
     code, out = play(bag, "--query", "the red disc")
@@ -209,11 +242,12 @@ def test_the_summary_tells_queries_answers_and_stage_times(play, tmp_path, capsy
     [
         (["--image-topic", "/nowhere"], "no image topic /nowhere"),
         (["--query", "too late", "--query-at", "99"], "got 'too late' at 99 s"),
+        (["--query", "never", "--query-at", "nan", "--query", "now"], "got 'never' at nan s"),
     ],
 )
 def test_what_cannot_be_played_is_told_in_a_line(play, tmp_path, capsys, args, said):
-    code, _ = play(_write(tmp_path / "bag", _camera(0, 1)), *args)
-    assert code == 1
+    code, out = play(_write(tmp_path / "bag", _camera(0, 1)), *args)
+    assert code == 1 and not out.exists()
     assert said in capsys.readouterr().err
 
 
@@ -234,3 +268,6 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         parse(["bag", "--out", "o", "--query-at", "2", "--query", "a"])
     assert "expected --query before --query-at" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    assert "not config/decaf.yaml" in " ".join(capsys.readouterr().out.split())

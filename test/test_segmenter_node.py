@@ -13,7 +13,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 domain_coordinator = pytest.importorskip("domain_coordinator")
 
-from node_process import PROFILE, PROFILE_VARIABLES, Robot, SegmenterProcess, wait_for
+from node_process import LATCHED, PROFILE, PROFILE_VARIABLES, Robot, SegmenterProcess, wait_for
 
 from decaf_ros.msg import QueryStatus
 
@@ -124,6 +124,11 @@ def test_each_of_a_burst_of_queries_gets_one_answer(robot):
     robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_ids[-1]), "tracking")
     answers = [[state for state in robot.states(one) if state >= QueryStatus.TRACKING] for one in query_ids]
     assert [len(states) for states in answers] == [1] * 6
+    late: list = []
+    subscription = robot.node.create_subscription(QueryStatus, "status", late.append, LATCHED)
+    wait_for(lambda: len(late) > 10, "statuses for a latecomer")
+    assert {status.query_id for status in late} >= set(query_ids)
+    robot.node.destroy_subscription(subscription)
     assert {states[0] for states in answers[:-1]} <= {QueryStatus.SUPERSEDED, QueryStatus.TRACKING}
 
 
@@ -181,6 +186,22 @@ def test_a_goal_gives_up_after_its_timeout(robot):
     wait_for(lambda: QueryStatus.CANCELLED in robot.states(result.query_id), "status")
 
 
+@pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), -1.0, 1e30])
+def test_a_goal_with_a_timeout_that_is_no_time_is_refused(robot, process, timeout_s):
+    assert not robot.send_goal("the red square", timeout_s).accepted
+    wait_for(lambda: f"timeout_s: expected 0 to 1e+09, got {timeout_s:g}" in process.log, "log", timeout_s=5)
+
+
+@pytest.mark.parametrize("timeout_s", [1e-12, 1e9])
+def test_the_shortest_and_the_longest_timeout(robot, timeout_s):
+    goal = robot.send_goal("the red square", timeout_s)
+    assert goal.accepted
+    if timeout_s > 1:
+        goal.cancel()
+    ended, result = goal.result()
+    assert (ended, result.state) == ("CANCELED" if timeout_s > 1 else "ABORTED", QueryStatus.CANCELLED)
+
+
 def test_a_goal_is_superseded_by_a_query(robot):
     goal = robot.send_goal("the red square")
     wait_for(lambda: goal.feedback, "feedback")
@@ -227,6 +248,9 @@ def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, proc
     assert robot.state() == "active"
     assert not robot.change_state("configure")
     assert robot.state() == "active"
+    before = robot.ask("the red square")
+    robot.show_until(lambda: any(message.tracklets for message in robot.received["tracklets"]), "targets")
+    ids = {tracklet.id for message in robot.received["tracklets"] for tracklet in message.tracklets}
     for transport in ("compressed", "raw"):
         assert robot.change_state("deactivate") and robot.state() == "inactive"
         assert robot.change_state("cleanup") and robot.state() == "unconfigured"
@@ -239,7 +263,12 @@ def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, proc
     robot.wait_until_listened_to()
     masks = len(robot.received["masks"])
     robot.show_until(lambda: len(robot.received["masks"]) > masks, "masks of raw images")
-    assert process.running
+    robot.received["tracklets"].clear()
+    after = robot.ask("the red square")
+    robot.show_until(lambda: any(message.tracklets for message in robot.received["tracklets"]), "targets")
+    new_ids = {tracklet.id for message in robot.received["tracklets"] for tracklet in message.tracklets}
+    assert int(after[1:]) == int(before[1:]) + 1 and min(new_ids) == max(ids) + 1
+    assert process.running and "starts anew" not in process.log
 
 
 def test_a_missing_checkpoint_leaves_the_node_unconfigured_until_it_is_there(domain_id, parameters, tmp_path, robot):

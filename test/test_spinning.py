@@ -30,10 +30,12 @@ class Small(Node):
         if "{mode}" == "unmakeable":
             raise ValueError("window.size: expected less")
         self.ticks = 0
-        self.create_timer(0.05, self.tick)
+        self.create_timer(3600 if "{mode}" == "idle" else 0.05, self.tick)
 
     def autostart(self):
         print("autostart", flush=True)
+        if "{mode}" == "broken":
+            raise RuntimeError("an autostart that raises")
         if "{mode}" == "stuck":
             time.sleep(30)
 
@@ -96,6 +98,23 @@ def test_a_callback_that_raises_is_logged_and_the_node_goes_on(start):
     assert sum("RuntimeError: a callback that raises" in line for line in seen) == 1
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=10) == 0
+
+
+def test_a_signal_ends_a_node_that_nothing_wakes(start):
+    process = start("idle")
+    _read_until(process, "autostart")
+    time.sleep(0.5)
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _read_until(process, "stop")
+    assert time.monotonic() - began < 1
+    assert process.wait(timeout=10) == 0
+
+
+def test_a_thread_that_breaks_down_ends_the_process_with_an_exit_code(start):
+    rest, _ = start("broken").communicate(timeout=10)
+    assert "RuntimeError: an autostart that raises" in rest
+    assert rest.endswith("stop\ncode 1\n")
 
 
 def test_a_stage_that_cannot_be_interrupted_does_not_hold_up_the_end(start):

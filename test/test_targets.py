@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scripted import frame, settings
@@ -43,6 +45,14 @@ def _follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: 
 
 def _states(result: FrameResult) -> list[tuple[int, str]]:
     return [(target.id, target.state.name) for target in result.targets]
+
+
+def test_ids_come_from_the_supply_so_that_another_stream_goes_on_where_this_one_ends():
+    ids = itertools.count(5)
+    first, second = Targets(ids), Targets(ids)
+    first.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
+    second.take_in([_candidate(0, 0)], QUERY, "", NOW, settings())
+    assert [target.id for target in (*first.living, *second.living)] == [5, 6, 7]
 
 
 def test_tentative_tracked_occluded_lost_once():

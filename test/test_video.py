@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from decaf_ros.video import VideoWriter, frame_rate, read_video
+from decaf_ros.video import VideoWriter, frame_rate, letterboxed, read_video
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
@@ -53,13 +53,34 @@ def test_odd_sizes_are_made_even(tmp_path):
     assert frame.image.shape == (50, 64, 3)
 
 
-def test_frames_of_another_size_or_form(tmp_path):
+def test_frames_of_another_form(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4") as video:
         video.write(picture(0), 0)
-        with pytest.raises(ValueError, match=r"expected frames of shape \(48, 64, 3\), got \(50, 64, 3\)"):
-            video.write(picture(1, height=50), 1)
         with pytest.raises(ValueError, match="expected an .* uint8 frame"):
             video.write(picture(1)[..., 0], 1)
+
+
+def test_frames_of_another_size_are_fitted_in(tmp_path):
+    """A camera that changes its resolution: the film goes on in the size that it began with."""
+    with VideoWriter(tmp_path / "clip.mp4") as video:
+        for index in range(4):
+            image = picture(index) if index < 2 else np.full((96, 192, 3), (200, 200, 200), np.uint8)
+            video.write(image, index * 50_000_000)
+    frames = [frame.image.astype(int) for frame in read_video(tmp_path / "clip.mp4")]
+    assert {frame.shape for frame in frames} == {(48, 64, 3)} and len(frames) == 4
+    assert np.abs(frames[1] - picture(1)).mean() < 8
+    assert frames[3][:6].max() < 30 and frames[3][-6:].max() < 30 and frames[3][12:36].min() > 170
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "rows", "columns"),
+    [((96, 96), (32, 64), (0, 96)), ((16, 96), (0, 16), (24, 72)), ((1, 3), (0, 1), (0, 3))],
+)
+def test_letterbox(size_hw, rows, columns):
+    fitted = letterboxed(np.full((10, 30, 3), 255, np.uint8), size_hw)
+    expected = np.zeros((*size_hw, 3), np.uint8)
+    expected[slice(*rows), slice(*columns)] = 255
+    np.testing.assert_array_equal(fitted, expected)
 
 
 def test_no_frame_no_file(tmp_path):

@@ -91,7 +91,7 @@ def test_frames_after():
 
 def test_a_broken_stream_is_refused_with_the_reason():
     buffer = FrameBuffer()
-    assert buffer.break_before(_frame(5.0)) == ""
+    assert buffer.break_before(_frame(5.0), WindowConfig()) == ""
     buffer.push(_frame(5.0), WindowConfig())
     with pytest.raises(ValueError, match="image size changed from 6x4 to 9x8"):
         buffer.push(_frame(6.0, (8, 9)), WindowConfig())
@@ -100,3 +100,11 @@ def test_a_broken_stream_is_refused_with_the_reason():
     buffer.clear()
     assert buffer.push(_frame(4.5, (8, 9)), WindowConfig())
     assert buffer.nbytes == 8 * 9 * 3
+
+
+def test_a_late_frame_continues_the_stream_but_is_no_key_frame():
+    buffer, config = FrameBuffer(), WindowConfig(keyframe_period_s=0.1, jump_back_s=0.2)
+    assert [buffer.push(_frame(stamp), config) for stamp in (5.0, 5.2, 5.1, 5.3)] == [True, True, False, True]
+    assert len(buffer) == 4 and buffer.keyframe_count == 3
+    with pytest.raises(ValueError, match="jumped back by 0.200 s"):
+        buffer.push(_frame(5.1), config)

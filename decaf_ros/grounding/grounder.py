@@ -103,6 +103,7 @@ class _Conversation:
         # No attention of this prompt is read: record from past the last layer.
         seen = prefill(self.mllm.model, prompt, self.mllm.layers, keep_cache=True)
         (choice,) = decode(self.mllm, prompt, seen, self.max_new_tokens)
+        # The prompt in which it is put has a full stop of its own.
         return choice.rstrip(".")
 
 

@@ -11,9 +11,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache, PreTrainedModel
 
 from decaf_ros.config import MllmConfig
+from decaf_ros.devices import resolve_device
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
 
 SUPPORTED_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
@@ -135,13 +137,6 @@ def _end_tokens(mllm: Mllm) -> list[int]:
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
-def resolve_device(device: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu."""
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(device)
-
-
 def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -151,7 +146,8 @@ def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
 def load_mllm(config: MllmConfig) -> Mllm:
     """Loads a checkpoint of a supported family, by folder or hub name.
 
-    Raises FileNotFoundError with advice where it cannot be found, ValueError where its family is not supported.
+    Raises FileNotFoundError with advice where it cannot be found, ValueError where its family is not supported or its
+    files are damaged.
     """
     where = {"pretrained_model_name_or_path": config.checkpoint, "local_files_only": config.local_files_only}
     try:
@@ -170,6 +166,8 @@ def load_mllm(config: MllmConfig) -> Mllm:
         model = AutoModelForImageTextToText.from_pretrained(**where, dtype=_resolve_dtype(config.dtype, device))
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise ValueError(f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: {error}") from error
     model = model.to(device).eval()
 
     from decaf_ros.grounding.qwen_vl import QwenVl

@@ -73,6 +73,9 @@ class QwenVl:
 
     def prompt(self, visual: Visual | None, text: str) -> Prompt:
         """See `Mllm.prompt`."""
+        control = [token for token in self.tokenizer.get_added_vocab() if token in text]
+        if control:
+            raise ValueError(f"query: expected plain text, got the model's control token {', '.join(control)}")
         content = [{"type": "text", "text": text}]
         if visual is not None:
             content.insert(0, {"type": visual.kind})

@@ -9,10 +9,14 @@ from rclpy.action.server import ServerGoalHandle
 from rclpy.clock import Clock, ClockType
 from rclpy.node import Node
 from rclpy.task import Future
+from rclpy.timer import Timer
 
 from decaf_ros.action import Segment
 from decaf_ros.nodes.conversions import masks_message, tracklets_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
+
+# A timer counts nanoseconds in 64 bits, which last for 292 years.
+_LONGEST_TIMEOUT_S = 1e9
 
 
 class _Goal:
@@ -45,7 +49,8 @@ class SegmentAction:
 
     A goal succeeds when its query is tracked; its result holds the first frame on which the targets were published.
     It is cancelled when its client asked for that. Every other end (NOT_FOUND, FAILED, SUPERSEDED, a timeout, the
-    node's deactivation) aborts it, and `state` and `text` of the result say which.
+    node's deactivation) aborts it, and `state` and `text` of the result say which. A goal whose `timeout_s` is no time
+    is refused.
 
     ask, cancel: hand a query, or a cancellation with its reason and what to do after it, to the worker thread; False
     where there is none. The server lives as long as the node, so that results can be sent after a deactivation; goals
@@ -81,29 +86,35 @@ class SegmentAction:
     # On the executor's thread
 
     def _accept(self, request: Segment.Goal) -> GoalResponse:
-        if self._is_active():
-            return GoalResponse.ACCEPT
-        self._node.get_logger().warning("action segment: a goal is refused: the node is not active")
-        return GoalResponse.REJECT
+        reason = ""
+        if not self._is_active():
+            reason = "the node is not active"
+        elif not 0 <= request.timeout_s <= _LONGEST_TIMEOUT_S:
+            reason = f"timeout_s: expected 0 to {_LONGEST_TIMEOUT_S:g}, got {request.timeout_s:g}"
+        if reason:
+            self._node.get_logger().warning(f"action segment: a goal is refused: {reason}")
+        return GoalResponse.REJECT if reason else GoalResponse.ACCEPT
 
     async def _execute(self, handle: ServerGoalHandle) -> Segment.Result:
         if handle.is_cancel_requested:
             handle.canceled()
             return Segment.Result(state=int(QueryState.CANCELLED), text="cancelled before it was asked", presence=-1.0)
+        if not self._is_active():  # any more: it was when the goal was accepted
+            handle.abort()
+            return Segment.Result(state=int(QueryState.CANCELLED), text="the node is not active", presence=-1.0)
         goal = _Goal(handle, self._new_query(handle.request.query))
         self._goals[goal.query.id] = goal
         timer = None
-        if handle.request.timeout_s > 0:
-            reason = f"no answer within {handle.request.timeout_s:g} s"
-            # Real time, as the one who waits for the answer has no use for a simulated clock that stands still.
-            clock = Clock(clock_type=ClockType.STEADY_TIME)
-            timer = self._node.create_timer(handle.request.timeout_s, lambda: self._give_up(goal, reason), clock=clock)
-        if not self._ask(goal.query):
-            self._finish(goal, QueryState.CANCELLED, "the node is not active")
-        await goal.finished
-        del self._goals[goal.query.id]
-        if timer is not None:
-            self._node.destroy_timer(timer)
+        try:
+            if handle.request.timeout_s > 0:
+                timer = self._start_timer(goal, handle.request.timeout_s)
+            if not self._ask(goal.query):
+                self._finish(goal, QueryState.CANCELLED, "the node is not active")
+            await goal.finished
+        finally:
+            del self._goals[goal.query.id]
+            if timer is not None:
+                self._node.destroy_timer(timer)
         if goal.result.state == QueryState.TRACKING:
             handle.succeed()
         elif goal.result.state == QueryState.CANCELLED and handle.is_cancel_requested:
@@ -111,6 +122,15 @@ class SegmentAction:
         else:
             handle.abort()
         return goal.result
+
+    def _start_timer(self, goal: _Goal, timeout_s: float) -> Timer:
+        def give_up() -> None:
+            timer.cancel()  # once is enough
+            self._give_up(goal, f"no answer within {timeout_s:g} s")
+
+        # Real time, as the one who waits for the answer has no use for a simulated clock that stands still.
+        timer = self._node.create_timer(timeout_s, give_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        return timer
 
     def _accept_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
         for goal in self._goals.values():

@@ -13,12 +13,17 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
+from decaf_ros import messages
 from decaf_ros.images import message_to_rgb
 from decaf_ros.msg import Keypoint, QueryStatus, StageTime, Tracklet, TrackletArray
-from decaf_ros.types import Frame, FrameResult, Heatmap, QueryEvent, Target
+from decaf_ros.types import Frame, FrameResult, Heatmap, QueryEvent
 
 # sensor_msgs/Image encoding -> bytes of one pixel, of the images that are published.
 _PIXEL_BYTES = {"mono8": 1, "rgb8": 3, "32FC1": 4}
+_CLASSES = {
+    f"{message.__module__.split('.')[0]}/msg/{message.__name__}": message
+    for message in (Header, Keypoint, QueryStatus, RegionOfInterest, StageTime, Time, Tracklet, TrackletArray)
+}
 
 
 def stamp_ns(stamp: Any) -> int:
@@ -27,12 +32,11 @@ def stamp_ns(stamp: Any) -> int:
 
 
 def time_message(nanoseconds: int) -> Time:
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return Time(sec=seconds, nanosec=rest)
+    return messages.time(_make, nanoseconds)
 
 
 def header_message(nanoseconds: int, frame_id: str) -> Header:
-    return Header(stamp=time_message(nanoseconds), frame_id=frame_id)
+    return messages.header(_make, nanoseconds, frame_id)
 
 
 def frame_from_message(message: Any, index: int) -> Frame:
@@ -74,56 +78,14 @@ def heatmap_message(heatmap: Heatmap) -> Image:
 
 
 def tracklets_message(result: FrameResult) -> TrackletArray:
-    message = TrackletArray(header=header_message(result.frame.stamp_ns, result.frame.frame_id))
-    if result.query is not None:
-        message.query_id, message.query = result.query.id, result.query.text
-    message.tracklets = [_tracklet_message(target) for target in result.targets]
-    return message
-
-
-def _tracklet_message(target: Target) -> Tracklet:
-    x, y, width, height = target.box_xywh
-    return Tracklet(
-        id=target.id,
-        label=target.label,
-        query_id=target.query_id,
-        category=target.category,
-        state=int(target.state),
-        box=RegionOfInterest(x_offset=x, y_offset=y, width=width, height=height),
-        area=target.area_px,
-        centroid_x=target.centroid_xy[0],
-        centroid_y=target.centroid_xy[1],
-        attention=float(target.scores.attention),
-        iou=float(target.scores.iou),
-        consistency=float(target.scores.consistency),
-        combined=float(target.scores.combined),
-        source_stamp=time_message(target.source_stamp_ns),
-    )
+    return messages.tracklet_array(_make, result)
 
 
 def status_message(event: QueryEvent) -> QueryStatus:
-    message = QueryStatus(
-        header=header_message(event.stamp_ns, event.frame_id),
-        query_id=event.query.id,
-        query=event.query.text,
-        state=int(event.state),
-        text=event.text,
-        category=event.category,
-        presence=-1.0,
-        window_start=time_message(event.window_start_ns),
-        window_end=time_message(event.window_end_ns),
-        stage_times=[StageTime(stage=stage, milliseconds=float(ms)) for stage, ms in event.stage_ms],
-        tracklet_ids=list(event.target_ids),
-        keypoints=[
-            Keypoint(stamp=time_message(point.stamp_ns), x=float(point.x), y=float(point.y), score=float(point.score))
-            for point in event.keypoints
-        ],
-    )
-    if event.presence is not None:
-        message.presence = float(event.presence.score)
-        message.presence_contrast = float(event.presence.contrast)
-        message.presence_consistency = float(event.presence.consistency)
-        message.presence_agreement = float(event.presence.agreement)
-        message.presence_iou = float(event.presence.iou)
-        message.presence_object = float(event.presence.object_presence)
-    return message
+    return messages.query_status(_make, event)
+
+
+def _make(type_name: str, **fields: Any) -> Any:
+    # The setters take lists of numbers, and no numpy arrays.
+    lists = {name: value.tolist() for name, value in fields.items() if isinstance(value, np.ndarray)}
+    return _CLASSES[type_name](**{**fields, **lists})

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
+from decaf_ros.messages import shortened
 from decaf_ros.nodes.conversions import time_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.types import Notice, QueryEvent, StageEvent
@@ -17,6 +18,8 @@ from decaf_ros.types import Notice, QueryEvent, StageEvent
 PROBLEM_S = 10.0
 # An active node that has not published for this long has no camera, or cannot keep up.
 SILENCE_S = 2.0
+# More images than this only wait where `node.drop_frames` is false; half a minute of a camera.
+MOST_WAITING = 1000
 # Weight of the newest frame in the mean times.
 _NEWEST = 0.1
 _MIB = 2**20
@@ -28,7 +31,8 @@ class Statistics:
 
     used, rejected: images handed to the core, and images that could not be decoded. *_ms: mean wall time of a frame,
     the last ones counting most. result_ns: stamp of the last frame that was published, 0 before any.
-    problem: the last notice, and problem_at when it came (time.monotonic).
+    event: the last one of the current query, or of all where none is current. problem: the last notice, and problem_at
+    when it came (time.monotonic).
     """
 
     used: int = 0
@@ -82,6 +86,9 @@ def _health(
         return DiagnosticStatus.ERROR if problem.level == "error" else DiagnosticStatus.WARN, problem.text
     if not counts.received:
         return DiagnosticStatus.WARN, "no image has come yet"
+    if counts.waiting > MOST_WAITING:
+        text = f"{counts.waiting} images wait in memory: the camera is faster than the node, which may not drop any"
+        return DiagnosticStatus.WARN, text
     age_s = (now_ns - statistics.result_ns) / 1e9
     if statistics.result_ns and age_s > SILENCE_S:
         return DiagnosticStatus.WARN, f"the last frame that was published is {age_s:.1f} s old"
@@ -102,7 +109,7 @@ def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int
         ("age of the last frame (s)", f"{(now_ns - statistics.result_ns) / 1e9:.3f}" if statistics.result_ns else ""),
         ("queries", str(statistics.queries)),
         ("query id", event.query.id if event else ""),
-        ("query", event.query.text if event else ""),
+        ("query", shortened(event.query.text) if event else ""),
         ("query state", event.state.name if event else ""),
         ("query answer", event.text if event else ""),
         ("targets", str(statistics.targets)),

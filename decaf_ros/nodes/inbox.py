@@ -1,4 +1,4 @@
-"""What waits for the worker thread: the newest image, and commands in the order of their arrival."""
+"""What waits for the worker thread: the newest image, or all of them, and commands in the order of their arrival."""
 
 from __future__ import annotations
 
@@ -27,8 +27,10 @@ class InboxCounts(NamedTuple):
 class Inbox:
     """Filled by ROS callbacks, emptied by one worker thread. Closed until `open`.
 
-    Commands (a query, a cancellation) go first, so a new query counts at once. Of the images only the newest waits
-    when `keep_latest`, and those that it replaces are counted as dropped; else all of them wait, without a bound.
+    Commands (a query, a cancellation) go first, so a new query counts at once; but an image that one of them has passed
+    over goes before the next, so that no flood of them stops the stream. Of the images only the newest waits when
+    `keep_latest`, and those that it replaces are counted as dropped. Else all of them wait, without a bound: where
+    images come faster than they are handled for long, memory runs out, so this is for evaluation only.
     """
 
     def __init__(self, handle_image: Callable[[Any], None], keep_latest: bool) -> None:
@@ -40,6 +42,7 @@ class Inbox:
         self._received = 0
         self._dropped = 0
         self._closed = True
+        self._images_turn = False
 
     def put_image(self, message: Any) -> None:
         with self._changed:
@@ -65,10 +68,12 @@ class Inbox:
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._closed or self._commands or self._images)
-            if self._commands:
-                return Work(self._commands.popleft(), is_image=False)
-            if self._images:
+            if self._images and (self._images_turn or not self._commands):
+                self._images_turn = False
                 return Work(partial(self._handle_image, self._images.popleft()), is_image=True)
+            if self._commands:
+                self._images_turn = bool(self._images)
+                return Work(self._commands.popleft(), is_image=False)
             return None
 
     def open(self) -> None:

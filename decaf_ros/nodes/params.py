@@ -8,10 +8,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from decaf_ros.config import DecafConfig, Option, options, replace
-
-# What rclpy declares by itself, and takes from the same files.
-_OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+from decaf_ros.config import OF_RCLPY, DecafConfig, Option, options, replace
 
 
 def descriptor(option: Option) -> ParameterDescriptor:
@@ -53,7 +50,7 @@ class Parameters:
             node.undeclare_parameter(name)
         for option in options(self.config):
             node.declare_parameter(option.name, option.value, descriptor(option), ignore_override=True)
-        foreign = sorted(name for name in given if name not in ours and not name.startswith(_OF_RCLPY))
+        foreign = sorted(name for name in given if name not in ours and not name.startswith(OF_RCLPY))
         if foreign:
             node.get_logger().warning(f"parameters that decaf_ros does not know are ignored: {', '.join(foreign)}")
         node.add_on_set_parameters_callback(self._set)

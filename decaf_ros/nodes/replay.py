@@ -15,10 +15,11 @@ from rclpy.serialization import serialize_message
 
 from decaf_ros.bags import STORAGES, BagMessage, BagReader, BagWriter, typestore
 from decaf_ros.config import DecafConfig, load_config
+from decaf_ros.messages import shortened
 from decaf_ros.nodes.diagnostics import Statistics
 from decaf_ros.nodes.handlers import Handlers
 from decaf_ros.pipeline import Decaf
-from decaf_ros.types import Output, QueryEvent, QueryState
+from decaf_ros.types import Notice, Output, QueryEvent, QueryState
 
 _STRING = "std_msgs/msg/String"
 
@@ -53,9 +54,9 @@ def replay(
 
     Outputs are recorded under NAMESPACE at the recorded time of the message that caused them, so the two bags can be
     played side by side; their headers hold the stamps of their source frames. A query that is still waiting when the
-    bag ends is answered with CANCELLED.
+    bag ends, or cannot be played on, is answered with CANCELLED. A message whose bytes do not fit its type is rejected.
 
-    Raises ValueError for a bag that breaks off or has no such topic.
+    Raises ValueError for a bag that breaks off or has no such topic, and for a query after its last message.
     """
     image_topic = reader.image_topic(image_topic)
     query_topic = f"{namespace}/query"
@@ -74,16 +75,43 @@ def replay(
             answers.append(output)
 
     handlers = Handlers(decaf, publish, log, lambda topic: topic != "overlay" or with_overlay, watch=watch)
-    for message, due in _schedule(reader.messages([image_topic, *([query_topic] if recorded else [])]), queries):
-        now_ns = message.stamp_ns
-        for query in due:
-            handlers.on_query(handlers.new_query(query.text, now_ns))
-        if message.topic == query_topic:
-            handlers.on_query(handlers.new_query(reader.deserialize(message).data, now_ns))
-        else:
-            handlers.on_image(reader.deserialize(message))
-    handlers.answer_waiting("the bag has ended")
+    ending = "the bag could not be played to its end"
+    try:
+        for message, due in _schedule(reader.messages([image_topic, *([query_topic] if recorded else [])]), queries):
+            now_ns = message.stamp_ns
+            for query in due:
+                handlers.on_query(handlers.new_query(query.text, now_ns))
+            _play(reader, message, handlers)
+        ending = "the bag has ended"
+    finally:
+        handlers.answer_waiting(ending)
     return Played(handlers.statistics, tuple(answers), outputs)
+
+
+def _play(reader: BagReader, message: BagMessage, handlers: Handlers) -> None:
+    """Hands an image or a query to its handler. One that cannot be read is told of, as no node would ever get it."""
+    is_query = message.msgtype == _STRING
+    try:
+        content = reader.deserialize(message)
+    except ValueError as error:
+        if is_query:
+            handlers.report(Notice("warn", f"query rejected: {error}"), kind="query rejected")
+        else:
+            handlers.reject_image(error)
+        return
+    if is_query:
+        handlers.on_query(handlers.new_query(content.data, message.stamp_ns))
+    else:
+        handlers.on_image(content)
+
+
+def check_times(reader: BagReader, queries: Sequence[TimedQuery], image_topic: str = "") -> None:
+    """Raises ValueError for a query after the last image. Reads the bag no further than to the last query."""
+    asked = 0
+    for _, due in _schedule(reader.messages([reader.image_topic(image_topic)]), queries):
+        asked += len(due)
+        if asked == len(queries):
+            return
 
 
 def _schedule(
@@ -95,7 +123,7 @@ def _schedule(
     for message in messages:
         start_ns = message.stamp_ns if start_ns is None else start_ns
         due = [query for query in waiting if message.stamp_ns >= start_ns + query.at_s * 1e9]
-        waiting = waiting[len(due) :]
+        waiting = [query for query in waiting if query not in due]
         yield message, due
     if waiting:
         raise ValueError(f"expected a query within the bag, got {waiting[0].text!r} at {waiting[0].at_s:g} s")
@@ -116,7 +144,8 @@ def _summary(played: Played, out: Path) -> str:
     lines = [f"frames: {told.used} used, {told.rejected} rejected"]
     for event in played.answers:
         presence = f", presence {event.presence.score:.2f}" if event.presence else ""
-        lines.append(f"query {event.query.id} {event.query.text!r}: {event.state.name}{presence}: {event.text}")
+        query = f"query {event.query.id} {shortened(event.query.text)!r}"
+        lines.append(f"{query}: {event.state.name}{presence}: {event.text}")
         lines += [f"    {stage:<18} {ms:9.1f} ms" for stage, ms in event.stage_ms]
     lines.append(f"a frame: decoding {told.decode_ms:.1f} ms, tracking {told.track_ms:.1f} ms (recent mean)")
     lines.append(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in sorted(played.outputs.items())))
@@ -147,7 +176,11 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--query-at", action=_QueryAt, type=float, metavar="S", help="time of the query before it, from the start (0)"
     )
-    parser.add_argument("--params-file", type=Path, help="ROS parameter file, such as config/paper.yaml")
+    parser.add_argument(
+        "--params-file",
+        type=Path,
+        help="ROS parameter file; default: the defaults of docs/parameters.md, not config/decaf.yaml as launched",
+    )
     parser.add_argument("--image-topic", default="", help="default: the only image topic")
     parser.add_argument(
         "--namespace", type=_namespace, default="/decaf", help="of the query topic and of the outputs (%(default)s)"
@@ -166,7 +199,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         config = load_config(options.params_file) if options.params_file else DecafConfig()
         with BagReader(options.bag) as reader:
-            reader.image_topic(options.image_topic)
+            check_times(reader, options.query, options.image_topic)  # before the models take their time to load
             decaf = Decaf.from_config(config)
             with BagWriter(options.out, options.storage) as writer:
                 played = replay(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -48,6 +49,8 @@ class Segmenter(LifecycleNode):
         self._phase = "unconfigured"
         self._failure = ""
         self._handlers: Any = None
+        # Over all configurations, so that no id that a client has seen ever means something else.
+        self._query_numbers, self._target_ids = itertools.count(1), itertools.count(1)
         self._worker: Worker | None = None
         self._inputs: list[Any] = []
         self._outputs: dict[str, Any] = {}
@@ -116,7 +119,14 @@ class Segmenter(LifecycleNode):
             config.node.drop_frames, lambda message: self._handlers.on_image(message), self._end_stream, self._on_error
         )
         self._handlers = Handlers(
-            decaf, self._publish, self._log, self._is_wanted, self._worker.between_stages, self._action.watch
+            decaf,
+            self._publish,
+            self._log,
+            self._is_wanted,
+            self._worker.between_stages,
+            self._action.watch,
+            self._query_numbers,
+            self._target_ids,
         )
         self._outputs = self._make_outputs(config)
         self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)
@@ -169,7 +179,7 @@ class Segmenter(LifecycleNode):
 
     def _make_outputs(self, config: DecafConfig) -> dict[str, Any]:
         """Reliable, which suits any subscriber; heatmaps come a window at a time; latecomers see `status` too."""
-        latched = QoSProfile(depth=10, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
         return {
             "masks": self.create_publisher(Image, "masks", 5),
             "target_mask": self.create_publisher(Image, "target_mask", 5),
@@ -231,8 +241,10 @@ class Segmenter(LifecycleNode):
             self._handlers.change_config(config)
 
     def _end_stream(self) -> None:
-        self._handlers.stop(_DEACTIVATED)
-        self._action.end_all(_DEACTIVATED)
+        try:
+            self._handlers.stop(_DEACTIVATED)
+        finally:
+            self._action.end_all(_DEACTIVATED)
 
     def _on_error(self, error: Exception) -> None:
         self._handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))

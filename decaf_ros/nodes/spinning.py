@@ -24,6 +24,8 @@ STOP_S = 8.0
 _RESULTS_S = 1.0
 # An error that comes back at once must not fill the log.
 _AFTER_ERROR_S = 0.1
+# An executor that is woken goes on waiting where it finds nothing to call, so it has to look up by itself.
+_LOOK_UP_S = 0.2
 
 
 class StoppableNode(Protocol):
@@ -40,7 +42,8 @@ class StoppableNode(Protocol):
 
 
 def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
-    """Makes the node and spins it until a signal comes. Returns the exit code: 1 where the node cannot be made.
+    """Makes the node and spins it until a signal comes. Returns the exit code: 1 where the node cannot be made
+    or its thread broke down.
 
     The executor spins on a thread of its own, so that signals are seen at once, whatever a callback is doing.
     """
@@ -56,10 +59,10 @@ def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None) -
         return 1
     executor = SingleThreadedExecutor()
     executor.add_node(node)
-    spinner = threading.Thread(target=_spin, args=(executor, node, stopping), name="executor")
+    broke_down = threading.Event()
+    spinner = threading.Thread(target=_spin, args=(executor, node, stopping, broke_down), name="executor")
     spinner.start()
     stopping.wait()
-    executor.wake()
     spinner.join(timeout=STOP_S)
     if spinner.is_alive():
         node.get_logger().error(f"a model is still busy {STOP_S:g} s after the signal: ending the process under it")
@@ -67,27 +70,38 @@ def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None) -
     executor.shutdown(timeout_sec=5)
     node.destroy_node()
     rclpy.try_shutdown()
-    return 0
+    return 1 if broke_down.is_set() else 0
 
 
-def _spin(executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event) -> None:
-    try:
-        node.autostart()
-        while not stopping.is_set():
-            _spin_once(executor, node, stopping)
-        had_goals = node.busy
-        node.stop()
-        if had_goals:
-            until = time.monotonic() + _RESULTS_S
-            while time.monotonic() < until:
-                _spin_once(executor, node, stopping, timeout_s=0.05)
-    finally:
-        stopping.set()
-
-
-def _spin_once(
-    executor: SingleThreadedExecutor, node: Node, stopping: threading.Event, timeout_s: float | None = None
+def _spin(
+    executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event, broke_down: threading.Event
 ) -> None:
+    """All that the thread does. An error ends the process too, but not without the node's `stop`."""
+    for step in (_run, _stop):
+        try:
+            step(executor, node, stopping)
+        except Exception:
+            broke_down.set()
+            node.get_logger().fatal(traceback.format_exc())
+        finally:
+            stopping.set()
+
+
+def _run(executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event) -> None:
+    node.autostart()
+    while not stopping.is_set():
+        _spin_once(executor, node, stopping, _LOOK_UP_S)
+
+
+def _stop(executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event) -> None:
+    had_goals = node.busy
+    node.stop()
+    until = time.monotonic() + _RESULTS_S
+    while had_goals and time.monotonic() < until:
+        _spin_once(executor, node, stopping, 0.05)
+
+
+def _spin_once(executor: SingleThreadedExecutor, node: Node, stopping: threading.Event, timeout_s: float) -> None:
     """One callback. An exception that escapes from it is logged, and the node goes on: some releases of rclpy raise
     where a client has gone before its answer."""
     try:

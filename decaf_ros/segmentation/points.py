@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -28,10 +29,11 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointProm
         strongest = np.argsort(-tokens, axis=1, kind="stable")[:, : config.top_k]
         chosen = np.sort((strongest + np.arange(len(tokens))[:, None] * tokens.shape[1]).ravel())
         chosen = chosen[fused.ravel()[chosen] > 0]
-    if len(chosen) > config.max_points:
+    left_out = max(0, len(chosen) - config.max_points)
+    if left_out:
         strongest = np.argsort(-fused.ravel()[chosen], kind="stable")[: config.max_points]
         chosen = chosen[np.sort(strongest)]
-    return _points(fused, chosen)
+    return dataclasses.replace(_points(fused, chosen), left_out=left_out)
 
 
 def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int, int]) -> PointPrompts:

@@ -24,6 +24,7 @@ from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
+from decaf_ros.devices import resolve_device
 from decaf_ros.types import Frame
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -173,9 +174,6 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
     none or weights that do not fit it.
     """
     yaml_path, weights_path = _locate(config)
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model = build_model(_read_model_config(yaml_path))
     except InstantiationException as error:
@@ -184,7 +182,7 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         model.load_state_dict(_read_weights(weights_path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"sam2.checkpoint: {weights_path} does not fit {yaml_path}: {error}") from error
-    return Sam2(model.to(device).eval(), config, fill_holes_px)
+    return Sam2(model.to(resolve_device(config.device)).eval(), config, fill_holes_px)
 
 
 def build_model(model_config: dict[str, Any]) -> SAM2Base:

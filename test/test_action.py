@@ -1,0 +1,79 @@
+"""The action server in this process, with what can go wrong behind it."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.action")
+domain_coordinator = pytest.importorskip("domain_coordinator")
+
+import rclpy
+from action_msgs.msg import GoalStatus
+from rclpy.action import ActionClient
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+
+from decaf_ros.action import Segment
+from decaf_ros.nodes.action import SegmentAction
+from decaf_ros.types import Query
+
+pytestmark = pytest.mark.ros
+
+
+@pytest.fixture
+def node(monkeypatch):
+    """A node with an executor, which spins only in `_send`."""
+    monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+    with domain_coordinator.domain_id() as domain_id:
+        context = Context()
+        rclpy.init(context=context, domain_id=domain_id)
+        node = rclpy.create_node("served", context=context)
+        executor = SingleThreadedExecutor(context=context)
+        executor.add_node(node)
+        yield node
+        executor.shutdown()
+        node.destroy_node()
+        context.try_shutdown()
+
+
+def _spin_until_done(node: Node, future):
+    until = time.monotonic() + 10
+    while not future.done():
+        assert time.monotonic() < until
+        node.executor.spin_once(timeout_sec=0.05)
+    return future.result()
+
+
+def _send(node: Node, timeout_s: float = 0.0) -> tuple[int, Segment.Result]:
+    """Status and result of a goal."""
+    client = ActionClient(node, Segment, "segment")
+    assert client.wait_for_server(10)
+    goal = _spin_until_done(node, client.send_goal_async(Segment.Goal(query="the mug", timeout_s=timeout_s)))
+    ended = _spin_until_done(node, goal.get_result_async())
+    client.destroy()
+    return ended.status, ended.result
+
+
+def test_a_goal_that_cannot_be_asked_is_aborted_and_forgotten(node):
+    def ask(query: Query) -> bool:
+        raise RuntimeError("nobody foresaw this")
+
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *cancelled: True)
+    status, _ = _send(node, timeout_s=60.0)
+    assert status == GoalStatus.STATUS_ABORTED
+    assert not action.busy and not list(node.timers)
+    action.destroy()
+
+
+def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
+    active = iter([True, False])
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: next(active), bool, lambda *cancelled: True)
+    status, result = _send(node)
+    assert (status, result.text, result.presence) == (GoalStatus.STATUS_ABORTED, "the node is not active", -1.0)
+    assert not action.busy
+    action.destroy()
