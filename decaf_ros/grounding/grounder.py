@@ -91,9 +91,9 @@ class _Conversation:
 
     @torch.inference_mode()
     def _rollout(self, seen: Prefill, prompt: Prompt) -> np.ndarray:
-        row = rollout_last_row(
-            seen.layers, prompt.visual, method=self.options.rollout, block=self.options.query_block
-        )
+        # On a CPU a block should fit into its caches; a GPU wants few large ones.
+        block = self.options.query_block or (64 if prompt.visual.device.type == "cpu" else 512)
+        row = rollout_last_row(seen.layers, prompt.visual, method=self.options.rollout, block=block)
         return row[prompt.visual].reshape(-1, *prompt.grid[1:]).cpu().numpy()
 
     def _choose(self, answers: tuple[str, ...]) -> str:

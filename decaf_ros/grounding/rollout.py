@@ -21,7 +21,7 @@ def rollout_last_row(
     visual: torch.Tensor,
     valid: torch.Tensor | None = None,
     method: str = "v_max",
-    block: int = 512,
+    block: int = 64,
 ) -> torch.Tensor:
     """How much every token counts for the last one.
 
@@ -59,24 +59,47 @@ def rollout_last_row(
 def _strength_and_product(
     layer: LayerAttention, row: torch.Tensor, columns: torch.Tensor, valid: torch.Tensor, block: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per head, the sum over query rows of the largest attention in `columns` (B, H), and row @ A (B, H, N)."""
+    """Per head, the sum over query rows of the largest attention in `columns` (B, H), and row @ A (B, H, N).
+
+    The softmax is never divided out: a row's largest attention follows from its largest score, and in the product the
+    division is done on the row vector.
+    """
     batch, heads, tokens, _ = layer.query.shape
     groups = heads // layer.key.shape[1]
     key = layer.key.float().transpose(2, 3)
     strength = row.new_zeros(batch, heads)
     attended = row.new_zeros(batch, heads, tokens)
+    is_padded = not bool(valid.all())
+    first, last = _span(columns)
+    # The row starts as the last token's alone: at the top layer most queries have nothing to hand on.
+    weighty, _ = _span(row != 0)
     for start in range(0, tokens, block):
         stop = min(start + block, tokens)
         # Causal: no query of this block sees a key past its end. Query heads that share a key head ride together.
         query = layer.query[:, :, start:stop].float() * layer.scaling
         query = query.reshape(batch, heads // groups, groups * (stop - start), -1)
         scores = (query @ key[..., :stop]).reshape(batch, heads, stop - start, stop)
-        future = torch.ones(stop - start, stop, dtype=torch.bool, device=row.device).triu(start + 1)
-        scores.masked_fill_(future | ~valid[:, None, None, :stop], float("-inf"))
-        attention = scores.softmax(dim=-1)
-        # A padded query sees no key at all: its row is NaN, and counts for nothing.
-        attention.masked_fill_(~valid[:, None, start:stop, None], 0.0)
-        largest = attention.masked_fill(~columns[:, None, None, :stop], 0.0).amax(dim=-1)
-        strength += largest.sum(dim=-1)
-        attended[..., :stop] += torch.einsum("br,bhrn->bhn", row[:, start:stop], attention)
+        future = torch.ones(stop - start, stop - start, dtype=torch.bool, device=row.device).triu(1)
+        scores[..., start:].masked_fill_(future, float("-inf"))
+        if is_padded:
+            known = valid[:, None, start:stop, None] & valid[:, None, None, :stop]
+            scores.masked_fill_(~known, float("-inf"))
+        # A padded query sees no key at all: its scores are all -inf, and it counts for nothing.
+        top = scores.amax(dim=-1).masked_fill(~valid[:, None, start:stop], 0.0)
+        seen = scores[..., first : min(last, stop)].masked_fill(
+            ~columns[:, None, None, first : min(last, stop)], float("-inf")
+        )
+        attention = scores.sub_(top[..., None]).exp_()
+        total = attention.sum(dim=-1).masked_fill_(~valid[:, None, start:stop], 1.0)
+        if seen.shape[-1]:
+            strength += ((seen.amax(dim=-1) - top).exp() / total).sum(dim=-1)
+        if stop > weighty:
+            weighted = row[:, None, None, start:stop] / total[:, :, None]
+            attended[..., :stop] += (weighted @ attention)[:, :, 0]
     return strength, attended
+
+
+def _span(columns: torch.Tensor) -> tuple[int, int]:
+    """First and one past the last column that any row of (B, N) bool holds."""
+    places = columns.any(dim=0).nonzero()
+    return (int(places[0]), int(places[-1]) + 1) if len(places) else (0, 0)
