@@ -26,10 +26,10 @@ demo: setup
 	@$(RUN) python -m demo.run $(if $(CLIP),--clip "$(CLIP)")
 
 test: setup
-	$(RUN) python -m pytest -m "not slow" $(ARGS)
+	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest -m "not slow" $(ARGS)
 
 test-slow: setup
-	$(RUN) python -m pytest $(ARGS)
+	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest $(ARGS)
 
 # Beside .venv: other versions of the same wheels, and no ROS.
 FLOOR := .venv-floor

@@ -11,6 +11,12 @@ import torch
 # The models are tiny, and the tests start processes of their own: more threads only wait for each other.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
+# Without ROS its tests are left out; where it has to be there (`make test`), that it is missing is a failure.
+if os.environ.get("DECAF_REQUIRE_ROS"):
+    import rclpy  # noqa: F401
+
+    import decaf_ros.msg  # noqa: F401
+
 GOLDEN_DIR = Path(os.environ.get("DECAF_GOLDEN_DIR", Path(__file__).parent / "golden"))
 
 
