@@ -276,7 +276,10 @@ def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfi
     one of our stages or a bad value.
     """
     with open(path, encoding="utf-8") as stream:
-        document = yaml.safe_load(stream)
+        try:
+            document = yaml.safe_load(stream)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: expected YAML: {error}") from error
     sections = dict(_sections(document)) if isinstance(document, Mapping) else {}
     if not sections or not all(isinstance(section, Mapping) for section in sections.values()):
         raise ValueError(f"{path}: expected a ROS parameter file, '/**: ros__parameters: STAGE: FIELD: VALUE'")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from decaf_ros.answers import absence, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, cut_text, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import (
     Frame,
@@ -81,7 +81,7 @@ def segment_clip(decaf: Decaf, frames: Sequence[Frame], query: Query, emit: Call
     missing, category = absence(found, decaf.config), found.grounding.category
     tell(
         QueryState.NOT_FOUND if missing else QueryState.TRACKING,
-        missing or tracking_text(len(found.selected), category),
+        (missing or tracking_text(len(found.selected), category)) + cut_text(found.points),
         category=category,
         presence=found.presence,
         stage_ms=found.stage_ms,

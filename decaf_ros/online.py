@@ -102,7 +102,7 @@ class OnlineSegmenter:
         is_keyframe = self.buffer.push(frame, self._config.window)
         if is_keyframe and self._current:
             self._current.due_in = max(0, self._current.due_in - 1)
-        self._follow(frame)
+        self._follow(frame, is_keyframe)
         self._ground_if_due()
 
     def ask(self, query: Query) -> None:
@@ -199,6 +199,8 @@ class OnlineSegmenter:
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
+        # Key frames that came during the grounding do not count: a slow one would be due again at once, for ever.
+        current.due_in = config.regrounding.stride
         if not current.answered:
             self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
 
@@ -214,7 +216,7 @@ class OnlineSegmenter:
         clock.start("catch_up")
         config = self._config.tracking
         selected = found.selected[: config.max_targets]
-        candidates = [Candidate(next(self._keys), one, found.window.frames[one.source]) for one in selected]
+        candidates = [Candidate(next(self._keys), one, found.window.frames) for one in selected]
         catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames, clock.tick)
         clock.pause()
         return candidates
@@ -244,18 +246,19 @@ class OnlineSegmenter:
 
     def _fail(self, current: _Current, error: Exception) -> None:
         _log.debug("grounding failed", exc_info=error)
+        current.due_in = self._config.regrounding.stride
         self._emit(Notice("error", f"grounding of query {current.query.id} failed: {first_line(error)}"))
         if current is self._current and not current.answered:
             self._end_current(QueryState.FAILED, first_line(error))
 
     # Following
 
-    def _follow(self, frame: Frame) -> None:
+    def _follow(self, frame: Frame, is_keyframe: bool) -> None:
         """Tracks the targets on `frame` and emits its FrameResult. A tracker that raises loses all targets."""
         had_targets = bool(self._targets.living)
         if had_targets:
             try:
-                self._targets.update(frame, self._tracker.step(frame), self._config.tracking)
+                self._targets.update(frame, self._tracker.step(frame), self._config.tracking, is_keyframe)
             except Exception as error:  # as in _ground
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))

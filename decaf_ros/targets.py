@@ -25,20 +25,24 @@ def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
 class Candidate:
     """A tracklet of one grounding on its way to now.
 
-    key: its id in the tracker. seen_frame, seen_mask ((H, W) bool): the last frame on which it was seen.
-    masks: where it was seen, on the frames that a comparison with the living targets needs.
+    key: its id in the tracker. frames: the window's. seen_frame, seen_mask ((H, W) bool): the last frame on which it
+    was seen. masks: where it was seen, on the key frames and those that a comparison with the living targets needs.
     """
 
     key: int
     tracklet: Tracklet
-    source: Frame
+    frames: tuple[Frame, ...]
     seen_frame: Frame = field(init=False)
     seen_mask: np.ndarray = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
 
     def __post_init__(self) -> None:
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
-        self.masks = {self.source: self.seen_mask}
+        self.masks = {frame: mask for frame, mask in zip(self.frames, self.tracklet.masks) if mask.any()}
+
+    @property
+    def source(self) -> Frame:
+        return self.frames[self.tracklet.source]
 
 
 @dataclass(eq=False)
@@ -46,9 +50,10 @@ class LivingTarget:
     """One object under one id.
 
     key: its id in the tracker, which changes with every grounding that renews its memory.
-    mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. seen_count: followed frames on which it was
-    seen, not counting the catch-up. unseen_since_ns: stamp of the last such frame, or of the one before the first.
-    misses: groundings in a row that did not find it again.
+    mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. key_mask: the same on `key_frame`, the last
+    key frame on which it was seen. seen_count: followed frames on which it was seen, not counting the catch-up.
+    unseen_since_ns: stamp of the last such frame, or of the one before the first. misses: groundings in a row that did
+    not find it again.
     """
 
     id: int
@@ -64,11 +69,15 @@ class LivingTarget:
     state: TargetState = TargetState.TENTATIVE
     seen_count: int = 0
     misses: int = 0
+    key_frame: Frame | None = None
+    key_mask: np.ndarray | None = None
 
-    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> None:
+    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
         """Takes in the tracker's result on the next frame. A tentative target stays so until it is confirmed."""
         if is_seen(step, config):
             self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+            if is_keyframe:
+                self.key_mask, self.key_frame = step.mask, frame
             self.seen_count += 1
             if self.seen_count >= config.confirm_frames:
                 self.state = TargetState.TRACKED
@@ -108,10 +117,12 @@ class Targets:
     def living(self) -> list[LivingTarget]:
         return [target for target in self._targets if target.state is not TargetState.LOST]
 
-    def update(self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig) -> None:
+    def update(
+        self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig, is_keyframe: bool = False
+    ) -> None:
         """Takes in the tracker's results on the next frame, by key."""
         for target in self.living:
-            target.update(frame, steps[target.key], config)
+            target.update(frame, steps[target.key], config, is_keyframe)
 
     def lose_all(self) -> None:
         for target in self._targets:
@@ -171,11 +182,14 @@ class Targets:
 
 def _overlaps(living: Sequence[LivingTarget], candidates: Sequence[Candidate]) -> np.ndarray:
     """(targets, candidates) mask IoU, each target on the last frame on which it was seen: the newest one, or for a
-    hidden target the one before it vanished. 0 where the candidate was not seen there."""
+    hidden target the one before it vanished. The catch-up goes forward from a candidate's source, so a target that was
+    seen last before that is compared on the last key frame on which it was seen. 0 where the candidate was not seen."""
     overlaps = np.zeros((len(living), len(candidates)))
     for row, target in enumerate(living):
         for column, candidate in enumerate(candidates):
-            mask = candidate.masks.get(target.seen_frame)
-            if mask is not None:
-                overlaps[row, column] = mask_iou(target.mask, mask)
+            frame, mask = target.seen_frame, target.mask
+            if frame.index < candidate.source.index:
+                frame, mask = target.key_frame, target.key_mask
+            if frame in candidate.masks:
+                overlaps[row, column] = mask_iou(mask, candidate.masks[frame])
     return overlaps

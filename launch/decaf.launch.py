@@ -20,9 +20,10 @@ FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
 def generate_launch_description() -> LaunchDescription:
     config = os.path.join(get_package_share_directory("decaf_ros"), "config")
     generation = "FASTRTPS" if os.environ.get("ROS_DISTRO") in FASTDDS_2_DISTROS else "FASTDDS"
-    profile = {f"{generation}_DEFAULT_PROFILES_FILE": os.path.join(config, "fastdds_large_shm.xml")}
+    variable = f"{generation}_DEFAULT_PROFILES_FILE"
+    profile = {variable: os.path.join(config, "fastdds_large_shm.xml")}
     # A user's own profile wins: Fast DDS reads one file only.
-    has_profile = any(f"{prefix}_DEFAULT_PROFILES_FILE" in os.environ for prefix in ("FASTDDS", "FASTRTPS"))
+    has_profile = variable in os.environ
     image = LaunchConfiguration("image")
     return LaunchDescription(
         [

@@ -20,7 +20,7 @@ from rclpy.node import Node
 
 from decaf_ros.action import Segment
 from decaf_ros.nodes.action import SegmentAction
-from decaf_ros.types import Query
+from decaf_ros.types import Query, QueryEvent, QueryState
 
 pytestmark = pytest.mark.ros
 
@@ -76,4 +76,19 @@ def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
     status, result = _send(node)
     assert (status, result.text, result.presence) == (GoalStatus.STATUS_ABORTED, "the node is not active", -1.0)
     assert not action.busy
+    action.destroy()
+
+
+def test_a_tracked_goal_ends_although_no_frame_comes(node, monkeypatch):
+    """The camera has stopped, or the bag has ended."""
+    monkeypatch.setattr("decaf_ros.nodes.action._FIRST_FRAME_S", 0.2)
+
+    def ask(query: Query) -> bool:
+        action.watch(QueryEvent(query, QueryState.TRACKING, "tracking 1 target"))
+        return True
+
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *cancelled: True)
+    status, result = _send(node)
+    assert (status, result.state, result.text) == (GoalStatus.STATUS_SUCCEEDED, 2, "tracking 1 target")
+    assert len(result.masks.data) == 0 and not action.busy and not list(node.timers)
     action.destroy()

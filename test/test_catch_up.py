@@ -44,7 +44,7 @@ def _stream(count: int, **changes) -> tuple[FrameBuffer, list]:
 def _candidate(key: int, name: str, window: Window, source: int) -> Candidate:
     masks = np.stack([WORLD.mask(name, one) for one in window.frames])
     scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
-    return Candidate(key, Tracklet(masks, source, (0.5, 0.5), scores, 1.0, 3.0), window.frames[source])
+    return Candidate(key, Tracklet(masks, source, (0.5, 0.5), scores, 1.0, 3.0), window.frames)
 
 
 def _run(tracker, candidates, window, buffer, watched=(), pause=lambda: None, **changes):
@@ -79,7 +79,7 @@ def test_objects_join_at_their_source_and_reach_the_newest_frame():
     for candidate, name in zip(candidates, "ab"):
         assert candidate.seen_frame is frames[12]
         np.testing.assert_array_equal(candidate.masks[frames[12]], WORLD.mask(name, frames[12]))
-        assert set(candidate.masks) == {candidate.source, frames[12]}
+        assert set(candidate.masks) == {*window.frames, frames[12]}
 
 
 def test_at_most_catch_up_frames_besides_the_watched_ones():
@@ -99,7 +99,7 @@ def test_a_source_on_the_newest_frame_needs_no_step():
     candidate = _candidate(0, "a", window, 1)
     _run(tracker, [candidate], window, buffer)
     assert tracker.log == [("add", 5)]
-    assert candidate.masks.keys() == {frames[5]}
+    assert candidate.masks.keys() == {frames[0], frames[5]}
 
 
 def test_key_frames_that_left_the_buffer_still_serve():
@@ -149,7 +149,7 @@ def test_a_hidden_object_keeps_its_last_sight():
     window = Window((frames[0],))
     masks = np.stack([world.mask("a", frames[0])])
     candidate = Candidate(
-        0, Tracklet(masks, 0, (0.5, 0.5), TrackletScores(0.9, 0.9, 0.9, 0.9), 1.0, 3.0), frames[0]
+        0, Tracklet(masks, 0, (0.5, 0.5), TrackletScores(0.9, 0.9, 0.9, 0.9), 1.0, 3.0), window.frames
     )
     _run(WorldTracker(world), [candidate], window, buffer, watched=[frames[2], frames[7]])
     assert candidate.seen_frame is frames[3]

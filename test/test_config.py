@@ -110,3 +110,10 @@ def test_load_config_wants_a_section_for_the_segmenter(tmp_path):
     file.write_text("/camera: {ros__parameters: {rate: 5}}\n/base: {ros__parameters: {}}\n")
     with pytest.raises(ValueError, match="section '/\\*\\*' or one that ends in 'segmenter', got /camera, /base"):
         load_config(file)
+
+
+def test_load_config_names_a_file_that_is_not_yaml(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("/**: [1")
+    with pytest.raises(ValueError, match=r"robot\.yaml: expected YAML"):
+        load_config(file)

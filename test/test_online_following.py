@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
@@ -255,3 +257,24 @@ def test_with_the_real_tracker(tiny_sam2_dir):
         assert painted <= {target.label for target in result.targets if target.area_px}
     ids = [target.id for target in run.results[-1].targets]
     assert ids == sorted(set(ids)) and ids[0] >= 1
+
+
+def test_a_grounding_that_is_slower_than_its_stride_leaves_the_tracker_its_time(world_tracker):
+    """Key frames that come during a grounding do not make it due again."""
+    number = itertools.count(16)
+
+    def camera_goes_on() -> None:
+        for _ in range(40):
+            run.online.observe(frame(next(number)))
+
+    config = settings(regrounding__stride=2)
+    decaf = ScriptedDecaf(THREE, config, [["a"]])
+    run = Recorder(decaf, camera_goes_on)
+    run.watch(range(16))
+    run.ask("q1")
+    groundings = []
+    for _ in range(30):
+        run.online.observe(frame(next(number)))
+        groundings.append(len(decaf.windows))
+    # Two key frames are ten frames: so many lie between two groundings that take longer than that themselves.
+    assert [groundings.count(count) for count in sorted(set(groundings))][1:-1] == [10, 10]

@@ -26,7 +26,7 @@ def _mask(left: int, width: int = 8) -> np.ndarray:
 
 def _candidate(key: int, left: int, combined: float = 0.9) -> Candidate:
     scores = TrackletScores(combined, combined, combined, combined)
-    return Candidate(key, Tracklet(_mask(left)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), NOW)
+    return Candidate(key, Tracklet(_mask(left)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), (NOW,))
 
 
 def _seen(left: int) -> TrackStep:
@@ -171,3 +171,21 @@ def test_a_hidden_target_is_matched_where_it_was_last_seen():
     found.masks = {seen: _mask(6), hidden: _mask(12)}  # the new grounding sees it again
     targets.take_in([found], QUERY, "", hidden, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 1)]
+
+
+def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_frame():
+    """The catch-up only goes forward: the frame on which the target was seen last is not among a candidate's."""
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    first, second, third = frame(1), frame(2), frame(5)
+    targets.update(first, {0: _seen(2)}, config.tracking, is_keyframe=True)
+    targets.update(second, {0: _seen(4)}, config.tracking)
+    targets.update(third, {0: HIDDEN}, config.tracking)
+    scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
+    for left, ids in ((30, [1, 2]), (2, [1, 2])):  # elsewhere on that key frame: another object; there: the same one
+        masks = np.stack([_mask(left), _mask(40)])
+        again = Candidate(9, Tracklet(masks, 1, (0.5, 0.5), scores, 1.0, 3.0), (first, third))
+        targets.take_in([again], QUERY, "", third, config)
+        assert [target.id for target in targets.living] == ids
+    assert targets.living[0].key == 9

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
@@ -17,6 +18,8 @@ from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, 
 
 # A timer counts nanoseconds in 64 bits, which last for 292 years.
 _LONGEST_TIMEOUT_S = 1e9
+# How long the first frame of a tracked goal is waited for; a camera that runs is faster.
+_FIRST_FRAME_S = 2.0
 
 
 class _Goal:
@@ -27,12 +30,14 @@ class _Goal:
         self.query = query
         self.result = Segment.Result(query_id=query.id, presence=-1.0)
         self.tracked = False
+        self.tracked_since_s = 0.0
         self.finished = Future()
 
     def take_event(self, event: QueryEvent) -> None:
         self.result.state, self.result.text, self.result.category = int(event.state), event.text, event.category
         if event.presence is not None:
             self.result.presence = float(event.presence.score)
+        self.tracked_since_s = time.monotonic()
         self.tracked = event.state == QueryState.TRACKING
 
     def take_frame(self, result: FrameResult) -> None:
@@ -47,7 +52,8 @@ class _Goal:
 class SegmentAction:
     """Serves the action on a single-threaded executor.
 
-    A goal succeeds when its query is tracked; its result holds the first frame on which the targets were published.
+    A goal succeeds when its query is tracked; its result holds the first frame on which the targets were published, or
+    none where no frame comes within _FIRST_FRAME_S.
     It is cancelled when its client asked for that. Every other end (NOT_FOUND, FAILED, SUPERSEDED, a timeout, the
     node's deactivation) aborts it, and `state` and `text` of the result say which. A goal whose `timeout_s` is no time
     is refused.
@@ -104,16 +110,17 @@ class SegmentAction:
             return Segment.Result(state=int(QueryState.CANCELLED), text="the node is not active", presence=-1.0)
         goal = _Goal(handle, self._new_query(handle.request.query))
         self._goals[goal.query.id] = goal
-        timer = None
+        timers: list[Timer] = []
         try:
+            timers.append(self._start_watching(goal))
             if handle.request.timeout_s > 0:
-                timer = self._start_timer(goal, handle.request.timeout_s)
+                timers.append(self._start_timer(goal, handle.request.timeout_s))
             if not self._ask(goal.query):
                 self._finish(goal, QueryState.CANCELLED, "the node is not active")
             await goal.finished
         finally:
             del self._goals[goal.query.id]
-            if timer is not None:
+            for timer in timers:
                 self._node.destroy_timer(timer)
         if goal.result.state == QueryState.TRACKING:
             handle.succeed()
@@ -122,6 +129,16 @@ class SegmentAction:
         else:
             handle.abort()
         return goal.result
+
+    def _start_watching(self, goal: _Goal) -> Timer:
+        """Ends a goal that is tracked but for which no frame comes: the camera may have stopped, or a bag ended."""
+
+        def look() -> None:
+            waited_s = time.monotonic() - goal.tracked_since_s
+            if goal.tracked and not goal.finished.done() and waited_s > _FIRST_FRAME_S:
+                self._wake(goal)
+
+        return self._node.create_timer(_FIRST_FRAME_S / 4, look, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _start_timer(self, goal: _Goal, timeout_s: float) -> Timer:
         def give_up() -> None:

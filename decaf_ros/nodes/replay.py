@@ -212,7 +212,7 @@ def main(args: Sequence[str] | None = None) -> int:
                     options.overlay,
                     _log,
                 )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:  # torch reports a full GPU as a RuntimeError
         print(f"replay: {error}", file=sys.stderr)
         return 1
     print(_summary(played, options.out))
