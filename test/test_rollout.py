@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.literal import literal_rollout
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.rollout import rollout_last_row
 
@@ -18,24 +19,6 @@ def random_layers(batch=2, layers=3, heads=4, key_heads=2, tokens=11, size=8, se
         )
         for _ in range(layers)
     ]
-
-
-def literal_rollout(layers, visual, method):
-    """Eq. 1-4 as they stand: attention of every head, N x N products from the bottom up."""
-    rollout = None
-    for query, key, scaling in layers:
-        key = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
-        scores = query @ key.transpose(2, 3) * scaling
-        tokens = scores.shape[-1]
-        scores = scores.masked_fill(torch.ones(tokens, tokens, dtype=torch.bool).triu(1), float("-inf"))
-        attention = scores.softmax(dim=-1)
-        columns = visual if method == "v_max" else torch.ones_like(visual)
-        weight = (attention * columns[:, None, None]).amax(dim=-1).mean(dim=-1)
-        weight = torch.ones_like(weight) if method == "mean" else weight / weight.amax(dim=1, keepdim=True)
-        aggregated = (weight[..., None, None] * attention).mean(dim=1)
-        step = (aggregated + torch.eye(tokens)) / 2
-        rollout = step if rollout is None else step @ rollout
-    return rollout[:, -1]
 
 
 @pytest.mark.parametrize("method", ["v_max", "max", "mean"])
