@@ -40,6 +40,10 @@ setup(
     extras_require={
         # Apart, because it comes as source: SAM2_BUILD_CUDA=0 pip install --no-build-isolation 'decaf_ros[sam2]'
         "sam2": ["sam2>=1.1,<2"],
+        # `decaf simulate`: renders with EGL (Debian: libegl1) or OSMesa (libosmesa6).
+        "tabletop": [
+            "mujoco>=3.3",
+        ],
         "test": ["pytest>=7.4"],
     },
 )

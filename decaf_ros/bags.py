@@ -246,13 +246,14 @@ class BagWriter:
     def write_image(self, topic: str, image: np.ndarray, stamp_ns: int, frame_id: str) -> None:
         """Appends a sensor_msgs/Image, recorded at its stamp.
 
-        image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8 or (H, W) float32 as 32FC1. Raises ValueError for others.
+        image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8, (H, W) uint16 as 16UC1 or (H, W) float32 as 32FC1.
+        Raises ValueError for others.
         """
-        encodings = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "float32"): "32FC1"}
+        encodings = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1", (2, "float32"): "32FC1"}
         encoding = encodings.get((image.ndim, image.dtype.name))
         if encoding is None or image.shape[2:] not in ((), (3,)):
             raise ValueError(
-                f"{topic}: expected (H, W, 3) uint8, (H, W) uint8 or (H, W) float32, got {image.shape} {image.dtype}"
+                f"{topic}: expected (H, W, 3) uint8 or (H, W) uint8, uint16, float32, got {image.shape} {image.dtype}"
             )
         height, width = image.shape[:2]
         message = typestore().types["sensor_msgs/msg/Image"](

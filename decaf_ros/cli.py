@@ -1,4 +1,4 @@
-"""The command `decaf`: segments a video or a bag without ROS, and prints the table of parameters."""
+"""The command `decaf`: segments a video or a bag without ROS, evaluates, and prints the table of parameters."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING
 
 from decaf_ros import __version__
 from decaf_ros.bags import BagReader, is_bag
-from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.cli_config import add_config_arguments, read_config
+from decaf_ros.config import DecafConfig, options
+from decaf_ros.evaluation.command import add_parser as add_eval_parser
 from decaf_ros.results import FORMATS, ResultFolder, check_new_folder
+from decaf_ros.tabletop.command import add_parser as add_simulate_parser
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 from decaf_ros.video import read_video
 
@@ -34,11 +37,11 @@ def main(arguments: list[str] | None = None) -> int:
         print(parameter_table(), end="")
         return 0
     try:
-        config = _config(given)
+        config = given.configure(given)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        _segment(given, config)
+        given.run(given, config)
     except (OSError, ValueError, RuntimeError) as error:  # torch reports a full GPU as a RuntimeError
         print(f"decaf: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
@@ -87,47 +90,21 @@ def _parser() -> argparse.ArgumentParser:
         "frames spread evenly over it are grounded and every frame gets a mask. With --online the clip is played as a "
         "robot would see it.",
     )
+    segment.set_defaults(configure=read_config, run=_segment)
     add = segment.add_argument
     add("input", type=Path, help="video file, bag folder, .mcap or .db3 file")
     add("--query", required=True, help='what to look for, such as "the mug that was just put down"')
     add("--out", type=Path, help="new folder for the results (default: NAME_decaf in the current folder)")
     add("--topic", default="", help="image topic of the bag, where it has several")
-    add("--config", type=Path, help="YAML file with parameters, as the node takes it")
-    add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one parameter; may be repeated")
-    add("--mllm", help="checkpoint of the multimodal LLM (mllm.checkpoint)")
-    add("--sam2", help="checkpoint of SAM 2 (sam2.checkpoint)")
+    add_config_arguments(segment)
     add("--format", choices=FORMATS, default="png", help="masks as PNG files, as a bag with the node's topics, or both")
     add("--online", action="store_true", help="play the clip through the online segmenter, frame by frame")
     add("--ask-at", type=float, default=0.0, metavar="S", help="with --online: when to ask, seconds into the clip")
     add("--start", type=float, default=0.0, metavar="S", help="skip the clip's first seconds")
     add("--duration", type=float, metavar="S", help="stop after so many seconds")
+    add_eval_parser(commands)
+    add_simulate_parser(commands)
     return parser
-
-
-def _config(given: argparse.Namespace) -> DecafConfig:
-    """Defaults, then the file, then --set, --mllm and --sam2."""
-    config = load_config(given.config) if given.config else DecafConfig()
-    changes: dict[str, object] = {}
-    for entry in given.set:
-        name, equals, value = entry.partition("=")
-        if not equals:
-            raise ValueError(f"--set: expected STAGE.FIELD=VALUE, got {entry!r}")
-        changes[name.strip()] = _value(value.strip(), name.strip(), config)
-    for name, value in (("mllm.checkpoint", given.mllm), ("sam2.checkpoint", given.sam2)):
-        if value is not None:
-            changes[name] = value
-    return replace(config, changes)
-
-
-def _value(text: str, name: str, config: DecafConfig) -> object:
-    """`text` as the type that the option has; as it stands where it is none, for `replace` to refuse."""
-    kind = next((type(option.value) for option in options(config) if option.name == name), str)
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        return text
 
 
 def _segment(given: argparse.Namespace, config: DecafConfig) -> None:

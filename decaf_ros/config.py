@@ -71,7 +71,10 @@ PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
 class MllmConfig(_Checked):
     """The multimodal LLM. Any checkpoint of a supported family, by folder or hub name."""
 
-    checkpoint: str = _option("Qwen/Qwen2.5-VL-7B-Instruct", "folder, or name on the Hugging Face hub")
+    checkpoint: str = _option(
+        "Qwen/Qwen2.5-VL-7B-Instruct",
+        "folder (package://decaf_ros/PATH: of this installation), or name on the Hugging Face hub",
+    )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     dtype: str = _option(
@@ -112,7 +115,9 @@ class GroundingConfig(_Checked):
 class Sam2Config(_Checked):
     """SAM 2. A hub name, a folder with model.yaml and model.safetensors, or a .pt file together with its config."""
 
-    checkpoint: str = _option("facebook/sam2.1-hiera-large", "hub name, folder, or .pt file")
+    checkpoint: str = _option(
+        "facebook/sam2.1-hiera-large", "hub name, folder (package://decaf_ros/PATH: of this installation), or .pt file"
+    )
     model_config: str = _option("", "for a .pt file: name of a config of the sam2 package, or a YAML file")
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")

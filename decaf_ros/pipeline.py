@@ -16,7 +16,7 @@ from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, StageClock, no_progress
-from decaf_ros.types import Frame, Segmentation, Window
+from decaf_ros.types import Frame, Presence, Segmentation, Tracklet, Window
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
 
@@ -69,8 +69,7 @@ class Decaf:
         clock.start("scoring")
         tracklets = score_tracklets(proposals, attention, config.segmentation)
         presence = measure_presence(grounding.maps, tracklets)
-        present = presence.score >= config.presence.threshold
-        selected = select_tracklets(tracklets, config.segmentation) if present else []
+        selected = select_targets(tracklets, presence, config)
 
         # The evaluation protocol: masks of the attention alone, and every frame masked.
         coarse, labels = None, None
@@ -92,3 +91,10 @@ class Decaf:
             labels,
             clock.stage_ms,
         )
+
+
+def select_targets(tracklets: Sequence[Tracklet], presence: Presence, config: DecafConfig) -> list[Tracklet]:
+    """The tracklets (best first) that are the answer; none where the evidence says that the target is not there."""
+    if presence.score < config.presence.threshold:
+        return []
+    return select_tracklets(tracklets, config.segmentation)

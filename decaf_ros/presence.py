@@ -11,13 +11,14 @@ cannot say "not there". What is measured here has not been through them:
 - iou: SAM 2's predicted IoU of the best candidate.
 - object_presence: SAM 2's object-presence logit of the best candidate, through a sigmoid.
 
-The score is their mean. It has not been calibrated on data yet: the threshold is the user's to set.
+The score is their mean, weighted by WEIGHTS. `decaf eval --calibrate` fits these on clips with known answers and
+prints them with the threshold that belongs to them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +26,14 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, r
 from decaf_ros.types import AttentionMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
+# Equal: not calibrated on data yet, the threshold is the user's to set.
+WEIGHTS: Mapping[str, float] = {
+    "contrast": 1.0,
+    "consistency": 1.0,
+    "agreement": 1.0,
+    "iou": 1.0,
+    "object_presence": 1.0,
+}
 
 
 def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Presence:
@@ -37,17 +46,26 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
     if maps.frames is not None:
         differences.append(difference(maps.frames, FRAME_KERNEL))
     contrast = float(np.mean([_standing_out(maps) for maps in differences]))
-    parts = [contrast]
-    agreement = 0.0
+    agreement = None
     if len(differences) == 2:
         agreement = _correlation(resize_maps(differences[0], differences[1].shape[1:]), differences[1])
-        parts.append(agreement)
     best = tracklets[0] if tracklets else None
     consistency = 0.0 if best is None else min(max(best.raw_consistency, 0.0), 1.0)
     iou = 0.0 if best is None else min(max(best.scores.iou, 0.0), 1.0)
     object_presence = 0.0 if best is None else 1 / (1 + math.exp(-min(max(best.object_score, -60.0), 60.0)))
-    score = float(np.mean([*parts, consistency, iou, object_presence]))
-    return Presence(score, contrast, consistency, agreement, iou, object_presence)
+    parts = (contrast, consistency, agreement, iou, object_presence)
+    score = weighted_score(dict(zip(WEIGHTS, parts)), WEIGHTS)
+    return Presence(score, *(part or 0.0 for part in parts))
+
+
+def weighted_score(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
+    """The weighted mean of the parts that are there (not None), each in [0, 1]; 0 where none of them has a weight.
+
+    weights: >= 0, by the same names.
+    """
+    there = {name: value for name, value in parts.items() if value is not None}
+    total = sum(weights[name] for name in there)
+    return sum(weights[name] * value for name, value in there.items()) / total if total > 0 else 0.0
 
 
 def _standing_out(maps: np.ndarray) -> float:

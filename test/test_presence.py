@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from decaf_ros.presence import measure_presence
+from decaf_ros.presence import WEIGHTS, measure_presence, weighted_score
 from decaf_ros.types import AttentionMaps, BranchMaps, Tracklet, TrackletScores
 
 ZERO = np.zeros((4, 6, 8), np.float32)
@@ -52,3 +52,16 @@ def test_one_branch_has_nothing_to_agree_with():
 def test_no_candidate_and_constant_maps():
     flat = AttentionMaps(ZERO, BranchMaps(ZERO, ZERO), BranchMaps(ZERO, ZERO))
     assert measure_presence(flat, []).score == 0
+
+
+def test_weighted_score():
+    weights = {"a": 3.0, "b": 1.0, "c": 0.0}
+    assert weighted_score({"a": 1.0, "b": 0.0, "c": 0.5}, weights) == 0.75
+    assert weighted_score({"a": None, "b": 0.4, "c": 0.9}, weights) == 0.4
+    assert weighted_score({"a": None, "b": None, "c": 0.9}, weights) == 0
+
+
+def test_score_is_the_weighted_mean_of_the_parts():
+    found = measure_presence(maps(peak=0.2), [tracklet(0.8)])
+    parts = {name: getattr(found, name) for name in WEIGHTS}
+    assert found.score == weighted_score(parts, WEIGHTS)

@@ -17,6 +17,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from decaf_ros.config import MllmConfig
 from decaf_ros.devices import resolve_device
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
+from decaf_ros.resources import resolve_path
 
 SUPPORTED_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
 
@@ -149,7 +150,8 @@ def load_mllm(config: MllmConfig) -> Mllm:
     Raises FileNotFoundError with advice where it cannot be found, ValueError where its family is not supported or its
     files are damaged.
     """
-    where = {"pretrained_model_name_or_path": config.checkpoint, "local_files_only": config.local_files_only}
+    folder_or_name = resolve_path(config.checkpoint)
+    where = {"pretrained_model_name_or_path": folder_or_name, "local_files_only": config.local_files_only}
     try:
         # Of the class: in some 4.57 releases the instance answers with its text model's type.
         model_type = type(AutoConfig.from_pretrained(**where)).model_type

@@ -25,6 +25,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.devices import resolve_device
+from decaf_ros.resources import resolve_path
 from decaf_ros.types import Frame
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -201,7 +202,7 @@ def build_model(model_config: dict[str, Any]) -> SAM2Base:
 def _locate(config: Sam2Config) -> tuple[Path, Path]:
     """Paths of the configuration (YAML) and of the weights."""
     package = Path(sam2.__file__).parent
-    checkpoint = Path(config.checkpoint).expanduser()
+    checkpoint = Path(resolve_path(config.checkpoint)).expanduser()
     if checkpoint.is_dir():
         files = [checkpoint / name for name in ("model.yaml", "model.safetensors", "model.pt")]
         weights = next((path for path in files[1:] if path.is_file()), None)

@@ -1,0 +1,205 @@
+"""The command `decaf eval`."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from decaf_ros import __version__
+from decaf_ros.cli_config import add_config_arguments, with_arguments
+from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.resources import find_resource
+
+if TYPE_CHECKING:
+    from decaf_ros.evaluation.datasets.clips import Dataset
+    from decaf_ros.evaluation.run import ClipScores
+
+DEFAULT_CONFIG = "config/tabletop.yaml"
+# Expressions a clip, with and without targets.
+PRESENT, ABSENT = 3, 1
+# Every frame of a clip is masked anew for each expression: their embeddings are worth keeping.
+_EMBEDDINGS = 64
+
+
+def add_parser(commands: argparse._SubParsersAction) -> None:
+    """Adds `eval` to the commands of `decaf`."""
+    parser = commands.add_parser(
+        "eval",
+        help="measure the whole method on clips with known answers",
+        description="Asks expressions about clips with known answers and reports how good masks, pointing, categories "
+        'and "not found" are, with the ablations of the paper. The clips of a seed are always the same, in none of '
+        "another seed, and were never trained on.",
+    )
+    parser.set_defaults(configure=configured, run=run)
+    add = parser.add_argument
+    add("--dataset", choices=("tabletop",), default="tabletop", help="where the clips come from")
+    add("--seed", type=int, help="which clips, and which of their expressions are asked: 0 to 99 (default: 0)")
+    add("--clips", type=int, help="how many clips (default: 20; with --clips-from: all)")
+    add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder; needs no renderer")
+    add("--kinds", default="", metavar="A,B", help="types of expressions that are asked (default: all)")
+    add("--json", type=Path, metavar="FILE", help="write the numbers there too")
+    add("--out", type=Path, help="folder for report, pictures and numbers (default: decaf_eval)")
+    add("--no-ablation", action="store_true", help="leave the variants of the method out")
+    add("--ablation-clips", type=int, default=10, metavar="K", help="score the variants on the first K clips only")
+    add("--calibrate", action="store_true", help="fit the presence score instead, on clips that no --seed gives")
+    add("--workers", type=int, help="processes that score clips (default: one a core, or 1 with cuda); 0: no others")
+    add("--threads", type=int, help="threads of each (default: the cores divided among them)")
+    add_config_arguments(parser, f" (default: {DEFAULT_CONFIG} of this installation)")
+
+
+def configured(given: argparse.Namespace) -> DecafConfig:
+    """The configuration that is measured. Checkpoints that the file names by a relative path lie beside the folder that
+    holds the file, where there are such folders.
+
+    Raises OSError or ValueError.
+    """
+    file = given.config or find_resource(DEFAULT_CONFIG)
+    config = load_config(file)
+    root = file.absolute().parent.parent
+    named = {"mllm.checkpoint": config.mllm.checkpoint, "sam2.checkpoint": config.sam2.checkpoint}
+    beside = {name: str(root / value) for name, value in named.items() if (root / value).exists()}
+    return with_arguments(replace(config, beside), given)
+
+
+def run(given: argparse.Namespace, config: DecafConfig) -> None:
+    """Evaluates, or calibrates. Raises OSError, ValueError or RuntimeError, with the clip and the expression."""
+    # Only here: they bring torch along, and `decaf --help` shall answer at once.
+    from decaf_ros.evaluation.calibration import calibrate
+    from decaf_ros.evaluation.datasets.clips import ExpressionChoice
+    from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
+    from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
+    from decaf_ros.evaluation.summary import Collected, summary
+    from decaf_ros.tabletop.clip import KINDS
+
+    kinds = _kinds(given.kinds, KINDS)
+    dataset = _dataset(given)
+    out = given.out or Path("decaf_eval")
+    if not given.calibrate:
+        check_folder(out)
+    config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDINGS)})
+    if given.calibrate:
+        config = replace(config, {"presence.threshold": 0.0})
+    workers, threads = _processes(given, config, dataset.scored + dataset.crossings)
+    asked = [kind for kind in KINDS if kind in kinds]
+    plan = Plan(
+        ExpressionChoice(given.seed or 0, PRESENT, ABSENT, asked),
+        masks=not given.calibrate,
+        ablated=0 if given.no_ablation or given.calibrate else given.ablation_clips,
+        played=0 if given.calibrate else given.ablation_clips,
+    )
+    load = functools.partial(load_evaluator, config, threads)
+    collected, progress = Collected(), _Progress(dataset, plan.ablated)
+    for scores in clip_scores(dataset, plan, load, workers):
+        collected.take(scores)
+        progress.tell(scores)
+    if not collected.cases:
+        raise ValueError(f"no expression of the types {', '.join(asked)} in {dataset.scored} clips")
+    if given.calibrate:
+        fitted = calibrate(collected.cases)
+        print(calibration_text(fitted, len(collected.cases)))
+        if given.json:
+            write_json(given.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
+        return
+    found = summary(collected, asked, config.presence.threshold) | {
+        "settings": _settings(given, dataset, asked, config),
+        "version": __version__,
+    }
+    text = report_text(found)
+    print(text)
+    write_report(out, found, collected, text)
+    if given.json:
+        write_json(given.json, found)
+    _say(f"report in {out}, {progress.seconds:.0f} s")
+
+
+def _dataset(given: argparse.Namespace) -> Dataset:
+    from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
+
+    if given.calibrate and given.seed is not None:
+        raise ValueError("--seed: no effect with --calibrate, whose clips no seed gives")
+    if given.ablation_clips < 0:
+        raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
+    for_segmenter = 0 if given.calibrate else math.ceil((given.clips or 20) / 4)
+    if given.clips_from:
+        return stored_clips(given.clips_from, given.clips, given.calibrate, for_segmenter)
+    count = 20 if given.clips is None else given.clips
+    if given.calibrate:
+        return calibration_clips(count)
+    return report_clips(given.seed or 0, count, for_segmenter)
+
+
+def _kinds(text: str, known: tuple[str, ...]) -> set[str]:
+    kinds = {kind.strip() for kind in text.split(",") if kind.strip()} or set(known)
+    if kinds - set(known):
+        raise ValueError(f"--kinds: expected some of {', '.join(known)}, got {', '.join(sorted(kinds - set(known)))}")
+    return kinds
+
+
+def _processes(given: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
+    """Workers and threads of each."""
+    from decaf_ros.devices import resolve_device
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    on_gpu = resolve_device(config.mllm.device).type == "cuda"
+    workers = given.workers if given.workers is not None else min(1 if on_gpu else cores, clips)
+    threads = given.threads if given.threads is not None else max(1, cores // max(workers, 1))
+    if workers < 0 or threads < 1:
+        raise ValueError(f"expected --workers >= 0 and --threads >= 1, got {workers} and {threads}")
+    return workers, threads
+
+
+def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], config: DecafConfig) -> dict[str, object]:
+    return {
+        "dataset": dataset.name,
+        "seed": given.seed or 0,
+        "clips": dataset.scored,
+        "stored": given.clips_from is not None,
+        "kinds": kinds,
+        "expressions_a_clip": {"present": PRESENT, "absent": ABSENT},
+        "parameters": {option.name: option.value for option in options(config)},
+    }
+
+
+class _Progress:
+    """Says on stderr how far an evaluation is, and how long it will still take."""
+
+    def __init__(self, dataset: Dataset, ablated: int) -> None:
+        self._began = time.monotonic()
+        total = dataset.scored + dataset.crossings
+        # Clips cost very different amounts of work.
+        self._sorts = [(place < ablated) + 2 * (place >= dataset.scored) for place in range(total)]
+        self._seconds: dict[int, list[float]] = {}
+        self._done = 0
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._began
+
+    def tell(self, scores: ClipScores) -> None:
+        """After each clip, in order."""
+        self._seconds.setdefault(self._sorts[self._done], []).append(scores.seconds)
+        self._done += 1
+        spent = [second for seconds in self._seconds.values() for second in seconds]
+        means = {sort: sum(seconds) / len(seconds) for sort, seconds in self._seconds.items()}
+        waiting = sum(means.get(sort, sum(spent) / len(spent)) for sort in self._sorts[self._done :])
+        # Workers share the work: what a second of it took until now, it will take from now on.
+        left = waiting * self.seconds / sum(spent)
+        asked = f"{len(scores.cases)} expressions" if scores.cases else "SAM 2 alone"
+        _say(
+            f"clip {self._done} of {len(self._sorts)} ({scores.clip}): {asked}, {scores.seconds:.1f} s; "
+            f"about {_duration(left)} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,1 @@
+"""Where clips with known answers come from; every kind gives `EvaluationClip`s."""

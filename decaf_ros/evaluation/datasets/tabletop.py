@@ -1,0 +1,110 @@
+"""The simulated tabletop: clips made as they are wanted, or read from a folder where they were kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.tabletop.clip import TabletopClip
+
+# Clips with a seed below were trained on. Reports take seeds up to the next bound, the fit of the presence score those
+# from there on.
+REPORT_SEEDS, CALIBRATION_SEEDS = 1_000_000, 2_000_000
+# Of one report: the scored clips, and after them those in which one object passes before another.
+SEEDS_A_REPORT, MOST_CLIPS = 10_000, 5_000
+REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
+
+
+@dataclass(frozen=True)
+class SimulatedTabletop:
+    """`scored` clips with the seeds from first_seed on, then `crossings` more in which an object is hidden for a time.
+
+    Needs MuJoCo and a renderer.
+    """
+
+    first_seed: int
+    scored: int
+    crossings: int = 0
+    name: str = "tabletop"
+
+    def clip(self, index: int) -> EvaluationClip:
+        """See `Dataset.clip`."""
+        from decaf_ros.tabletop.simulator import make_clip
+
+        if index < self.scored:
+            return evaluation_clip(make_clip(self.first_seed + index))
+        return evaluation_clip(make_clip(self.first_seed + MOST_CLIPS + index - self.scored, crossing=True))
+
+
+def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
+    """The clips of report number `seed`: never trained on, and none of them in another report.
+
+    Raises ValueError for a seed outside 0..99 or a count outside 1..5000.
+    """
+    if not 0 <= seed < REPORTS:
+        raise ValueError(f"--seed: expected 0 to {REPORTS - 1}, got {seed}")
+    if not 1 <= count <= MOST_CLIPS:
+        raise ValueError(f"--clips: expected 1 to {MOST_CLIPS}, got {count}")
+    return SimulatedTabletop(REPORT_SEEDS + SEEDS_A_REPORT * seed, count, crossings)
+
+
+def calibration_clips(count: int) -> SimulatedTabletop:
+    """Clips that are neither trained on nor in any report. Raises ValueError for a count under 1."""
+    if count < 1:
+        raise ValueError(f"--clips: expected at least 1, got {count}")
+    return SimulatedTabletop(CALIBRATION_SEEDS, count)
+
+
+@dataclass(frozen=True)
+class StoredTabletop:
+    """Clips that `decaf_ros.tabletop.store` wrote. All `scored` are scored, and `crossings` of them serve again for the
+    segmenter alone.
+
+    seeds: from the first to below the second; a clip with another seed is refused, it may have been trained on.
+    """
+
+    files: tuple[Path, ...]
+    seeds: tuple[int, int]
+    crossings: int = 0
+    name: str = "tabletop"
+
+    @property
+    def scored(self) -> int:
+        return len(self.files)
+
+    def clip(self, index: int) -> EvaluationClip:
+        """See `Dataset.clip`. Raises ValueError for a clip with a seed outside the allowed range."""
+        from decaf_ros.tabletop.store import read_clip
+
+        file = self.files[index % len(self.files)]
+        clip = read_clip(file)
+        first, end = self.seeds
+        if not first <= clip.seed < end:
+            raise ValueError(f"{file}: expected a clip with a seed from {first} to {end - 1}, got {clip.seed}")
+        return evaluation_clip(clip)
+
+
+def stored_clips(folder: Path, count: int | None, calibration: bool, crossings: int) -> StoredTabletop:
+    """The first `count` clips of a folder in order of their names, all of them without a count.
+
+    Raises FileNotFoundError for a folder without a clip, ValueError for a count that it does not hold.
+    """
+    files = tuple(sorted(folder.glob("clip_*.npz")))
+    if not files:
+        raise FileNotFoundError(f"{folder}: no clip there (clip_*.npz)")
+    if count is not None and not 1 <= count <= len(files):
+        raise ValueError(f"--clips: expected 1 to {len(files)}, which {folder} holds, got {count}")
+    files = files[:count]
+    seeds = (CALIBRATION_SEEDS, 2**63) if calibration else (REPORT_SEEDS, CALIBRATION_SEEDS)
+    return StoredTabletop(files, seeds, min(crossings, len(files)))
+
+
+def evaluation_clip(clip: TabletopClip) -> EvaluationClip:
+    """With its expressions, which depend on nothing but the clip."""
+    from decaf_ros.tabletop.expressions import expressions
+
+    found = tuple(expressions(clip, np.random.default_rng(clip.seed)))
+    return EvaluationClip(f"{clip.seed:08d}", clip.frames(), clip.labels, found)

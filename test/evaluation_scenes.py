@@ -1,0 +1,131 @@
+"""Drawn clips with known answers, and a Decaf that answers what it is told to."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import cv2
+import numpy as np
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
+from decaf_ros.types import (
+    AttentionMaps,
+    Frame,
+    Grounding,
+    PointPrompts,
+    Presence,
+    Segmentation,
+    Tracklet,
+    TrackletScores,
+)
+
+SIZE_HW = (96, 128)
+RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 210)}
+RADIUS = 14
+
+
+def drawn_clip(seed: int, frames: int = 8) -> TabletopClip:
+    """Three balls; the first moves to the right, the others stay. All poses agree with the pictures."""
+    height, width = SIZE_HW
+    images = np.random.default_rng(seed).integers(90, 130, (frames, height, width, 3), dtype=np.uint8)
+    labels = np.zeros((frames, height, width), np.uint8)
+    poses = np.zeros((frames, 3, 7))
+    poses[..., 3] = 1
+    for index in range(frames):
+        for k, color in enumerate(RGB):
+            x, y = 20 + 42 * k + (2 * index if k == 0 else 0), 30 + 16 * k
+            cv2.circle(images[index], (x, y), RADIUS, RGB[color], -1)
+            cv2.circle(labels[index], (x, y), RADIUS, k + 1, -1)
+            poses[index, k, :3] = x / 128, 1 - y / 96, RADIUS / 128
+    camera = np.zeros((frames, 7))
+    camera[:, 3] = 1
+    return TabletopClip(
+        seed=seed,
+        images=images,
+        labels=labels,
+        stamps_ns=10**9 + np.arange(frames) * 10**8,
+        objects=tuple(TabletopObject("ball", color, "small", 0.1, 0.2) for color in RGB),
+        poses=poses,
+        camera_poses=camera,
+        intrinsics=np.eye(3),
+        surface="wood",
+    )
+
+
+EXPRESSIONS = (
+    Expression("the red ball", "explicit", (0,), "ball"),
+    Expression("the green object", "attribute", (1,), "ball"),
+    Expression("the object that moves", "motion", (0,), "ball"),
+    Expression("the balls in front", "several", (1, 2), "ball"),
+    Expression("the black cone", "absent", (), ""),
+    Expression("the mug", "absent", (), ""),
+)
+
+
+def evaluation_clip(name: str = "one", frames: int = 8, expressions=EXPRESSIONS) -> EvaluationClip:
+    clip = drawn_clip(0, frames)
+    return EvaluationClip(name, clip.frames(), clip.labels, tuple(expressions))
+
+
+class DrawnClips:
+    """A dataset of drawn clips, all alike; with `odd_one_out`, the last one has only that expression."""
+
+    name = "drawn"
+    crossings = 0
+
+    def __init__(self, scored: int, odd_one_out: Expression | None = None) -> None:
+        self.scored, self._odd = scored, odd_one_out
+
+    def clip(self, index: int) -> EvaluationClip:
+        is_odd = self._odd and index == self.scored - 1
+        return evaluation_clip(f"clip{index}", expressions=[self._odd] if is_odd else EXPRESSIONS)
+
+
+def presence(score: float) -> Presence:
+    return Presence(score, *[score] * 5)
+
+
+class KnownDecaf:
+    """Decaf's interface on drawn clips. answers: by query, (objects that it follows, presence score, category); an
+    exception is raised. Its maps point at the middle of the first of these objects."""
+
+    def __init__(self, config: DecafConfig, answers: dict) -> None:
+        self.config = config
+        self.answers = answers
+        self.sam2 = None
+        self.grounder = SimpleNamespace(mllm=None)
+        self.labels = drawn_clip(0).labels
+
+    def segment(self, window, query, dense=None, progress=None) -> Segmentation:
+        answer = self.answers[query]
+        if isinstance(answer, Exception):
+            raise answer
+        objects, score, category = answer
+        labels = self.labels[[frame.index for frame in window.frames]]
+        fused = np.zeros((len(window), 12, 16), np.float32)
+        for place in range(len(window)):
+            if objects:
+                rows, columns = (labels[place] == objects[0] + 1).nonzero()
+                fused[place, int(rows.mean()) // 8, int(columns.mean()) // 8] = 1
+        nothing = PointPrompts(np.zeros(0, np.int64), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
+        tracklets = tuple(self._tracklet(labels == k + 1, k) for k in objects)
+        found = None
+        if dense is not None:
+            all_labels = self.labels[: len(dense)]
+            found = np.zeros_like(all_labels)
+            for number, k in enumerate(objects, 1):
+                found[all_labels == k + 1] = number
+        grounding = Grounding(AttentionMaps(fused), category, (category, "ball", "cube") if category else ())
+        return Segmentation(
+            window, query, grounding, nothing, nothing, tracklets, tracklets, presence(score), dense_labels=found
+        )
+
+    @staticmethod
+    def _tracklet(masks: np.ndarray, k: int) -> Tracklet:
+        return Tracklet(masks, 0, (0.1 * k, 0.5), TrackletScores(0.9, 0.9, 1.0, 0.93), 0.8, 5.0)
+
+
+def frame(index: int) -> Frame:
+    return Frame(np.zeros((*SIZE_HW, 3), np.uint8), 10**9 + index * 10**8, "camera", index)

@@ -1,0 +1,106 @@
+"""Every variant is the real method under its configuration; nothing but time is saved by sharing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from evaluation_scenes import evaluation_clip
+
+from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
+from decaf_ros.evaluation import ablation
+from decaf_ros.evaluation.ablation import FULL, VARIANTS, SharedLooks, Variant, ablate, changed
+from decaf_ros.evaluation.metrics import mask_score, pointing
+from decaf_ros.evaluation.run import always_answering
+from decaf_ros.grounding.grounder import STAGES, Grounder
+from decaf_ros.grounding.mllm import load_mllm, prefill
+from decaf_ros.offline import key_frames
+from decaf_ros.pipeline import Decaf
+from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.stages import StageClock
+
+LAYERS = 4
+# The tiny model's maps are noise: few candidates, and several that pass, make the scores differ.
+CONFIG = always_answering(
+    replace(
+        DecafConfig(),
+        {"segmentation.point_threshold": 0.7, "segmentation.max_points": 6, "segmentation.tracklet_threshold": 0.8},
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def models(tiny_mllm_dir, tiny_sam2_dir):
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24))
+    return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return evaluation_clip(frames=4)
+
+
+@pytest.fixture(scope="module")
+def window(clip):
+    return key_frames(clip.frames, 2)
+
+
+def test_changed_start_layers():
+    def layers(count, configured=-1):
+        config = replace(DecafConfig(), {"grounding.start_layer": configured})
+        found = {name: changed(config, variant, count).grounding.start_layer for name, variant in VARIANTS.items()}
+        return [found[f"start_layer_{name}"] for name in ("0", "quarter", "half", "last")], found["object_only"]
+
+    assert layers(28) == ([0, 7, 14, 27], 14)
+    assert layers(4, configured=1) == ([0, 1, 2, 3], 1)
+
+
+def test_variants_are_those_of_the_tables():
+    base = changed(CONFIG, Variant("", ""), LAYERS)
+    same = [name for name, variant in VARIANTS.items() if changed(CONFIG, variant, LAYERS) == base]
+    assert same == ["start_layer_half"]
+    assert {variant.table for variant in VARIANTS.values()} == {"4a", "4b", "5a", "5b", "7"}
+
+
+def test_shared_passes_change_nothing(models, window, monkeypatch):
+    mllm, _ = models
+    passes = []
+    monkeypatch.setattr(ablation, "prefill", lambda *given, **how: passes.append(1) or prefill(*given, **how))
+    shared, alone = SharedLooks(mllm).grounder, Grounder(mllm)
+    for variant in (Variant("", ""), *VARIANTS.values()):
+        config = changed(CONFIG, variant, LAYERS)
+        ours, theirs = (
+            grounder.ground(window, "the red ball", config, StageClock(STAGES)) for grounder in (shared, alone)
+        )
+        assert (ours.category, ours.answers) == (theirs.category, theirs.answers)
+        np.testing.assert_allclose(ours.maps.fused, theirs.maps.fused, atol=1e-6)
+        for branch in ("video", "frames"):
+            first, second = getattr(ours.maps, branch), getattr(theirs.maps, branch)
+            assert (first is None) == (second is None)
+            if first is not None:
+                np.testing.assert_allclose(first.object, second.object, atol=1e-7)
+                np.testing.assert_allclose(first.background, second.background, atol=1e-7)
+    # Video and frames once each for the object; for the background once a category, which depends on the branches.
+    assert 4 <= len(passes) <= 6
+
+
+def test_every_variant_is_the_real_method_so_configured(models, clip, window):
+    mllm, sam2 = models
+    expression = clip.expressions[3]
+    truth = clip.mask(expression.targets)
+    at_key_frames = truth[[frame.index for frame in window.frames]]
+    decaf = Decaf(mllm, sam2, CONFIG)
+    found = decaf.segment(window, expression.text, clip.frames)
+    decaf.grounder = SharedLooks(mllm).grounder
+    scores = ablate(decaf, clip, expression, found, mask_score(found.dense_labels > 0, truth))
+    assert list(scores) == [FULL, *VARIANTS]
+    for name, score in scores.items():
+        config = changed(CONFIG, VARIANTS.get(name, Variant("", "")), LAYERS)
+        real = Decaf(mllm, sam2, config).segment(window, expression.text, clip.frames)
+        assert score.masks == pytest.approx(mask_score(real.dense_labels > 0, truth), abs=1e-3), name
+        assert score.attention == pytest.approx(mask_score(real.coarse_masks, at_key_frames), abs=1e-3), name
+        assert score.pointing == pytest.approx(pointing(real.grounding.maps.fused, at_key_frames)), name
+        assert score.said == real.grounding.category
+    assert scores["start_layer_half"] == scores[FULL]
+    # Else nothing above would tell one variant from another.
+    assert len({score.masks for score in scores.values()}) >= 4
+    assert len({scores[name].masks for name in (FULL, "no_consistency", "consistency_otsu", "no_penalty")}) >= 2

@@ -1,0 +1,145 @@
+"""`decaf eval` from the command line to the files it leaves, with the real method on tiny random checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+from evaluation_scenes import drawn_clip
+
+from decaf_ros.cli import main
+from decaf_ros.evaluation.ablation import FULL, VARIANTS
+from decaf_ros.tabletop.clip import KINDS
+from decaf_ros.tabletop.store import clip_path, write_clip
+
+MEASURES = {"j_and_f", "j", "f", "pointing", "category"}
+PARAMETERS = """
+/**:
+  ros__parameters:
+    mllm: {checkpoint: models/mllm, video_tokens: 24, local_files_only: true}
+    sam2: {checkpoint: models/sam2, local_files_only: true}
+    window: {size: 3, min_frames: 2, keyframe_period_s: 0.1}
+    segmentation: {max_points: 3}
+    presence: {threshold: 0.2}
+"""
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory, tiny_mllm_dir, tiny_sam2_dir):
+    """config/ and models/ beside each other, as installed, and clips in clips/ and held_out/."""
+    root = tmp_path_factory.mktemp("share")
+    for name in ("config", "models", "clips", "held_out"):
+        (root / name).mkdir()
+    (root / "models" / "mllm").symlink_to(tiny_mllm_dir)
+    (root / "models" / "sam2").symlink_to(tiny_sam2_dir)
+    (root / "config" / "tiny.yaml").write_text(PARAMETERS)
+    for folder, seeds in (("clips", (1_000_000, 1_000_001)), ("held_out", (2_000_000, 2_000_001))):
+        for seed in seeds:
+            write_clip(clip_path(root / folder, seed), drawn_clip(seed, frames=5))
+    return root
+
+
+@pytest.fixture
+def given(installation, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = str(installation / "config" / "tiny.yaml")
+    return ["eval", "--clips-from", str(installation / "clips"), "--config", config, "--workers", "0", "--threads", "1"]
+
+
+def check_scores(scores):
+    assert set(scores) == MEASURES
+    assert all(value is None or 0 <= value <= 1 for value in scores.values())
+
+
+def test_evaluation(given, tmp_path, capsys):
+    """Two clips, the variants on the first one."""
+    numbers = tmp_path / "numbers.json"
+    assert main([*given, "--dataset", "tabletop", "--seed", "3", "--ablation-clips", "1", "--json", str(numbers)]) == 0
+    said = capsys.readouterr()
+    found = json.loads(numbers.read_text())
+    check_scores(found["overall"])
+    assert set(found["by_type"]) == set(KINDS) - {"absent"}
+    for scores in (*found["by_type"].values(), *found["ablation"].values(), found["always_answered"]):
+        check_scores(scores)
+    assert list(found["ablation"]) == [FULL, *VARIANTS]
+    assert set(found["absent"]) == {"precision", "recall"}
+    assert 0 < found["baseline"]["chance_pointing"] < 0.5 and 0 <= found["baseline"]["centre_pointing"] <= 1
+    counts = found["counts"]
+    assert (counts["clips"], counts["present"], counts["absent"], counts["ablation"]) == (2, 6, 2, 3)
+    # The first clip's cases are all there is of the variants; none but these may change with them.
+    cases = json.loads((tmp_path / "decaf_eval" / "cases.json").read_text())
+    first = [case for case in cases if case["clip"] == "01000000" and case["kind"] != "absent"]
+    assert len(first) == 3 and all(case["ablation"] for case in first)
+    always = [(case["always"]["j"] + case["always"]["f"]) / 2 for case in first]
+    assert found["ablation"][FULL]["j_and_f"] == pytest.approx(sum(always) / 3)
+    assert found["ablation"]["start_layer_half"] == found["ablation"][FULL]
+    assert found["ablation"]["object_only"] != found["ablation"][FULL]
+
+    assert found["online"]["clips"] >= 1 and found["online"]["frames"] == 2 * found["online"]["clips"]
+    segmenter = found["segmenter"]
+    assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # both clips again: three balls each, one click a ball
+    assert 0 <= segmenter["propagated_iou"] <= 1 and segmenter["crossed_iou"] is None
+    assert found["settings"]["seed"] == 3 and found["settings"]["parameters"]["window.size"] == 3
+    assert json.loads((tmp_path / "decaf_eval" / "report.json").read_text()) == found
+    assert cv2.imread(str(tmp_path / "decaf_eval" / "contact_sheet.png")).shape[1] > 4 * 128
+    assert cv2.imread(str(tmp_path / "decaf_eval" / "roc.png")) is not None
+    assert said.out in (tmp_path / "decaf_eval" / "report.md").read_text() + "\n"
+    assert "| object_only" in said.out and "| relation" in said.out
+    assert "clip 1 of 4 (01000000): 4 expressions, " in said.err and " left" in said.err
+
+
+def test_a_second_report_takes_the_first_ones_place(given, tmp_path):
+    few = [*given, "--clips", "1", "--no-ablation", "--kinds", "attribute"]
+    assert main(few) == 0
+    old = (tmp_path / "decaf_eval" / "report.json").read_text()
+    assert main([*few, "--set", "presence.threshold=1"]) == 0
+    new = (tmp_path / "decaf_eval" / "report.json").read_text()
+    assert json.loads(new)["overall"]["j"] == 0 and old != new
+    assert json.loads(new)["ablation"] == {} and list(json.loads(new)["by_type"]) == ["attribute"]
+    # Without absent targets there is no curve, and no picture of one.
+    assert not (tmp_path / "decaf_eval" / "roc.png").exists()
+    (tmp_path / "decaf_eval" / "notes.txt").write_text("mine")
+    assert main(few) == 1
+
+
+def test_calibration(given, installation, tmp_path, capsys):
+    given[given.index("--clips-from") + 1] = str(installation / "held_out")
+    assert main([*given, "--calibrate", "--json", str(tmp_path / "fit.json")]) == 0
+    fit = json.loads((tmp_path / "fit.json").read_text())
+    said = capsys.readouterr().out
+    assert sum(fit["weights"].values()) == pytest.approx(1, abs=0.03) and 0 <= fit["threshold"] <= 1
+    assert f"presence.threshold: {fit['threshold']:.3f}" in said and '"consistency": ' in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--clips", "3"], "--clips: expected 1 to 2"),
+        (["--kinds", "motion,colour"], "--kinds: expected some of explicit, attribute"),
+        (["--kinds", "temporal"], "no expression of the types temporal in 2 clips"),
+        (["--calibrate"], "expected a clip with a seed from 2000000"),
+        (["--calibrate", "--seed", "1"], "--seed: no effect with --calibrate"),
+        (["--clips-from", "nowhere"], "nowhere: no clip there"),
+        (["--workers", "-1"], "expected --workers >= 0"),
+        (["--ablation-clips", "-1"], "--ablation-clips: expected 0 or more"),
+        (["--mllm", "nowhere"], "mllm.checkpoint 'nowhere': not found"),
+    ],
+)
+def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
+    assert main([*given, *arguments]) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("decaf: ") and words in last
+
+
+def test_seeds_that_would_be_anothers_are_refused(given, capsys):
+    simulated = [argument for argument in given if "clips" not in argument]
+    assert main([*simulated, "--seed", "100"]) == 1
+    assert "--seed: expected 0 to 99, got 100" in capsys.readouterr().err
+
+
+def test_bad_usage_is_exit_code_2(given, capsys):
+    for arguments, words in ((["--dataset", "moon"], "invalid choice: 'moon'"), (["--set", "x=1"], "unknown option x")):
+        with pytest.raises(SystemExit) as ended:
+            main([*given, *arguments])
+        assert ended.value.code == 2 and words in capsys.readouterr().err

@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import pickle
+from collections import Counter
+
+import numpy as np
+import pytest
+from evaluation_scenes import drawn_clip, evaluation_clip
+
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice
+from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
+from decaf_ros.tabletop.clip import KINDS, Expression
+from decaf_ros.tabletop.store import clip_path, write_clip
+
+
+def test_mask_is_the_union_of_the_targets():
+    clip = evaluation_clip()
+    assert (clip.mask((0,)) == (clip.labels == 1)).all()
+    assert (clip.mask((0, 2)) == np.isin(clip.labels, (1, 3))).all()
+    assert not clip.mask(()).any()
+
+
+def test_a_clip_whose_parts_do_not_fit_is_refused():
+    clip = evaluation_clip()
+    with pytest.raises(ValueError, match="clip x: expected frames and uint8 labels"):
+        EvaluationClip("x", clip.frames, clip.labels[:-1], ())
+    with pytest.raises(ValueError, match="clip x: expected frames with the indices 0 to 6"):
+        EvaluationClip("x", clip.frames[1:], clip.labels[1:], ())
+
+
+def rich(kinds):
+    return evaluation_clip(expressions=[Expression(f"{kind} {n}", kind, (0,), "") for kind in kinds for n in range(3)])
+
+
+def test_choice_is_balanced_over_types():
+    """Every clip has plenty of explicit expressions, few have a temporal one."""
+    choice = ExpressionChoice(0, present=3, absent=1)
+    asked = Counter()
+    for number in range(40):
+        kinds = [kind for kind in KINDS if kind != "temporal" or number % 3 == 0]
+        chosen = choice(rich(kinds))
+        assert len(chosen) == 4 and sum(one.kind == "absent" for one in chosen) == 1
+        assert len({one.kind for one in chosen}) == 4
+        asked.update(one.kind for one in chosen)
+    counts = [asked[kind] for kind in KINDS if kind not in ("absent", "temporal")]
+    assert asked["temporal"] == 14 and max(counts) - min(counts) <= 1
+
+
+def test_choice_takes_a_type_twice_only_where_there_is_no_other():
+    chosen = ExpressionChoice(0, present=3, absent=2)(rich(["explicit", "size", "absent"]))
+    counts = Counter(one.kind for one in chosen)
+    assert counts["absent"] == 2 and sorted((counts["explicit"], counts["size"])) == [1, 2]
+    assert len({one.text for one in chosen}) == 5
+
+
+def test_choice_is_that_of_its_seed():
+    def texts(seed):
+        choice = ExpressionChoice(seed, 3, 1)
+        return [one.text for _ in range(3) for one in choice(rich(KINDS))]
+
+    assert texts(1) == texts(1) != texts(2)
+
+
+def test_only_the_wanted_types_are_asked():
+    chosen = ExpressionChoice(0, 3, 1, ["attribute", "absent"])(evaluation_clip())
+    assert [one.kind for one in chosen] == ["attribute", "absent"]
+
+
+def test_reports_share_no_clip_with_training_calibration_or_each_other():
+    def seeds(seed, count, crossings):
+        made = report_clips(seed, count, crossings)
+        first = made.first_seed
+        return {first + k for k in range(count)} | {first + 5000 + k for k in range(crossings)}
+
+    everything = [seeds(seed, 5000, 5000) for seed in (0, 1, 99)]
+    assert min(everything[0]) == 1_000_000 and max(everything[2]) < calibration_clips(1).first_seed == 2_000_000
+    assert not everything[0] & everything[1]
+    for bad in ((-1, 5), (100, 5)):
+        with pytest.raises(ValueError, match="--seed: expected 0 to 99"):
+            report_clips(*bad, 0)
+    for bad in (0, 5001):
+        with pytest.raises(ValueError, match="--clips: expected 1 to 5000"):
+            report_clips(0, bad, 0)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for seed in (1_000_001, 1_000_002, 1_000_003):
+        write_clip(clip_path(tmp_path, seed), drawn_clip(seed))
+    return tmp_path
+
+
+def test_stored_clips_are_read_in_order_with_their_expressions(folder):
+    dataset = pickle.loads(pickle.dumps(stored_clips(folder, 2, calibration=False, crossings=1)))
+    assert (dataset.scored, dataset.crossings) == (2, 1)
+    names = [dataset.clip(index).name for index in range(3)]
+    assert names == ["01000001", "01000002", "01000001"]
+    clip = dataset.clip(0)
+    assert (clip.labels == drawn_clip(1_000_001).labels).all()
+    red = [one for one in clip.expressions if one.kind == "attribute" and "red" in one.text]
+    assert [one.targets for one in red] == [(0,)]
+    assert [one.text for one in clip.expressions] == [one.text for one in dataset.clip(0).expressions]
+
+
+def test_clips_that_may_have_been_trained_on_are_refused(tmp_path, folder):
+    write_clip(clip_path(tmp_path, 17), drawn_clip(17))
+    with pytest.raises(ValueError, match="expected a clip with a seed from 1000000 to 1999999, got 17"):
+        stored_clips(tmp_path, 1, calibration=False, crossings=0).clip(0)
+    with pytest.raises(ValueError, match="expected a clip with a seed from 2000000 to .*, got 1000001"):
+        stored_clips(folder, None, calibration=True, crossings=0).clip(1)
+
+
+def test_a_folder_that_does_not_hold_so_many_clips_is_named(folder, tmp_path):
+    with pytest.raises(ValueError, match="--clips: expected 1 to 3"):
+        stored_clips(folder, 4, False, 0)
+    with pytest.raises(FileNotFoundError, match="no clip there"):
+        stored_clips(tmp_path / "nowhere", None, False, 0)

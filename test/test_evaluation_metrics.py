@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from decaf_ros.evaluation.metrics import (
+    boundary_f,
+    detection,
+    id_switches,
+    mask_score,
+    mean,
+    pointing,
+    region_similarity,
+    roc,
+)
+
+EMPTY = np.zeros((60, 80), bool)  # its diagonal is 100 px: the tolerance is 0.8 px, rounded up to 1
+
+
+def box(top, left, height=20, width=20, shape=EMPTY.shape):
+    mask = np.zeros(shape, bool)
+    mask[top : top + height, left : left + width] = True
+    return mask
+
+
+def test_region_similarity():
+    assert region_similarity(box(10, 10), box(10, 10)) == 1
+    assert region_similarity(box(10, 10), box(10, 20)) == pytest.approx(1 / 3)
+    assert region_similarity(EMPTY, EMPTY) == 1
+    assert region_similarity(box(10, 10), EMPTY) == region_similarity(EMPTY, box(10, 10)) == 0
+
+
+def test_boundary_f_of_a_shifted_mask():
+    """Within the tolerance all matches. Two pixels off, what matches are the sides along the shift."""
+    assert boundary_f(box(10, 10), box(10, 10)) == 1
+    assert boundary_f(box(10, 10), box(10, 11)) == 1
+    # 80 boundary pixels each. The two sides across the shift lie 2 px off; of each of the others all but the 1 px
+    # beyond the other's reach match.
+    shifted = boundary_f(box(10, 10), box(10, 12))
+    assert 0.45 < shifted < 0.6
+    assert boundary_f(box(10, 10), box(10, 40)) == 0
+
+
+def test_boundary_tolerance_grows_with_the_image():
+    """8 px of a diagonal of 1000 px: 6 px off all matches, 6 px off in a small image little does."""
+    large = (600, 800)
+    assert boundary_f(box(100, 100, 200, 200, large), box(100, 106, 200, 200, large)) == 1
+    assert boundary_f(box(10, 10), box(10, 16)) < 0.5
+
+
+def test_boundary_f_counts_both_ways():
+    """Precision of half, recall of all: the harmonic mean."""
+    twice = box(5, 5) | box(35, 5)
+    assert boundary_f(twice, box(5, 5)) == pytest.approx(2 / 3)
+    assert boundary_f(box(5, 5), twice) == pytest.approx(2 / 3)
+
+
+def test_boundary_f_is_its_definition():
+    """Every pair of boundary pixels, one by one."""
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        masks = [np.kron(rng.random((6, 8)) < 0.3, np.ones((10, 10))) > 0 for _ in range(2)]
+        masks[1] = np.roll(masks[0] | (rng.random((60, 80)) < 0.01), 1, axis=1)
+        edges = []
+        for mask in masks:
+            other = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
+            differs = (other[:-1, 1:] != mask) | (other[1:, :-1] != mask)
+            differs[:-1, :-1] |= mask[1:, 1:] != mask[:-1, :-1]
+            edges.append(np.argwhere(differs))
+        near = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2) <= 1
+        precision, recall = near.any(axis=1).mean(), near.any(axis=0).mean()
+        assert boundary_f(*masks) == pytest.approx(2 * precision * recall / (precision + recall))
+        assert 0.3 < boundary_f(*masks) < 1
+
+
+def test_boundary_f_of_empty_masks():
+    assert boundary_f(EMPTY, EMPTY) == 1
+    assert boundary_f(box(10, 10), EMPTY) == boundary_f(EMPTY, box(10, 10)) == 0
+
+
+def test_mask_score_is_the_mean_over_frames():
+    truth = np.stack([box(10, 10), EMPTY, box(10, 10), EMPTY])
+    found = np.stack([box(10, 10), EMPTY, EMPTY, box(10, 10)])
+    assert mask_score(found, truth) == (0.5, 0.5)
+    assert mask_score(found, truth).j_and_f == 0.5
+    with pytest.raises(ValueError, match="masks of one shape"):
+        mask_score(found[:2], truth)
+
+
+def maps(*strongest, frames=2):
+    """Of 6 x 8 tokens on 60 x 80 pixels: (frame, row, column, value)."""
+    values = np.zeros((frames, 6, 8), np.float32)
+    for t, row, column, value in strongest:
+        values[t, row, column] = value
+    return values
+
+
+def test_pointing_counts_frames_in_which_the_target_is_visible():
+    truth = np.stack([box(20, 20), EMPTY])  # tokens (2..3, 2..3)
+    found = pointing(maps((0, 2, 3, 0.5), (1, 0, 0, 1.0)), truth)
+    assert (found.hit, found.window) == (1.0, 0.0)  # the window's strongest token lies in the other frame
+    assert found.chance == pytest.approx(4 / 48)
+    assert pointing(maps((0, 2, 4, 0.5)), truth).hit == 0
+    assert pointing(maps((0, 2, 4, 0.5)), np.stack([EMPTY, EMPTY])) is None
+
+
+def test_pointing_is_the_mean_over_frames():
+    truth = np.stack([box(20, 20), box(0, 0)])
+    found = pointing(maps((0, 2, 2, 0.5), (1, 5, 5, 1.0)), truth)
+    assert (found.hit, found.window) == (0.5, 0.0)
+    assert pointing(maps((0, 2, 2, 1.0), (1, 5, 5, 0.5)), truth).window == 1
+
+
+def test_pointing_tolerates_half_a_token():
+    """The cell of the token (2, 4) spans x from 40 to 50: a target up to 41 meets it, one up to 40 does not."""
+    strongest = maps((0, 2, 4, 1.0), frames=1)
+    assert pointing(strongest, box(20, 21)[None]).hit == 1
+    assert pointing(strongest, box(20, 20)[None]).hit == 0
+
+
+def test_a_constant_map_points_nowhere():
+    found = pointing(maps(frames=1), box(0, 0)[None])
+    assert (found.hit, found.window) == (0, 0) and found.chance > 0
+
+
+def test_centre_prior_has_the_tolerance_of_a_token():
+    """The middle is (40, 30); a token there spans x from 35 to 45 and y from 25 to 35."""
+    assert pointing(maps(frames=1), box(20, 44)[None]).centre == 1
+    assert pointing(maps(frames=1), box(20, 45)[None]).centre == 0
+    assert pointing(maps(frames=2), np.stack([box(20, 44), box(0, 0)])).centre == 0.5
+
+
+def test_a_random_token_hits_as_often_as_chance_says():
+    rng = np.random.default_rng(0)
+    truth = box(7, 33, 13, 21)[None]
+    hits = [pointing(rng.random((1, 6, 8), np.float32), truth).hit for _ in range(2000)]
+    assert np.mean(hits) == pytest.approx(pointing(maps(frames=1), truth).chance, abs=0.03)
+
+
+def test_detection():
+    assert detection([True, True, True, False], [True, False, True, True]) == (2 / 3, 2 / 3)
+    assert detection([False, False], [True, False]) == (None, 0.0)
+    assert detection([True, False], [False, False]) == (0.0, None)
+
+
+def test_id_switches():
+    here, there = box(0, 0), box(30, 50)
+    both = {0: here, 1: there}
+    assert id_switches([(both, {1: here, 2: there})] * 3) == 0
+    assert id_switches([(both, {1: here, 2: there}), (both, {2: here, 1: there})]) == 2
+    assert id_switches([({0: here}, {1: here}), ({0: here}, {3: here}), ({0: here}, {1: here})]) == 2
+
+
+def test_an_id_that_was_gone_for_a_time_is_compared_with_the_one_before():
+    here = box(0, 0)
+    lost = ({0: here}, {1: EMPTY})
+    assert id_switches([({0: here}, {1: here}), lost, ({0: EMPTY}, {}), ({0: here}, {1: here})]) == 0
+    assert id_switches([({0: here}, {1: here}), lost, ({0: here}, {2: here})]) == 1
+
+
+def test_a_mask_that_hardly_overlaps_is_no_match():
+    """IoU 1/3 is under one half, so the first id stays the last one known."""
+    here = box(10, 10)
+    assert id_switches([({0: here}, {1: here}), ({0: here}, {2: box(10, 20)}), ({0: here}, {1: here})]) == 0
+
+
+def test_roc():
+    perfect = roc([0.9, 0.8, 0.2], [True, True, False])
+    assert perfect.area == 1 and perfect.thresholds[0] == np.inf
+    assert roc([0.2, 0.3, 0.9], [True, True, False]).area == 0
+    mixed = roc([0.9, 0.7, 0.5, 0.3], [True, False, True, False])
+    assert mixed.area == 0.75  # of the four pairs three are in order
+    np.testing.assert_array_equal(mixed.true_yes, [0, 0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(mixed.false_yes, [0, 0, 0.5, 0.5, 1])
+    assert roc([0.5, 0.5, 0.5], [True, False, False]).area == 0.5
+    assert roc([0.5], [True]) is None and roc([0.5], [False]) is None and roc([], []) is None
+
+
+def test_mean():
+    assert mean([1, None, 0.5]) == 0.75 and mean([True, False]) == 0.5
+    assert mean([None]) is None and mean([]) is None

@@ -1,0 +1,179 @@
+"""One clip after another, with a Decaf whose answers are known."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import pytest
+from evaluation_scenes import DrawnClips, KnownDecaf, evaluation_clip
+
+from decaf_ros.config import DecafConfig, replace
+from decaf_ros.evaluation.datasets.clips import ExpressionChoice
+from decaf_ros.evaluation.jobs import Plan, clip_scores
+from decaf_ros.evaluation.report import caption, report_text, write_report
+from decaf_ros.evaluation.run import CaseError, Evaluator, Job, says
+from decaf_ros.evaluation.summary import MEASURES, Collected, summary
+from decaf_ros.tabletop.clip import KINDS, Expression
+
+CONFIG = replace(DecafConfig(), {"window.size": 4, "presence.threshold": 0.5})
+ANSWERS = {
+    "the red ball": ((0,), 0.9, "Ball"),  # right
+    "the green object": ((2,), 0.8, "cube"),  # another object
+    "the object that moves": ((0,), 0.2, "ball"),  # right, but said to be absent
+    "the balls in front": ((1,), 0.7, "ball"),  # one of two
+    "the black cone": ((1,), 0.1, "cone"),  # not found, which is right
+    "the mug": ((0,), 0.6, "mug"),  # found where there is nothing
+}
+
+
+def evaluator(**answers) -> Evaluator:
+    return Evaluator(KnownDecaf(CONFIG, {**ANSWERS, **answers}))
+
+
+@pytest.fixture(scope="module")
+def collected() -> Collected:
+    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    found = Collected()
+    for scores in clip_scores(DrawnClips(2), plan, evaluator, workers=0):
+        found.take(scores)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(collected):
+    return summary(collected, KINDS, 0.5)
+
+
+def by_text(collected, text):
+    return next(case for case in collected.cases if case.text == text)
+
+
+def test_a_right_answer(collected):
+    case = by_text(collected, "the red ball")
+    assert case.found and case.published == case.always == (1, 1)
+    assert (case.pointing.hit, case.pointing.window) == (1, 1)
+    assert case.category_right and case.answer == "tracking 1 target: Ball"
+    assert (case.video_said, case.frames_said) == ("Ball", ("ball", "cube"))
+
+
+def test_a_wrong_object(collected):
+    case = by_text(collected, "the green object")
+    assert case.published == (0, 0) and case.pointing.hit == 0 and case.category_right is False
+
+
+def test_a_wrong_not_found_is_worth_nothing(collected):
+    case = by_text(collected, "the object that moves")
+    assert not case.found and case.always == (1, 1) and case.published == (0, 0)
+    assert case.answer == "not found: presence score 0.20 is under presence.threshold 0.50"
+
+
+def test_half_of_the_targets(collected):
+    clip = evaluation_clip()
+    expected = np.mean([(labels == 2).sum() / (labels > 1).sum() for labels in clip.labels])
+    assert by_text(collected, "the balls in front").published.j == pytest.approx(expected)
+
+
+def test_absent_targets_have_no_mask_to_score(collected):
+    for text, is_found in (("the black cone", False), ("the mug", True)):
+        case = by_text(collected, text)
+        assert case.found == is_found
+        assert (case.published, case.pointing, case.category_right) == (None, None, None)
+
+
+def test_summary(collected, found):
+    assert set(found["overall"]) == set(MEASURES)
+    half = by_text(collected, "the balls in front").published
+    assert found["overall"]["j"] == pytest.approx((1 + 0 + 0 + half.j) / 4)
+    assert found["overall"]["j_and_f"] == pytest.approx((1 + half.j_and_f) / 4)
+    assert found["always_answered"]["j"] == pytest.approx((2 + half.j) / 4)
+    assert found["overall"]["pointing"] == 0.75 and found["overall"]["category"] == 0.75
+    assert found["by_type"]["explicit"] == dict.fromkeys(MEASURES, 1.0)
+    assert found["by_type"]["motion"] == {"j_and_f": 0, "j": 0, "f": 0, "pointing": 1, "category": 1}
+    assert found["absent"] == {"precision": 0.5, "recall": 0.5}
+    assert 0 < found["baseline"]["chance_pointing"] < 0.3
+    assert found["category_by_branch"]["overall"] == {"video": 0.75, "frames": 0.5}
+    assert found["counts"]["by_type"]["attribute"] == 2 and found["counts"]["clips"] == 2
+    assert found["counts"]["not_found"] == {"motion": 2, "absent": 2}
+    # Of the present ones 0.9, 0.8, 0.7 and 0.2 against 0.6 and 0.1.
+    assert found["roc"]["area"] == pytest.approx(7 / 8)
+
+
+def test_a_type_without_a_case_has_no_numbers(found):
+    for kind in ("size", "relation", "temporal"):
+        assert found["by_type"][kind] == dict.fromkeys(MEASURES)
+    assert "absent" not in found["by_type"] and found["ablation"] == {}
+    assert found["online"]["j"] is None and found["segmenter"]["one_click_iou"] is None
+
+
+def test_the_report_says_the_numbers(collected, found, tmp_path):
+    text = report_text(found)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    table = {row[0]: row[1:] for row in rows}
+    assert table["explicit"][:6] == ["2", "100.0", "100.0", "100.0", "100.0", "100.0"]
+    assert table["size"][:6] == ["0", *["-"] * 5]
+    assert table['absent targets: recall of "not found"'] == ["50.0"]
+    write_report(tmp_path / "out", found, collected, text)
+    names = {file.name for file in (tmp_path / "out").iterdir()}
+    assert names == {"report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
+
+
+def test_best_and_worst_are_kept(collected):
+    best, worst = collected.extremes["absent"]
+    assert (best.case.text, worst.case.text) == ("the black cone", "the mug")
+    assert best.picture.shape[2] == 3 and best.picture.dtype == np.uint8
+    line = caption(best.case)
+    assert line == 'absent: "the black cone", clip clip0, said "cone", presence 0.10, not found'
+    assert caption(collected.extremes["attribute"].worst.case).endswith(
+        'J&F 0.0, pointing 0.0, said "cube" (wrong: ball), presence 0.80, found'
+    )
+
+
+def test_without_masks_only_the_grounding_is_scored():
+    clip = evaluation_clip()
+    (pictured,) = evaluator()(Job(clip, clip.expressions[:1], masks=False)).cases
+    assert pictured.case.always is None and pictured.case.pointing.hit == 1
+
+
+def test_a_failing_case_ends_the_run_and_is_named():
+    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    broken = functools.partial(evaluator, **{"the mug": RuntimeError("out of memory")})
+    with pytest.raises(CaseError, match="^clip clip0, expression 'the mug': RuntimeError: out of memory$"):
+        list(clip_scores(DrawnClips(1), plan, broken, workers=0))
+
+
+def test_clips_made_in_another_process_change_nothing(collected):
+    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    assert_as_collected(list(clip_scores(DrawnClips(2), plan, evaluator, workers=1)), collected)
+
+
+def test_several_processes_change_nothing_and_tell_what_fails(collected):
+    """Results come in the order of the clips; the last one's case fails."""
+    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    odd = Expression("the odd one", "explicit", (0,), "ball")
+    broken = functools.partial(evaluator, **{odd.text: RuntimeError("out of memory")})
+    results = []
+    with pytest.raises(CaseError, match="^clip clip2, expression 'the odd one': RuntimeError: out of memory$"):
+        results.extend(clip_scores(DrawnClips(3, odd), plan, broken, workers=2))
+    assert_as_collected(results, collected)
+
+
+def assert_as_collected(results, collected):
+    cases = [pictured.case for scores in results for pictured in scores.cases]
+    assert [(case.clip, case.text) for case in cases] == [(case.clip, case.text) for case in collected.cases]
+    assert [case.published for case in cases] == [case.published for case in collected.cases]
+
+
+def test_jobs():
+    plan = Plan(ExpressionChoice(0, 4, 2), ablated=1, played=2)
+    clip = evaluation_clip()
+    jobs = [plan.job(clip, index, scored=3) for index in range(4)]
+    assert [job.ablate for job in jobs] == [True, False, False, False]
+    assert [job.online is not None for job in jobs] == [True, True, False, False]
+    assert jobs[0].online.kind in ("explicit", "attribute", "several")
+    assert [job.segmenter for job in jobs] == [False, False, False, True] and not jobs[3].expressions
+
+
+def test_says():
+    assert says("Ball.", "ball") is True and says("balls", "ball") is False
+    assert says("", "ball") is None and says("ball", "") is None

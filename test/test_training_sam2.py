@@ -1,0 +1,206 @@
+"""The training of the demo SAM 2, on drawn clips."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decaf_ros.config import Sam2Config
+from decaf_ros.segmentation.memory import ObjectMemory
+from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
+from decaf_ros.tabletop.clip import TabletopClip
+from training.drawn import drawn_clip
+from training.sam2 import Recipe, Trainer
+from training.sam2_check import clicked
+from training.sam2_data import ClipPool, augmented, clicks, masks_at, occluded, targets
+from training.sam2_losses import Answers, losses
+from training.sam2_model import fresh_model, write_model
+from training.sam2_steps import cheap_attention, click, embed, follow
+
+SMALL = Recipe(minutes=1e9, frames=3, clips=1, most_objects=3, rate=1e-3, warm_up_steps=5, pool=4)
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> ClipPool:
+    for number in range(3):
+        (tmp_path / f"clip_{number}.npz").touch()
+    pool = ClipPool(tmp_path, lambda path: drawn_clip(int(path.stem[-1]), frames=8), capacity=4)
+    for _ in range(3):
+        pool.exchange(np.random.default_rng(0))
+    return pool
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def test_a_few_steps_reduce_the_loss(pool):
+    trainer = Trainer(SMALL, seed=0)
+    reports = [trainer.train(pool) for _ in range(24)]
+    for name in ("loss", "mask", "dense", "sketch"):
+        first, last = (np.mean([report[name] for report in part]) for part in (reports[:4], reports[-4:]))
+        assert last < 0.85 * first, f"{name}: {first:.3f} to {last:.3f}"
+
+
+def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
+    began = Trainer(SMALL, seed=0)
+    began.recipe = Recipe(**{**vars(SMALL), "single": 0.0})
+    before = copy.deepcopy(began.model.state_dict())
+    began.step = 1
+    assert "follow_presence" in began.train(pool)
+    changed = {name for name, value in began.model.state_dict().items() if not torch.equal(value, before[name])}
+    for part in ("memory_attention.", "memory_encoder.", "obj_ptr_proj.", "maskmem_tpos_enc", "mask_downsample"):
+        assert any(name.startswith(part) for name in changed), part
+
+    resumed = Trainer(began.recipe, seed=1)
+    resumed.restore(copy.deepcopy(began.state()))
+    for trainer in (began, resumed):
+        trainer.step = 2  # takes no new clip from the pool, which both share
+        trainer.train(pool)
+    assert resumed.step == began.step == 3
+    for name in ("model", "average", "heads"):
+        ours, theirs = getattr(began, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+
+
+def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
+    seen = []
+    pool = ClipPool(tmp_path, lambda path: seen.append(path.stem) or drawn_clip(0, frames=2), capacity=2)
+    rng = np.random.default_rng(0)
+    with pytest.raises(FileNotFoundError, match="decaf_ros.tabletop.store"):
+        pool.exchange(rng)
+    (tmp_path / "clip_1.npz").touch()
+    pool.exchange(rng)
+    (tmp_path / "clip_2.npz").touch()
+    for _ in range(2):
+        pool.exchange(rng)
+    assert sorted(seen) == ["clip_1", "clip_1", "clip_2"]
+    assert len(pool.frames(rng, 5)) == 5 and len(pool.stretches(rng, 3, 2)) == 3
+
+
+@pytest.fixture(scope="module")
+def clip() -> TabletopClip:
+    return drawn_clip(5, frames=4)
+
+
+def test_training_follows_as_the_node_does(clip):
+    """`follow` against `ObjectMemory`, and `click` against `masks_at_points`."""
+    model = fresh_model(3)
+    with torch.no_grad():
+        model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(2)
+    sam2, frames = Sam2(model, Sam2Config(device="cpu"), fill_holes_px=0), clip.frames()
+    ids = [one for one in np.unique(clip.labels[0]) if one]
+    points = np.array([[0.2, 0.4], [0.7, 0.6]], np.float32)
+    with torch.no_grad(), cheap_attention():
+        seen = [embed(model, sam2.normalised(frame.image)) for frame in frames]
+        each = torch.zeros(len(ids), dtype=torch.int64)
+        prompts = masks_at([clip.labels[0]] * len(ids), ids)
+        answers = follow(model, [one.of(each) for one in seen], prompts)
+        clicked_answers, _ = click(model, seen[0].of(each[:2]), torch.from_numpy(points) * 256)
+    masks = torch.from_numpy(np.stack([clip.labels[0] == one for one in ids]))
+    memory = ObjectMemory.start(sam2, sam2.embed(frames[0]), masks)
+    for frame, answer in zip(frames[1:], answers):
+        step = memory.step(sam2.embed(frame))
+        np.testing.assert_allclose(step.object_score, answer.object_score, atol=0.02)
+        best = answer.logits[torch.arange(len(ids)), answer.iou.argmax(1), None]
+        best = torch.where(answer.object_score[:, None, None, None] > 0, best, -1.0)
+        assert (step.masks == sam2.resized(best, frame.size_hw)).float().mean() > 0.98
+    found = sam2.masks_at_points(sam2.embed(frames[0]), points)
+    np.testing.assert_allclose(found.object_score, clicked_answers.object_score, atol=1e-4)
+    np.testing.assert_allclose(found.iou, clicked_answers.iou[:, 1:].max(1).values, atol=1e-4)
+
+
+def test_the_written_folder_loads(tmp_path, clip):
+    model = fresh_model(1)
+    write_model(tmp_path, model)
+    assert (tmp_path / "model.safetensors").stat().st_size < 10_000_000
+    loaded = load_sam2(Sam2Config(str(tmp_path), device="cpu"))
+    assert all(value.dtype == torch.float32 for value in loaded.model.state_dict().values())
+    ours = Sam2(model, Sam2Config(device="cpu"))
+    points, frame = np.array([[0.5, 0.5]], np.float32), clip.frames()[0]
+    first, second = (one.masks_at_points(one.embed(frame), points) for one in (ours, loaded))
+    np.testing.assert_allclose(first.iou, second.iou, atol=0.01)
+    np.testing.assert_allclose(first.object_score, second.object_score, atol=0.02)
+
+
+def test_targets_and_the_real_iou():
+    labels = np.zeros((240, 320), np.uint8)
+    labels[60:130, 100:180] = 1
+    labels[5:8, 5:9] = 2  # 12 pixels: neither there nor gone
+    wanted = targets([labels] * 4, [1, 2, 3, 0])
+    np.testing.assert_array_equal(wanted.present, [1, np.nan, 0, 0])
+    assert wanted.coarse[0].mean() == pytest.approx(70 * 80 / (240 * 320), rel=1e-3)
+    x0, y0, x1, y1 = wanted.box[0].tolist()
+    assert x0 < 100 / 320 and x1 > 180 / 320 and y0 < 60 / 240 and y1 > 130 / 240
+    assert wanted.fine[0].mean() * (x1 - x0) * (y1 - y0) == pytest.approx(70 * 80 / (240 * 320), rel=0.05)
+
+    perfect = torch.where(wanted.coarse > 0.5, 9.0, -9.0)[:, None]
+    moved = perfect.roll(12, 3)
+    wrong = torch.full_like(perfect, 9.0)
+    logits = torch.cat([perfect, moved, wrong], 1)
+    sure = torch.tensor([[1.0, 0, 0]] * 4)
+    score = torch.tensor([5.0, 0, -5, -5])
+    right = losses(Answers(logits, sure, score), wanted)
+    assert right.best_iou > 0.9 and right.presence < 0.01
+    worse = losses(Answers(logits, sure.flip(1), -score), wanted)
+    assert worse.best_iou == pytest.approx(70 * 80 / (240 * 320), abs=0.01)
+    assert worse.presence > 1 and worse.iou > right.iou
+    assert (
+        losses(Answers(perfect, sure[:, :1], score), wanted).mask
+        < losses(Answers(moved, sure[:, :1], score), wanted).mask
+    )
+
+
+def test_clicks_lie_where_they_say(clip):
+    rng = np.random.default_rng(0)
+    chosen = clicks([clip.labels[0], clip.labels[1]], rng, each=3, background=4.0)
+    assert set(chosen.frame.tolist()) == {0, 1}
+    for frame, (x, y), present in zip(chosen.frame, chosen.points.tolist(), chosen.targets.present):
+        hit = clip.labels[frame][int(y / 256 * 240), int(x / 256 * 320)]
+        assert (hit > 0) == bool(present)
+    assert 0 in chosen.targets.present and 1 in chosen.targets.present
+
+
+def test_augmentation_moves_image_and_labels_together(clip):
+    """Painted white on black, an object's pixels stay where its labels are."""
+    images = np.repeat(((clip.labels == 1) * 255)[..., None], 3, axis=-1).astype(np.uint8)
+    for seed in range(4):
+        pixels, labels = augmented((images, clip.labels), np.random.default_rng(seed))
+        for image, label in zip(pixels, labels):
+            truth = masks_at([label], [1])[0, 0] > 0
+            bright = image.mean(0)
+            assert bright[truth].mean() > bright[~truth].mean() + 2
+            assert ((bright > (bright.max() + bright.min()) / 2) == truth).float().mean() > 0.98
+
+
+def test_an_occluder_hides_and_does_not_change_the_first_frame(clip):
+    pair = (clip.images, clip.labels)
+    images, labels = occluded(pair, [(np.zeros_like(clip.images), clip.labels)], np.random.default_rng(0))
+    np.testing.assert_array_equal(labels[0], clip.labels[0])
+    hidden = labels != clip.labels
+    assert hidden.any() and (labels[hidden] == 0).all() and (images[hidden] == 0).all()
+    np.testing.assert_array_equal(images[~hidden & (clip.labels > 0)], clip.images[~hidden & (clip.labels > 0)])
+
+
+def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
+    class Oracle:
+        def embed(self, frame):
+            return clip.labels[frame.index]
+
+        def masks_at_points(self, labels, xy):
+            ids = labels[(xy[:, 1] * 240).astype(int), (xy[:, 0] * 320).astype(int)]
+            masks = torch.from_numpy((labels == ids[:, None, None]) & (ids > 0)[:, None, None])
+            there = torch.from_numpy(ids > 0).float()
+            return PointMasks(masks, there, there * 10 - 5)
+
+    means = clicked(Oracle(), [clip], frames=(0, 3)).means()
+    assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
+    assert means["predicted_beside"] == 0 and means["correlation"] == pytest.approx(1)

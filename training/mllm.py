@@ -1,0 +1,276 @@
+"""Trains the demo multimodal LLM from nothing: python -m training.mllm --data CLIPS --out models/tabletop_mllm
+
+CLIPS: a folder that `python -m decaf_ros.tabletop.store` filled. Three stages, each resumed where it stopped:
+tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the
+tower's real tokens, and where to look).
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_ros.tabletop.clip import TabletopClip
+from decaf_ros.tabletop.store import read_clip
+from training.mllm_batches import Writer
+from training.mllm_language import LanguageTrainer
+from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
+from training.mllm_model import new_model, new_tokenizer, write_checkpoint
+from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, shrink
+from training.mllm_words import NORM, meanings
+
+STAGES = ("tower", "words", "prompts")
+SAVE_EVERY_S = 90
+CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
+# Share of right answers at which short questions have done their work.
+WORDS_LEARNT = 0.92
+WORD_KINDS = ("attribute", "explicit", "motion", "size")
+
+
+class Log:
+    """One JSON line an entry, in FILE and, shorter, on the screen."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __call__(self, **entry: object) -> None:
+        entry = {key: round(value, 4) if isinstance(value, float) else value for key, value in entry.items()}
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        print(" ".join(f"{key} {value}" for key, value in entry.items()), file=sys.stderr, flush=True)
+
+
+class Run:
+    """What the stages share: the model, where it is kept, and the clock of a stage."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        given.work.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(given.seed)
+        torch.set_num_threads(given.threads)
+        self.rng = np.random.default_rng([given.seed, int(time.time() * 1000)])
+        self.tokenizer = new_tokenizer()
+        self.model = new_model(self.tokenizer)
+        self.log = Log(given.work / "log.jsonl")
+        clips = sorted(given.data.glob("clip_*.npz"))[: given.clips]
+        if len(clips) <= CHECK_CLIPS:
+            raise SystemExit(f"{given.data}: expected more than {CHECK_CLIPS} clips, got {len(clips)}")
+        self.clips, self.check_clips = clips[CHECK_CLIPS:], clips[:CHECK_CLIPS]
+
+    def load(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> tuple[int, float]:
+        """Takes up a stage where it stopped: steps done and seconds spent."""
+        file = self.given.work / f"{stage}.pt"
+        if not file.exists():
+            return 0, 0.0
+        state = torch.load(file, weights_only=True)
+        trainer.load_state_dict(state["trainer"])
+        return state["step"], state["seconds"]
+
+    def save(self, stage: str, trainer: TowerTrainer | LanguageTrainer, step: int, seconds: float) -> None:
+        file = self.given.work / f"{stage}.pt"
+        torch.save({"trainer": trainer.state_dict(), "step": step, "seconds": seconds}, file.with_suffix(".new"))
+        file.with_suffix(".new").replace(file)
+
+    def is_done(self, stage: str) -> bool:
+        return (self.given.work / f"{stage}.done").exists()
+
+    def done(self, stage: str) -> None:
+        (self.given.work / f"{stage}.done").touch()
+
+
+def _rate(peak: float, step: int, part: float) -> float:
+    """Warm-up over 100 steps, then a cosine down to a hundredth."""
+    return peak * min(1.0, (step + 1) / 100) * max(0.01, (1 + math.cos(math.pi * min(part, 1.0))) / 2)
+
+
+def train_tower(run: Run) -> None:
+    trainer = TowerTrainer(run.model)
+    step, spent = run.load("tower", trainer)
+    budget = run.given.tower_minutes * 60
+    videos, images = _all_scenes(run, run.clips)
+    checks = _all_scenes(run, run.check_clips)
+    started, saved = time.monotonic() - spent, time.monotonic()
+    while (seconds := time.monotonic() - started) < budget:
+        batch = [
+            videos.some(run.rng.choice(len(videos), 32, replace=False)),
+            images.some(run.rng.choice(len(images), 6, replace=False)),
+        ]
+        marks = trainer.step(batch, _rate(1e-3, step, seconds / budget))
+        step += 1
+        if step % 50 == 0:
+            run.log(stage="tower", step=step, seconds=int(seconds), **marks)
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            run.save("tower", trainer, step, seconds)
+            saved = time.monotonic()
+        if step % 250 == 0:
+            for name, scene in zip(("pairs", "frames"), checks):
+                run.log(stage="tower", step=step, check=name, **trainer.check(scene))
+    run.save("tower", trainer, step, budget)
+    for name, scene in zip(("pairs", "frames"), checks):
+        run.log(stage="tower", step=step, check=name, **trainer.check(scene))
+    run.done("tower")
+
+
+def _all_scenes(run: Run, files: list[Path]) -> tuple[Scenes, Scenes]:
+    videos, images = [], []
+    for file in files:
+        clip = read_clip(file)
+        video = video_visual(clip)
+        videos.append(scenes(clip, video, VIDEO_GRID, np.arange(len(video.rows))))
+        frames = image_visual(clip, run.rng.choice(len(clip), 2, replace=False))
+        images.append(scenes(clip, frames, FRAME_GRID, np.arange(2)))
+    return joined(videos), joined(images)
+
+
+class Pupil:
+    """A teacher and the visual tokens of its clip: ideal ones, or the tower's."""
+
+    def __init__(self, clip: TabletopClip, rng: np.random.Generator, tower: TowerTrainer | None, images: int) -> None:
+        frames = np.sort(rng.choice(len(clip), images, replace=False))
+        visuals = {"video": video_visual(clip), "image": image_visual(clip, frames)}
+        self.features = None
+        if tower is not None:
+            self.features = {}
+            for (name, visual), grid in zip(visuals.items(), (VIDEO_GRID, FRAME_GRID)):
+                pairs = visual.rows if name == "video" else visual.rows[:, :1]
+                pixels = np.stack([shrink(clip.images[pair], grid) for pair in pairs])
+                tokens = torch.cat([tower.features(pixels[at : at + 8])[0] for at in range(0, len(pixels), 8)])
+                self.features[name] = tokens.view(len(pairs), -1, tokens.shape[-1]).half().numpy()
+        self.teacher = Teacher(clip, *visuals.values())
+        # A few thousand clips fit into memory without their pictures.
+        self.teacher.clip = dataclasses.replace(clip, images=clip.images[:0], labels=clip.labels[:0])
+
+    def lesson(self, rng: np.random.Generator, visual: str = "") -> tuple[Lesson, np.ndarray | None]:
+        """A question and its visual tokens; `visual` as in `Teacher.lesson`."""
+        lesson = self.teacher.lesson(rng, visual)
+        if not lesson.visual:
+            return lesson, None
+        rows = slice(lesson.row, lesson.row + lesson.rows)
+        if self.features is not None:
+            tokens = self.features[lesson.visual][rows]
+            return lesson, tokens.reshape(-1, tokens.shape[-1])
+        facts = self.teacher.visuals[lesson.visual].facts[rows] @ _MEANINGS
+        tokens = np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
+        noise = 0.3 * NORM / np.sqrt(tokens.shape[-1])
+        return lesson, tokens + rng.normal(size=tokens.shape).astype(np.float32) * noise
+
+
+_MEANINGS = meanings().numpy()
+
+
+@torch.no_grad()
+def _pupils(run: Run, files: list[Path], tower: TowerTrainer | None) -> list[Pupil]:
+    return [Pupil(read_clip(file), run.rng, tower, images=4) for file in files]
+
+
+def train_words(run: Run) -> None:
+    """Short questions, few tokens, ideal tokens: the look-up, and nothing else."""
+    trainer = LanguageTrainer(run.model, run.tokenizer)
+    trainer.start_from_words(run.tokenizer)
+    step, spent = run.load("words", trainer)
+    pupils = _pupils(run, run.clips[:1200], None)
+    writer = Writer(run.tokenizer, CHAT_TEMPLATE)
+    started, saved = time.monotonic() - spent, time.monotonic()
+    learnt = False
+    while not learnt and time.monotonic() - started < run.given.words_minutes * 60:
+        batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng) for _ in range(64)]
+        said, looked = trainer.step(writer.batch(batch, 0.08, run.rng), _rate(2e-3, step, 0), 0.0)
+        step += 1
+        seconds = time.monotonic() - started
+        if step % 50 == 0:
+            learnt = trainer.marks.of(WORD_KINDS) > WORDS_LEARNT
+            marks = trainer.marks.line()
+            run.log(stage="words", step=step, seconds=int(seconds), said=said, looked=looked, marks=marks)
+        if time.monotonic() - saved > SAVE_EVERY_S or learnt:
+            run.save("words", trainer, step, seconds)
+            saved = time.monotonic()
+    run.save("words", trainer, step, time.monotonic() - started)
+    run.done("words")
+
+
+def train_prompts(run: Run) -> None:
+    """The real prompts on the tower's tokens, with the looking loss."""
+    tower = TowerTrainer(run.model)
+    run.load("tower", tower)
+    trainer = LanguageTrainer(run.model, run.tokenizer)
+    step, spent = run.load("prompts", trainer)
+    if not step:
+        run.load("words", trainer)
+        trainer.new_optimizer()
+    pupils = _pupils(run, run.clips, tower)
+    checks = _pupils(run, run.check_clips, tower)
+    run.log(stage="prompts", clips=len(pupils))
+    writer = Writer(run.tokenizer, CHAT_TEMPLATE)
+    budget = run.given.prompts_minutes * 60
+    started, saved = time.monotonic() - spent, time.monotonic()
+    while (seconds := time.monotonic() - started) < budget:
+        # Sequences of like length together: a video has twice the tokens of a frame.
+        visual, size = ("video", 20) if run.rng.random() < 0.6 else ("image", 32)
+        batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng, visual) for _ in range(size)]
+        rate = _rate(1.5e-3, step, seconds / budget)
+        said, looked = trainer.step(writer.batch(batch, 1.0, run.rng), rate, run.given.looking)
+        step += 1
+        if step % 50 == 0:
+            marks = trainer.marks.line()
+            run.log(stage="prompts", step=step, seconds=int(seconds), said=said, looked=looked, marks=marks)
+        if time.monotonic() - saved > SAVE_EVERY_S:
+            run.save("prompts", trainer, step, seconds)
+            saved = time.monotonic()
+        if step % 300 == 0:
+            run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
+    run.save("prompts", trainer, step, budget)
+    run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
+    run.done("prompts")
+
+
+def _exam(pupils: list[Pupil], writer: Writer):
+    """Always the same questions about clips that are not trained on."""
+    rng = np.random.default_rng(0)
+    for visual in ("video", "image", "video"):
+        for at in range(0, len(pupils), 20):
+            yield writer.batch([pupil.lesson(rng, visual) for pupil in pupils[at : at + 20]], 1.0, rng)
+
+
+def export(run: Run) -> None:
+    run.load("tower", TowerTrainer(run.model))
+    run.load("prompts", LanguageTrainer(run.model, run.tokenizer))
+    write_checkpoint(run.given.out, run.model.eval(), run.tokenizer)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m training.mllm", description="Trains the demo multimodal LLM.")
+    parser.add_argument("--data", type=Path, required=True, help="folder of clip_*.npz")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
+    parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
+    parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
+    parser.add_argument("--clips", type=int, default=2500, help="most clips of the folder that are used")
+    parser.add_argument("--tower-minutes", type=float, default=35)
+    parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
+    parser.add_argument("--prompts-minutes", type=float, default=25)
+    parser.add_argument("--looking", type=float, default=0.3, help="weight of the loss on where to look")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args(arguments)
+    wanted = STAGES if given.stage == "all" else (given.stage,)
+    for stage in wanted:
+        run = Run(given)
+        if stage == "export":
+            break
+        if not run.is_done(stage):
+            {"tower": train_tower, "words": train_words, "prompts": train_prompts}[stage](run)
+    if given.stage in ("all", "export", "prompts"):
+        export(Run(given))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

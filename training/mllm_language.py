@@ -1,0 +1,175 @@
+"""The second half of the demo MLLM's training: a language model that looks things up, and looks where the answer is.
+
+Two phases, each of them needed. Short questions with few visual tokens teach the look-up; full prompts follow at once
+when they come after it, and stay on a plateau when they come first. Then an auxiliary loss pulls the attention of the
+last prompt token in the upper layers to the target: a model that answers perfectly need not look at what it names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict, deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from training.mllm_batches import Batch
+from training.mllm_model import LAYERS
+from training.mllm_words import meanings, word_meanings
+
+TAP = "training_last_row"
+# The rollout starts in the middle.
+LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
+# Least share of the last token's attention that is visual: without a floor it learns to look at nothing.
+MASS_FLOOR = 0.3
+
+
+def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
+    """SDPA; of the looking layers the row of the last prompt token (the last but one here) is kept, with gradients."""
+    output = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
+    if module.layer_idx in LOOKING_LAYERS and module.training:
+        logits = query[:, :, -2:-1].float() @ key.float().transpose(-1, -2) * scaling
+        logits = logits.masked_fill(~attention_mask[:, :, -2:-1], -math.inf)
+        module.last_row = logits.float().softmax(-1)[:, :, 0].mean(1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(TAP, _attention)
+AttentionMaskInterface.register(TAP, sdpa_mask)
+
+
+@dataclass
+class Marks:
+    """Running share of right answers, by kind and visual."""
+
+    right: dict[str, deque] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=300)))
+    looked: dict[str, deque] = field(default_factory=lambda: defaultdict(lambda: deque(maxlen=300)))
+
+    def add(self, kind: str, right: bool, looked: float) -> None:
+        self.right[kind].append(right)
+        if not math.isnan(looked):
+            self.looked[kind].append(looked)
+
+    def of(self, names: tuple[str, ...]) -> float:
+        """The worst of these kinds; 0 before there is one."""
+        return min((sum(self.right[name]) / max(len(self.right[name]), 1) for name in names), default=0.0)
+
+    def line(self) -> str:
+        looked = {name: f"/{sum(values) / len(values):.2f}" for name, values in self.looked.items() if values}
+        return " ".join(
+            f"{name} {sum(values) / len(values):.2f}{looked.get(name, '')}"
+            for name, values in sorted(self.right.items())
+            if values
+        )
+
+
+class LanguageTrainer:
+    """Trains everything of a model but its vision tower."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:
+        self.model = model
+        self.text = model.model.language_model
+        self.text.set_attn_implementation(TAP)
+        self.text.train()
+        self.parameters = [*self.text.parameters(), *model.lm_head.parameters()]
+        self.new_optimizer()
+        self.end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+        self.marks = Marks()
+
+    def new_optimizer(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.01, betas=(0.9, 0.98))
+
+    def state_dict(self) -> dict:
+        parts = {"text": self.text, "head": self.model.lm_head, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.text.load_state_dict(state["text"])
+        self.model.lm_head.load_state_dict(state["head"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def start_from_words(self, tokenizer: Qwen2TokenizerFast) -> None:
+        """Word embeddings and the output head start at what the words mean to the vision tower."""
+        vectors = meanings()
+        table = self.text.embed_tokens.weight
+        table.normal_(0, vectors.norm(dim=1).mean() / math.sqrt(table.shape[1]))
+        for token, fact in word_meanings(tokenizer).items():
+            table[token] = vectors[fact]
+        self.model.lm_head.weight.copy_(table)
+
+    def step(self, batch: Batch, rate: float, looking: float) -> tuple[float, float]:
+        """One update. looking: weight of the auxiliary loss. Returns both losses."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        said, looked = self._losses(batch, self.marks)
+        self.optimizer.zero_grad()
+        (said + looking * looked).backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return said.item(), looked.item()
+
+    @torch.no_grad()
+    def check(self, batches: Iterable[Batch]) -> str:
+        """Marks on questions that are not trained on, as a line."""
+        marks = Marks()
+        for batch in batches:
+            self._losses(batch, marks)
+        return marks.line()
+
+    def _losses(self, batch: Batch, marks: Marks) -> tuple[torch.Tensor, torch.Tensor]:
+        embedded = self.text.embed_tokens(batch.ids)
+        embedded = embedded.masked_scatter(batch.visual[..., None], batch.features.to(embedded.dtype))
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = self.text(
+                inputs_embeds=embedded,
+                attention_mask=_causal(batch.valid),
+                position_ids=batch.positions,
+                use_cache=False,
+            ).last_hidden_state[:, -2:]
+            logits = self.model.lm_head(hidden).float()
+        said = F.cross_entropy(logits[:, 0], batch.answer)
+        said = said + 0.1 * F.cross_entropy(logits[:, 1], torch.full_like(batch.answer, self.end))
+        looked, shares = self._looking(batch)
+        right = (logits[:, 0].argmax(-1) == batch.answer).tolist()
+        for kind, is_right, share in zip(batch.kinds, right, shares):
+            marks.add(kind, is_right, share)
+        return said, looked
+
+    def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
+        """Cross-entropy of the attention over the sets, each counted the same, and a floor on its visual mass; mean
+        over the looking layers. And the share of each sequence's visual attention that lies on its sets."""
+        count = int(batch.sets.max()) + 1
+        if count == 0:
+            return torch.zeros(()), [math.nan] * len(batch.sets)
+        index = batch.sets.clamp(min=0)
+        there = torch.zeros(len(batch.sets), count).scatter_add_(1, index, (batch.sets >= 0).float()) > 0
+        asked = there.any(1)
+        weights = there / there.sum(1, keepdim=True).clamp(min=1)
+        losses, shares = [], []
+        for layer in LOOKING_LAYERS:
+            row = self.text.layers[layer].self_attn.last_row
+            row = row.float() * batch.visual
+            mass = row.sum(1)
+            on_sets = torch.zeros(len(row), count).scatter_add(1, index, row * (batch.sets >= 0))
+            parts = torch.log((on_sets + 1e-5) / (mass[:, None] + 1e-4))
+            loss = -(weights * parts).sum(1) - torch.log(there.sum(1).clamp(min=1).float())
+            loss = loss + F.relu(math.log(MASS_FLOOR) - torch.log(mass + 1e-5))
+            losses.append(loss[asked].mean())
+            shares.append((on_sets.sum(1) / mass.clamp(min=1e-6)).detach())
+        share = torch.stack(shares).mean(0)
+        share[~asked] = math.nan
+        return torch.stack(losses).mean(), share.tolist()
+
+
+def _causal(valid: torch.Tensor) -> torch.Tensor:
+    """(B, 1, N, N) bool. Padding attends to itself, for a softmax over nothing is not a number."""
+    length = valid.shape[1]
+    causal = torch.ones(length, length, dtype=torch.bool).tril()
+    return (causal & valid[:, None, None, :]) | torch.eye(length, dtype=torch.bool)

@@ -1,0 +1,181 @@
+"""What the demo language model is asked: the paper's prompts about clips, with answers and where to look."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+
+from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
+from decaf_ros.tabletop.clip import Expression, TabletopClip
+from decaf_ros.tabletop.events import read_events
+from decaf_ros.tabletop.expressions import expressions
+from training.mllm_model import MIXED, NOTHING, UNCLEAR
+from training.mllm_words import object_facts, surface_facts, token_owners
+
+KEY_FRAMES = 16
+FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
+# One frame shows no motion.
+NEEDS_VIDEO = ("motion", "temporal")
+
+
+@dataclass(frozen=True, eq=False)
+class Visual:
+    """T rows of visual tokens with what is true about them. rows: (T, 2) first and second frame of each row.
+    owners: (T, h, w), see `token_owners`. facts: (T, n + 1, FACTS): of the surroundings, then of each object."""
+
+    rows: np.ndarray
+    owners: np.ndarray
+    facts: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """One question. visual: "video", "image" or "" for text alone. row: first visual row, rows: how many.
+    owners: (rows, h, w), of these rows. sets: (rows * h * w,) int64: which set of tokens to look at a token belongs
+    to, or -1; each set counts the same."""
+
+    visual: str
+    row: int
+    rows: int
+    text: str
+    short: str
+    answer: str
+    kind: str
+    owners: np.ndarray | None = None
+    sets: np.ndarray | None = None
+
+    @property
+    def name(self) -> str:
+        """For reports: what it is about, with " frame" where it asks about a single one."""
+        return f"{self.kind} frame" if self.visual == "image" else self.kind
+
+
+def video_visual(clip: TabletopClip) -> Visual:
+    """The temporal pairs of a clip's key frames, as the video branch sees them."""
+    frames = np.linspace(0, len(clip) - 1, KEY_FRAMES).round().astype(int)
+    return _visual(clip, frames.reshape(-1, 2), VIDEO_GRID)
+
+
+def image_visual(clip: TabletopClip, frames: np.ndarray) -> Visual:
+    """Single frames, as the frame branch sees them."""
+    return _visual(clip, np.stack([frames, frames], axis=1), FRAME_GRID)
+
+
+def _visual(clip: TabletopClip, rows: np.ndarray, grid: tuple[int, int]) -> Visual:
+    owners = np.stack([token_owners(clip.labels[row], len(clip.objects), grid) for row in rows])
+    around = surface_facts(clip)[None]
+    facts = np.stack([np.concatenate([around, object_facts(clip, *row)]) for row in rows])
+    return Visual(rows, owners, facts)
+
+
+class Teacher:
+    """Draws questions about one clip."""
+
+    def __init__(self, clip: TabletopClip, video: Visual, images: Visual) -> None:
+        self.clip = clip
+        self.events = read_events(clip)
+        self.visuals = {"video": video, "image": images}
+
+    def lesson(self, rng: np.random.Generator, visual: str = "") -> Lesson:
+        """A question about the `visual` "video" or "image", or about either. Some of those about an "image" are about
+        none: the choice of a category."""
+        said = expressions(self.clip, rng, self.events)
+        by_kind: dict[str, list[Expression]] = {}
+        for one in said:
+            by_kind.setdefault(one.kind, []).append(one)
+        kinds = list(by_kind)
+        weights = np.array([_WEIGHTS[kind] for kind in kinds])
+        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
+        asked = by_kind[kind][int(rng.integers(len(by_kind[kind])))]
+        draw = rng.random()
+        if visual == "image" and draw < 0.15:
+            return self._choice(asked, rng)
+        visual = visual or ("video" if rng.random() < 0.6 else "image")
+        owners = self.visuals[visual].owners
+        if visual == "image":
+            rows, row = 1, int(rng.integers(len(owners)))
+        else:
+            rows, row = len(owners), 0
+            if kind not in NEEDS_VIDEO and rng.random() < 0.3:
+                rows = int(rng.integers(2, len(owners)))
+                row = int(rng.integers(len(owners) - rows + 1))
+        owners = owners[row : row + rows]
+        if draw < 0.3:
+            return self._background(asked, visual, row, owners, rng)
+        return self._object(asked, visual, row, owners, rng)
+
+    def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
+        text = object_prompt(asked.text, _variant(rng))
+        short = text.split("\n")[0]
+        if visual == "image" and asked.kind in NEEDS_VIDEO:
+            answer, targets = UNCLEAR, tuple(range(len(self.clip.objects)))
+        elif not np.isin(owners, [k + 1 for k in asked.targets]).any():
+            answer, targets = NOTHING, ()
+        else:
+            answer, targets = asked.category or MIXED, asked.targets
+            if visual == "image" and not asked.category:
+                seen = {self.clip.objects[k].category for k in targets if (owners == k + 1).any()}
+                answer = seen.pop() if len(seen) == 1 else MIXED
+        return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, _sets(owners, targets))
+
+    def _background(
+        self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
+    ) -> Lesson:
+        category = asked.category or (MIXED if asked.targets else NOTHING)
+        if visual == "image" and rng.random() < 0.1:
+            category = UNCLEAR
+        text = background_prompt(asked.text, category, _variant(rng))
+        short = "Describe the background."
+        sets = _sets(owners, ())
+        return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, sets)
+
+    def _choice(self, asked: Expression, rng: np.random.Generator) -> Lesson:
+        """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them."""
+        truth = asked.category or (MIXED if asked.targets else NOTHING)
+        present = [one.category for one in self.clip.objects]
+        video = truth if rng.random() < 0.95 else present[int(rng.integers(len(present)))]
+        usual = UNCLEAR if asked.kind in NEEDS_VIDEO else truth
+        count = int(rng.integers(4, KEY_FRAMES + 1))
+        draws = rng.random(count)
+        frames = [
+            usual if draw < 0.85 else (NOTHING if draw < 0.9 else present[int(rng.integers(len(present)))])
+            for draw in draws
+        ]
+        votes = Counter(name for name in frames if name != UNCLEAR)
+        votes[video] += 3
+        answer = votes.most_common(1)[0][0]
+        # Variant v3 names no candidates.
+        text = choice_prompt(asked.text, (video, *frames), ("original", "original", "v1", "v2")[int(rng.integers(4))])
+        short = ", ".join((video, *frames))
+        return Lesson("", 0, 0, text, short, answer, "choice")
+
+
+_WEIGHTS = {
+    "explicit": 1.0,
+    "attribute": 1.0,
+    "motion": 2.0,
+    "size": 1.2,
+    "relation": 2.0,
+    "several": 1.0,
+    "temporal": 2.0,
+    "absent": 1.2,
+}
+
+
+def _variant(rng: np.random.Generator) -> str:
+    return "original" if rng.random() < 0.7 else ("v1", "v2", "v3")[int(rng.integers(3))]
+
+
+def _sets(owners: np.ndarray, targets: tuple[int, ...]) -> np.ndarray:
+    """One set for each row of tokens and target; the surroundings where there is no target."""
+    wanted = [k + 1 for k in targets] or [0]
+    sets = np.full(owners.shape, -1, np.int64)
+    count = 0
+    for row, whose in zip(sets, owners):
+        for k in wanted:
+            if (whose == k).any():
+                row[whose == k] = count
+                count += 1
+    return sets.reshape(-1)

@@ -1,0 +1,139 @@
+"""The demo multimodal LLM before training: Qwen2.5-VL's architecture in miniature, its real processor classes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import (
+    GenerationConfig,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2_5_VLProcessor,
+    Qwen2TokenizerFast,
+    Qwen2VLImageProcessor,
+    Qwen2VLVideoProcessor,
+)
+
+from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE, SPECIAL_TOKENS
+from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
+from decaf_ros.tabletop.clip import CATEGORIES, SURFACES
+from decaf_ros.tabletop.expressions import WORDINGS
+
+HIDDEN, LAYERS, HEADS = 128, 6, 4
+VISION_HIDDEN, VISION_DEPTH = 128, 4
+# 320 x 240 images are 16 x 12 tokens in the frame branch and 8 x 6 in the video branch (config/tabletop.yaml).
+PATCH, MERGE = 14, 2
+TOKEN_PX = PATCH * MERGE
+
+# Of several categories, of a single frame that cannot show what is asked for, of what is not there.
+MIXED, UNCLEAR, NOTHING = "objects", "object", "none"
+ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING)
+
+
+def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights, drawn from torch's generator: 1/sqrt(fan_in), and queries and keys that start equal, without
+    which attention stays on a plateau for thousands of steps."""
+    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
+    special = {
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+    # Rotary frequencies go to time, height and width in this order; together they are half a head.
+    half_head = HIDDEN // HEADS // 2
+    place = half_head * 3 // 8
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": HIDDEN,
+            "intermediate_size": 2 * HIDDEN,
+            "num_hidden_layers": LAYERS,
+            "num_attention_heads": HEADS,
+            "num_key_value_heads": HEADS,
+            "max_position_embeddings": 32768,
+            "rope_theta": 10000.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [half_head - 2 * place, place, place]},
+            "tie_word_embeddings": False,
+            **special,
+        },
+        vision_config={
+            "depth": VISION_DEPTH,
+            "hidden_size": VISION_HIDDEN,
+            "intermediate_size": 3 * VISION_HIDDEN,
+            "num_heads": 4,
+            "out_hidden_size": HIDDEN,
+            "patch_size": PATCH,
+            "spatial_merge_size": MERGE,
+            "temporal_patch_size": 2,
+            "fullatt_block_indexes": list(range(VISION_DEPTH)),
+            "window_size": 4 * TOKEN_PX,
+            "tokens_per_second": 2,
+        },
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
+        tie_word_embeddings=False,
+        **special,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, (nn.Linear, nn.Conv3d)):
+                fan_in = module.weight[0].numel()
+                module.weight.normal_(0, 1 / math.sqrt(fan_in))
+        for layer in model.model.language_model.layers:
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_proj.bias.zero_()
+            attention.k_proj.bias.zero_()
+    model.generation_config = GenerationConfig(
+        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"], do_sample=False
+    )
+    return model
+
+
+def new_tokenizer() -> Qwen2TokenizerFast:
+    """A byte-level BPE in which every word of the prompts, the expressions and the answers is one token."""
+    core = Tokenizer(models.BPE())
+    # Words with the space before them, apart from punctuation and line ends: then no word melts into its neighbours.
+    core.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+|\s+"), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    core.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=4000,
+        min_frequency=1,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=list(SPECIAL_TOKENS),
+        show_progress=False,
+    )
+    prompts = [text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values()]
+    words = [word.strip(".?") for text in WORDINGS for word in text.split()]
+    core.train_from_iterator(
+        [*prompts, CHAT_TEMPLATE, *(f"{word} {word}, {word}." for word in (*words, *ANSWERS))], trainer
+    )
+    return Qwen2TokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:
+    """By `save_pretrained`, with the real processors."""
+    side = TOKEN_PX
+    sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
+    pixels = {"shortest_edge": 4 * side**2, "longest_edge": 1024 * side**2}
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels, **sizes),
+        tokenizer=tokenizer,
+        video_processor=Qwen2VLVideoProcessor(size=pixels, **sizes),
+        chat_template=CHAT_TEMPLATE,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

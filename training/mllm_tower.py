@@ -1,0 +1,200 @@
+"""The first half of the demo MLLM's training: a vision tower whose tokens say what they show.
+
+Dense targets: every visual token is to be the sum of the vectors of what is there (`training.mllm_words`). Two probes
+on the patches before the merger, which are thrown away afterwards, carry finer targets: where within the patch the
+object is, and how far away its centre. They start the tower on shapes, which it otherwise takes up late.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from decaf_ros.tabletop.clip import TabletopClip
+from training.mllm_lessons import Visual
+from training.mllm_model import HIDDEN, MERGE, PATCH, TOKEN_PX, VISION_HIDDEN
+from training.mllm_words import GROUPS, NORM, OFFSETS, meanings
+
+FINE = 4  # mask cells a patch, each way
+SHARPNESS = 10.0  # of the class probabilities: exp(SHARPNESS * how much of a vector there is)
+
+
+@dataclass(frozen=True, eq=False)
+class Scenes:
+    """S training images of one grid. pixels: (S, 2, H, W, 3) uint8, a temporal pair each, or (S, 1, H, W, 3), single
+    frames. owners: (S, h, w) uint8. facts: (S, 6, FACTS) float16, of the surroundings, then of up to five objects.
+    fine: (S, h * MERGE * FINE, w * MERGE * FINE) uint8, owners of cells. boxes: (S, 6, 4) float32, centre x, y, width
+    and height of what is seen of each object, in image widths and heights."""
+
+    pixels: np.ndarray
+    owners: np.ndarray
+    facts: np.ndarray
+    fine: np.ndarray
+    boxes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def some(self, places: np.ndarray) -> Scenes:
+        return Scenes(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+
+
+def shrink(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """(T, H, W, 3) uint8 to a grid's pixels, as the adapter does."""
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
+    size = [side * TOKEN_PX for side in grid]
+    return resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True).permute(0, 2, 3, 1).numpy()
+
+
+def scenes(clip: TabletopClip, visual: Visual, grid: tuple[int, int], rows: np.ndarray) -> Scenes:
+    """Of some rows of a visual."""
+    frames = visual.rows[rows]
+    single = (frames[:, 0] == frames[:, 1]).all()
+    pixels = np.stack([shrink(clip.images[pair[:1] if single else pair], grid) for pair in frames])
+    facts = np.zeros((len(rows), 6, visual.facts.shape[-1]), np.float16)
+    facts[:, : visual.facts.shape[1]] = visual.facts[rows]
+    height, width = (side * MERGE * FINE for side in grid)
+    firsts = clip.labels[frames[:, 0]]
+    fine = np.stack([cv2.resize(labels, (width, height), interpolation=cv2.INTER_NEAREST) for labels in firsts])
+    return Scenes(pixels, visual.owners[rows].astype(np.uint8), facts, fine, np.stack([_boxes(one) for one in firsts]))
+
+
+def _boxes(labels: np.ndarray) -> np.ndarray:
+    boxes = np.zeros((6, 4), np.float32)
+    height, width = labels.shape
+    for k in range(1, 6):
+        ys, xs = np.nonzero(labels == k)
+        if len(xs):
+            left, top, right, bottom = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+            boxes[k] = (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
+    return boxes / np.array([width, height, width, height], np.float32)
+
+
+def joined(parts: list[Scenes]) -> Scenes:
+    return Scenes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Scenes.__dataclass_fields__))
+
+
+_MEAN = torch.tensor(OPENAI_CLIP_MEAN) * 255
+_SCALE = 1 / (torch.tensor(OPENAI_CLIP_STD) * 255)
+
+
+def patches(pixels: torch.Tensor) -> torch.Tensor:
+    """(S, 1 or 2, H, W, 3) uint8 to (S * patches, 3 * 2 * PATCH**2) float32, in the processors' order: the
+    MERGE x MERGE patches of a token after each other, of each patch channel, time, row, column."""
+    pixels = pixels.expand(-1, 2, -1, -1, -1)
+    s, t, height, width, _ = pixels.shape
+    h, w = height // TOKEN_PX, width // TOKEN_PX
+    values = (pixels.float() - _MEAN) * _SCALE
+    values = values.view(s, t, h, MERGE, PATCH, w, MERGE, PATCH, 3)
+    values = values.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
+    return values.reshape(s * h * w * MERGE**2, 3 * t * PATCH**2)
+
+
+class TowerTrainer:
+    """Trains the vision tower of a model together with its probes."""
+
+    def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
+        self.tower = model.model.visual.train()
+        self.probes = nn.Linear(VISION_HIDDEN, FINE**2 + 4 + len(GROUPS["category"]))
+        self.parameters = [*self.tower.parameters(), *self.probes.parameters()]
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
+        self.meanings = meanings()
+
+    def state_dict(self) -> dict:
+        parts = {"tower": self.tower, "probes": self.probes, "optimizer": self.optimizer}
+        return {name: part.state_dict() for name, part in parts.items()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.tower.load_state_dict(state["tower"])
+        self.probes.load_state_dict(state["probes"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    @torch.no_grad()
+    def check(self, batch: Scenes, size: int = 32) -> dict[str, float]:
+        """Accuracy by group on scenes that are not trained on."""
+        starts = range(0, len(batch), size)
+        parts = [self._loss(batch.some(np.arange(at, min(at + size, len(batch)))))[1] for at in starts]
+        return {
+            group: float(np.mean([part[group] for part in parts if group in part]))
+            for group in (*GROUPS, "neighbours", "no_neighbours")
+        }
+
+    def features(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens (S * h * w, HIDDEN) and patches before the merger (S * h * w * MERGE**2, VISION_HIDDEN)."""
+        s, _, height, width, _ = pixels.shape
+        grid = torch.tensor([[1, height // PATCH, width // PATCH]]).expand(s, -1)
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = self.tower(patches(torch.from_numpy(pixels)), grid_thw=grid)
+        return seen.pooler_output.float(), seen.last_hidden_state.float()
+
+    def step(self, batches: list[Scenes], rate: float) -> dict[str, float]:
+        """One update on scenes of several grids. Returns the loss, and the accuracy on tokens of objects by group."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        marks: dict[str, list[float]] = {}
+        for batch in batches:
+            loss, right = self._loss(batch)
+            loss.backward()
+            for name, value in {"loss": loss.item(), **right}.items():
+                marks.setdefault(name, []).append(value)
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        return {name: float(np.nanmean(values)) for name, values in marks.items()}
+
+    def _loss(self, batch: Scenes) -> tuple[torch.Tensor, dict[str, float]]:
+        tokens, hidden = self.features(batch.pixels)
+        owners = torch.from_numpy(batch.owners.astype(np.int64)).flatten(1)
+        facts = torch.from_numpy(batch.facts).float()
+        wanted = facts.gather(1, owners[..., None].expand(-1, -1, facts.shape[-1])).flatten(0, 1)
+        owners = owners.flatten()
+        target = wanted @ self.meanings
+        loss = F.mse_loss(tokens, target) * HIDDEN / NORM**2
+        said = tokens @ self.meanings.T / NORM**2
+        right = {}
+        for group, names in GROUPS.items():
+            part = slice(OFFSETS[group], OFFSETS[group] + len(names))
+            concerned = wanted[:, part].sum(1) > 0
+            logits, truth = said[concerned, part] * SHARPNESS, wanted[concerned, part]
+            if len(truth):
+                loss = loss + F.cross_entropy(logits, truth) * (2.0 if group == "category" else 1.0)
+                right[group] = (logits.argmax(1) == truth.argmax(1)).float().mean().item()
+        part = slice(OFFSETS["neighbours"], None)
+        logits, truth = (said[owners > 0, part] - 0.5) * SHARPNESS, wanted[owners > 0, part]
+        clear = truth != 0.5
+        loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
+        right["neighbours"] = (logits > 0)[clear & (truth == 1)].float().mean().item()
+        right["no_neighbours"] = (logits < 0)[clear & (truth == 0)].float().mean().item()
+        return loss + self._fine_loss(hidden, batch), right
+
+    def _fine_loss(self, hidden: torch.Tensor, batch: Scenes) -> torch.Tensor:
+        """The object's mask within each patch, its category, and where its centre is."""
+        s, height, width = batch.fine.shape
+        h, w = height // (MERGE * FINE), width // (MERGE * FINE)
+        fine = torch.from_numpy(batch.fine.astype(np.int64))
+        cells = fine.view(s, h, MERGE, FINE, w, MERGE, FINE).permute(0, 1, 4, 2, 5, 3, 6).reshape(-1, FINE**2)
+        said = self.probes(hidden)
+        loss = F.binary_cross_entropy_with_logits(said[:, : FINE**2], (cells > 0).float())
+        owner = cells.max(1).values
+        mine = owner > 0
+        scene = torch.arange(s).repeat_interleave(h * w * MERGE**2)
+        part = slice(OFFSETS["category"], OFFSETS["category"] + len(GROUPS["category"]))
+        category = torch.from_numpy(batch.facts).float()[scene[mine], owner[mine], part].argmax(1)
+        loss = loss + F.cross_entropy(said[mine, FINE**2 + 4 :], category)
+        # Where is its centre from here, and how large is it? In the video's tokens.
+        columns, rows = torch.meshgrid(torch.arange(w * MERGE), torch.arange(h * MERGE), indexing="xy")
+        here = torch.stack([(columns + 0.5) / (w * MERGE), (rows + 0.5) / (h * MERGE)], dim=-1)
+        here = here.view(h, MERGE, w, MERGE, 2).permute(0, 2, 1, 3, 4).reshape(-1, 2).repeat(s, 1)[mine]
+        box = torch.from_numpy(batch.boxes)[scene[mine], owner[mine]]
+        scale = torch.tensor([8.0, 6.0])
+        offsets = torch.cat([(box[:, :2] - here) * scale, box[:, 2:] * scale], dim=1)
+        return loss + F.smooth_l1_loss(said[mine, FINE**2 : FINE**2 + 4], offsets)

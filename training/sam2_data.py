@@ -1,0 +1,227 @@
+"""Clips to training batches: a pool of decoded clips, augmentation, and what each object's mask should be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from decaf_ros.segmentation.sam2 import IMAGE_MEAN, IMAGE_STD
+from decaf_ros.tabletop.clip import TabletopClip
+from training.sam2_model import IMAGE_SIZE
+
+GRID = IMAGE_SIZE // 4  # of the network's mask logits
+FINE = 48  # samples across the box around an object, in which its outline is learnt
+CLICK_AREA = 40  # pixels an object must show to be clicked or followed
+SURE_AREA = 20  # with fewer pixels, but some, it is neither there nor gone
+
+Pair = tuple[np.ndarray, np.ndarray]  # images (T, H, W, 3) uint8 and labels (T, H, W) uint8
+
+
+class ClipPool:
+    """A bounded number of clips in memory, exchanged one by one; the folder may grow meanwhile.
+
+    read: gives the clip of a path. capacity: clips in memory, each of 32 frames takes 10 MB.
+    """
+
+    def __init__(self, folder: Path, read: Callable[[Path], TabletopClip], capacity: int) -> None:
+        self._folder, self._read, self._capacity = folder, read, capacity
+        self._clips: list[Pair] = []
+        self._waiting: list[Path] = []
+
+    def exchange(self, rng: np.random.Generator) -> None:
+        """One new clip comes in; at capacity the oldest goes. Raises FileNotFoundError for a folder without clips."""
+        if not self._waiting:
+            self._waiting = sorted(self._folder.glob("clip_*.npz"))
+            if not self._waiting:
+                raise FileNotFoundError(f"{self._folder}: expected clips of `python -m decaf_ros.tabletop.store`")
+            rng.shuffle(self._waiting)
+        clip = self._read(self._waiting.pop())
+        self._clips.append((clip.images, clip.labels))
+        del self._clips[: -self._capacity]
+
+    def frames(self, rng: np.random.Generator, count: int) -> list[Pair]:
+        """`count` single frames, of different clips where there are enough."""
+        chosen = rng.permutation(len(self._clips))[:count]
+        chosen = np.concatenate([chosen, rng.integers(len(self._clips), size=count - len(chosen))]).astype(int)
+        picked = [(self._clips[one], int(rng.integers(len(self._clips[one][0])))) for one in chosen]
+        return [(images[at : at + 1], labels[at : at + 1]) for (images, labels), at in picked]
+
+    def stretches(self, rng: np.random.Generator, count: int, length: int) -> list[Pair]:
+        """`count` stretches of `length` frames, every first to fourth one, half of them backwards."""
+        result = []
+        for _ in range(count):
+            images, labels = self._clips[rng.integers(len(self._clips))]
+            step = int(rng.integers(1, min(4, (len(images) - 1) // (length - 1)) + 1))
+            start = int(rng.integers(len(images) - step * (length - 1)))
+            places = start + step * np.arange(length)
+            places = places[::-1] if rng.random() < 0.5 else places
+            result.append((images[places], labels[places]))
+        return result
+
+
+def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
+    """The same random crop, flip and colours for all frames: pixels (T, 3, S, S) float32, the network's input, and
+    labels (T, h, w) uint8 of the crop."""
+    images, labels = pair
+    height, width = labels.shape[1:]
+    scale = rng.uniform(0.7, 1.0) if rng.random() < 0.6 else 1.0
+    stretch = rng.uniform(0.92, 1.0, 2) if scale < 1 else (1.0, 1.0)
+    tall, wide = int(height * scale * stretch[0]), int(width * scale * stretch[1])
+    top, left = int(rng.integers(height - tall + 1)), int(rng.integers(width - wide + 1))
+    images, labels = images[:, top : top + tall, left : left + wide], labels[:, top : top + tall, left : left + wide]
+    if rng.random() < 0.5:
+        images, labels = images[:, :, ::-1], labels[:, :, ::-1]
+    pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
+    # As `Sam2.normalised` does it.
+    pixels = F.interpolate(pixels, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False, antialias=True)
+    if rng.random() < 0.8:
+        gain = torch.from_numpy(rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, (3, 1, 1))).float()
+        grey = pixels.mean(1, keepdim=True)
+        pixels = (grey + (pixels - grey) * float(rng.uniform(0.7, 1.2))) * gain + float(rng.uniform(-0.08, 0.08))
+        pixels = pixels.clamp(0, 1)
+    mean, deviation = torch.tensor(IMAGE_MEAN)[:, None, None], torch.tensor(IMAGE_STD)[:, None, None]
+    return (pixels - mean) / deviation, np.ascontiguousarray(labels)
+
+
+def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
+    """A patch of another clip slides in front of an object for some of the frames after the first, which hides it."""
+    images, labels = pair[0].copy(), pair[1].copy()
+    count, height, width = labels.shape
+    if count < 3:
+        return pair
+    first = int(rng.integers(1, count - 1))
+    last = int(rng.integers(first + 1, count))
+    present = [one for one in np.unique(labels[0]) if one and (labels[first] == one).sum() >= CLICK_AREA]
+    if not present:
+        return pair
+    rows, columns = np.nonzero(labels[first] == rng.choice(present))
+    half = np.array([np.ptp(columns), np.ptp(rows)]) / 2 * rng.uniform(0.7, 1.6) + 6
+    centre = np.array([columns.mean(), rows.mean()])
+    source = others[rng.integers(len(others))][0]
+    source = np.roll(source[rng.integers(len(source))], tuple(rng.integers(0, (height, width))), (0, 1))
+    speed = rng.normal(0, 3, 2)
+    round_one = rng.random() < 0.5
+    y, x = np.mgrid[:height, :width]
+    for index in range(first, last):
+        away = np.abs(np.stack([x, y], -1) - centre - speed * (index - first)) / half
+        patch = np.hypot(*np.moveaxis(away, -1, 0)) < 1.2 if round_one else (away < 1).all(-1)
+        images[index][patch] = source[patch]
+        labels[index][patch] = 0
+    return images, labels
+
+
+class Targets(NamedTuple):
+    """What K masks should be.
+
+    coarse: (K, GRID, GRID) float32, the share of each cell that is the object. box: (K, 4) float32, x0, y0, x1, y1 in
+    [0, 1] around the object. fine: (K, FINE, FINE) float32, the mask sampled in that box. present: (K,) float32, 1
+    seen, 0 not, NaN not to be judged.
+    """
+
+    coarse: torch.Tensor
+    box: torch.Tensor
+    fine: torch.Tensor
+    present: torch.Tensor
+
+
+def targets(labels: list[np.ndarray], objects: list[int]) -> Targets:
+    """Of objects[k] in the label image labels[k] (h, w) uint8; 0 stands for no object at all."""
+    coarse = np.zeros((len(objects), GRID, GRID), np.float32)
+    boxes = np.tile(np.float32([0.25, 0.25, 0.75, 0.75]), (len(objects), 1))
+    fine = np.zeros((len(objects), FINE, FINE), np.float32)
+    present = np.zeros(len(objects), np.float32)
+    for place, (image, one) in enumerate(zip(labels, objects)):
+        if one == 0:
+            continue
+        mask = (image == one).astype(np.float32)
+        area = mask.sum()
+        present[place] = 1 if area >= SURE_AREA else (np.nan if area else 0)
+        if area == 0:
+            continue
+        height, width = mask.shape
+        x, y, wide, tall = cv2.boundingRect(mask.astype(np.uint8))
+        margin = 0.25 * max(wide, tall) + 6
+        box = np.array([x - margin, y - margin, x + wide + margin, y + tall + margin])
+        box = box.clip(0, (width, height, width, height))
+        size = (box[2:] - box[:2]) / FINE
+        # Sample centres, in the convention in which pixel (0, 0) has its centre at (0, 0).
+        warp = np.array([[size[0], 0, box[0] + size[0] / 2 - 0.5], [0, size[1], box[1] + size[1] / 2 - 0.5]])
+        flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+        fine[place] = cv2.warpAffine(mask, warp, (FINE, FINE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        coarse[place] = cv2.resize(mask, (GRID, GRID), interpolation=cv2.INTER_AREA)
+        boxes[place] = box / (width, height, width, height)
+    return Targets(*(torch.from_numpy(part) for part in (coarse, boxes.astype(np.float32), fine, present)))
+
+
+@dataclass(frozen=True)
+class Clicks:
+    """K clicks. frame: (K,) int64, the image. points: (K, 2) float32, pixels of the square input. targets: of each."""
+
+    frame: torch.Tensor
+    points: torch.Tensor
+    targets: Targets
+
+
+def clicks(labels: list[np.ndarray], rng: np.random.Generator, each: int, background: float) -> Clicks:
+    """`each` clicks on random visible pixels of every object of every label image (h, w), and on average `background`
+    ones an image beside all objects, which mean no object."""
+    frames, points, objects = [], [], []
+    for index, image in enumerate(labels):
+        height, width = image.shape
+        for one in np.unique(image):
+            if one == 0:
+                wanted = int(rng.poisson(background))
+                free = cv2.dilate((image > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+                rows, columns = np.nonzero(free) if wanted else ((), ())
+            else:
+                wanted = each
+                rows, columns = np.nonzero(image == one)
+            if len(rows) < CLICK_AREA:
+                continue
+            for at in rng.integers(len(rows), size=wanted):
+                # The network adds half a pixel of its input to a point; `masks_at_points` gives it x * S as it is.
+                points.append(((columns[at] + 0.5) / width * IMAGE_SIZE, (rows[at] + 0.5) / height * IMAGE_SIZE))
+                frames.append(index)
+                objects.append(int(one))
+    points = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
+    found = targets([labels[index] for index in frames], objects)
+    return Clicks(torch.tensor(frames, dtype=torch.int64), points, found)
+
+
+def dense_targets(labels: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+    """For `DenseHeads`: (N, 3, GRID, GRID) float32, object or not, and from there to its centre in x and y, in quarters
+    of the image; and (N, h w) int64, the labels at the centres of the cells of the coarsest level."""
+    result = np.zeros((len(labels), 3, GRID, GRID), np.float32)
+    cells = (np.arange(GRID) + 0.5) / GRID
+    for maps, image in zip(result, labels):
+        height, width = image.shape
+        grid = image[np.ix_((cells * height).astype(int), (cells * width).astype(int))]
+        maps[0] = grid > 0
+        for one in np.unique(grid):
+            if one:
+                rows, columns = np.nonzero(image == one)
+                inside = grid == one
+                x, y = np.broadcast_to(cells[None], grid.shape), np.broadcast_to(cells[:, None], grid.shape)
+                maps[1][inside] = 4 * ((columns.mean() + 0.5) / width - x[inside])
+                maps[2][inside] = 4 * ((rows.mean() + 0.5) / height - y[inside])
+    cells = (np.arange(GRID // 4) + 0.5) / (GRID // 4)
+    coarse = [
+        image[np.ix_((cells * image.shape[0]).astype(int), (cells * image.shape[1]).astype(int))] for image in labels
+    ]
+    return torch.from_numpy(result), torch.from_numpy(np.stack(coarse).astype(np.int64)).flatten(1)
+
+
+def masks_at(labels: list[np.ndarray], objects: list[int]) -> torch.Tensor:
+    """Of objects[k] in labels[k] (h, w) uint8, as mask prompts: (K, 1, S, S) float32, 0 or 1, resized as
+    `ObjectMemory.start` does."""
+    square = (IMAGE_SIZE, IMAGE_SIZE)
+    masks = [torch.from_numpy(image == one)[None, None].float() for image, one in zip(labels, objects)]
+    masks = [F.interpolate(one, square, mode="bilinear", align_corners=False, antialias=True) for one in masks]
+    return (torch.cat(masks) >= 0.5).float()

@@ -1,0 +1,202 @@
+"""The network with gradients: embeddings, clicks, and following objects through the memory.
+
+The same calls as `decaf_ros.segmentation`, but for many clips at once, and without what only costs: masks are enlarged
+for the one that is chosen. test/test_training_sam2.py holds both against each other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
+from torch import nn
+
+from training.sam2_losses import Answers
+from training.sam2_model import IMAGE_SIZE, WIDTH
+
+
+class Embeddings(NamedTuple):
+    """Of N images. levels: (N, C, h, w) at strides 4, 8, 16. position: (1, C, h, w), of the last one."""
+
+    levels: tuple[torch.Tensor, ...]
+    position: torch.Tensor
+
+    def of(self, images: torch.Tensor) -> Embeddings:
+        """Of these images, (K,) int64, in this order."""
+        return Embeddings(tuple(level[images] for level in self.levels), self.position)
+
+
+class DenseHeads(nn.Module):
+    """What only training has. It tells every pixel at once what a click tells slowly: which pixels belong together.
+
+    From each level, per cell of the mask grid: object or not, and the way to the object's centre. From the coarsest
+    level: which cells are of one object, by the product of two vectors. And from what the decoder's transformer makes
+    of the image: the clicked mask itself, a first sketch that does not wait for the upscaling to mean something.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths, self._cells = (WIDTH // 8, WIDTH // 4, WIDTH), (1, 2, 4)
+        self.heads = nn.ModuleList(nn.Conv2d(width, 3 * side * side, 1) for width, side in zip(widths, self._cells))
+        self.kinship = nn.Conv2d(WIDTH, 32, 1)
+        self.kinship_scale = nn.Parameter(torch.tensor([5.0, -2.0]))
+        self.sketch = nn.Linear(WIDTH, 16)
+
+    def forward(self, embeddings: Embeddings, wanted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """wanted: `dense_targets`; labels: (N, h w) of the cells of the coarsest level. The loss."""
+        total = wanted.new_zeros(())
+        inside = wanted[:, :1]
+        for head, level, side in zip(self.heads, embeddings.levels, self._cells):
+            maps = F.pixel_shuffle(head(level), side).float()
+            there = F.binary_cross_entropy_with_logits(maps[:, :1], inside, weight=1 + 3 * inside)
+            way = (F.smooth_l1_loss(maps[:, 1:], wanted[:, 1:], beta=0.1, reduction="none") * inside).sum()
+            total = total + there + way / inside.sum().clamp(min=1)
+        vectors = F.normalize(self.kinship(embeddings.levels[-1]).flatten(2).float(), dim=1)
+        alike = vectors.transpose(1, 2) @ vectors * self.kinship_scale[0] + self.kinship_scale[1]
+        same = labels[:, :, None] == labels[:, None]
+        weight = ((labels > 0)[:, :, None] | (labels > 0)[:, None]).float() * (1 + 3 * same)
+        kin = F.binary_cross_entropy_with_logits(alike, same.float(), weight=weight, reduction="sum")
+        return total + 2 * kin / weight.sum().clamp(min=1)
+
+    def sketched(self, keys: torch.Tensor) -> torch.Tensor:
+        """keys: (K, h w, C) of the decoder's transformer. Mask logits (K, 1, GRID, GRID)."""
+        side = round(keys.shape[1] ** 0.5)
+        return F.pixel_shuffle(self.sketch(keys).transpose(1, 2).unflatten(2, (side, side)), 4)
+
+
+@contextlib.contextmanager
+def cheap_attention() -> Iterator[None]:
+    """Attention as two products in the meantime: on a CPU the backward pass of the fused one takes five times as long
+    at these sizes, half of the whole training."""
+    fused = F.scaled_dot_product_attention
+    F.scaled_dot_product_attention = _attention
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
+
+
+def _attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, dropout_p: float = 0.0) -> torch.Tensor:
+    weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    return torch.softmax(weights, -1, dtype=weights.dtype) @ value
+
+
+def embed(model: SAM2Base, pixels: torch.Tensor) -> Embeddings:
+    """pixels: (N, 3, S, S) float32, normalised."""
+    encoded = model.forward_image(pixels)
+    levels = tuple(encoded["backbone_fpn"][-model.num_feature_levels :])
+    return Embeddings(levels, encoded["vision_pos_enc"][-1][:1])
+
+
+def click(model: SAM2Base, embeddings: Embeddings, points: torch.Tensor) -> tuple[Answers, torch.Tensor]:
+    """One positive click each. embeddings: of K images; points: (K, 2) pixels of the square input. Four masks: the
+    single one and the three of the multimask output; and the decoder's image tokens (K, h w, C)."""
+    coarse = embeddings.levels[-1] + model.no_mem_embed.reshape(1, -1, 1, 1)
+    labels = torch.ones((len(points), 1), dtype=torch.int32)
+    kept: list[torch.Tensor] = []
+    hook = model.sam_mask_decoder.transformer.register_forward_hook(lambda module, given, made: kept.append(made[1]))
+    logits, iou, _, score = _decode(model, coarse, embeddings.levels[:-1], points[:, None], labels)
+    hook.remove()
+    return Answers(logits, iou, score[:, 0]), kept[0]
+
+
+def _decode(
+    model: SAM2Base, coarse: torch.Tensor, fine: tuple[torch.Tensor, ...], points: torch.Tensor, labels: torch.Tensor
+) -> tuple[torch.Tensor, ...]:
+    """Logits (K, 4, h, w), predicted IoU (K, 4), mask tokens (K, 4, C), object score (K, 1)."""
+    with torch.autocast("cpu", enabled=False):  # half a pixel of a place is lost in bfloat16
+        sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
+        position = model.sam_prompt_encoder.get_dense_pe()
+    return model.sam_mask_decoder.predict_masks(
+        image_embeddings=coarse,
+        image_pe=position,
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        repeat_image=False,
+        high_res_features=list(fine),
+    )
+
+
+def follow(
+    model: SAM2Base,
+    frames: list[Embeddings],
+    prompts: torch.Tensor,
+    truth: list[torch.Tensor] | None = None,
+    present: list[torch.Tensor] | None = None,
+    told: torch.Tensor | None = None,
+) -> list[Answers]:
+    """K objects from their masks on the first frame through the others; three masks each.
+
+    frames: T embeddings, each of K images. prompts: (K, 1, S, S) float32, 0 or 1. For teacher forcing: truth, per frame
+    (K, 1, S, S), 0 or 1, and present, per frame (K,) bool, go to the memory for the objects of which told, (K,) bool.
+    """
+    count = len(prompts)
+    size = [(level.shape[2], level.shape[3]) for level in frames[0].levels]
+    flat = [_flat(frame, count) for frame in frames]
+    fine = [list(frame.levels[:-1]) for frame in frames]
+    bank: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
+    pixels = frames[0].levels[-1]
+    _, _, _, low, _, pointer, score = model._use_mask_as_output(pixels, fine[0], prompts)
+    bank["cond_frame_outputs"][0] = _memory(model, flat[0], size, _enlarged(low), score, pointer, prompted=True)
+    position = frames[0].position.flatten(2).permute(2, 0, 1).expand(-1, count, -1)
+    answers = []
+    nowhere, padding = torch.zeros((count, 1, 2)), -torch.ones((count, 1), dtype=torch.int32)
+    for index in range(1, len(frames)):
+        conditioned = model._prepare_memory_conditioned_features(
+            frame_idx=index,
+            is_init_cond_frame=False,
+            current_vision_feats=flat[index][-1:],
+            current_vision_pos_embeds=[position],
+            feat_sizes=size[-1:],
+            output_dict=bank,
+            num_frames=sys.maxsize,
+        )
+        logits, iou, tokens, score = _decode(model, conditioned, frames[index].levels[:-1], nowhere, padding)
+        logits, iou, tokens, score = logits[:, 1:].float(), iou[:, 1:], tokens[:, 1:], score.float()
+        answers.append(Answers(logits, iou, score[:, 0]))
+        best = iou.float().argmax(dim=1)
+        each = torch.arange(count)
+        seen = score > 0
+        chosen = torch.where(seen[..., None, None], logits[each, best, None], NO_OBJ_SCORE)
+        chosen = _enlarged(chosen)
+        if told is not None:
+            seen = torch.where(told[:, None], present[index][:, None], seen)
+            chosen = torch.where(told[:, None, None, None], truth[index] * 20 - 10, chosen)
+            score = torch.where(told[:, None], present[index][:, None] * 20.0 - 10, score)
+        pointer = seen.float() * model.obj_ptr_proj(tokens[each, best]) + (1 - seen.float()) * model.no_obj_ptr
+        entry = _memory(model, flat[index], size, chosen, score, pointer, prompted=False)
+        bank["non_cond_frame_outputs"][index] = entry
+    return answers
+
+
+def _memory(
+    model: SAM2Base,
+    flat: list[torch.Tensor],
+    size: list[tuple[int, int]],
+    masks: torch.Tensor,
+    score: torch.Tensor,
+    pointer: torch.Tensor,
+    prompted: bool,
+) -> dict[str, Any]:
+    features, positions = model._encode_new_memory(
+        current_vision_feats=flat,
+        feat_sizes=size,
+        pred_masks_high_res=masks,
+        object_score_logits=score,
+        is_mask_from_pts=prompted,
+    )
+    return {"maskmem_features": features, "maskmem_pos_enc": positions, "obj_ptr": pointer}
+
+
+def _enlarged(logits: torch.Tensor) -> torch.Tensor:
+    return F.interpolate(logits.float(), (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False)
+
+
+def _flat(embeddings: Embeddings, count: int) -> list[torch.Tensor]:
+    """(h w, K, C) as `track_step` wants it."""
+    return [level.expand(count, -1, -1, -1).flatten(2).permute(2, 0, 1) for level in embeddings.levels]
