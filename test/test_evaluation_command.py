@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 
 import cv2
@@ -9,7 +10,10 @@ import pytest
 from evaluation_scenes import drawn_clip
 
 from decaf_ros.cli import main
+from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
+from decaf_ros.evaluation.command import configured
+from decaf_ros.resources import find_resource
 from decaf_ros.tabletop.clip import KINDS
 from decaf_ros.tabletop.store import clip_path, write_clip
 
@@ -17,8 +21,8 @@ MEASURES = {"j_and_f", "j", "f", "pointing", "category"}
 PARAMETERS = """
 /**:
   ros__parameters:
-    mllm: {checkpoint: models/mllm, video_tokens: 24, local_files_only: true}
-    sam2: {checkpoint: models/sam2, local_files_only: true}
+    mllm: {video_tokens: 24, local_files_only: true}
+    sam2: {local_files_only: true}
     window: {size: 3, min_frames: 2, keyframe_period_s: 0.1}
     segmentation: {max_points: 3}
     presence: {threshold: 0.2}
@@ -26,25 +30,23 @@ PARAMETERS = """
 
 
 @pytest.fixture(scope="module")
-def installation(tmp_path_factory, tiny_mllm_dir, tiny_sam2_dir):
-    """config/ and models/ beside each other, as installed, and clips in clips/ and held_out/."""
-    root = tmp_path_factory.mktemp("share")
-    for name in ("config", "models", "clips", "held_out"):
-        (root / name).mkdir()
-    (root / "models" / "mllm").symlink_to(tiny_mllm_dir)
-    (root / "models" / "sam2").symlink_to(tiny_sam2_dir)
-    (root / "config" / "tiny.yaml").write_text(PARAMETERS)
+def stored(tmp_path_factory):
+    """Parameters, and clips in clips/ and held_out/."""
+    root = tmp_path_factory.mktemp("stored")
+    (root / "tiny.yaml").write_text(PARAMETERS)
     for folder, seeds in (("clips", (1_000_000, 1_000_001)), ("held_out", (2_000_000, 2_000_001))):
+        (root / folder).mkdir()
         for seed in seeds:
             write_clip(clip_path(root / folder, seed), drawn_clip(seed, frames=5))
     return root
 
 
 @pytest.fixture
-def given(installation, tmp_path, monkeypatch):
+def given(stored, tiny_mllm_dir, tiny_sam2_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = str(installation / "config" / "tiny.yaml")
-    return ["eval", "--clips-from", str(installation / "clips"), "--config", config, "--workers", "0", "--threads", "1"]
+    models = ["--mllm", str(tiny_mllm_dir), "--sam2", str(tiny_sam2_dir)]
+    given = ["eval", "--clips-from", str(stored / "clips"), "--config", str(stored / "tiny.yaml"), *models]
+    return [*given, "--workers", "0", "--threads", "1"]
 
 
 def check_scores(scores):
@@ -103,8 +105,8 @@ def test_a_second_report_takes_the_first_ones_place(given, tmp_path):
     assert main(few) == 1
 
 
-def test_calibration(given, installation, tmp_path, capsys):
-    given[given.index("--clips-from") + 1] = str(installation / "held_out")
+def test_calibration(given, stored, tmp_path, capsys):
+    given[given.index("--clips-from") + 1] = str(stored / "held_out")
     assert main([*given, "--calibrate", "--json", str(tmp_path / "fit.json")]) == 0
     fit = json.loads((tmp_path / "fit.json").read_text())
     said = capsys.readouterr().out
@@ -134,6 +136,7 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
 
 def test_seeds_that_would_be_anothers_are_refused(given, capsys):
     simulated = [argument for argument in given if "clips" not in argument]
+    assert len(simulated) == len(given) - 2
     assert main([*simulated, "--seed", "100"]) == 1
     assert "--seed: expected 0 to 99, got 100" in capsys.readouterr().err
 
@@ -143,3 +146,10 @@ def test_bad_usage_is_exit_code_2(given, capsys):
         with pytest.raises(SystemExit) as ended:
             main([*given, *arguments])
         assert ended.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_default_parameters_are_the_tabletops():
+    nothing = argparse.Namespace(config=None, set=["window.size=8"], mllm=None, sam2=None)
+    config = configured(nothing)
+    assert config == replace(load_config(find_resource("config/tabletop.yaml")), {"window.size": 8})
+    assert "tabletop" in config.mllm.checkpoint and "tabletop" in config.sam2.checkpoint

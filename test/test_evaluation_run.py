@@ -123,9 +123,9 @@ def test_best_and_worst_are_kept(collected):
     assert (best.case.text, worst.case.text) == ("the black cone", "the mug")
     assert best.picture.shape[2] == 3 and best.picture.dtype == np.uint8
     line = caption(best.case)
-    assert line == 'absent: "the black cone", clip clip0, said "cone", presence 0.10, not found'
+    assert line == 'absent: "the black cone", clip clip0, presence 0.10, not found, said "cone"'
     assert caption(collected.extremes["attribute"].worst.case).endswith(
-        'J&F 0.0, pointing 0.0, said "cube" (wrong: ball), presence 0.80, found'
+        'J&F 0.0, pointing 0.0, presence 0.80, found, said "cube" (wrong: ball)'
     )
 
 

@@ -203,6 +203,18 @@ def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teache
     assert again.step([videos, images], 1e-3)["loss"] == pytest.approx(trainer.step([videos, images], 1e-3)["loss"])
 
 
+def test_crops_show_the_same_object(clip: TabletopClip, teacher: Teacher):
+    images = scenes(clip, teacher.visuals["image"], FRAME_GRID, np.arange(2))
+    crops = images.cropped(6, np.random.default_rng(0))
+    assert crops.pixels.shape == (2, 1, 6 * TOKEN_PX, 6 * TOKEN_PX, 3) and crops.owners.shape == (2, 6, 6)
+    for owners, fine, boxes in zip(crops.owners, crops.fine, crops.boxes):
+        whole = [k for k in (1, 2) if (np.abs(boxes[k, :2] - 0.5) + boxes[k, 2:] / 2 <= 0.5).all()]
+        assert whole and set(owners.reshape(-1)) >= set(whole)
+        ys, xs = np.nonzero(fine == whole[0])
+        assert np.allclose((boxes[whole[0], :2] * 48), (xs.mean() + 0.5, ys.mean() + 0.5), atol=1.5)
+    assert (crops.facts[:, 1:, OFFSETS["neighbours"] :] == 0.5).all()
+
+
 def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):
     torch.manual_seed(0)
     tokenizer = new_tokenizer()

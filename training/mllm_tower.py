@@ -21,7 +21,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from decaf_ros.tabletop.clip import TabletopClip
 from training.mllm_lessons import Visual
-from training.mllm_model import HIDDEN, MERGE, PATCH, TOKEN_PX, VISION_HIDDEN
+from training.mllm_model import MERGE, PATCH, TOKEN_PX, VISION_HIDDEN
 from training.mllm_words import GROUPS, NORM, OFFSETS, meanings
 
 FINE = 4  # mask cells a patch, each way
@@ -46,6 +46,35 @@ class Scenes:
 
     def some(self, places: np.ndarray) -> Scenes:
         return Scenes(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+
+    def cropped(self, side: int, rng: np.random.Generator) -> Scenes:
+        """Of each one side x side tokens around one object: cheap, and with little but objects in it. Neighbours are
+        unknown there."""
+        parts = []
+        for place in range(len(self)):
+            owners, boxes = self.owners[place], self.boxes[place]
+            seen = np.flatnonzero(boxes[:, 2] > 0)
+            # Without an object anywhere: the middle.
+            centre = boxes[rng.choice(seen), :2] if len(seen) else np.full(2, 0.5)
+            room = np.array(owners.shape[::-1]) - side
+            x, y = np.clip(np.round(centre * owners.shape[::-1] - side / 2), 0, room).astype(int)
+            rows = [slice(y * step, (y + side) * step) for step in (1, TOKEN_PX, MERGE * FINE)]
+            columns = [slice(x * step, (x + side) * step) for step in (1, TOKEN_PX, MERGE * FINE)]
+            facts = self.facts[place].copy()
+            facts[:, OFFSETS["neighbours"] :] = 0.5
+            moved = boxes.copy()
+            moved[:, :2] = (boxes[:, :2] * owners.shape[::-1] - (x, y)) / side
+            moved[:, 2:] = boxes[:, 2:] * owners.shape[::-1] / side
+            parts.append(
+                (
+                    self.pixels[place][:, rows[1], columns[1]],
+                    owners[rows[0], columns[0]],
+                    facts,
+                    self.fine[place][rows[2], columns[2]],
+                    moved,
+                )
+            )
+        return Scenes(*(np.stack(part) for part in zip(*parts)))
 
 
 def shrink(images: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
@@ -83,6 +112,13 @@ def joined(parts: list[Scenes]) -> Scenes:
     return Scenes(*(np.concatenate([getattr(part, name) for part in parts]) for name in Scenes.__dataclass_fields__))
 
 
+def _whole(boxes: np.ndarray) -> torch.Tensor:
+    """(S, 6) bool: objects that are not cut off by the border, and the surroundings."""
+    centre, half = torch.from_numpy(boxes[..., :2]), torch.from_numpy(boxes[..., 2:]) / 2
+    inside = (centre + half).clamp(0, 1) - (centre - half).clamp(0, 1)
+    return (inside >= 0.8 * 2 * half).all(-1)
+
+
 _MEAN = torch.tensor(OPENAI_CLIP_MEAN) * 255
 _SCALE = 1 / (torch.tensor(OPENAI_CLIP_STD) * 255)
 
@@ -97,6 +133,29 @@ def patches(pixels: torch.Tensor) -> torch.Tensor:
     values = values.view(s, t, h, MERGE, PATCH, w, MERGE, PATCH, 3)
     values = values.permute(0, 2, 5, 3, 6, 8, 1, 4, 7)
     return values.reshape(s * h * w * MERGE**2, 3 * t * PATCH**2)
+
+
+@torch.no_grad()
+def whiten_patches(model: Qwen2_5_VLForConditionalGeneration, scenes: Scenes) -> None:
+    """Starts the patch embedding at the principal components of real patches, scaled towards equal variance.
+
+    Random filters hear little but a patch's mean colour, and shapes then come late. Three quarters of the filters see
+    the mean of a temporal pair, the others its difference.
+    """
+    kernel = model.model.visual.patch_embed.proj.weight  # (VISION_HIDDEN, 3, 2, PATCH, PATCH)
+    seen = patches(torch.from_numpy(scenes.pixels)).view(-1, 3, 2, PATCH, PATCH)
+    size = 3 * PATCH**2
+    counts = (len(kernel) * 3 // 4, len(kernel) // 4)
+    filters = []
+    for part, sign, count in zip((seen.mean(2), (seen[:, :, 1] - seen[:, :, 0]) / 2), (1.0, -1.0), counts):
+        part = part.reshape(-1, size)
+        values, vectors = torch.linalg.eigh(torch.cov(part.T))
+        values = values[-count:].clamp(min=1e-4)
+        # The deviations' square roots: wholly evened out, the fine grain of the ground would drown the objects.
+        vectors = vectors[:, -count:] * values**-0.25 / values.sqrt().mean().sqrt()
+        space = vectors.T.reshape(count, 3, 1, PATCH, PATCH)
+        filters.append(torch.cat([space * sign, space], dim=2) / 2)
+    kernel.copy_(torch.cat(filters))
 
 
 class TowerTrainer:
@@ -154,12 +213,15 @@ class TowerTrainer:
     def _loss(self, batch: Scenes) -> tuple[torch.Tensor, dict[str, float]]:
         tokens, hidden = self.features(batch.pixels)
         owners = torch.from_numpy(batch.owners.astype(np.int64)).flatten(1)
-        facts = torch.from_numpy(batch.facts).float()
+        facts, whole = torch.from_numpy(batch.facts).float(), _whole(batch.boxes)
         wanted = facts.gather(1, owners[..., None].expand(-1, -1, facts.shape[-1])).flatten(0, 1)
-        owners = owners.flatten()
-        target = wanted @ self.meanings
-        loss = F.mse_loss(tokens, target) * HIDDEN / NORM**2
+        judged = whole.gather(1, owners).flatten()
+        tokens, wanted, owners = tokens[judged], wanted[judged], owners.flatten()[judged]
         said = tokens @ self.meanings.T / NORM**2
+        # Neighbours, which are the hardest, have a loss of their own; what else a token says is exact.
+        near = OFFSETS["neighbours"]
+        wrong = tokens - said[:, near:] @ self.meanings[near:] - wanted[:, :near] @ self.meanings[:near]
+        loss = wrong.square().sum(1).mean() / NORM**2
         right = {}
         for group, names in GROUPS.items():
             part = slice(OFFSETS[group], OFFSETS[group] + len(names))
@@ -168,12 +230,12 @@ class TowerTrainer:
             if len(truth):
                 loss = loss + F.cross_entropy(logits, truth) * (2.0 if group == "category" else 1.0)
                 right[group] = (logits.argmax(1) == truth.argmax(1)).float().mean().item()
-        part = slice(OFFSETS["neighbours"], None)
-        logits, truth = (said[owners > 0, part] - 0.5) * SHARPNESS, wanted[owners > 0, part]
+        logits, truth = (said[owners > 0, near:] - 0.5) * SHARPNESS, wanted[owners > 0, near:]
         clear = truth != 0.5
-        loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
-        right["neighbours"] = (logits > 0)[clear & (truth == 1)].float().mean().item()
-        right["no_neighbours"] = (logits < 0)[clear & (truth == 0)].float().mean().item()
+        if clear.any():
+            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
+            right["neighbours"] = (logits > 0)[clear & (truth == 1)].float().mean().item()
+            right["no_neighbours"] = (logits < 0)[clear & (truth == 0)].float().mean().item()
         return loss + self._fine_loss(hidden, batch), right
 
     def _fine_loss(self, hidden: torch.Tensor, batch: Scenes) -> torch.Tensor:
@@ -185,16 +247,16 @@ class TowerTrainer:
         said = self.probes(hidden)
         loss = F.binary_cross_entropy_with_logits(said[:, : FINE**2], (cells > 0).float())
         owner = cells.max(1).values
-        mine = owner > 0
         scene = torch.arange(s).repeat_interleave(h * w * MERGE**2)
+        mine = (owner > 0) & _whole(batch.boxes)[scene, owner]
         part = slice(OFFSETS["category"], OFFSETS["category"] + len(GROUPS["category"]))
         category = torch.from_numpy(batch.facts).float()[scene[mine], owner[mine], part].argmax(1)
         loss = loss + F.cross_entropy(said[mine, FINE**2 + 4 :], category)
-        # Where is its centre from here, and how large is it? In the video's tokens.
+        # Where is its centre from here, and how large is it? In units of two tokens.
         columns, rows = torch.meshgrid(torch.arange(w * MERGE), torch.arange(h * MERGE), indexing="xy")
         here = torch.stack([(columns + 0.5) / (w * MERGE), (rows + 0.5) / (h * MERGE)], dim=-1)
         here = here.view(h, MERGE, w, MERGE, 2).permute(0, 2, 1, 3, 4).reshape(-1, 2).repeat(s, 1)[mine]
         box = torch.from_numpy(batch.boxes)[scene[mine], owner[mine]]
-        scale = torch.tensor([8.0, 6.0])
-        offsets = torch.cat([(box[:, :2] - here) * scale, box[:, 2:] * scale], dim=1)
+        tokens = torch.tensor([w, h], dtype=torch.float32)
+        offsets = torch.cat([(box[:, :2] - here) * tokens, box[:, 2:] * tokens], dim=1) / 2
         return loss + F.smooth_l1_loss(said[mine, FINE**2 : FINE**2 + 4], offsets)

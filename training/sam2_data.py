@@ -130,6 +130,10 @@ class Targets(NamedTuple):
     fine: torch.Tensor
     present: torch.Tensor
 
+    def of(self, chosen: torch.Tensor) -> Targets:
+        """Of these, (K,) bool."""
+        return Targets(*(part[chosen] for part in self))
+
 
 def targets(labels: list[np.ndarray], objects: list[int]) -> Targets:
     """Of objects[k] in the label image labels[k] (h, w) uint8; 0 stands for no object at all."""

@@ -46,6 +46,13 @@ def losses(answers: Answers, wanted: Targets) -> Losses:
     return Losses(_mean(mask), _mean(iou), _mean(presence), float(_mean(chosen.detach())))
 
 
+def mask_loss(logits: torch.Tensor, wanted: Targets) -> torch.Tensor:
+    """Of one mask each, (K, 1, GRID, GRID), as in `losses`: a scalar."""
+    logits = logits.float()
+    fine = F.grid_sample(logits, _grid(wanted.box), mode="bilinear", padding_mode="border", align_corners=False)
+    return _mean(_mask_losses(logits, fine, wanted)[wanted.present == 1])
+
+
 def _mask_losses(logits: torch.Tensor, fine: torch.Tensor, wanted: Targets) -> torch.Tensor:
     """(K, M)"""
     count = logits.shape[1]

@@ -17,7 +17,7 @@ from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import nn
 
 from training.sam2_losses import Answers
-from training.sam2_model import IMAGE_SIZE, WIDTH
+from training.sam2_model import IMAGE_SIZE, MEMORY_WIDTH, WIDTH
 
 
 class Embeddings(NamedTuple):
@@ -31,12 +31,21 @@ class Embeddings(NamedTuple):
         return Embeddings(tuple(level[images] for level in self.levels), self.position)
 
 
+class Tokens(NamedTuple):
+    """What there is of K objects on a frame on the way to their masks. keys: (K, h w, C), the image in the decoder;
+    conditioned: (K, h w, C), the image after memory attention; memory: (K, h w, c), what is remembered of the frame."""
+
+    keys: torch.Tensor
+    conditioned: torch.Tensor | None = None
+    memory: torch.Tensor | None = None
+
+
 class DenseHeads(nn.Module):
     """What only training has. It tells every pixel at once what a click tells slowly: which pixels belong together.
 
     From each level, per cell of the mask grid: object or not, and the way to the object's centre. From the coarsest
-    level: which cells are of one object, by the product of two vectors. And from what the decoder's transformer makes
-    of the image: the clicked mask itself, a first sketch that does not wait for the upscaling to mean something.
+    level: which cells are of one object, by the product of two vectors. And from the `Tokens`: the mask itself, a first
+    sketch that does not wait for all that follows to mean something. Without these the memory stays on a plateau.
     """
 
     def __init__(self) -> None:
@@ -46,6 +55,8 @@ class DenseHeads(nn.Module):
         self.kinship = nn.Conv2d(WIDTH, 32, 1)
         self.kinship_scale = nn.Parameter(torch.tensor([5.0, -2.0]))
         self.sketch = nn.Linear(WIDTH, 16)
+        self.expected = nn.Linear(WIDTH, 16)
+        self.remembered = nn.Linear(MEMORY_WIDTH, 16)
 
     def forward(self, embeddings: Embeddings, wanted: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """wanted: `dense_targets`; labels: (N, h w) of the cells of the coarsest level. The loss."""
@@ -63,10 +74,16 @@ class DenseHeads(nn.Module):
         kin = F.binary_cross_entropy_with_logits(alike, same.float(), weight=weight, reduction="sum")
         return total + 2 * kin / weight.sum().clamp(min=1)
 
-    def sketched(self, keys: torch.Tensor) -> torch.Tensor:
-        """keys: (K, h w, C) of the decoder's transformer. Mask logits (K, 1, GRID, GRID)."""
-        side = round(keys.shape[1] ** 0.5)
-        return F.pixel_shuffle(self.sketch(keys).transpose(1, 2).unflatten(2, (side, side)), 4)
+    def sketches(self, tokens: Tokens) -> list[torch.Tensor]:
+        """Mask logits (K, 1, GRID, GRID) of each kind of tokens."""
+        heads = (self.sketch, self.expected, self.remembered)
+        return [_spread(head(part)) for head, part in zip(heads, tokens) if part is not None]
+
+
+def _spread(cells: torch.Tensor) -> torch.Tensor:
+    """(K, h w, 16) to (K, 1, 4 h, 4 w)"""
+    side = round(cells.shape[1] ** 0.5)
+    return F.pixel_shuffle(cells.transpose(1, 2).unflatten(2, (side, side)), 4)
 
 
 @contextlib.contextmanager
@@ -93,26 +110,26 @@ def embed(model: SAM2Base, pixels: torch.Tensor) -> Embeddings:
     return Embeddings(levels, encoded["vision_pos_enc"][-1][:1])
 
 
-def click(model: SAM2Base, embeddings: Embeddings, points: torch.Tensor) -> tuple[Answers, torch.Tensor]:
+def click(model: SAM2Base, embeddings: Embeddings, points: torch.Tensor) -> tuple[Answers, Tokens]:
     """One positive click each. embeddings: of K images; points: (K, 2) pixels of the square input. Four masks: the
-    single one and the three of the multimask output; and the decoder's image tokens (K, h w, C)."""
+    single one and the three of the multimask output; and the tokens."""
     coarse = embeddings.levels[-1] + model.no_mem_embed.reshape(1, -1, 1, 1)
     labels = torch.ones((len(points), 1), dtype=torch.int32)
-    kept: list[torch.Tensor] = []
-    hook = model.sam_mask_decoder.transformer.register_forward_hook(lambda module, given, made: kept.append(made[1]))
-    logits, iou, _, score = _decode(model, coarse, embeddings.levels[:-1], points[:, None], labels)
-    hook.remove()
-    return Answers(logits, iou, score[:, 0]), kept[0]
+    logits, iou, _, score, keys = _decode(model, coarse, embeddings.levels[:-1], points[:, None], labels)
+    return Answers(logits, iou, score[:, 0]), Tokens(keys)
 
 
 def _decode(
     model: SAM2Base, coarse: torch.Tensor, fine: tuple[torch.Tensor, ...], points: torch.Tensor, labels: torch.Tensor
 ) -> tuple[torch.Tensor, ...]:
-    """Logits (K, 4, h, w), predicted IoU (K, 4), mask tokens (K, 4, C), object score (K, 1)."""
+    """Logits (K, 4, h, w), predicted IoU (K, 4), mask tokens (K, 4, C), object score (K, 1) and the image's tokens
+    (K, h w, C)."""
     with torch.autocast("cpu", enabled=False):  # half a pixel of a place is lost in bfloat16
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
         position = model.sam_prompt_encoder.get_dense_pe()
-    return model.sam_mask_decoder.predict_masks(
+    kept: list[torch.Tensor] = []
+    hook = model.sam_mask_decoder.transformer.register_forward_hook(lambda module, given, made: kept.append(made[1]))
+    decoded = model.sam_mask_decoder.predict_masks(
         image_embeddings=coarse,
         image_pe=position,
         sparse_prompt_embeddings=sparse,
@@ -120,6 +137,8 @@ def _decode(
         repeat_image=False,
         high_res_features=list(fine),
     )
+    hook.remove()
+    return (*decoded, kept[0])
 
 
 def follow(
@@ -129,8 +148,9 @@ def follow(
     truth: list[torch.Tensor] | None = None,
     present: list[torch.Tensor] | None = None,
     told: torch.Tensor | None = None,
-) -> list[Answers]:
-    """K objects from their masks on the first frame through the others; three masks each.
+) -> tuple[list[Answers], list[Tokens]]:
+    """K objects from their masks on the first frame through the others: of each other frame three masks, and
+    the tokens.
 
     frames: T embeddings, each of K images. prompts: (K, 1, S, S) float32, 0 or 1. For teacher forcing: truth, per frame
     (K, 1, S, S), 0 or 1, and present, per frame (K,) bool, go to the memory for the objects of which told, (K,) bool.
@@ -144,7 +164,7 @@ def follow(
     _, _, _, low, _, pointer, score = model._use_mask_as_output(pixels, fine[0], prompts)
     bank["cond_frame_outputs"][0] = _memory(model, flat[0], size, _enlarged(low), score, pointer, prompted=True)
     position = frames[0].position.flatten(2).permute(2, 0, 1).expand(-1, count, -1)
-    answers = []
+    answers, tokens_seen = [], []
     nowhere, padding = torch.zeros((count, 1, 2)), -torch.ones((count, 1), dtype=torch.int32)
     for index in range(1, len(frames)):
         conditioned = model._prepare_memory_conditioned_features(
@@ -156,7 +176,7 @@ def follow(
             output_dict=bank,
             num_frames=sys.maxsize,
         )
-        logits, iou, tokens, score = _decode(model, conditioned, frames[index].levels[:-1], nowhere, padding)
+        logits, iou, tokens, score, keys = _decode(model, conditioned, frames[index].levels[:-1], nowhere, padding)
         logits, iou, tokens, score = logits[:, 1:].float(), iou[:, 1:], tokens[:, 1:], score.float()
         answers.append(Answers(logits, iou, score[:, 0]))
         best = iou.float().argmax(dim=1)
@@ -171,7 +191,9 @@ def follow(
         pointer = seen.float() * model.obj_ptr_proj(tokens[each, best]) + (1 - seen.float()) * model.no_obj_ptr
         entry = _memory(model, flat[index], size, chosen, score, pointer, prompted=False)
         bank["non_cond_frame_outputs"][index] = entry
-    return answers
+        remembered = entry["maskmem_features"].flatten(2).transpose(1, 2)
+        tokens_seen.append(Tokens(keys, conditioned.flatten(2).transpose(1, 2), remembered))
+    return answers, tokens_seen
 
 
 def _memory(

@@ -46,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--out", type=Path, help="folder for report, pictures and numbers (default: decaf_eval)")
     add("--no-ablation", action="store_true", help="leave the variants of the method out")
-    add("--ablation-clips", type=int, default=10, metavar="K", help="score the variants on the first K clips only")
+    add("--ablation-clips", type=int, default=10, metavar="K", help="variants and online: the first K clips only")
     add("--calibrate", action="store_true", help="fit the presence score instead, on clips that no --seed gives")
     add("--workers", type=int, help="processes that score clips (default: one a core, or 1 with cuda); 0: no others")
     add("--threads", type=int, help="threads of each (default: the cores divided among them)")
@@ -54,17 +54,8 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
 
 
 def configured(given: argparse.Namespace) -> DecafConfig:
-    """The configuration that is measured. Checkpoints that the file names by a relative path lie beside the folder that
-    holds the file, where there are such folders.
-
-    Raises OSError or ValueError.
-    """
-    file = given.config or find_resource(DEFAULT_CONFIG)
-    config = load_config(file)
-    root = file.absolute().parent.parent
-    named = {"mllm.checkpoint": config.mllm.checkpoint, "sam2.checkpoint": config.sam2.checkpoint}
-    beside = {name: str(root / value) for name, value in named.items() if (root / value).exists()}
-    return with_arguments(replace(config, beside), given)
+    """The configuration that is measured. Raises OSError or ValueError."""
+    return with_arguments(load_config(given.config or find_resource(DEFAULT_CONFIG)), given)
 
 
 def run(given: argparse.Namespace, config: DecafConfig) -> None:

@@ -172,10 +172,10 @@ def caption(case: Case) -> str:
         parts.append(f"J&F {_percent(case.published.j_and_f)}")
     if case.pointing is not None:
         parts.append(f"pointing {_percent(case.pointing.hit)}")
-    if case.said:
+    parts.append(f"presence {case.presence.score:.2f}, {'found' if case.found else 'not found'}")
+    if case.said:  # last: it may be long
         right = {True: " (right)", False: f" (wrong: {case.category})", None: ""}[case.category_right]
         parts.append(f'said "{case.said}"{right}')
-    parts.append(f"presence {case.presence.score:.2f}, {'found' if case.found else 'not found'}")
     return ", ".join(parts)
 
 
