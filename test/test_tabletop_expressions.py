@@ -1,0 +1,197 @@
+"""What is said about a clip is true, means what it says it means, and is left unsaid where it could mean another."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
+from decaf_ros.tabletop.events import moving_words, read_events
+from decaf_ros.tabletop.expressions import WORDINGS, expressions
+
+# The camera looks along +y, level: right is +x.
+AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
+STILL = np.zeros((FRAMES, 3))
+
+
+def along(direction: tuple[float, float], metres: float, first: int = 0, last: int = FRAMES - 1) -> np.ndarray:
+    """(F, 3): at rest, then on the way between two frames, then at rest."""
+    part = np.clip((np.arange(FRAMES) - first) / (last - first), 0, 1)
+    return part[:, None] * np.array([*direction, 0.0]) * metres
+
+
+def falling(first: int) -> np.ndarray:
+    height = np.clip(0.3 - 0.05 * (np.arange(FRAMES) - first), 0, 0.3)
+    return np.stack([0 * height, 0 * height, height], axis=1)
+
+
+def scene(*things: tuple[str, str, str, tuple[float, float], np.ndarray], seen: float = 1.0) -> TabletopClip:
+    """Of (size, color, category, place, movement). seen: share of the frames in which the first one can be seen."""
+    poses = np.zeros((FRAMES, len(things), 7))
+    poses[..., 3] = 1
+    labels = np.zeros((FRAMES, 60, 80), np.uint8)
+    for k, (_, _, _, place, movement) in enumerate(things):
+        poses[:, k, :3] = np.array([*place, 0.05]) + movement
+        labels[:, 10:20, 12 * k : 12 * k + 10] = k + 1
+    labels[round(seen * FRAMES) :, :, :10] = 0
+    return TabletopClip(
+        seed=0,
+        images=np.zeros((FRAMES, 60, 80, 3), np.uint8),
+        labels=labels,
+        stamps_ns=np.arange(FRAMES, dtype=np.int64) * 100_000_000,
+        objects=tuple(TabletopObject(category, color, size, 0.05, 0.1) for size, color, category, _, _ in things),
+        poses=poses,
+        camera_poses=np.tile(np.array([0, -0.5, 0.05, *AHEAD]), (FRAMES, 1)),
+        intrinsics=np.eye(3),
+        surface="wood",
+    )
+
+
+def said(clip: TabletopClip) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Every wording that comes up in many draws: kind to text to targets. One text always means the same."""
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for seed in range(60):
+        for one in expressions(clip, np.random.default_rng(seed)):
+            known = found.setdefault(one.kind, {}).setdefault(one.text, one.targets)
+            assert known == one.targets
+            assert one.category == (clip.objects[one.targets[0]].category if len(one.targets) == 1 else one.category)
+    return found
+
+
+def test_names_and_properties():
+    found = said(
+        scene(
+            ("small", "red", "ball", (-0.1, 0), STILL),
+            ("small", "blue", "ball", (0.1, 0), STILL),
+            ("large", "blue", "cube", (0.0, 0.2), STILL),
+        )
+    )
+    assert found["explicit"]["the red ball"] == (0,) and found["explicit"]["the cube"] == (2,)
+    assert not any(text.endswith(("the ball", "find the ball")) for text in found["explicit"]), "there are two"
+    assert set(found["attribute"].values()) == {(0,)}, "two are blue"
+    assert set(found["size"].values()) == {(2,)} and "the largest object" in found["size"]
+    assert found["several"] == {"the blue objects": (1, 2), "the balls": (0, 1), "the small objects": (0, 1)}
+    assert not {"motion", "temporal"} & set(found)
+
+
+def test_relations_need_one_reading():
+    found = said(
+        scene(
+            ("small", "red", "ball", (-0.1, 0), STILL),
+            ("small", "blue", "can", (0.0, 0.1), STILL),
+            ("large", "green", "cube", (0.12, 0.1), STILL),
+        )
+    )["relation"]
+    assert found["the object left of the can"] == (0,) and found["the object right of the can"] == (2,)
+    assert found["the object right of the blue can"] == (2,)
+    assert "the object left of the cube" not in found, "two are"
+    assert found["the object in front of the can"] == (0,)
+    assert not any("behind the ball" in text for text in found), "two are"
+    # A ball that a second one makes ambiguous is no anchor.
+    twice = said(scene(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "ball", (0.1, 0), STILL)))
+    assert "relation" not in twice
+
+
+def test_a_relation_holds_throughout():
+    near = said(scene(("small", "red", "ball", (-0.03, 0), STILL), ("small", "blue", "can", (0.0, 0.0), STILL)))
+    assert "relation" not in near
+    passing = scene(
+        ("small", "red", "ball", (-0.15, 0), along((1, 0), 0.3)), ("small", "blue", "can", (0.0, 0.1), STILL)
+    )
+    texts = said(passing)["relation"]
+    assert not any("left" in text or "right" in text for text in texts) and texts["what is behind the ball?"] == (1,)
+
+
+@pytest.mark.parametrize(
+    "direction, word", [((-1, 0), "left"), ((1, 0), "right"), ((0, -1), "closer"), ((0, 1), "away")]
+)
+def test_motion(direction: tuple[float, float], word: str):
+    clip = scene(
+        ("small", "red", "ball", (0.0, 0), along(direction, 0.2)), ("small", "blue", "can", (0.25, 0.1), STILL)
+    )
+    found = said(clip)["motion"]
+    assert found["the one that is moving"] == (0,) and found["the object that did not move"] == (1,)
+    assert found[f"the object that moved {word}"] == (0,)
+    assert not any(f"moved {other}" in text for text in found for other in {"left", "right", "closer", "away"} - {word})
+    assert moving_words(clip, 4, 6) == (word, "still") and moving_words(clip, 4, 4) == ("still", "still")
+
+
+def test_two_that_move_are_told_apart_by_direction_only():
+    found = said(
+        scene(
+            ("small", "red", "ball", (0.0, 0), along((-1, 0), 0.2)),
+            ("small", "blue", "can", (0.1, 0.1), along((0.1, 1), 0.2)),
+            ("small", "green", "cube", (0.2, -0.1), STILL),
+        )
+    )
+    assert {text: targets for text, targets in found["motion"].items() if "left" in text or "away" in text} == {
+        "the object that moved left": (0,), "the one moving to the left": (0,),
+        "the object that moved away": (1,), "the one that is going away": (1,),
+    }  # fmt: skip
+    assert "the one that is moving" not in found["motion"] and found["several"]["the moving objects"] == (0, 1)
+
+
+def test_what_hardly_moved_spoils_what_is_said_of_motion():
+    clip = scene(
+        ("small", "red", "ball", (0.0, 0), along((-1, 0), 0.2)), ("small", "blue", "can", (0.2, 0), along((1, 0), 0.04))
+    )
+    assert "motion" not in said(clip)
+
+
+def test_what_happened_when():
+    dropped = scene(
+        ("small", "red", "ball", (0.0, 0), falling(8)),
+        ("small", "blue", "can", (0.1, 0.1), along((1, 0), 0.2)),
+        ("small", "green", "cube", (0.2, -0.1), STILL),
+    )
+    found = said(dropped)
+    assert set(found["temporal"].values()) == {(0,)} and "the one that was dropped" in found["temporal"]
+    assert "relation" not in found, "it was not always where it is"
+    assert moving_words(dropped, 9, 11)[0] == "fell"
+
+    stopped = scene(
+        ("small", "red", "ball", (0.0, 0), along((1, 0), 0.2, 0, 16)),
+        ("small", "blue", "can", (0.0, 0.1), along((1, 0), 0.2)),
+        ("small", "green", "cube", (0.2, -0.1), STILL),
+    )
+    assert said(stopped)["temporal"]["the one that stopped"] == (0,)
+    assert read_events(stopped).stopped.tolist() == [True, False, False]
+
+    started = scene(
+        ("small", "red", "ball", (0.0, 0), along((1, 0), 0.2, 14)), ("small", "green", "cube", (0.2, -0.1), STILL)
+    )
+    assert set(said(started)["temporal"].values()) == {(0,)}
+
+
+def test_what_is_absent_is_not_there():
+    clip = scene(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "can", (0.1, 0), STILL))
+    texts = set(said(clip)["absent"])
+    assert any("blue ball" in text for text in texts), "each half is there, the pair is not"
+    for text in texts:
+        words = set(text.strip("?").split())
+        color, category = words & set(COLORS), words & set(CATEGORIES)
+        assert color | category
+        assert not any(
+            (not color or one.color in color) and (not category or one.category in category) for one in clip.objects
+        )
+
+
+def test_who_is_hidden_is_not_asked_for():
+    things = (("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "can", (0.1, 0), STILL))
+    assert (0,) in said(scene(*things))["attribute"].values()
+    assert (0,) not in said(scene(*things, seen=0.3))["attribute"].values()
+
+
+def test_the_same_draw_says_the_same():
+    clip = scene(("small", "red", "ball", (-0.1, 0), STILL), ("large", "blue", "can", (0.1, 0), STILL))
+    assert expressions(clip, np.random.default_rng(3)) == expressions(clip, np.random.default_rng(3))
+
+
+def test_every_word_is_in_the_list_of_wordings():
+    words = {word.strip(".?{}") for text in WORDINGS for word in text.split()}
+    clip = scene(("small", "red", "ball", (-0.1, 0), along((-1, 0), 0.2)), ("large", "blue", "can", (0.1, 0.2), STILL))
+    for texts in said(clip).values():
+        for text in texts:
+            assert {word.strip(".?") for word in text.split()} <= words
