@@ -1,10 +1,11 @@
 # Every target does its own set-up; a second run does no work twice. What each step does: scripts/setup_env.py.
 #   make setup [PYTHON=python3.11]   virtual environment, wheels, message build, all inside this folder
-#   make demo [CLIP=bikes]           the real node on a recorded camera; leaves its results in demo_output/
+#   make demo [CLIP=bikes]           the real node on a simulated table, or a real clip; results in demo_output/
 #   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
 #   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
 #   make bench [QUICK=1]             benchmarks
+#   make train-mllm, make train-sam2 the demo's checkpoints anew, an hour or two each (docs/demo_models.md)
 #   make clean                       removes everything that set-up, demo and tests made here
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
 
-.PHONY: help setup demo test test-slow test-floor lint bench clean
+.PHONY: help setup demo test test-slow test-floor lint bench clips train-mllm train-sam2 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -50,6 +51,16 @@ lint: setup
 
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick)
+
+# States and clips lie in .training: a training that was stopped goes on where it was.
+clips: setup
+	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:2400
+
+train-mllm: clips
+	$(RUN) python -m training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm
+
+train-sam2: clips
+	$(RUN) python -m training.sam2 --data .training/clips --out models/tabletop_sam2 --work .training/sam2
 
 clean:
 	rm -rf .venv $(FLOOR) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info

@@ -6,19 +6,21 @@ import os
 import queue
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.clips import IMAGE_TOPIC
+from demo.clips import Clip
 from demo.processes import Child, ChildError
 
 NAMESPACE = "/decaf"
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_shm.xml"
 # How long a target is watched, in seconds of the clip, before the next question.
 _WATCH_S = 1.0
-_START_S, _ANSWER_S = 120.0, 90.0
+# How far a camera that waits for the node may be ahead of it, in seconds of the clip.
+_AHEAD_S = 0.4
+_START_S, _ANSWER_S = 120.0, 150.0
 
 Say = Callable[[str], None]
 
@@ -31,13 +33,14 @@ class Conversation(NamedTuple):
 
 
 def hold_conversation(
-    camera: Path, config: Path, queries: list[str], first_at_s: float, rate: float, out: Path, domain: int, say: Say
+    clip: Clip, configs: Sequence[Path], rate: float, out: Path, domain: int, say: Say
 ) -> Conversation:
-    """Plays the bag `camera` to the node and records into `out`/outputs.
+    """Plays the clip to the node and records into `out`/outputs. configs: the node's parameter files, the last one
+    counts.
 
-    queries: asked one after the other, each when the one before has been answered and watched for a while; those for
-    which the clip is too short are not. An empty one needs no camera and is asked after the clip too. first_at_s: clip
-    time of the first one.
+    The clip's questions are asked one after the other, each when the node has come to its time and the one before has
+    been answered and watched for a while; those for which the clip is too short are not. An empty one needs no camera
+    and is asked after the clip too.
     Raises ChildError where a process ends early or says nothing for too long. All processes have ended afterwards.
     """
     env = {
@@ -55,15 +58,17 @@ def hold_conversation(
             return child
 
         recorder = start("recorder", "demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
-        ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-r", f"image:={IMAGE_TOPIC}", "--params-file", str(config)]
-        node = start("node", "decaf_ros.nodes.segmenter", *ros, "-p", "use_sim_time:=true")
-        topics = ["--image-topic", IMAGE_TOPIC, "--query-topic", f"{NAMESPACE}/query", "--rate", str(rate)]
-        player = start("player", "demo.player", str(camera), *topics)
+        ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-p", "use_sim_time:=true"]
+        ros += ["-r", f"{'image/compressed' if clip.compressed else 'image'}:={clip.topic}"]
+        ros += [part for config in configs for part in ("--params-file", str(config))]
+        node = start("node", "decaf_ros.nodes.segmenter", *ros)
+        play = ["--image-topic", clip.topic, "--query-topic", f"{NAMESPACE}/query"]
+        play += ["--seconds", str(clip.seconds), "--rate", str(rate)]
+        player = start("player", "demo.player", str(clip.bag), *play)
         recorder.wait_for({"event": "ready"}, _START_S)
         _wait_until_active(recorder, node)
         say("      the node is active; the camera starts")
-        player.send(play=True)
-        asked = _converse(recorder, node, player, queries, first_at_s, say)
+        asked = _converse(recorder, node, player, clip, say)
         node_exit = node.stop()
     return Conversation(asked, node_exit)
 
@@ -77,41 +82,48 @@ def _wait_until_active(recorder: Child, node: Child) -> None:
                 raise ChildError(f"node: {event['message']} (all of it: {node.log})")
 
 
-def _converse(
-    recorder: Child, node: Child, player: Child, queries: list[str], first_at_s: float, say: Say
-) -> list[str]:
-    """Asks, and says what happens, until the clip is over, every query has its answer and the node has nothing left
-    to do. The queries that were asked."""
-    waiting, asked = list(queries), []
+def _converse(recorder: Child, node: Child, player: Child, clip: Clip, say: Say) -> list[str]:
+    """Lets it play, asks, and says what happens, until the clip is over, every question has its answer and the node has
+    nothing left to do. The texts that were asked."""
+    waiting, asked = list(clip.questions), []
     answered: set[str] = set()
     counts: dict[str, int] = {}
-    ask_at_s = first_at_s
+    start_ns = 0
+    # Of the newest frame that the node has published results of: where it has images waiting, the camera is ahead.
     clip_s = said_s = 0.0
-    played = False
+    answered_s = -_WATCH_S
+    played = over = idle = False
+    player.send(play_s=_AHEAD_S if clip.waits else clip.seconds)
     for event in _events(_ANSWER_S, recorder, node, player):
-        if event["event"] == "position":
-            clip_s = event["clip_s"]
+        if event["event"] == "playing":
+            start_ns = event["stamp_ns"]
         elif event["event"] == "played":
             played = True
+        elif event["event"] == "frame" and start_ns:
+            clip_s = (event["stamp_ns"] - start_ns) / 1e9
         elif event["event"] == "status":
             say(f"      {clip_s:5.2f} s  {event['id']} {event['state']}{': ' if event['text'] else ''}{event['text']}")
             if event["state"] not in ("RECEIVED", "GROUNDING"):
                 answered.add(event["id"])
-                ask_at_s = clip_s + _WATCH_S
+                answered_s = clip_s
         elif event["event"] == "diagnostics":
             idle = event["counts"] == counts and counts["waiting"] == 0
             counts = event["counts"]
+            over = played and counts["waiting"] == 0
             if clip_s >= said_s + 1.0:
                 said_s = clip_s
                 numbers = ", ".join(f"{counts[name]} {name}" for name in ("received", "used", "dropped"))
                 say(f"      {clip_s:5.2f} s  frames: {numbers}")
-            if played and idle and len(answered) == len(asked):
-                return asked
-        due = waiting[:1] == [""] if played else clip_s >= ask_at_s
-        if waiting and due and len(answered) == len(asked):
-            asked.append(waiting.pop(0))
+        if len(answered) < len(asked):
+            continue
+        if clip.waits and not played:
+            player.send(play_s=clip_s + _AHEAD_S)
+        if waiting and (not waiting[0].text if over else clip_s >= max(waiting[0].at_s, answered_s + _WATCH_S)):
+            asked.append(waiting.pop(0).text)
             player.send(ask=asked[-1])
             say(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
+        elif over and idle:
+            return asked
     return asked
 
 

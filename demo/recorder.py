@@ -1,4 +1,4 @@
-"""Records everything that the node publishes into a bag, and tells the demo of states and counts."""
+"""Records everything that the node publishes into a bag, and tells the demo of frames, states and counts."""
 
 from __future__ import annotations
 
@@ -56,6 +56,9 @@ class Recorder(Node):
         if kind is QueryStatus:
             status = deserialize_message(data, kind)
             tell(event="status", id=status.query_id, state=QueryState(status.state).name, text=status.text)
+        elif kind is TrackletArray:
+            stamp = deserialize_message(data, kind).header.stamp
+            tell(event="frame", stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec)
         elif kind is DiagnosticArray:
             _tell_diagnostics(deserialize_message(data, kind))
 

@@ -1,9 +1,9 @@
-"""What the demo's output bag says: pictures, checks, and a summary of one page."""
+"""What the demo's output bag says, the node's promises checked, and a summary of one page."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,10 +12,11 @@ import numpy as np
 
 from decaf_ros.bags import BagReader
 from decaf_ros.images import message_to_rgb
-from decaf_ros.results import PictureSheet
 from decaf_ros.types import QueryState
 from decaf_ros.video import VideoWriter
 from decaf_ros.viz import heat_overlay
+from demo.clips import Clip
+from demo.verdicts import Verdict
 
 PER_FRAME = ("masks", "target_mask", "tracklets")
 _COUNTS = ("received", "used", "dropped", "rejected", "waiting")
@@ -24,7 +25,8 @@ Header = tuple[int, str]
 
 
 class State(NamedTuple):
-    """A change of a query's state. clip_s: time of the newest frame. wall_s: since the query was received."""
+    """A change of a query's state. clip_s: time of the newest frame. wall_s: since the query was received. presence: -1
+    where there is none."""
 
     query_id: str
     query: str
@@ -34,11 +36,14 @@ class State(NamedTuple):
     wall_s: float
     presence: float
     stage_ms: tuple[tuple[str, float], ...]
+    category: str = ""
 
 
 @dataclass
 class Recording:
-    """What the node published. Headers are (stamp in ns, frame_id). counts: of frames, by the last diagnostics."""
+    """What the node published. Headers are (stamp in ns, frame_id). counts: of frames, by the last diagnostics. By
+    stamp: labels, (H, W) uint8 from `masks`; tracked, the id of the query whose targets they are, or ""; overlays,
+    (H, W, 3) uint8, RGB. heatmaps: drawn over their frames, by query and stamp; of several the first."""
 
     published: list[Header] = field(default_factory=list)
     headers: dict[str, Counter[Header]] = field(default_factory=dict)
@@ -46,21 +51,25 @@ class Recording:
     counts: dict[str, int] = field(default_factory=dict)
     masked: int = 0
     frame_ms: dict[str, str] = field(default_factory=dict)
+    labels: dict[int, np.ndarray] = field(default_factory=dict)
+    tracked: dict[int, str] = field(default_factory=dict)
+    overlays: dict[int, np.ndarray] = field(default_factory=dict)
+    heatmaps: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
     @property
     def clip_s(self) -> float:
         return (self.published[-1][0] - self.published[0][0]) / 1e9
 
 
-def read(clip: Path, image_topic: str, outputs: Path, namespace: str, video: Path, sheet: Path) -> Recording:
-    """Reads both bags, and draws the overlay video and the contact sheet as it goes."""
+def read(clip: Clip, outputs: Path, namespace: str, video: Path) -> Recording:
+    """Reads both bags, and writes the overlay video as it goes."""
     recording = Recording()
-    with BagReader(clip) as bag:
-        images = {frame.stamp_ns: frame for frame in bag.frames(image_topic)}
-    recording.published = [(frame.stamp_ns, frame.frame_id) for frame in images.values()]
-    start_ns = recording.published[0][0]
+    with BagReader(clip.bag) as bag:
+        images = {frame.stamp_ns: frame for frame in bag.frames(clip.topic)}
+    start_ns = next(iter(images))
+    played = [frame for frame in images.values() if frame.stamp_ns - start_ns <= clip.seconds * 1e9]
+    recording.published = [(frame.stamp_ns, frame.frame_id) for frame in played]
     received_at: dict[str, int] = {}
-    pictures = PictureSheet()
     with BagReader(outputs) as bag, VideoWriter(video) as film:
         for recorded in bag.messages():
             name = recorded.topic.removeprefix(f"{namespace}/")
@@ -69,22 +78,26 @@ def read(clip: Path, image_topic: str, outputs: Path, namespace: str, video: Pat
                 _take_diagnostics(message, recording)
                 continue
             header = _header(message)
+            stamp_ns = header[0]
             recording.headers.setdefault(name, Counter())[header] += 1
             if name == "status":
                 received_at.setdefault(message.query_id, recorded.stamp_ns)
                 wall_s = (recorded.stamp_ns - received_at[message.query_id]) / 1e9
-                recording.states.append(_state(message, (header[0] - start_ns) / 1e9, wall_s))
+                recording.states.append(_state(message, (stamp_ns - start_ns) / 1e9, wall_s))
             elif name == "overlay":
-                drawn = message_to_rgb(message)
-                film.write(drawn, header[0])
-                pictures.add_frame(drawn, header[0])
-            elif name == "heatmaps" and header[0] in images:
+                recording.overlays[stamp_ns] = message_to_rgb(message)
+                film.write(recording.overlays[stamp_ns], stamp_ns)
+            elif name == "heatmaps" and stamp_ns in images and recording.states:
                 values = message.data.view(np.float32).reshape(message.height, message.width)
-                query = recording.states[-1].query if recording.states else ""
-                pictures.add_heatmap(heat_overlay(images[header[0]].image, values, query), header[0])
+                asked = recording.states[-1]
+                drawn = heat_overlay(images[stamp_ns].image, values, asked.query)
+                recording.heatmaps.setdefault((asked.query_id, stamp_ns), drawn)
+            elif name == "tracklets":
+                recording.tracked[stamp_ns] = message.query_id
+            elif name == "masks":
+                recording.labels[stamp_ns] = message.data.reshape(message.height, message.step)[:, : message.width]
             elif name == "target_mask":
                 recording.masked += bool(message.data.any())
-    pictures.write(sheet)
     return recording
 
 
@@ -103,6 +116,7 @@ def _state(message: Any, clip_s: float, wall_s: float) -> State:
         wall_s,
         message.presence,
         tuple((stage.stage, stage.milliseconds) for stage in message.stage_times),
+        message.category,
     )
 
 
@@ -158,19 +172,31 @@ def checks(recording: Recording, asked: list[str], node_exit: int) -> list[Check
     return found
 
 
-def summary(recording: Recording, found: list[Check], facts: dict[str, str], stand_ins: bool) -> str:
-    """Markdown, one page. facts: what was run, in order. stand_ins: the models are tiny and random."""
-    lines = ["# decaf_ros demo", ""]
-    if stand_ins:
-        lines += [
-            "**The checkpoints are tiny, randomly initialised stand-ins. Masks, answers and heatmaps mean nothing.**",
-            "This run shows that the path works (camera, DDS, node, models, tracking, outputs), not what it finds. So",
-            "that something is drawn at all, the node is told to answer always (`presence.threshold` 0,",
-            "`segmentation.fallback` best); a robot keeps the defaults, which say NOT_FOUND instead.",
-            "",
-        ]
+def summary(
+    recording: Recording, found: list[Check], facts: dict[str, str], remark: str, verdicts: Sequence[Verdict] = ()
+) -> str:
+    """Markdown, one page. facts: what was run, in order. remark: what to know about it first."""
+    lines = ["# decaf_ros demo", "", remark, ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
-    lines += ["", "## Queries", "", "| Query | Clip time | After asking | State | Text |", "|---|---|---|---|---|"]
+    if verdicts:
+        lines += [
+            "",
+            "## Answers and the truth",
+            "",
+            "J: region similarity (IoU) of what was masked and what was meant, mean over the frames on which the query",
+            "was tracked.",
+            "",
+            "| Query | Meant | Answer | Category | Presence | Masked | J | Frames | |",
+            "|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [
+            f"| {one.query_id}: {_cell(one.text)} ({one.kind}) | {one.meant or 'nothing'} | {one.state.name} "
+            f"| {_cell(one.category)} | {'' if one.presence < 0 else f'{one.presence:.2f}'} "
+            f"| {one.masked or 'nothing'} | {'' if one.j is None else f'{one.j:.2f}'} | {one.frames} "
+            f"| {'right' if one.right else '**WRONG**'} |"
+            for one in verdicts
+        ]
+    lines += ["", "## States", "", "| Query | Clip time | After asking | State | Text |", "|---|---|---|---|---|"]
     for state in recording.states:
         clip = f"{state.clip_s:.2f} s" if 0 <= state.clip_s <= recording.clip_s else ""
         text = _cell(state.text) + (f" (presence {state.presence:.2f})" if state.presence >= 0 else "")

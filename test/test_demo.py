@@ -1,5 +1,6 @@
 """The demo's own parts, and a short run of the whole: real processes, real DDS."""
 
+import ast
 import os
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from decaf_ros.bags import BagReader
 from decaf_ros.types import QueryState
 from decaf_ros.video import read_video
+from demo.clips import Clip, Question
 from demo.conversation import _converse
 from demo.processes import Child, ChildError
 from demo.report import PER_FRAME, Check, Recording, State, checks, summary
@@ -77,13 +79,13 @@ def test_each_query_has_one_answer_and_the_node_ends_well():
 
 def test_summary_says_what_it_must():
     given = recording()
-    text = summary(given, [Check("it works", False, "it does not")], {"Clip": "bikes"}, stand_ins=True)
-    assert "tiny, randomly initialised stand-ins. Masks, answers and heatmaps mean nothing" in text
+    text = summary(given, [Check("it works", False, "it does not")], {"Clip": "bikes"}, "Means nothing.")
+    assert "Means nothing.\n\n- Clip: bikes" in text
     assert "| q1: the mug | 0.50 s | 1.25 s | TRACKING | tracking 1 (presence 0.60) |" in text
     assert "| used | 6 |" in text and "| dropped for a newer one | 3 |" in text and "| points | 12 |" in text
     assert "1 frames never reached" in text
     assert "**FAILED**: it works (it does not)" in text
-    assert "stand-ins" not in summary(given, [], {}, stand_ins=False)
+    assert "the truth" not in text
 
 
 def child(code: str, tmp_path: Path) -> Child:
@@ -127,25 +129,99 @@ def test_child_that_ignores_the_signal_is_killed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("queries", "asked"), [(["the mug", ""], ["the mug", ""]), (["the mug", "the car", ""], ["the mug"])]
+    ("questions", "asked"),
+    [
+        (["the mug", ""], ["the mug", ""]),
+        (["the mug", "the car", ""], ["the mug"]),
+    ],
 )
-def test_clip_that_is_over_leaves_only_an_empty_query_to_be_asked(tmp_path, queries, asked):
-    """The first query is answered in the clip's last moment."""
+def test_clip_that_is_over_leaves_only_an_empty_query_to_be_asked(tmp_path, questions, asked):
+    """The first question is answered in the clip's last moment."""
     code = """
 import json, sys
 def tell(**event):
     print(json.dumps(event), flush=True)
-tell(event="position", clip_s=2.0)
-for number, line in enumerate(sys.stdin, 1):
+tell(event="playing", stamp_ns=5 * 10**9)
+tell(event="frame", stamp_ns=7 * 10**9)
+asked = (line for line in sys.stdin if "ask" in line)
+for number, line in enumerate(asked, 1):
     tell(event="status", id=f"q{number}", state="TRACKING", text="")
     tell(event="played")
     for _ in range(3):
         tell(event="diagnostics", counts={"received": 9, "used": 9, "dropped": 0, "waiting": 0})
 """
     quiet, all_others = child("input()", tmp_path), child(code, tmp_path)
-    assert _converse(quiet, quiet, all_others, queries, first_at_s=2.0, say=lambda text: None) == asked
+    clip = Clip("clip", tmp_path, "/image", 2.0, 1.0, tuple(Question(text, at_s=2.0) for text in questions))
+    assert _converse(quiet, quiet, all_others, clip, say=lambda text: None) == asked
     quiet.stop()
     all_others.stop()
+
+
+def test_a_question_waits_for_the_node_to_come_to_its_time(tmp_path):
+    """The camera is far ahead: it has played all, and images wait in the node."""
+    code = """
+import json, sys
+def tell(**event):
+    print(json.dumps(event), flush=True)
+def diagnostics(waiting):
+    tell(event="diagnostics", counts={"received": 90, "used": 90 - waiting, "dropped": 0, "waiting": waiting})
+assert json.loads(sys.stdin.readline()) == {"play_s": 9.0}
+tell(event="playing", stamp_ns=10**9)
+tell(event="played")
+for frame in range(1, 90):
+    tell(event="frame", stamp_ns=10**9 + frame * 10**8)
+    diagnostics(waiting=90 - frame)
+    if frame in (31, 50):
+        text = json.loads(sys.stdin.readline())["ask"]
+        tell(event="status", id=text, state="TRACKING", text="")
+diagnostics(0)
+diagnostics(0)
+sys.stdin.readline()
+"""
+    quiet, all_others = child("input()", tmp_path), child(code, tmp_path)
+    said = []
+    questions = (Question("the mug", 3.1), Question("the cube", 3.2), Question("the car", 9.5))
+    clip = Clip("clip", tmp_path, "/image", 9.0, 1.0, questions)
+    assert _converse(quiet, quiet, all_others, clip, said.append) == ["the mug", "the cube"]
+    asked = [text.split() for text in said if "asked" in text]
+    assert float(asked[0][0]) == 3.1
+    assert 4.1 <= float(asked[1][0]) <= 5.0  # what was answered is watched first
+    quiet.stop()
+    all_others.stop()
+
+
+def test_a_camera_that_waits_goes_no_further_than_the_node_and_stops_for_an_answer(tmp_path):
+    code = """
+import json, sys
+def tell(**event):
+    print(json.dumps(event), flush=True)
+def heard():
+    return json.loads(sys.stdin.readline())
+said = [heard()]
+tell(event="playing", stamp_ns=10**9)
+said.append(heard())
+for frame in range(1, 4):
+    tell(event="frame", stamp_ns=10**9 + frame * 10**8)
+    said.append(heard())
+said.append(heard())
+tell(event="frame", stamp_ns=10**9 + 4 * 10**8)  # no leave to go on comes of it
+tell(event="status", id="q1", state="NOT_FOUND", text="")
+said.append(heard())
+tell(event="played")
+for _ in range(2):
+    tell(event="diagnostics", counts={"received": 4, "used": 4, "dropped": 0, "waiting": 0})
+print(said, file=sys.stderr, flush=True)
+sys.stdin.read()
+"""
+    quiet = child("input()", tmp_path)
+    all_others = Child("told", [sys.executable, "-c", code], os.environ, tmp_path / "told")
+    clip = Clip("clip", tmp_path, "/image", 9.0, 1.0, (Question("the mug", 0.3),), waits=True)
+    assert _converse(quiet, quiet, all_others, clip, lambda text: None) == ["the mug"]
+    quiet.stop()
+    all_others.stop()
+    told = ast.literal_eval((tmp_path / "told").read_text().splitlines()[0])
+    assert told[:5] == [{"play_s": pytest.approx(seconds)} for seconds in (0.4, 0.4, 0.5, 0.6, 0.7)]
+    assert told[5:] == [{"ask": "the mug"}, {"play_s": pytest.approx(0.8)}]
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +254,7 @@ def processes_that_mention(text: str) -> list[str]:
 @pytest.mark.ros
 def test_short_demo(cache, tmp_path):
     out = tmp_path / "demo_output"
-    demo = start_demo(out, cache, "--seconds", "3", "--rate", "1")
+    demo = start_demo(out, cache, "--clip", "bikes", "--seconds", "3", "--rate", "1")
     said, _ = demo.communicate(timeout=180)
     assert demo.returncode == 0, said
     assert "asked: the person who rides a bicycle" in said and "q1 TRACKING" in said and "FAILED" not in said
@@ -200,7 +276,7 @@ def test_short_demo(cache, tmp_path):
 @pytest.mark.ros
 def test_interrupted_demo_leaves_no_process(cache, tmp_path):
     out = tmp_path / "demo_output"
-    demo = start_demo(out, cache, "--seconds", "4", "--rate", "0.1")
+    demo = start_demo(out, cache, "--clip", "bikes", "--seconds", "4", "--rate", "0.1")
     for line in demo.stdout:
         if "the node is active" in line:
             break

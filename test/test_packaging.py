@@ -47,6 +47,19 @@ def test_cmake_installs_every_executable():
         assert (ROOT / "decaf_ros" / f"{target.replace('.', '/')}.py").is_file()
 
 
+def test_what_parameter_files_name_is_installed():
+    """package://decaf_ros/FOLDER/... is found in a checkout, and in what CMake installs."""
+    texts = "".join(file.read_text() for file in ROOT.glob("config/*.yaml"))
+    named = set(re.findall(r"package://decaf_ros/(\S+)", texts))
+    assert {name.split("/")[0] for name in named} == {"models"}
+    installed = re.search(r"install\(DIRECTORY ([\w ]+) DESTINATION share/\$\{PROJECT_NAME\}", CMAKE)[1].split()
+    linked = re.search(r"parts = \((.+)\)", (ROOT / "scripts" / "setup_env.py").read_text())[1]
+    for folder in {*installed, "models"}:
+        assert folder in installed and f'"{folder}"' in linked
+    for name in named:
+        assert (ROOT / name).is_dir(), name
+
+
 def test_the_command_that_the_readme_names_runs(tmp_path):
     """As after `make setup`: only what its two scripts would do is stood in for."""
     for name, stands_in in (

@@ -148,6 +148,8 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
     assert main([*given, "--format", "npz"]) == 0
     clip = read_clip(tmp_path / "clip_00000004.npz")
     np.testing.assert_array_equal(clip.labels[5], truth.labels[int(clip.stamps_ns[5])])
+    assert main(["simulate", "--story", "--format", "npz", "--out", str(tmp_path)]) == 0
+    assert len(read_clip(tmp_path / "story.npz")) > 200
     capsys.readouterr()
     assert main(given) == 1
     assert "clip_00000004: exists already" in capsys.readouterr().err
@@ -159,6 +161,7 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
         (["--seed", "-1"], "--seed: expected a number >= 0"),
         (["--clips", "0"], "--clips: expected a number >= 1"),
         (["--format", "npz", "--depth"], "--depth: only bags"),
+        (["--story", "--seed", "3"], "--story: it is one clip"),
     ],
 )
 def test_simulate_refuses_what_does_not_fit(given, text, tmp_path, capsys):

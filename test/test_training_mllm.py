@@ -18,7 +18,7 @@ from training.mllm_language import LOOKING_LAYERS, LanguageTrainer
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
 from training.mllm_model import ANSWERS, PATCH, TOKEN_PX, new_model, new_tokenizer, write_checkpoint
 from training.mllm_tower import TowerTrainer, joined, patches, scenes
-from training.mllm_words import GROUPS, NEIGHBOURS, NORM, OFFSETS, meanings, object_facts, token_owners
+from training.mllm_words import GROUPS, NEAR_NORM, NEIGHBOURS, NORM, OFFSETS, meanings, object_facts, token_owners
 
 F, H, W = 32, 240, 320
 # World to camera: x right, y up in the image as seen from above; see `clip`.
@@ -81,7 +81,8 @@ def test_every_word_that_matters_is_one_token():
 
 def test_meanings_are_orthogonal():
     vectors = meanings()
-    assert torch.allclose(vectors @ vectors.T, torch.eye(len(vectors)) * NORM**2, atol=1e-4)
+    lengths = torch.tensor([NORM] * OFFSETS["neighbours"] + [NEAR_NORM] * len(NEIGHBOURS))
+    assert torch.allclose(vectors @ vectors.T, torch.diag(lengths**2), atol=1e-4)
 
 
 def test_patches_are_those_of_the_real_processor():
@@ -201,6 +202,21 @@ def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teache
     again = TowerTrainer(new_model(tokenizer))
     again.load_state_dict(trainer.state_dict())
     assert again.step([videos, images], 1e-3)["loss"] == pytest.approx(trainer.step([videos, images], 1e-3)["loss"])
+
+
+def test_a_mirrored_scene_says_what_the_mirror_shows(clip: TabletopClip, teacher: Teacher):
+    pairs = scenes(clip, teacher.visuals["video"], VIDEO_GRID, np.arange(3))
+    again = pairs.varied(np.random.default_rng(0))
+    flipped = [(a.owners[::, ::-1] == b).all() for a, b in zip([pairs.some(k) for k in range(3)], again.owners)]
+    assert any(flipped) and not all(flipped)
+    for place in np.flatnonzero(flipped):
+        assert (again.fine[place] == pairs.fine[place][:, ::-1]).all()
+        was, now = pairs.facts[place], again.facts[place]
+        motion = OFFSETS["motion"] + GROUPS["motion"].index("right"), OFFSETS["motion"] + GROUPS["motion"].index("left")
+        assert was[1, motion[0]] == now[1, motion[1]] == 1 and now[1, motion[0]] == 0
+        near = [OFFSETS["neighbours"] + NEIGHBOURS.index(f"cube {side}") for side in ("right", "left", "behind")]
+        assert was[1, near].tolist() == [1, 0, 1] and now[1, near].tolist() == [0, 1, 1]
+        assert np.isclose(again.boxes[place, 1, 0], 1 - pairs.boxes[place, 1, 0])
 
 
 def test_crops_show_the_same_object(clip: TabletopClip, teacher: Teacher):

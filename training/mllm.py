@@ -109,6 +109,7 @@ def train_tower(run: Run) -> None:
             batch.append(images.some(run.rng.choice(len(images), 24, replace=False)).cropped(CROP, run.rng))
         else:
             batch.append(images.some(run.rng.choice(len(images), 6, replace=False)))
+        batch = [part.varied(run.rng) for part in batch]
         marks = trainer.step(batch, _rate(1.5e-3, step, seconds / budget))
         step += 1
         if step % 50 == 0:
@@ -174,7 +175,7 @@ _MEANINGS = meanings().numpy()
 
 @torch.no_grad()
 def _pupils(run: Run, files: list[Path], tower: TowerTrainer | None) -> list[Pupil]:
-    return [Pupil(read_clip(file), run.rng, tower, images=4) for file in files]
+    return [Pupil(read_clip(file), run.rng, tower, images=3) for file in files]
 
 
 def train_words(run: Run) -> None:

@@ -22,7 +22,7 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from decaf_ros.tabletop.clip import TabletopClip
 from training.mllm_lessons import Visual
 from training.mllm_model import MERGE, PATCH, TOKEN_PX, VISION_HIDDEN
-from training.mllm_words import GROUPS, NORM, OFFSETS, meanings
+from training.mllm_words import GROUPS, NORM, OFFSETS, meanings, mirrored
 
 FINE = 4  # mask cells a patch, each way
 SHARPNESS = 10.0  # of the class probabilities: exp(SHARPNESS * how much of a vector there is)
@@ -46,6 +46,18 @@ class Scenes:
 
     def some(self, places: np.ndarray) -> Scenes:
         return Scenes(*(getattr(self, name)[places] for name in self.__dataclass_fields__))
+
+    def varied(self, rng: np.random.Generator) -> Scenes:
+        """Half of them mirrored, all a little lighter or darker."""
+        flip = rng.random(len(self)) < 0.5
+        pixels = self.pixels.astype(np.float32) * rng.uniform(0.8, 1.2, (len(self), 1, 1, 1, 1)).astype(np.float32)
+        pixels = pixels.clip(0, 255).astype(np.uint8)
+        owners, facts, fine, boxes = (array.copy() for array in (self.owners, self.facts, self.fine, self.boxes))
+        pixels[flip] = pixels[flip][:, :, :, ::-1]
+        owners[flip], fine[flip] = owners[flip][..., ::-1], fine[flip][..., ::-1]
+        facts[flip] = facts[flip][..., _MIRRORED]
+        boxes[flip, :, 0] = np.where(boxes[flip, :, 2] > 0, 1 - boxes[flip, :, 0], 0)
+        return Scenes(pixels, owners, facts, fine, boxes)
 
     def cropped(self, side: int, rng: np.random.Generator) -> Scenes:
         """Of each one side x side tokens around one object: cheap, and with little but objects in it. Neighbours are
@@ -119,6 +131,7 @@ def _whole(boxes: np.ndarray) -> torch.Tensor:
     return (inside >= 0.8 * 2 * half).all(-1)
 
 
+_MIRRORED = mirrored()
 _MEAN = torch.tensor(OPENAI_CLIP_MEAN) * 255
 _SCALE = 1 / (torch.tensor(OPENAI_CLIP_STD) * 255)
 
@@ -217,7 +230,7 @@ class TowerTrainer:
         wanted = facts.gather(1, owners[..., None].expand(-1, -1, facts.shape[-1])).flatten(0, 1)
         judged = whole.gather(1, owners).flatten()
         tokens, wanted, owners = tokens[judged], wanted[judged], owners.flatten()[judged]
-        said = tokens @ self.meanings.T / NORM**2
+        said = tokens @ (self.meanings / self.meanings.square().sum(1, keepdim=True)).T
         # Neighbours, which are the hardest, have a loss of their own; what else a token says is exact.
         near = OFFSETS["neighbours"]
         wrong = tokens - said[:, near:] @ self.meanings[near:] - wanted[:, :near] @ self.meanings[:near]
@@ -233,7 +246,7 @@ class TowerTrainer:
         logits, truth = (said[owners > 0, near:] - 0.5) * SHARPNESS, wanted[owners > 0, near:]
         clear = truth != 0.5
         if clear.any():
-            loss = loss + 2 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
+            loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
             right["neighbours"] = (logits > 0)[clear & (truth == 1)].float().mean().item()
             right["no_neighbours"] = (logits < 0)[clear & (truth == 0)].float().mean().item()
         return loss + self._fine_loss(hidden, batch), right

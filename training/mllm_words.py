@@ -16,6 +16,8 @@ from decaf_ros.tabletop.events import MOVING_WORDS, besides, moving_words
 from training.mllm_model import HIDDEN
 
 NORM = 3.0
+# There are many of them: as long as the others they would drown what a token itself is.
+NEAR_NORM = 1.2
 # Groups of facts: exactly one of each holds for a token on an object; of `surface`, one holds for every other token.
 GROUPS = {"category": CATEGORIES, "color": COLORS, "size": SIZES, "motion": MOVING_WORDS, "surface": SURFACES}
 # And any number of these: a category that is to this side of the object. The tower's positions are relative ones, so
@@ -31,9 +33,11 @@ OWNED = 0.25
 
 
 def meanings() -> torch.Tensor:
-    """(FACTS, HIDDEN) float32, orthogonal rows of length NORM; always the same."""
+    """(FACTS, HIDDEN) float32, orthogonal rows of length NORM, those of neighbours of NEAR_NORM; always the same."""
     square = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    return (torch.linalg.qr(square)[0][:FACTS] * NORM).float()
+    rows = torch.linalg.qr(square)[0][:FACTS] * NORM
+    rows[OFFSETS["neighbours"] :] *= NEAR_NORM / NORM
+    return rows.float()
 
 
 def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
@@ -59,6 +63,19 @@ def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
     for word, meaning in (("largest", "large"), ("biggest", "large"), ("smallest", "small")):
         found[_one(tokenizer, f" {word}")] = OFFSETS["size"] + SIZES.index(meaning)
     return found
+
+
+def mirrored() -> np.ndarray:
+    """(FACTS,) int64: the fact that holds in the mirror image for each one that holds."""
+    place = np.arange(FACTS)
+    for names, offset, other in (
+        (GROUPS["motion"], OFFSETS["motion"], {"left": "right", "right": "left"}),
+        (NEIGHBOURS, OFFSETS["neighbours"], {"left": "right", "right": "left"}),
+    ):
+        for index, name in enumerate(names):
+            words = [other.get(word, word) for word in name.split()]
+            place[offset + index] = offset + names.index(" ".join(words))
+    return place
 
 
 def _one(tokenizer: Qwen2TokenizerFast, text: str) -> int:

@@ -25,7 +25,17 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.tabletop.clip import TabletopClip
 from training.sam2_check import clicked, followed
-from training.sam2_data import CLICK_AREA, ClipPool, augmented, clicks, dense_targets, masks_at, occluded, targets
+from training.sam2_data import (
+    CLICK_AREA,
+    ClipPool,
+    augmented,
+    clicks,
+    dense_targets,
+    masks_at,
+    occluded,
+    targets,
+    vanished,
+)
 from training.sam2_losses import Answers, Losses, losses, mask_loss
 from training.sam2_model import fresh_model, write_model
 from training.sam2_steps import DenseHeads, cheap_attention, click, embed, follow
@@ -34,12 +44,12 @@ from training.sam2_steps import DenseHeads, cheap_attention, click, embed, follo
 @dataclass(frozen=True)
 class Recipe:
     """minutes: of the whole training; the schedule follows the clock. single: share of the time before the first
-    stretches of clips; from then on two of three steps are of these. frames: of a step on single frames. clips: of a
+    stretches of clips; from then on every other step is of these. frames: of a step on single frames. clips: of a
     step on stretches. rate: highest learning rate. averaging: of the weights that are measured and stored. pool: clips
     in memory.
     """
 
-    minutes: float = 60.0
+    minutes: float = 90.0
     single: float = 0.25
     frames: int = 10
     clips: int = 4
@@ -47,7 +57,7 @@ class Recipe:
     rate: float = 1.2e-3
     warm_up_steps: int = 150
     averaging: float = 0.998
-    pool: int = 120
+    pool: int = 100
 
 
 class Trainer:
@@ -95,7 +105,7 @@ class Trainer:
         began = time.monotonic()
         if self.step % 3 == 0:
             pool.exchange(self.rng)
-        follows = self.progress >= self.recipe.single and self.step % 3 != 0
+        follows = self.progress >= self.recipe.single and self.step % 2 == 1
         with cheap_attention():
             loss, report = self._clips(pool) if follows else self._frames(pool)
             self._descend(loss)
@@ -104,16 +114,19 @@ class Trainer:
         return {"loss": loss.item(), **report}
 
     def _frames(self, pool: ClipPool) -> tuple[torch.Tensor, dict[str, float]]:
-        """Single frames of many clips: a click on every object, some beside."""
+        """Single frames of many clips: two clicks on every object, some beside."""
         pairs = [augmented(pair, self.rng) for pair in pool.frames(self.rng, self.recipe.frames)]
-        return self._clicked(torch.cat([pixels for pixels, _ in pairs]), [labels[0] for _, labels in pairs], each=1)
+        return self._clicked(torch.cat([pixels for pixels, _ in pairs]), [labels[0] for _, labels in pairs], each=2)
 
     def _clips(self, pool: ClipPool) -> tuple[torch.Tensor, dict[str, float]]:
         """Stretches of clips: their objects followed from their masks on the first frame; and a click each."""
         late = (self.progress - self.recipe.single) / (1 - self.recipe.single)
         length = int(self.rng.integers(2, 4 + round(5 * min(1.0, 1.5 * late))))
         raw = pool.stretches(self.rng, self.recipe.clips, length)
-        raw = [occluded(pair, raw, self.rng) if self.rng.random() < 0.4 else pair for pair in raw]
+        away = [
+            pair if self.rng.random() < 0.85 else vanished(pair, other, self.rng) for pair, other in zip(raw, raw[1:])
+        ]
+        raw = [pair if self.rng.random() < 0.5 else occluded(pair, raw, self.rng) for pair in [*away, raw[-1]]]
         pairs = [augmented(pair, self.rng) for pair in raw]
         pixels, labels = torch.cat([part for part, _ in pairs]), [image for _, part in pairs for image in part]
         with torch.autocast("cpu", torch.bfloat16):
@@ -140,13 +153,13 @@ class Trainer:
                 told,
             )
             sketches = [self.heads.sketches(part) for part in tokens]
-        parts = [losses(*pair) for pair in zip(answers, wanted[1:])]
+        parts = [losses(*pair, absent_weight=3) for pair in zip(answers, wanted[1:])]
         # What is remembered of a frame is the mask that was found; told masks teach it from the beginning.
         first = [sum(mask_loss(one, goal) for one in some[:2]) for some, goal in zip(sketches, wanted[1:])]
         first = sum(first) / len(first)
         kept = sum(mask_loss(some[2][told], goal.of(told)) for some, goal in zip(sketches, wanted[1:])) / len(sketches)
         aid = 0.5 - 0.4 * self.progress
-        loss = loss * 0.5 + sum(_total(part) for part in parts) / len(parts) + aid * (first + kept)
+        loss = loss + sum(_total(part) for part in parts) / len(parts) + aid * (first + kept)
         last = parts[-1]
         more = {"follow_mask": last.mask, "follow_presence": last.presence, "follow_sketch": first, "kept": kept}
         more = {name: float(value.detach()) for name, value in more.items()}
@@ -155,7 +168,7 @@ class Trainer:
     def _clicked(
         self, pixels: torch.Tensor, labels: list[np.ndarray], each: int, embeddings: Any = None
     ) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = clicks(labels, self.rng, each, background=0.5 * each)
+        chosen = clicks(labels, self.rng, each, background=0.6 * each)
         with torch.autocast("cpu", torch.bfloat16):
             embeddings = embed(self.model, pixels) if embeddings is None else embeddings
             dense = self.heads(embeddings, *dense_targets(labels))

@@ -45,8 +45,8 @@ class Clicked:
         return {
             "one_click_iou": float(np.mean(self.iou)),
             "one_click_over_0.5": float(np.mean(np.array(self.iou) > 0.5)),
-            "correlation": float(np.corrcoef(real, predicted)[0, 1]),
-            "correlation_on_objects": float(np.corrcoef(self.iou, self.predicted)[0, 1]),
+            "correlation": _correlation(real, predicted),
+            "correlation_on_objects": _correlation(np.array(self.iou), np.array(self.predicted)),
             "predicted_beside": float(np.mean(self.beside_predicted or [np.nan])),
             "score_right_on": float(np.mean(np.array(self.score) > 0)),
             "score_right_beside": float(np.mean(np.array(self.beside_score or [np.nan]) <= 0)),
@@ -140,6 +140,11 @@ def tracked(sam2: Sam2, clip: TabletopClip) -> tuple[list[int], Tracks]:
     steps = [memory.latest, *(memory.step(sam2.embed(frame)) for frame in frames[1:])]
     masks = torch.stack([step.masks for step in steps], dim=1).cpu().numpy()
     return objects, Tracks(masks, torch.stack([step.object_score for step in steps], dim=1).cpu().numpy())
+
+
+def _correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Pearson's; NaN where one of them is constant."""
+    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else float("nan")
 
 
 def _iou(mask: np.ndarray, truth: np.ndarray) -> float:

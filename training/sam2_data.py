@@ -33,7 +33,9 @@ class ClipPool:
     def __init__(self, folder: Path, read: Callable[[Path], TabletopClip], capacity: int) -> None:
         self._folder, self._read, self._capacity = folder, read, capacity
         self._clips: list[Pair] = []
+        self._crossed: list[bool] = []
         self._waiting: list[Path] = []
+        self._next = 0
 
     def exchange(self, rng: np.random.Generator) -> None:
         """One new clip comes in; at capacity the oldest goes. Raises FileNotFoundError for a folder without clips."""
@@ -43,8 +45,18 @@ class ClipPool:
                 raise FileNotFoundError(f"{self._folder}: expected clips of `python -m decaf_ros.tabletop.store`")
             rng.shuffle(self._waiting)
         clip = self._read(self._waiting.pop())
-        self._clips.append((clip.images, clip.labels))
-        del self._clips[: -self._capacity]
+        if len(self._clips) < self._capacity:
+            self._clips.append((clip.images, clip.labels))
+            self._crossed.append(_crossed(clip.labels))
+            return
+        oldest = self._clips[self._next]
+        if oldest[0].shape == clip.images.shape:  # into the same memory: large blocks that last split the rest up
+            np.copyto(oldest[0], clip.images)
+            np.copyto(oldest[1], clip.labels)
+        else:
+            self._clips[self._next] = (clip.images, clip.labels)
+        self._crossed[self._next] = _crossed(clip.labels)
+        self._next = (self._next + 1) % self._capacity
 
     def frames(self, rng: np.random.Generator, count: int) -> list[Pair]:
         """`count` single frames, of different clips where there are enough."""
@@ -54,16 +66,26 @@ class ClipPool:
         return [(images[at : at + 1], labels[at : at + 1]) for (images, labels), at in picked]
 
     def stretches(self, rng: np.random.Generator, count: int, length: int) -> list[Pair]:
-        """`count` stretches of `length` frames, every first to fourth one, half of them backwards."""
+        """`count` stretches of `length` frames, every first to fourth one, half of them backwards. Clips in which an
+        object is hidden for a while are taken three times as often."""
         result = []
-        for _ in range(count):
-            images, labels = self._clips[rng.integers(len(self._clips))]
+        weights = 1.0 + 2.0 * np.array(self._crossed)
+        for one in rng.choice(len(self._clips), size=count, p=weights / weights.sum()):
+            images, labels = self._clips[one]
             step = int(rng.integers(1, min(4, (len(images) - 1) // (length - 1)) + 1))
             start = int(rng.integers(len(images) - step * (length - 1)))
             places = start + step * np.arange(length)
             places = places[::-1] if rng.random() < 0.5 else places
             result.append((images[places], labels[places]))
         return result
+
+
+def _crossed(labels: np.ndarray) -> bool:
+    """Whether an object shows much less of itself for a while, and then all of it again."""
+    counts = np.stack([np.bincount(image.ravel(), minlength=256)[1:] for image in labels]).astype(float)
+    usual = np.median(counts, axis=0)
+    little = counts < 0.4 * usual
+    return bool((little.any(axis=0) & (counts[0] > 0.6 * usual) & (counts[-1] > 0.6 * usual) & (usual > 0)).any())
 
 
 def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
@@ -114,6 +136,17 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
         patch = np.hypot(*np.moveaxis(away, -1, 0)) < 1.2 if round_one else (away < 1).all(-1)
         images[index][patch] = source[patch]
         labels[index][patch] = 0
+    return images, labels
+
+
+def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
+    """For some of the frames after the first the camera sees another clip, with none of the objects."""
+    images, labels = pair[0].copy(), pair[1].copy()
+    if len(images) < 2:
+        return pair
+    first = int(rng.integers(1, len(images)))
+    last = int(rng.integers(first + 1, len(images) + 1))
+    images[first:last], labels[first:last] = other[0][first:last], 0
     return images, labels
 
 

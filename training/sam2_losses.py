@@ -28,20 +28,23 @@ class Losses(NamedTuple):
     best_iou: float
 
 
-def losses(answers: Answers, wanted: Targets) -> Losses:
+def losses(answers: Answers, wanted: Targets, absent_weight: float = 1.0) -> Losses:
     """Mask: per mask cross entropy and dice in the box around the object, sampled finely, so that small objects and
-    outlines count, and cross entropy over the whole grid; the best of the masks counts fully, their mean a third as
-    much, for objects that are there. IoU: squared error, 0 is wanted where nothing is. Presence: cross entropy."""
+    outlines count, and cross entropy over the whole grid, for objects that are there. The mean of the masks counts
+    fully, the best a third as much: a click means one whole object here, so masks that specialise, as the best alone
+    would make them, only give the predicted IoU a choice to get wrong. IoU: squared error, 0 is wanted where nothing
+    is. Presence: cross entropy, in which an object that is not there counts absent_weight."""
     logits = answers.logits.float()
     there = wanted.present == 1
     judged = ~wanted.present.isnan()
     fine = F.grid_sample(logits, _grid(wanted.box), mode="bilinear", padding_mode="border", align_corners=False)
     masks = _mask_losses(logits, fine, wanted)
-    mask = (masks.min(dim=1).values + masks.mean(dim=1) / 3)[there]
-    real = _real_iou(logits, fine, wanted) * there[:, None]
+    mask = (masks.mean(dim=1) + masks.min(dim=1).values / 3)[there]
+    real = _real_iou(logits, fine, wanted)
     iou = (answers.iou.float() - real).square().mean(dim=1)[judged]
     score = answers.object_score.float()[judged]
     presence = F.binary_cross_entropy_with_logits(score, wanted.present[judged], reduction="none")
+    presence = presence * torch.where(wanted.present[judged] == 0, absent_weight, 1.0)
     chosen = real.gather(1, answers.iou.float().argmax(dim=1, keepdim=True))[:, 0][there]
     return Losses(_mean(mask), _mean(iou), _mean(presence), float(_mean(chosen.detach())))
 

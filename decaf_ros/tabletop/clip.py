@@ -77,9 +77,11 @@ KINDS = ("explicit", "attribute", "motion", "size", "relation", "several", "temp
 @dataclass(frozen=True)
 class Expression:
     """A referring expression, and what it means. kind: one of KINDS. targets: indices into `TabletopClip.objects`;
-    none for kind `absent`. category: that of all targets; empty where they differ or there is none."""
+    none for kind `absent`. category: that of all targets; empty where they differ or there is none. asked_s: seconds of
+    the clip after which it is asked, since it is about what was just seen; None: it is about the whole clip."""
 
     text: str
     kind: str
     targets: tuple[int, ...]
     category: str
+    asked_s: float | None = None

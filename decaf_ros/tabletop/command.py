@@ -27,6 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add("--depth", action="store_true", help="bags: depth images as well")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
     add("--crossing", action="store_true", help="in each clip one object passes in front of another and hides it")
+    add(
+        "--story",
+        action="store_true",
+        help="instead, as OUT/story, the one clip of 28 s that `make demo` plays, with questions and their times",
+    )
 
 
 def _checked(given: argparse.Namespace) -> None:
@@ -38,6 +43,8 @@ def _checked(given: argparse.Namespace) -> None:
     for name in ("depth", "compressed"):
         if given.format == "npz" and getattr(given, name):
             raise ValueError(f"--{name}: only bags have it, got --format npz")
+    if given.story and (given.seed, given.clips, given.crossing) != (0, 1, False):
+        raise ValueError("--story: it is one clip and has no seed, got --seed, --clips or --crossing")
 
 
 def _simulate(given: argparse.Namespace, _: None) -> None:
@@ -47,20 +54,24 @@ def _simulate(given: argparse.Namespace, _: None) -> None:
 
     from decaf_ros.tabletop.bag import write_tabletop_bag
     from decaf_ros.tabletop.expressions import expressions
-    from decaf_ros.tabletop.simulator import make_clip
+    from decaf_ros.tabletop.simulator import make_clip, play_scene
     from decaf_ros.tabletop.store import clip_path, write_clip
+    from decaf_ros.tabletop.story import QUESTIONS, story
 
     given.out.mkdir(parents=True, exist_ok=True)
     for seed in range(given.seed, given.seed + given.clips):
-        file = clip_path(given.out, seed)
+        file = given.out / "story.npz" if given.story else clip_path(given.out, seed)
         path = file if given.format == "npz" else file.with_suffix("")
         if path.exists():
             raise FileExistsError(f"{path}: exists already")
-        clip = make_clip(seed, depth=given.depth, crossing=given.crossing)
+        if given.story:
+            clip, said = play_scene(story(), given.depth), QUESTIONS
+        else:
+            clip = make_clip(seed, depth=given.depth, crossing=given.crossing)
+            said = expressions(clip, np.random.default_rng(seed))
         if given.format == "npz":
             write_clip(path, clip)
         else:
-            said = expressions(clip, np.random.default_rng(seed))
             write_tabletop_bag(path, clip, said, compressed=given.compressed)
         things = ", ".join(f"{thing.size} {thing.color} {thing.category}" for thing in clip.objects)
         print(f"{path}: {things}", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from decaf_ros.tabletop.camera import DISTANCE_M, DURATION_S, CameraPath, View
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, SIZES, SURFACES, TabletopObject
+from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, SIZES, SURFACES, TabletopObject
 from decaf_ros.tabletop.layout import GAP_M, Event, PlacedObject, apart, boxes, in_view, overlap
 from decaf_ros.tabletop.shapes import EXTENTS
 
@@ -34,7 +34,8 @@ class Light:
 @dataclass(frozen=True)
 class Scene:
     """appearance_seed: of the textures. crossing: (who passes, whom it hides), indices into `objects`; None where no
-    such thing is meant to happen. table_m: half width and half depth; ground: RGB of the floor below, in [0, 1]."""
+    such thing is meant to happen. table_m: half width and half depth; ground: RGB of the floor below, in [0, 1].
+    frames: of the clip; its camera moves, if at all, during the first FRAMES."""
 
     seed: int
     appearance_seed: int
@@ -45,6 +46,7 @@ class Scene:
     camera: CameraPath
     light: Light
     crossing: tuple[int, int] | None = None
+    frames: int = FRAMES
 
 
 def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from decaf_ros.tabletop.camera import intrinsics
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW, TabletopClip
+from decaf_ros.tabletop.clip import FRAME_PERIOD_S, IMAGE_HW, TabletopClip
 from decaf_ros.tabletop.scenes import Scene, sample_scene
 from decaf_ros.tabletop.world import (
     CAMERA,
@@ -43,23 +43,18 @@ def make_clip(seed: int, depth: bool = False, crossing: bool = False) -> Tableto
     for attempt in range(_ATTEMPTS if crossing else 1):
         scene = sample_scene(seed, crossing, attempt)
         with _Stage(scene) as stage:
-            poses, camera_poses, states = stage.simulate()
-            labels = stage.labels(states)
-            if crossing and not _hides(labels, stage.alone(states, scene.crossing[1]), scene.crossing[1]):
-                continue
-            return TabletopClip(
-                seed=seed,
-                images=stage.images(states),
-                labels=labels,
-                stamps_ns=_START_NS + np.arange(FRAMES) * round(FRAME_PERIOD_S * 1e9),
-                objects=tuple(placed.thing for placed in scene.objects),
-                poses=poses,
-                camera_poses=camera_poses,
-                intrinsics=intrinsics(),
-                surface=scene.surface,
-                depth_m=stage.depth_m(states) if depth else None,
-            )
+            stage.simulate()
+            labels = stage.labels()
+            if not crossing or _hides(labels, stage.alone(scene.crossing[1]), scene.crossing[1]):
+                return stage.clip(labels, depth)
     raise RuntimeError(f"seed {seed}: no crossing found in {_ATTEMPTS} attempts")
+
+
+def play_scene(scene: Scene, depth: bool = False) -> TabletopClip:
+    """The clip of a scene, as long as that is. Raises RuntimeError as make_clip does."""
+    with _Stage(scene) as stage:
+        stage.simulate()
+        return stage.clip(stage.labels(), depth)
 
 
 def _hides(labels: np.ndarray, alone: np.ndarray, hidden: int) -> bool:
@@ -96,7 +91,8 @@ def _no_renderer(error: Exception) -> str:
 
 
 class _Stage:
-    """A compiled scene with a renderer; a context manager, since renderers hold memory of the graphics system."""
+    """A compiled scene with a renderer; a context manager, since renderers hold memory of the graphics system. Once it
+    is simulated it can be looked at."""
 
     def __init__(self, scene: Scene) -> None:
         self._mujoco = _mujoco()
@@ -118,9 +114,8 @@ class _Stage:
     def __exit__(self, *_: object) -> None:
         self._renderer.close()
 
-    def simulate(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(F, n, 7) poses of the objects and (F, 7) of the optical frame as in TabletopClip, and (F, nq) the model's
-        states at the frames."""
+    def simulate(self) -> None:
+        """Finds the poses of the objects and of the camera, and the model's state, at each frame."""
         model, data, scene = self._model, self._data, self._scene
         falling, driven = [], []
         for index, placed in enumerate(scene.objects):
@@ -132,10 +127,11 @@ class _Stage:
                     data.qvel[[model.joint(joint_name(index, axis)).dofadr[0] for axis in "xy"]] = speeds
             else:
                 falling.append((placed.event, model.joint(joint_name(index, "z")).dofadr[0]))
-        poses = np.empty((FRAMES, len(scene.objects), 7))
-        camera_poses = np.empty((FRAMES, 7))
-        states = np.empty((FRAMES, model.nq))
-        for frame in range(FRAMES):
+        frames = scene.frames
+        poses = np.empty((frames, len(scene.objects), 7))
+        camera_poses = np.empty((frames, 7))
+        states = np.empty((frames, model.nq))
+        for frame in range(frames):
             if frame:
                 for step in range(_STEPS):
                     time = (frame - 1) * FRAME_PERIOD_S + step * TIMESTEP_S
@@ -147,37 +143,48 @@ class _Stage:
                         data.qfrc_applied[dof] = MASS_KG * GRAVITY if time < event.start_s else 0.0
                     self._mujoco.mj_step(model, data)
             states[frame] = data.qpos
-            self._show(states, frame)
+            self._show(states[frame], frame)
             poses[frame, :, :3], poses[frame, :, 3:] = data.xpos[self._bodies], data.xquat[self._bodies]
             camera_poses[frame] = self._camera_pose()
-        return poses, camera_poses, states
+        self._poses, self._camera_poses, self._states = poses, camera_poses, states
 
-    def images(self, states: np.ndarray) -> np.ndarray:
-        """(F, H, W, 3) uint8, RGB."""
-        return np.stack(list(self._rendered(states)))
+    def clip(self, labels: np.ndarray, depth: bool) -> TabletopClip:
+        """labels: from `labels`, which the caller may have looked at already."""
+        return TabletopClip(
+            seed=self._scene.seed,
+            images=np.stack(list(self._rendered())),
+            labels=labels,
+            stamps_ns=_START_NS + np.arange(self._scene.frames) * round(FRAME_PERIOD_S * 1e9),
+            objects=tuple(placed.thing for placed in self._scene.objects),
+            poses=self._poses,
+            camera_poses=self._camera_poses,
+            intrinsics=intrinsics(),
+            surface=self._scene.surface,
+            depth_m=self._depth_m() if depth else None,
+        )
 
-    def depth_m(self, states: np.ndarray) -> np.ndarray:
+    def _depth_m(self) -> np.ndarray:
         """(F, H, W) float32."""
         self._renderer.enable_depth_rendering()
-        depth = np.stack(list(self._rendered(states))).astype(np.float32)
+        depth = np.stack(list(self._rendered())).astype(np.float32)
         self._renderer.disable_depth_rendering()
         return depth
 
-    def labels(self, states: np.ndarray) -> np.ndarray:
+    def labels(self) -> np.ndarray:
         """(F, H, W) uint8: 0, or 1 + the index of the object that is visible."""
         table = np.zeros(self._model.ngeom + 1, np.uint8)
         table[self._seen] = 1 + np.arange(len(self._seen))
         geom = int(self._mujoco.mjtObj.mjOBJ_GEOM)
         self._renderer.enable_segmentation_rendering()
         # -1, where nothing is, is the table's last entry.
-        labels = np.stack([table[np.where(ids[..., 1] == geom, ids[..., 0], -1)] for ids in self._rendered(states)])
+        labels = np.stack([table[np.where(ids[..., 1] == geom, ids[..., 0], -1)] for ids in self._rendered()])
         self._renderer.disable_segmentation_rendering()
         return labels
 
-    def alone(self, states: np.ndarray, index: int) -> np.ndarray:
+    def alone(self, index: int) -> np.ndarray:
         """(F, H, W) bool: where the object would be seen without the others."""
         with self._hidden([geom for other, geom in enumerate(self._seen) if other != index]):
-            return self.labels(states) == index + 1
+            return self.labels() == index + 1
 
     @contextmanager
     def _hidden(self, geoms: list[int]) -> Iterator[None]:
@@ -188,19 +195,19 @@ class _Stage:
         finally:
             self._model.geom_group[geoms] = groups
 
-    def _rendered(self, states: np.ndarray) -> Iterator[np.ndarray]:
-        for frame in range(FRAMES):
-            self._show(states, frame)
+    def _rendered(self) -> Iterator[np.ndarray]:
+        for frame, state in enumerate(self._states):
+            self._show(state, frame)
             self._renderer.update_scene(self._data, CAMERA)
             yield self._renderer.render()
 
-    def _show(self, states: np.ndarray, frame: int) -> None:
+    def _show(self, state: np.ndarray, frame: int) -> None:
         """Objects and camera as they are at a frame."""
         position, rotation = self._scene.camera.at(frame * FRAME_PERIOD_S)
         # MuJoCo's cameras look along -z, with y up.
         self._model.cam_pos[self._eye] = position
         self._mujoco.mju_mat2Quat(self._model.cam_quat[self._eye], (rotation * (1, -1, -1)).ravel())
-        self._data.qpos[:] = states[frame]
+        self._data.qpos[:] = state
         self._mujoco.mj_kinematics(self._model, self._data)
         self._mujoco.mj_camlight(self._model, self._data)
 

@@ -1,0 +1,160 @@
+"""The demo's answers held against the truth, and what it shows of them; a short run of the tabletop."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decaf_ros.bags import BagReader
+from decaf_ros.tabletop.bag import GroundTruth
+from decaf_ros.tabletop.clip import Expression, TabletopObject
+from decaf_ros.types import QueryState
+from demo import clips, pictures
+from demo.report import Recording, State, summary
+from demo.verdicts import judge
+
+ROOT = Path(__file__).parents[1]
+START_NS, STEP_NS = 10**9, 10**8
+FRAMES = 12
+BALL, CUBE = 1, 2
+
+
+def truth() -> GroundTruth:
+    """A ball in the upper left, a cube in the lower right, which hides from frame 8 on."""
+    labels = np.zeros((FRAMES, 20, 30), np.uint8)
+    labels[:, :10, :10] = BALL
+    labels[:8, 10:, 20:] = CUBE
+    return GroundTruth(
+        seed=0,
+        surface="wood",
+        objects=(TabletopObject("ball", "red", "small", 0.04, 0.08), TabletopObject("cube", "blue", "large", 0.1, 0.1)),
+        expressions=(
+            Expression("the red ball", "explicit", (0,), "ball", 0.2),
+            Expression("the blue cube", "explicit", (1,), "cube", 0.5),
+            Expression("the mug", "absent", (), "", 0.9),
+        ),
+        labels={START_NS + frame * STEP_NS: labels[frame] for frame in range(FRAMES)},
+        poses={},
+    )
+
+
+def state(query_id: str, query: str, answer: QueryState, frame: int, **more) -> State:
+    return State(query_id, query, answer, "", frame / 10, 0.0, more.get("presence", -1.0), (), more.get("category", ""))
+
+
+def recording(ball: int = BALL, cube: int = CUBE) -> Recording:
+    """q1 is tracked on frames 4 and 5, q2 on frames 6 to 9, q3 not found after frame 10. ball, cube: the label that is
+    masked for them."""
+    known = truth()
+    stamps = list(known.labels)
+    tracked = dict.fromkeys(stamps, "")
+    tracked.update({stamps[frame]: "q1" for frame in (4, 5)} | {stamps[frame]: "q2" for frame in range(6, 10)})
+    wanted = {"": 255, "q1": ball, "q2": cube}
+    received, found, gone = QueryState.RECEIVED, QueryState.TRACKING, QueryState.NOT_FOUND
+    return Recording(
+        published=[(stamp_ns, "cam") for stamp_ns in stamps],
+        counts={"received": FRAMES, "used": FRAMES, "dropped": 0, "rejected": 0, "waiting": 0},
+        states=[
+            state("q1", "the red ball", received, 2),
+            state("q1", "the red ball", found, 3, category="ball", presence=0.9),
+            state("q2", "the blue cube", received, 5),
+            state("q2", "the blue cube", found, 5, category="cube", presence=0.8),
+            state("q3", "the mug", received, 9),
+            state("q3", "the mug", gone, 10, presence=0.1),
+            state("q4", "", QueryState.CANCELLED, 11),
+        ],
+        labels={
+            stamp_ns: np.where(labels == wanted[tracked[stamp_ns]], 7, 0).astype(np.uint8)
+            for stamp_ns, labels in known.labels.items()
+        },
+        tracked=tracked,
+        # Each frame's picture is as bright as its number, each heatmap's 100 more.
+        overlays={stamp_ns: np.full((20, 30, 3), 10 * frame, np.uint8) for frame, stamp_ns in enumerate(stamps)},
+        heatmaps={
+            (query, stamps[frame]): np.full((20, 30, 3), 100 + 10 * frame, np.uint8)
+            for query, frame in (("q1", 0), ("q1", 2), ("q1", 4), ("q2", 4), ("q3", 8))
+        },
+    )
+
+
+def test_right_answers_are_right():
+    ball, cube, mug = judge(recording(), truth())
+    assert (ball.meant, ball.masked, ball.j, ball.frames, ball.right) == ("red ball", "red ball", 1.0, 2, True)
+    assert (ball.category, ball.presence, ball.kind) == ("ball", 0.9, "explicit")
+    # Two frames of four show nothing, and nothing is masked there.
+    assert (cube.masked, cube.j, cube.frames, cube.right) == ("blue cube", 1.0, 4, True)
+    assert (mug.state, mug.meant, mug.masked, mug.j, mug.right) == (QueryState.NOT_FOUND, "", "", None, True)
+
+
+def test_wrong_answers_are_wrong():
+    wrong = recording(ball=CUBE, cube=0)
+    wrong.states[5] = wrong.states[5]._replace(state=QueryState.TRACKING)
+    ball, cube, mug = judge(wrong, truth())
+    assert (ball.masked, ball.j, ball.right) == ("blue cube", 0.0, False)
+    assert (cube.masked, cube.right) == ("the surroundings", False)
+    assert not mug.right
+    missed = recording(ball=99)
+    missed.states[3] = missed.states[3]._replace(state=QueryState.NOT_FOUND)
+    ball, cube, _ = judge(missed, truth())
+    assert (ball.masked, ball.j, ball.right) == ("", 0.0, False)
+    assert not cube.right
+
+
+def test_an_object_that_is_only_touched_is_not_masked():
+    touched = recording()
+    for stamp_ns, query_id in touched.tracked.items():
+        if query_id == "q1":
+            touched.labels[stamp_ns][2:] = 0
+    ball = judge(touched, truth())[0]
+    assert ball.masked == "red ball" and ball.j == pytest.approx(0.2) and not ball.right
+
+
+def test_the_summary_shows_verdicts():
+    given = recording(cube=0)
+    text = summary(given, [], {}, "", judge(given, truth()))
+    assert "| q1: the red ball (explicit) | red ball | TRACKING | ball | 0.90 | red ball | 1.00 | 2 | right |" in text
+    assert "| cube | 0.80 | the surroundings | 0.00 | 4 | **WRONG** |" in text
+    assert "| q3: the mug (absent) | nothing | NOT_FOUND |  | 0.10 | nothing |  | 0 | right |" in text
+
+
+def test_the_sheet_shows_where_it_looked_and_what_it_masked(tmp_path, monkeypatch):
+    given, shown = recording(), {}
+    monkeypatch.setattr(pictures, "write_png", lambda path, image: None)
+    monkeypatch.setattr(
+        pictures, "contact_sheet", lambda images, columns, captions: shown.update(zip(range(9), zip(images, captions)))
+    )
+    pictures.write_answers_sheet(given, judge(given, truth()), tmp_path / "sheet.png")
+    # The last key frame before it was asked; the middle and the end of the answer's time.
+    assert [int(image[0, 0, 0]) for image, _ in shown.values()] == [120, 40, 50, 140, 70, 90, 180, 110, 110]
+    captions = [caption for _, caption in shown.values()]
+    assert captions[:2] == ["q1: where it looked", "0.4 s: red ball, J 1.00, right"]
+    assert captions[-1] == "1.1 s: NOT_FOUND, right"
+
+
+def test_clips_say_what_to_ask_and_when(tmp_path):
+    clip = clips.find_clip("tabletop", None, tmp_path)
+    assert clip.compressed and clip.seconds == 27.5
+    assert [question.text for question in clip.questions] == [*(said.text for said in clip.truth.expressions), ""]
+    assert clip.questions[0].at_s == 3.2 and clip.questions[-1].at_s == clip.seconds
+    assert clips.find_clip("tabletop", 4.0, tmp_path).seconds == 4.0
+    with pytest.raises(ValueError, match="expected one of tabletop, bikes, got 'cars'"):
+        clips.find_clip("cars", None, tmp_path)
+
+
+@pytest.mark.ros
+def test_short_tabletop(tmp_path):
+    """With the checkpoints that are in models/: the first question."""
+    pytest.importorskip("decaf_ros.msg")
+    out = tmp_path / "demo_output"
+    command = [sys.executable, "-m", "demo.run", "--out", str(out), "--cache", str(tmp_path), "--seconds", "5.5"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, env=os.environ)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3.20 s  asked: the purple cone" in done.stdout and "every answer is right: 1 of 1" in done.stdout
+    assert "trained on this simulated table" in (out / "summary.md").read_text()
+    with BagReader(out / "outputs") as bag:
+        # Every image is used, however slow the machine is.
+        assert bag.topics["/decaf/masks"].count == 56
+    assert (out / "contact_sheet.png").stat().st_size > 10_000 and (out / "overlay.mp4").stat().st_size > 10_000

@@ -1,0 +1,146 @@
+"""The story that `make demo` plays: its plot, its questions and the bag that is kept of it."""
+
+import dataclasses
+import math
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decaf_ros.bags import BagReader
+from decaf_ros.config import load_config
+from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, INFO_TOPIC, GroundTruth, read_ground_truth
+from decaf_ros.tabletop.clip import FRAME_PERIOD_S, KINDS, TabletopClip
+from decaf_ros.tabletop.events import read_events
+from decaf_ros.tabletop.expressions import expressions
+from decaf_ros.tabletop.scenes import NOMINAL_M
+from decaf_ros.tabletop.simulator import make_clip, play_scene
+from decaf_ros.tabletop.story import FRAMES, QUESTIONS, story
+
+ROOT = Path(__file__).parents[1]
+BAG = ROOT / "demo" / "bags" / "story"
+# How much later than planned a question may come, since the one before takes its time.
+LATE_S = 0.8
+
+needs_mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+
+
+@pytest.fixture(scope="module")
+def clip() -> TabletopClip:
+    return play_scene(story())
+
+
+@pytest.fixture(scope="module")
+def truth() -> GroundTruth:
+    return read_ground_truth(BAG)
+
+
+def looked_back_over(clip: TabletopClip, asked_s: float) -> TabletopClip:
+    """The key frames' time of a question: as much as the node's window holds."""
+    window = load_config(ROOT / "config" / "tabletop.yaml").window
+    every = round(window.keyframe_period_s / FRAME_PERIOD_S)
+    last = int(asked_s / FRAME_PERIOD_S + 1e-6) // every * every
+    first = last - (window.size - 1) * every
+    assert first >= 0
+    arrays = ("images", "labels", "stamps_ns", "poses", "camera_poses")
+    return dataclasses.replace(clip, **{name: getattr(clip, name)[first : last + 1] for name in arrays})
+
+
+@needs_mujoco
+@pytest.mark.parametrize("question", [one for one in QUESTIONS if one.targets], ids=lambda one: one.text)
+def test_a_question_has_one_answer_whenever_it_is_asked(clip, question):
+    wanted = dataclasses.replace(question, asked_s=None)
+    for late_s in np.arange(0, LATE_S + 0.01, 0.2):
+        part = looked_back_over(clip, question.asked_s + late_s)
+        events = read_events(part)
+        assert any(wanted in expressions(part, np.random.default_rng(seed), events) for seed in range(60)), late_s
+
+
+def test_questions_leave_each_other_time_and_are_of_many_kinds():
+    times = [question.asked_s for question in QUESTIONS]
+    assert min(np.diff([*times, (FRAMES - 1) * FRAME_PERIOD_S])) >= 2.0 and times[0] >= 3.0
+    assert {question.kind for question in QUESTIONS} == set(KINDS) - {"several"}
+    things = [(placed.thing.color, placed.thing.category) for placed in story().objects]
+    for question in QUESTIONS:
+        assert question.category == (things[question.targets[0]][1] if question.targets else "")
+    (absent,) = (question.text for question in QUESTIONS if question.kind == "absent")
+    # Each half of it is there.
+    color, category = absent.split()[1:]
+    assert (color, category) not in things
+    assert color in dict(things) and category in dict(map(reversed, things))
+
+
+def test_it_stays_within_what_random_scenes_have():
+    scene = story()
+    view = scene.camera.start
+    assert scene.camera.end == view and 38 <= view.elevation_deg <= 43
+    assert 0.6 <= scene.table_m[0] <= 0.85 and 0.46 <= scene.table_m[1] <= 0.62
+    assert 0.3 <= math.hypot(*scene.light.direction[:2]) <= 1.0
+    for placed in scene.objects:
+        low, high = NOMINAL_M[placed.thing.size]
+        assert low <= placed.nominal_m <= high
+        assert abs(placed.place_m[0]) <= 0.3 and -0.2 <= placed.place_m[1] <= 0.3
+        if placed.event and placed.event.kind == "slide":
+            assert 0.08 <= math.hypot(*placed.event.velocity_m_s) <= 0.22
+            assert 0.8 <= placed.event.end_s - placed.event.start_s <= 3.1
+    assert sum(placed.event is not None for placed in scene.objects) == 3
+
+
+@needs_mujoco
+def test_things_stay_in_view_and_one_is_hidden_for_a_while(clip):
+    frames = np.arange(FRAMES)
+    for index, placed in enumerate(story().objects):
+        seen = clip.labels == index + 1
+        if placed.event and placed.event.kind == "drop":
+            lands = math.ceil(placed.event.end_s / FRAME_PERIOD_S)
+            assert seen[:lands].any((1, 2)).sum() >= 4  # in the air
+            seen = seen[lands:]
+        assert seen.any((1, 2)).all()
+        assert not (seen[:, :, [0, -1]].any() or seen[:, [0, -1]].any()), placed
+    areas = (clip.labels == 4).sum((1, 2)) / (clip.labels[0] == 4).sum()
+    hidden = frames[areas < 0.4]
+    assert len(hidden) >= 5 and areas.min() < 0.1 and (np.diff(hidden) == 1).all()
+    (asked_s,) = (question.asked_s for question in QUESTIONS if question.targets == (3,))
+    assert hidden[0] * FRAME_PERIOD_S > asked_s + 2.0 and areas[hidden[-1] + 5] > 0.7
+    # What nobody pushes does not creep, however long it lasts.
+    assert np.abs(clip.poses[:, 3:, :3] - clip.poses[0, 3:, :3]).max() < 0.003
+
+
+@needs_mujoco
+def test_random_clips_are_those_that_the_checkpoints_were_trained_on():
+    for seed, names, places_mm, areas_px in (
+        (
+            5,
+            ["blue bottle", "white ball", "green can", "green cube"],
+            [[-52, 6, 107], [139, 93, 72], [37, 272, 42], [-228, 127, 50]],
+            [6268, 5586, 1344, 4332],
+        ),
+        (
+            8,
+            ["orange can", "purple cube", "white cube"],
+            [[89, -121, 40], [199, 70, 55], [62, 238, 31]],
+            [2808, 5164, 1384],
+        ),
+    ):
+        clip = make_clip(seed, crossing=seed == 8)
+        assert [f"{thing.color} {thing.category}" for thing in clip.objects] == names
+        np.testing.assert_allclose(clip.poses[-1, :, :3] * 1000, places_mm, atol=1)
+        areas = [(clip.labels[-1] == index + 1).sum() for index in range(len(names))]
+        np.testing.assert_allclose(areas, areas_px, rtol=0.01)
+
+
+@needs_mujoco
+def test_the_bag_is_what_the_command_makes(clip, truth):
+    """Another machine may render a pixel on an edge differently."""
+    assert truth.expressions == QUESTIONS and truth.objects == clip.objects
+    assert list(truth.labels) == clip.stamps_ns.tolist()
+    assert (np.stack(list(truth.labels.values())) != clip.labels).mean() < 0.001
+    with BagReader(BAG) as bag:
+        images = np.stack([frame.image for frame in bag.frames(COMPRESSED_TOPIC)])
+        assert bag.topics[INFO_TOPIC].count == len(images) == FRAMES
+    assert np.abs(images[::25].astype(int) - clip.images[::25]).mean() < 4
+
+
+def test_the_bag_is_small():
+    assert sum(file.stat().st_size for file in BAG.iterdir()) < 4e6
