@@ -8,15 +8,26 @@ import numpy as np
 import pytest
 import torch
 from transformers import Qwen2VLVideoProcessor
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
 
 from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.mllm import load_mllm, prefill
 from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
+from training.cpu import speed_up
 from training.mllm_batches import Writer
 from training.mllm_language import LOOKING_LAYERS, LanguageTrainer
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
-from training.mllm_model import ANSWERS, PATCH, TOKEN_PX, new_model, new_tokenizer, write_checkpoint
+from training.mllm_model import (
+    ANSWERS,
+    PATCH,
+    SHAPE_LAYER,
+    TOKEN_PX,
+    VISION_HEADS,
+    new_model,
+    new_tokenizer,
+    write_checkpoint,
+)
 from training.mllm_tower import TowerTrainer, joined, patches, scenes
 from training.mllm_words import GROUPS, NEAR_NORM, NEIGHBOURS, NORM, OFFSETS, meanings, object_facts, token_owners
 
@@ -91,6 +102,47 @@ def test_patches_are_those_of_the_real_processor():
     video = torch.from_numpy(pixels[0]).permute(0, 3, 1, 2)
     wanted = processor(videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
     assert torch.allclose(patches(torch.from_numpy(pixels)), wanted["pixel_values_videos"], atol=1e-5)
+
+
+def test_trained_attention_is_that_of_the_real_tower():
+    torch.manual_seed(0)
+    tower = new_model(new_tokenizer()).model.visual.eval()
+    pixels = patches(torch.randint(0, 256, (3, 2, 4 * TOKEN_PX, 6 * TOKEN_PX, 3), dtype=torch.uint8))
+    grid = torch.tensor([[1, 8, 12]] * 3)
+    with torch.no_grad():
+        real = tower(pixels, grid_thw=grid, output_hidden_states=True)
+        speed_up(tower)
+        fast = tower(pixels, grid_thw=grid, output_hidden_states=True)
+        assert torch.allclose(fast.pooler_output, real.pooler_output, atol=1e-4)
+        alone = tower(pixels[:96], grid_thw=grid[:1], output_hidden_states=True)
+        assert torch.allclose(alone.pooler_output, fast.pooler_output[:24], atol=1e-4)
+        # Patches are in the order of the tokens, which windows would change; and the shape layer is where it says.
+        assert torch.allclose(tower.merger(fast.last_hidden_state), fast.pooler_output)
+        middle = fast.hidden_states[SHAPE_LAYER]
+        turns = tower.rotary_pos_emb(middle, get_vision_position_ids(grid, 2))
+        for block in tower.blocks[SHAPE_LAYER:]:
+            middle = block(middle, cu_seqlens=torch.arange(4) * 96, position_embeddings=turns)
+        assert torch.allclose(middle, fast.last_hidden_state, atol=1e-4)
+        with pytest.raises(ValueError, match="one size"):
+            tower(pixels, grid_thw=torch.tensor([[1, 8, 12], [1, 16, 12]]))
+
+
+def test_last_layers_of_the_tower_start_looking_aside():
+    torch.manual_seed(0)
+    tower = new_model(new_tokenizer()).model.visual
+    height, width = 24, 32
+    places = get_vision_position_ids(torch.tensor([[1, height, width]]), 2)
+    turns = tower.rotary_pos_emb(torch.zeros(1), places)
+    for block in tower.blocks[SHAPE_LAYER:]:
+        query, key, _ = block.attn.qkv.bias.detach().view(3, VISION_HEADS, -1)
+        query, key = (bias.expand(len(places), -1, -1) for bias in (query, key))
+        query, key = apply_rotary_pos_emb_vision(query, key, *turns)
+        weights = torch.einsum("ihd,jhd->hij", query, key).div(query.shape[-1] ** 0.5).softmax(-1)
+        shift = torch.einsum("hij,jd->hid", weights, places.float()) - places
+        rows, columns = shift.unbind(-1)
+        assert columns[0].mean() < -4 and columns[1].mean() > 4 and rows[2].mean() < -4 and rows[3].mean() > 4
+        assert (columns[0] < columns[1]).all() and (rows[2] < rows[3]).all()
+    assert not tower.blocks[0].attn.qkv.bias.any()
 
 
 def test_tokens_belong_to_what_covers_them(clip: TabletopClip):
@@ -168,6 +220,35 @@ def test_a_written_lesson_is_the_adapters_prompt(teacher: Teacher, clip: Tableto
         assert torch.allclose(patches(torch.from_numpy(built.pixels)), pixels[: 4 * grid[0] * grid[1]], atol=1e-5)
         assert trainer.features(built.pixels)[0].shape == (grid[0] * grid[1], 128)
     prefill(mllm.model, prompt, 3, keep_cache=False)
+
+
+def test_trained_language_model_is_the_real_one(teacher: Teacher):
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
+    questions = [(lesson, ideal_tokens(teacher, lesson)) for lesson in lessons(teacher, 3)]
+    batch = Writer(tokenizer, CHAT_TEMPLATE).batch(questions, 1.0, np.random.default_rng(0))
+    with torch.no_grad():
+        got = trainer.logits(batch)
+        real = trainer.model.eval()
+        real.model.language_model.set_attn_implementation("eager")
+        for place, valid in enumerate(batch.valid):
+            ids, features = (
+                batch.ids[place, valid],
+                batch.features[batch.visual[: place + 1].sum() - batch.visual[place].sum() :],
+            )
+            embedded = real.model.language_model.embed_tokens(ids)
+            embedded[batch.visual[place, valid]] = features[: batch.visual[place].sum()]
+            seen = real.model.language_model(
+                inputs_embeds=embedded[None],
+                position_ids=batch.positions[:, place : place + 1, valid],
+                output_attentions=True,
+            )
+            wanted = real.lm_head(seen.last_hidden_state[0, -2:])
+            assert (got[place] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
+            for layer in LOOKING_LAYERS:
+                row = trainer.text.layers[layer].self_attn.last_row[place, valid]
+                assert torch.allclose(row, seen.attentions[layer][0, :, -2].mean(0), atol=0.01)
 
 
 def test_looking_loss_is_least_on_the_target(teacher: Teacher):

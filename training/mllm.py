@@ -8,7 +8,6 @@ tower's real tokens, and where to look).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import math
 import sys
@@ -19,18 +18,23 @@ import numpy as np
 import torch
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
-from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.tabletop.store import read_clip
+from training.cpu import in_parallel, keep_freed_memory
 from training.mllm_batches import Writer
 from training.mllm_language import LanguageTrainer
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
+from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, video_visual
 from training.mllm_model import new_model, new_tokenizer, write_checkpoint
-from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, shrink, whiten_patches
-from training.mllm_words import NORM, meanings
+from training.mllm_pupils import Pupil, pupils_of
+from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
 
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
 CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
+# What of a clip the tower is shown: half of the temporal pairs, for memory, and some single frames.
+CLIP_PAIRS, CLIP_FRAMES = 4, 3
+# The tower is trained on the first clips, and the language model with the tower's tokens on the last: it is to know
+# how far these can be trusted on what the tower has never seen.
+TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.5
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
 # Share of right answers at which short questions have done their work.
@@ -98,17 +102,18 @@ def train_tower(run: Run) -> None:
     trainer = TowerTrainer(run.model)
     step, spent = run.load("tower", trainer)
     budget = run.given.tower_minutes * 60
-    videos, images = _all_scenes(run, run.clips)
-    checks = _all_scenes(run, run.check_clips)
+    videos, images = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
+    checks = [joined(parts) for parts in _all_scenes(run, run.check_clips)]
+    run.log(stage="tower", clips=len(videos))
     if not step:
-        whiten_patches(run.model, videos.some(run.rng.choice(len(videos), min(len(videos), 400), replace=False)))
+        whiten_patches(run.model, _draw(videos, 400, run.rng))
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
-        batch = [videos.some(run.rng.choice(len(videos), 32, replace=False))]
+        batch = [_draw(videos, 32, run.rng)]
         if step % 4:
-            batch.append(images.some(run.rng.choice(len(images), 24, replace=False)).cropped(CROP, run.rng))
+            batch.append(_draw(images, 24, run.rng).cropped(CROP, run.rng))
         else:
-            batch.append(images.some(run.rng.choice(len(images), 6, replace=False)))
+            batch.append(_draw(images, 6, run.rng))
         batch = [part.varied(run.rng) for part in batch]
         marks = trainer.step(batch, _rate(1.5e-3, step, seconds / budget))
         step += 1
@@ -126,56 +131,24 @@ def train_tower(run: Run) -> None:
     run.done("tower")
 
 
-def _all_scenes(run: Run, files: list[Path]) -> tuple[Scenes, Scenes]:
-    videos, images = [], []
-    for file in files:
-        clip = read_clip(file)
-        video = video_visual(clip)
-        videos.append(scenes(clip, video, VIDEO_GRID, np.arange(len(video.rows))))
-        frames = image_visual(clip, run.rng.choice(len(clip), 2, replace=False))
-        images.append(scenes(clip, frames, FRAME_GRID, np.arange(2)))
-    return joined(videos), joined(images)
+def _draw(parts: list[Scenes], count: int, rng: np.random.Generator) -> Scenes:
+    """One image of each of `count` clips."""
+    places = rng.choice(len(parts), min(count, len(parts)), replace=False)
+    return joined([parts[place].some(rng.integers(len(parts[place]), size=1)) for place in places])
 
 
-class Pupil:
-    """A teacher and the visual tokens of its clip: ideal ones, or the tower's."""
-
-    def __init__(self, clip: TabletopClip, rng: np.random.Generator, tower: TowerTrainer | None, images: int) -> None:
-        frames = np.sort(rng.choice(len(clip), images, replace=False))
-        visuals = {"video": video_visual(clip), "image": image_visual(clip, frames)}
-        self.features = None
-        if tower is not None:
-            self.features = {}
-            for (name, visual), grid in zip(visuals.items(), (VIDEO_GRID, FRAME_GRID)):
-                pairs = visual.rows if name == "video" else visual.rows[:, :1]
-                pixels = np.stack([shrink(clip.images[pair], grid) for pair in pairs])
-                tokens = torch.cat([tower.features(pixels[at : at + 8])[0] for at in range(0, len(pixels), 8)])
-                self.features[name] = tokens.view(len(pairs), -1, tokens.shape[-1]).half().numpy()
-        self.teacher = Teacher(clip, *visuals.values())
-        # A few thousand clips fit into memory without their pictures (a copy: a view would keep them).
-        self.teacher.clip = dataclasses.replace(clip, images=clip.images[:0].copy(), labels=clip.labels[:0].copy())
-
-    def lesson(self, rng: np.random.Generator, visual: str = "") -> tuple[Lesson, np.ndarray | None]:
-        """A question and its visual tokens; `visual` as in `Teacher.lesson`."""
-        lesson = self.teacher.lesson(rng, visual)
-        if not lesson.visual:
-            return lesson, None
-        rows = slice(lesson.row, lesson.row + lesson.rows)
-        if self.features is not None:
-            tokens = self.features[lesson.visual][rows]
-            return lesson, tokens.reshape(-1, tokens.shape[-1])
-        facts = self.teacher.visuals[lesson.visual].facts[rows] @ _MEANINGS
-        tokens = np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
-        noise = 0.3 * NORM / np.sqrt(tokens.shape[-1])
-        return lesson, tokens + rng.normal(size=tokens.shape).astype(np.float32) * noise
+def _all_scenes(run: Run, files: list[Path]) -> tuple[list[Scenes], list[Scenes]]:
+    """Of each clip: temporal pairs, and single frames."""
+    return tuple(zip(*in_parallel(_clip_scenes, files, run.given.threads)))
 
 
-_MEANINGS = meanings().numpy()
-
-
-@torch.no_grad()
-def _pupils(run: Run, files: list[Path], tower: TowerTrainer | None) -> list[Pupil]:
-    return [Pupil(read_clip(file), run.rng, tower, images=3) for file in files]
+def _clip_scenes(file: Path) -> tuple[Scenes, Scenes]:
+    clip = read_clip(file)
+    rng = np.random.default_rng(clip.seed)
+    video = video_visual(clip)
+    pairs = np.sort(rng.choice(len(video.rows), CLIP_PAIRS, replace=False))
+    frames = image_visual(clip, rng.choice(len(clip), CLIP_FRAMES, replace=False))
+    return scenes(clip, video, VIDEO_GRID, pairs), scenes(clip, frames, FRAME_GRID, np.arange(CLIP_FRAMES))
 
 
 def train_words(run: Run) -> None:
@@ -183,7 +156,7 @@ def train_words(run: Run) -> None:
     trainer = LanguageTrainer(run.model, run.tokenizer)
     trainer.start_from_words(run.tokenizer)
     step, spent = run.load("words", trainer)
-    pupils = _pupils(run, run.clips[:1200], None)
+    pupils = pupils_of(run.clips[:1200], None, run.given.threads)
     writer = Writer(run.tokenizer, CHAT_TEMPLATE)
     started, saved = time.monotonic() - spent, time.monotonic()
     learnt = False
@@ -212,8 +185,8 @@ def train_prompts(run: Run) -> None:
     if not step:
         run.load("words", trainer)
         trainer.new_optimizer()
-    pupils = _pupils(run, run.clips, tower)
-    checks = _pupils(run, run.check_clips, tower)
+    pupils = pupils_of(run.clips[-round(PROMPTS_SHARE * len(run.clips)) :], tower, run.given.threads)
+    checks = pupils_of(run.check_clips, tower, run.given.threads)
     run.log(stage="prompts", clips=len(pupils))
     writer = Writer(run.tokenizer, CHAT_TEMPLATE)
     budget = run.given.prompts_minutes * 60
@@ -258,7 +231,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
-    parser.add_argument("--clips", type=int, default=2500, help="most clips of the folder that are used")
+    parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
     parser.add_argument("--tower-minutes", type=float, default=35)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=25)
@@ -266,6 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    keep_freed_memory()
     wanted = STAGES if given.stage == "all" else (given.stage,)
     for stage in wanted:
         run = Run(given)

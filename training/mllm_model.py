@@ -24,10 +24,15 @@ from decaf_ros.tabletop.clip import CATEGORIES, SURFACES
 from decaf_ros.tabletop.expressions import WORDINGS
 
 HIDDEN, LAYERS, HEADS = 128, 6, 4
-VISION_HIDDEN, VISION_DEPTH = 128, 4
+VISION_HIDDEN, VISION_DEPTH, VISION_HEADS = 128, 6, 4
+# What an object is must be known two layers before the end: these find out who is beside it.
+SHAPE_LAYER = VISION_DEPTH - 2
 # 320 x 240 images are 16 x 12 tokens in the frame branch and 8 x 6 in the video branch (config/tabletop.yaml).
 PATCH, MERGE = 14, 2
 TOKEN_PX = PATCH * MERGE
+
+# Wavelengths of 60 and 200 patches: monotonous over an image of at most 32. Their share in a logit is up to 3.
+ASIDE_FREQUENCIES, ASIDE = slice(2, 4), 4.0
 
 # Of several categories, of a single frame that cannot show what is asked for, of what is not there.
 MIXED, UNCLEAR, NOTHING = "objects", "object", "none"
@@ -35,8 +40,8 @@ ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING)
 
 
 def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights, drawn from torch's generator: 1/sqrt(fan_in), and queries and keys that start equal, without
-    which attention stays on a plateau for thousands of steps."""
+    """Random weights, drawn from torch's generator: 1/sqrt(fan_in). Queries and keys of the language model start equal,
+    without which attention stays on a plateau for thousands of steps."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     special = {
         "bos_token_id": ids["<|endoftext|>"],
@@ -64,13 +69,14 @@ def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGenerati
             "depth": VISION_DEPTH,
             "hidden_size": VISION_HIDDEN,
             "intermediate_size": 3 * VISION_HIDDEN,
-            "num_heads": 4,
+            "num_heads": VISION_HEADS,
             "out_hidden_size": HIDDEN,
             "patch_size": PATCH,
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
             "fullatt_block_indexes": list(range(VISION_DEPTH)),
-            "window_size": 4 * TOKEN_PX,
+            # One window, larger than any image: windows would reorder the patches within the tower.
+            "window_size": 64 * TOKEN_PX,
             "tokens_per_second": 2,
         },
         image_token_id=ids["<|image_pad|>"],
@@ -91,10 +97,28 @@ def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGenerati
             attention.k_proj.weight.copy_(attention.q_proj.weight)
             attention.q_proj.bias.zero_()
             attention.k_proj.bias.zero_()
+        for block in model.model.visual.blocks:
+            block.attn.qkv.bias.zero_()
+        for block in model.model.visual.blocks[SHAPE_LAYER:]:
+            _look_aside(block.attn.qkv.bias)
     model.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
     return model
+
+
+def _look_aside(bias: torch.Tensor) -> None:
+    """Starts the four heads of a vision layer looking to the left, to the right, up and down, by the constant part of
+    their queries and keys. Without it, who is beside whom stays on a plateau.
+
+    bias: (3 * VISION_HIDDEN,) of queries, keys and values. The rotary encoding turns components i and i + half of a
+    head by the place times frequency i: query e_i and key +-e_(i + half) make a logit of +-sin(frequency * (place of
+    the query - place of the key)). The first half of the frequencies goes with rows, the second with columns.
+    """
+    query, key, _ = bias.view(3, VISION_HEADS, 2, 2, -1)  # of a head: (half, axis, frequency)
+    for head, (axis, sign) in enumerate(((1, 1.0), (1, -1.0), (0, 1.0), (0, -1.0))):
+        query[head, 0, axis, ASIDE_FREQUENCIES] = ASIDE
+        key[head, 1, axis, ASIDE_FREQUENCIES] = sign * ASIDE
 
 
 def new_tokenizer() -> Qwen2TokenizerFast:

@@ -1,8 +1,9 @@
 """The first half of the demo MLLM's training: a vision tower whose tokens say what they show.
 
 Dense targets: every visual token is to be the sum of the vectors of what is there (`training.mllm_words`). Two probes
-on the patches before the merger, which are thrown away afterwards, carry finer targets: where within the patch the
-object is, and how far away its centre. They start the tower on shapes, which it otherwise takes up late.
+on the patches, two layers before the end, carry finer targets: where within the patch the object is, of what category,
+and how far away its centre. They start the tower on shapes, which it otherwise takes up late, and are thrown away
+afterwards.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from decaf_ros.tabletop.clip import TabletopClip
+from training.cpu import speed_up
 from training.mllm_lessons import Visual
-from training.mllm_model import MERGE, PATCH, TOKEN_PX, VISION_HIDDEN
+from training.mllm_model import MERGE, PATCH, SHAPE_LAYER, TOKEN_PX, VISION_HIDDEN
 from training.mllm_words import GROUPS, NORM, OFFSETS, meanings, mirrored
 
 FINE = 4  # mask cells a patch, each way
@@ -176,6 +178,7 @@ class TowerTrainer:
 
     def __init__(self, model: Qwen2_5_VLForConditionalGeneration) -> None:
         self.tower = model.model.visual.train()
+        speed_up(self.tower)
         self.probes = nn.Linear(VISION_HIDDEN, FINE**2 + 4 + len(GROUPS["category"]))
         self.parameters = [*self.tower.parameters(), *self.probes.parameters()]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=1e-3, weight_decay=0.02, betas=(0.9, 0.98))
@@ -201,12 +204,12 @@ class TowerTrainer:
         }
 
     def features(self, pixels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens (S * h * w, HIDDEN) and patches before the merger (S * h * w * MERGE**2, VISION_HIDDEN)."""
+        """Tokens (S * h * w, HIDDEN) and patches after SHAPE_LAYER layers (S * h * w * MERGE**2, VISION_HIDDEN)."""
         s, _, height, width, _ = pixels.shape
         grid = torch.tensor([[1, height // PATCH, width // PATCH]]).expand(s, -1)
         with torch.autocast("cpu", torch.bfloat16):
-            seen = self.tower(patches(torch.from_numpy(pixels)), grid_thw=grid)
-        return seen.pooler_output.float(), seen.last_hidden_state.float()
+            seen = self.tower(patches(torch.from_numpy(pixels)), grid_thw=grid, output_hidden_states=True)
+        return seen.pooler_output.float(), seen.hidden_states[SHAPE_LAYER].float()
 
     def step(self, batches: list[Scenes], rate: float) -> dict[str, float]:
         """One update on scenes of several grids. Returns the loss, and the accuracy on tokens of objects by group."""
@@ -246,9 +249,10 @@ class TowerTrainer:
         logits, truth = (said[owners > 0, near:] - 0.5) * SHARPNESS, wanted[owners > 0, near:]
         clear = truth != 0.5
         if clear.any():
-            loss = loss + 4 * F.binary_cross_entropy_with_logits(logits[clear], truth[clear])
-            right["neighbours"] = (logits > 0)[clear & (truth == 1)].float().mean().item()
-            right["no_neighbours"] = (logits < 0)[clear & (truth == 0)].float().mean().item()
+            logits, truth = logits[clear], truth[clear]
+            loss = loss + 4 * F.binary_cross_entropy_with_logits(logits, truth, weight=1 + 2 * truth)
+            right["neighbours"] = (logits > 0)[truth == 1].float().mean().item()
+            right["no_neighbours"] = (logits < 0)[truth == 0].float().mean().item()
         return loss + self._fine_loss(hidden, batch), right
 
     def _fine_loss(self, hidden: torch.Tensor, batch: Scenes) -> torch.Tensor:

@@ -8,8 +8,6 @@ CLIPS is a folder that `python -m decaf_ros.tabletop.store` fills; it may still 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import ctypes
 import json
 import time
 from collections.abc import Callable
@@ -24,6 +22,7 @@ import torch
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.tabletop.clip import TabletopClip
+from training.cpu import keep_freed_memory
 from training.sam2_check import clicked, followed
 from training.sam2_data import (
     CLICK_AREA,
@@ -209,16 +208,6 @@ def _visible(labels: np.ndarray) -> list[int]:
     return [int(one) for one in np.unique(labels) if one and (labels == one).sum() >= CLICK_AREA]
 
 
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what is freed: the same large blocks come and go at every step, and giving their pages back
-    to the system each time costs as much as the training itself. Elsewhere nothing happens."""
-    trim_threshold, mmap_max = -1, -4
-    with contextlib.suppress(OSError, AttributeError):
-        tune = ctypes.CDLL("libc.so.6").mallopt
-        tune(mmap_max, 0)
-        tune(trim_threshold, -1)
-
-
 def main() -> None:
     from decaf_ros.tabletop.store import read_clip
 
@@ -232,7 +221,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     arguments = parser.parse_args()
-    _keep_freed_memory()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".training")
