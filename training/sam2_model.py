@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 from torch import nn
 
+from decaf_ros.demo.sam2_shape import Sam2Shape, sam2_config
 from decaf_ros.segmentation.sam2 import build_model
 
 IMAGE_SIZE, WIDTH, MEMORY_WIDTH = 256, 96, 32
@@ -20,115 +21,21 @@ TRUNK_WIDTHS = (32, 64, 128, 256)
 
 def model_config() -> dict[str, Any]:
     """The `model` section: the settings of sam2.1_hiera_t, every width and depth smaller, five memories for seven."""
-    package = "sam2.modeling"
-    grid = IMAGE_SIZE // 16
-
-    def position(features: int) -> dict[str, Any]:
-        target = f"{package}.position_encoding.PositionEmbeddingSine"
-        return {"_target_": target, "num_pos_feats": features, "normalize": True, "scale": None, "temperature": 10000}
-
-    def attention(**extra: Any) -> dict[str, Any]:
-        return {
-            "_target_": f"{package}.sam.transformer.RoPEAttention",
-            "rope_theta": 10000.0,
-            "feat_sizes": [grid, grid],
-            "embedding_dim": WIDTH,
-            "num_heads": 1,
-            "downsample_rate": 1,
-            "dropout": 0.0,
-            **extra,
-        }
-
-    return {
-        "_target_": f"{package}.sam2_base.SAM2Base",
-        "image_encoder": {
-            "_target_": f"{package}.backbones.image_encoder.ImageEncoder",
-            "scalp": 1,
-            "trunk": {
-                "_target_": f"{package}.backbones.hieradet.Hiera",
-                "embed_dim": TRUNK_WIDTHS[0],
-                "num_heads": 1,
-                "stages": [1, 2, 4, 1],
-                "window_spec": [8, 8, 8, 8],
-                "global_att_blocks": [4, 6],
-                "window_pos_embed_bkg_spatial_size": [7, 7],
-            },
-            "neck": {
-                "_target_": f"{package}.backbones.image_encoder.FpnNeck",
-                "position_encoding": position(WIDTH),
-                "d_model": WIDTH,
-                "backbone_channel_list": list(reversed(TRUNK_WIDTHS)),
-                "fpn_top_down_levels": [2, 3],
-                "fpn_interp_model": "nearest",
-            },
-        },
-        "memory_attention": {
-            "_target_": f"{package}.memory_attention.MemoryAttention",
-            "d_model": WIDTH,
-            "pos_enc_at_input": True,
-            "num_layers": 2,
-            "layer": {
-                "_target_": f"{package}.memory_attention.MemoryAttentionLayer",
-                "activation": "relu",
-                "dim_feedforward": 4 * WIDTH,
-                "dropout": 0.0,
-                "d_model": WIDTH,
-                "pos_enc_at_attn": False,
-                "pos_enc_at_cross_attn_keys": True,
-                "pos_enc_at_cross_attn_queries": False,
-                "self_attention": attention(),
-                "cross_attention": attention(rope_k_repeat=True, kv_in_dim=MEMORY_WIDTH),
-            },
-        },
-        "memory_encoder": {
-            "_target_": f"{package}.memory_encoder.MemoryEncoder",
-            "in_dim": WIDTH,
-            "out_dim": MEMORY_WIDTH,
-            "position_encoding": position(MEMORY_WIDTH),
-            "mask_downsampler": {
-                "_target_": f"{package}.memory_encoder.MaskDownSampler",
-                "embed_dim": WIDTH,
-                "kernel_size": 3,
-                "stride": 2,
-                "padding": 1,
-            },
-            "fuser": {
-                "_target_": f"{package}.memory_encoder.Fuser",
-                "num_layers": 2,
-                "layer": {
-                    "_target_": f"{package}.memory_encoder.CXBlock",
-                    "dim": WIDTH,
-                    "kernel_size": 7,
-                    "padding": 3,
-                    "layer_scale_init_value": 0.1,
-                    "use_dwconv": True,
-                },
-            },
-        },
-        "num_maskmem": 5,
-        "image_size": IMAGE_SIZE,
-        "sigmoid_scale_for_mem_enc": 20.0,
-        "sigmoid_bias_for_mem_enc": -10.0,
-        "use_mask_input_as_output_without_sam": True,
-        "directly_add_no_mem_embed": True,
-        "no_obj_embed_spatial": True,
-        "use_high_res_features_in_sam": True,
-        "multimask_output_in_sam": True,
-        "iou_prediction_use_sigmoid": True,
-        "use_obj_ptrs_in_encoder": True,
-        "add_tpos_enc_to_obj_ptrs": True,
-        "proj_tpos_enc_in_obj_ptrs": True,
-        "use_signed_tpos_enc_to_obj_ptrs": True,
-        "only_obj_ptrs_in_the_past_for_eval": True,
-        "pred_obj_scores": True,
-        "pred_obj_scores_mlp": True,
-        "fixed_no_obj_ptr": True,
-        "multimask_output_for_tracking": True,
-        "use_multimask_token_for_obj_ptr": True,
-        "multimask_min_pt_num": 0,
-        "multimask_max_pt_num": 1,
-        "use_mlp_for_obj_ptr_proj": True,
-    }
+    return sam2_config(
+        Sam2Shape(
+            width=WIDTH,
+            memory_width=MEMORY_WIDTH,
+            trunk_widths=TRUNK_WIDTHS,
+            stages=(1, 2, 4, 1),
+            windows=(8, 8, 8, 8),
+            global_blocks=(4, 6),
+            feedforward=4 * WIDTH,
+            fuser_layers=2,
+            layer_scale=0.1,
+            memories=5,
+            image_size=IMAGE_SIZE,
+        )
+    )
 
 
 def fresh_model(seed: int) -> SAM2Base:

@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 
+from decaf_ros.demo.sam2_shape import Sam2Shape, sam2_config
 from decaf_ros.segmentation.sam2 import build_model
 
 IMAGE_SIZE, WIDTH, MEMORY_WIDTH = 256, 64, 32
@@ -28,115 +29,21 @@ HERE, MARKER = 16, 17
 
 def model_config() -> dict[str, Any]:
     """The `model` section: that of sam2.1_hiera_t, smaller in every dimension that its classes leave open."""
-    package = "sam2.modeling"
-    grid = IMAGE_SIZE // 16
-
-    def position(features: int) -> dict[str, Any]:
-        target = f"{package}.position_encoding.PositionEmbeddingSine"
-        return {"_target_": target, "num_pos_feats": features, "normalize": True, "scale": None, "temperature": 10000}
-
-    def attention(**extra: Any) -> dict[str, Any]:
-        return {
-            "_target_": f"{package}.sam.transformer.RoPEAttention",
-            "rope_theta": 10000.0,
-            "feat_sizes": [grid, grid],
-            "embedding_dim": WIDTH,
-            "num_heads": 1,
-            "downsample_rate": 1,
-            "dropout": 0.0,
-            **extra,
-        }
-
-    return {
-        "_target_": f"{package}.sam2_base.SAM2Base",
-        "image_encoder": {
-            "_target_": f"{package}.backbones.image_encoder.ImageEncoder",
-            "scalp": 1,
-            "trunk": {
-                "_target_": f"{package}.backbones.hieradet.Hiera",
-                "embed_dim": 16,
-                "num_heads": 1,
-                "stages": [1, 1, 2, 1],
-                "window_spec": [8, 4, 8, 4],
-                "global_att_blocks": [3],
-                "window_pos_embed_bkg_spatial_size": [7, 7],
-            },
-            "neck": {
-                "_target_": f"{package}.backbones.image_encoder.FpnNeck",
-                "position_encoding": position(WIDTH),
-                "d_model": WIDTH,
-                "backbone_channel_list": [128, 64, 32, 16],
-                "fpn_top_down_levels": [2, 3],
-                "fpn_interp_model": "nearest",
-            },
-        },
-        "memory_attention": {
-            "_target_": f"{package}.memory_attention.MemoryAttention",
-            "d_model": WIDTH,
-            "pos_enc_at_input": True,
-            "num_layers": 2,
-            "layer": {
-                "_target_": f"{package}.memory_attention.MemoryAttentionLayer",
-                "activation": "relu",
-                "dim_feedforward": 2 * WIDTH,
-                "dropout": 0.0,
-                "d_model": WIDTH,
-                "pos_enc_at_attn": False,
-                "pos_enc_at_cross_attn_keys": True,
-                "pos_enc_at_cross_attn_queries": False,
-                "self_attention": attention(),
-                "cross_attention": attention(rope_k_repeat=True, kv_in_dim=MEMORY_WIDTH),
-            },
-        },
-        "memory_encoder": {
-            "_target_": f"{package}.memory_encoder.MemoryEncoder",
-            "in_dim": WIDTH,
-            "out_dim": MEMORY_WIDTH,
-            "position_encoding": position(MEMORY_WIDTH),
-            "mask_downsampler": {
-                "_target_": f"{package}.memory_encoder.MaskDownSampler",
-                "embed_dim": WIDTH,
-                "kernel_size": 3,
-                "stride": 2,
-                "padding": 1,
-            },
-            "fuser": {
-                "_target_": f"{package}.memory_encoder.Fuser",
-                "num_layers": 1,
-                "layer": {
-                    "_target_": f"{package}.memory_encoder.CXBlock",
-                    "dim": WIDTH,
-                    "kernel_size": 7,
-                    "padding": 3,
-                    "layer_scale_init_value": 1e-6,
-                    "use_dwconv": True,
-                },
-            },
-        },
-        "num_maskmem": 7,
-        "image_size": IMAGE_SIZE,
-        "sigmoid_scale_for_mem_enc": 20.0,
-        "sigmoid_bias_for_mem_enc": -10.0,
-        "use_mask_input_as_output_without_sam": True,
-        "directly_add_no_mem_embed": True,
-        "no_obj_embed_spatial": True,
-        "use_high_res_features_in_sam": True,
-        "multimask_output_in_sam": True,
-        "iou_prediction_use_sigmoid": True,
-        "use_obj_ptrs_in_encoder": True,
-        "add_tpos_enc_to_obj_ptrs": True,
-        "proj_tpos_enc_in_obj_ptrs": True,
-        "use_signed_tpos_enc_to_obj_ptrs": True,
-        "only_obj_ptrs_in_the_past_for_eval": True,
-        "pred_obj_scores": True,
-        "pred_obj_scores_mlp": True,
-        "fixed_no_obj_ptr": True,
-        "multimask_output_for_tracking": True,
-        "use_multimask_token_for_obj_ptr": True,
-        "multimask_min_pt_num": 0,
-        "multimask_max_pt_num": 1,
-        "use_mlp_for_obj_ptr_proj": True,
-    }
+    return sam2_config(
+        Sam2Shape(
+            width=WIDTH,
+            memory_width=MEMORY_WIDTH,
+            trunk_widths=(16, 32, 64, 128),
+            stages=(1, 1, 2, 1),
+            windows=(8, 4, 8, 4),
+            global_blocks=(3,),
+            feedforward=2 * WIDTH,
+            fuser_layers=1,
+            layer_scale=1e-6,
+            memories=7,
+            image_size=IMAGE_SIZE,
+        )
+    )
 
 
 def write_tiny_sam2(folder: Path, seed: int = 0) -> Path:
