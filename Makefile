@@ -54,7 +54,7 @@ bench: setup
 
 # States and clips lie in .training: a training that was stopped goes on where it was.
 clips: setup
-	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:2400
+	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:5000
 
 train-mllm: clips
 	$(RUN) python -m training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm

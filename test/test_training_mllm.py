@@ -317,7 +317,7 @@ def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):
     tokenizer = new_tokenizer()
     rng = np.random.default_rng(0)
     questions = [(lesson, ideal_tokens(teacher, lesson)) for lesson in lessons(teacher, 4)]
-    batch = Writer(tokenizer, CHAT_TEMPLATE).batch(questions, 0.1, rng)
+    batch = Writer(tokenizer, CHAT_TEMPLATE).batch(questions, 0.1, rng, short=True)
     trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
     trainer.start_from_words(tokenizer)
     losses = [trainer.step(batch, 2e-3, 0.3)[0] for _ in range(8)]

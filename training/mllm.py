@@ -37,9 +37,11 @@ CLIP_PAIRS, CLIP_FRAMES = 4, 3
 TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.5
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
+# Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
+THIN, THIN_UNTIL = 0.25, 0.55
 # Share of right answers at which short questions have done their work.
-WORDS_LEARNT = 0.92
-WORD_KINDS = ("attribute", "explicit", "motion", "size")
+WORDS_LEARNT = 0.9
+WORD_KINDS = ("attribute", "explicit", "motion", "size", "relation", "temporal")
 
 
 class Log:
@@ -162,7 +164,7 @@ def train_words(run: Run) -> None:
     learnt = False
     while not learnt and time.monotonic() - started < run.given.words_minutes * 60:
         batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng) for _ in range(64)]
-        said, looked = trainer.step(writer.batch(batch, 0.08, run.rng), _rate(2e-3, step, 0), 0.0)
+        said, looked = trainer.step(writer.batch(batch, 0.08, run.rng, short=True), _rate(2e-3, step, 0), 0.0)
         step += 1
         seconds = time.monotonic() - started
         if step % 50 == 0:
@@ -193,10 +195,12 @@ def train_prompts(run: Run) -> None:
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
         # Sequences of like length together: a video has twice the tokens of a frame.
-        visual, size = ("video", 20) if run.rng.random() < 0.6 else ("image", 32)
+        thin = seconds < THIN_UNTIL * budget
+        visual, size = ("video", 32 if thin else 20) if run.rng.random() < 0.6 else ("image", 32)
         batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng, visual) for _ in range(size)]
         rate = _rate(1.5e-3, step, seconds / budget)
-        said, looked = trainer.step(writer.batch(batch, 1.0, run.rng), rate, run.given.looking)
+        written = writer.batch(batch, THIN if thin else 1.0, run.rng)
+        said, looked = trainer.step(written, rate, run.given.looking)
         step += 1
         if step % 50 == 0:
             marks = trainer.marks.line()
@@ -232,9 +236,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
     parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
-    parser.add_argument("--tower-minutes", type=float, default=35)
-    parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
-    parser.add_argument("--prompts-minutes", type=float, default=25)
+    parser.add_argument("--tower-minutes", type=float, default=42)
+    parser.add_argument("--words-minutes", type=float, default=9, help="at most; it ends when the words are learnt")
+    parser.add_argument("--prompts-minutes", type=float, default=30)
     parser.add_argument("--looking", type=float, default=0.3, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -66,10 +66,15 @@ class Writer:
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def batch(self, lessons: list[tuple[Lesson, np.ndarray | None]], keep: float, rng: np.random.Generator) -> Batch:
-        """lessons: with their visual features (tokens, HIDDEN). keep: share of the tokens without anything to look at
-        that stay; under 1 the short wording is used."""
-        short = keep < 1
+    def batch(
+        self,
+        lessons: list[tuple[Lesson, np.ndarray | None]],
+        keep: float,
+        rng: np.random.Generator,
+        short: bool = False,
+    ) -> Batch:
+        """lessons: with their visual features (tokens, HIDDEN). keep: share of the tokens without an object that stay.
+        short: the short wording instead of the prompt."""
         rows = [self._row(lesson, features, keep, short, rng) for lesson, features in lessons]
         length = max(len(row[0]) for row in rows)
         size = (len(rows), length)
