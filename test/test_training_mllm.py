@@ -12,11 +12,13 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 
 from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.mllm import load_mllm, prefill
+from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
 from training.cpu import speed_up
 from training.mllm_batches import Writer
-from training.mllm_language import LOOKING_LAYERS, LanguageTrainer
+from training.mllm_language import LOOKING_LAYERS, LanguageTrainer, last_row_of_rollout
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
 from training.mllm_model import (
     ANSWERS,
@@ -247,7 +249,7 @@ def test_trained_language_model_is_the_real_one(teacher: Teacher):
             wanted = real.lm_head(seen.last_hidden_state[0, -2:])
             assert (got[place] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
             for layer in LOOKING_LAYERS:
-                row = trainer.text.layers[layer].self_attn.last_row[place, valid]
+                row = trainer.text.layers[layer].self_attn.kept[place, :, -2].float().mean(0)[valid]
                 assert torch.allclose(row, seen.attentions[layer][0, :, -2].mean(0), atol=0.01)
 
 
@@ -259,17 +261,36 @@ def test_looking_loss_is_least_on_the_target(teacher: Teacher):
     batch = Writer(tokenizer, CHAT_TEMPLATE).batch([(lesson, tokens)], 1.0, np.random.default_rng(0))
     on_target, elsewhere = batch.sets >= 0, batch.visual & (batch.sets < 0)
     rows = lesson.sets.max() + 1
-    losses = []
+    losses, found = [], []
     for row in (on_target, elsewhere, batch.visual, ~batch.visual):
+        weight = row.float()
+        if row is on_target:  # evenly over the sets
+            weight = torch.stack([(batch.sets == k) / (batch.sets == k).sum() for k in range(rows)]).sum(0)
         for layer in LOOKING_LAYERS:
-            weight = row.float()
-            if row is on_target:  # evenly over the sets
-                weight = torch.stack([(batch.sets == k) / (batch.sets == k).sum() for k in range(rows)]).sum(0)
-            trainer.text.layers[layer].self_attn.last_row = weight / weight.sum()
+            kept = weight / weight.sum()
+            trainer.text.layers[layer].self_attn.kept = kept.expand(1, 4, kept.shape[1], -1)
         loss, shares = trainer._looking(batch)
         losses.append(loss.item())
-    assert losses[0] == pytest.approx(0, abs=0.02)
-    assert losses[0] < losses[2] < losses[1] and losses[3] > losses[2]
+        found.append(shares[0])
+    assert losses[0] == pytest.approx(0, abs=0.02) and found[0] == pytest.approx(1)
+    assert losses[0] < losses[2] < losses[1] and losses[3] > losses[2] and found[1] == 0
+
+
+def test_trained_rollout_is_the_real_one():
+    torch.manual_seed(0)
+    batch, heads, tokens = 2, 4, 20
+    query, key = torch.randn(2, 3, batch, heads, tokens, 8)
+    visual, valid = torch.zeros(2, batch, tokens, dtype=torch.bool)
+    visual[:, 6:14], valid[0], valid[1, 3:] = True, True, True
+    # One token more, the answer; the rollout is that of the token before it.
+    mask = torch.ones(tokens, tokens).tril().bool() & valid[:, None, None] | torch.eye(tokens).bool()
+    layers = [(q @ k.transpose(-1, -2) * 0.5).masked_fill(~mask, -1e4).softmax(-1) for q, k in zip(query, key)]
+    recorded = [LayerAttention(q[:, :, :-1], k[:, :, :-1], 0.5) for q, k in zip(query, key)]
+    wanted = rollout_last_row(recorded, visual[:, :-1], valid[:, :-1])
+    for attention in layers:  # its row counts for little among many; here it would not
+        attention[:, :, -1] = 0
+    got = last_row_of_rollout(layers, visual, valid)
+    assert torch.allclose(got[:, :-1] * valid[:, :-1], wanted, atol=1e-5) and not got[:, -1].any()
 
 
 def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teacher: Teacher):

@@ -2,14 +2,15 @@
 
 Two phases, each of them needed. Short questions with few visual tokens teach the look-up; full prompts follow at once
 when they come after it, and stay on a plateau when they come first. Then an auxiliary loss pulls the attention of the
-last prompt token in the upper layers to the target: a model that answers perfectly need not look at what it names.
+last prompt token in the upper layers, and the rollout through them, to the target: a model that answers perfectly need
+not look at what it names.
 """
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -31,15 +32,13 @@ MASS_FLOOR = 0.3
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """attention_mask: `_causal`. Of the looking layers the row of the last prompt token (the last but one here) is
-    kept, with gradients."""
+    """attention_mask: `_causal`. The looking layers keep their attention (B, heads, N, N), with gradients."""
     logits = (query * scaling) @ key.transpose(-1, -2) + attention_mask
     # As two products, and not in float32: on a CPU the fused attention takes twice as long.
-    output = torch.softmax(logits, -1, dtype=logits.dtype) @ value
+    weights = torch.softmax(logits, -1, dtype=logits.dtype)
     if module.layer_idx in LOOKING_LAYERS and module.training:
-        row = query[:, :, -2:-1].float() @ key.float().transpose(-1, -2) * scaling + attention_mask[:, :, -2:-1]
-        module.last_row = row.float().softmax(-1)[:, :, 0].mean(1)
-    return output.transpose(1, 2).contiguous(), None
+        module.kept = weights
+    return (weights @ value).transpose(1, 2).contiguous(), None
 
 
 AttentionInterface.register(TAP, _attention)
@@ -149,8 +148,9 @@ class LanguageTrainer:
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Cross-entropy of the attention over the sets, each counted the same, and a floor on its visual mass; mean
-        over the looking layers. And the share of each sequence's visual attention that lies on its sets."""
+        """Cross-entropy over the sets, each counted the same, of what each looking layer's attention and, once more as
+        much, the rollout put there; and a floor on how much of each layer's is visual. And the share of each sequence's
+        visual rollout that lies on its sets."""
         count = int(batch.sets.max()) + 1
         if count == 0:
             return torch.zeros(()), [math.nan] * len(batch.sets)
@@ -158,20 +158,38 @@ class LanguageTrainer:
         there = torch.zeros(len(batch.sets), count).scatter_add_(1, index, (batch.sets >= 0).float()) > 0
         asked = there.any(1)
         weights = there / there.sum(1, keepdim=True).clamp(min=1)
-        losses, shares = [], []
-        for layer in LOOKING_LAYERS:
-            row = self.text.layers[layer].self_attn.last_row
-            row = row.float() * batch.visual
+        kept = [self.text.layers[layer].self_attn.kept for layer in LOOKING_LAYERS]
+        rows = [attention[:, :, -2].float().mean(1) for attention in kept]
+        losses = []
+        for row in (*rows, rolled := last_row_of_rollout(kept, batch.visual, batch.valid)):
+            row = row * batch.visual
             mass = row.sum(1)
             on_sets = torch.zeros(len(row), count).scatter_add(1, index, row * (batch.sets >= 0))
             parts = torch.log((on_sets + 1e-5) / (mass[:, None] + 1e-4))
             loss = -(weights * parts).sum(1) - torch.log(there.sum(1).clamp(min=1).float())
-            loss = loss + F.relu(math.log(MASS_FLOOR) - torch.log(mass + 1e-5))
             losses.append(loss[asked].mean())
-            shares.append((on_sets.sum(1) / mass.clamp(min=1e-6)).detach())
-        share = torch.stack(shares).mean(0)
+        floors = [F.relu(math.log(MASS_FLOOR) - torch.log((row * batch.visual).sum(1) + 1e-5)) for row in rows]
+        rolled = rolled.detach() * batch.visual
+        share = (rolled * (batch.sets >= 0)).sum(1) / rolled.sum(1).clamp(min=1e-6)
         share[~asked] = math.nan
-        return torch.stack(losses).mean(), share.tolist()
+        looked = (torch.stack(losses[:-1]).mean() + losses[-1]) / 2 + torch.stack(floors)[:, asked].mean()
+        return looked, share.tolist()
+
+
+def last_row_of_rollout(layers: Sequence[torch.Tensor], visual: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """What `decaf_ros.grounding.rollout` computes, of the last token but one, with gradients: (B, N) float32.
+
+    layers: (B, heads, N, N) each, bottom to top. visual, valid: (B, N) bool.
+    """
+    row = torch.zeros(visual.shape)
+    row[:, -2] = 1
+    for attention in reversed(layers):
+        top = (attention.detach() * visual[:, None, None]).amax(-1) * valid[:, None]
+        strength = top.sum(-1).float()
+        strength = strength / strength.amax(1, keepdim=True).clamp(min=1e-9)
+        attended = (row[:, None, None].to(attention.dtype) @ attention)[:, :, 0].float()
+        row = (row + (strength[..., None] * attended).mean(1)) / 2
+    return row
 
 
 def _causal(valid: torch.Tensor) -> torch.Tensor:

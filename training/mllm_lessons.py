@@ -157,7 +157,7 @@ _WEIGHTS = {
     "attribute": 1.0,
     "motion": 2.0,
     "size": 1.2,
-    "relation": 2.0,
+    "relation": 3.0,
     "several": 1.0,
     "temporal": 2.0,
     "absent": 1.2,
