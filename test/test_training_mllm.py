@@ -17,8 +17,8 @@ from decaf_ros.grounding.mllm import load_mllm, prefill
 from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
 from training.cpu import speed_up
-from training.mllm_batches import Writer
-from training.mllm_language import LOOKING_LAYERS, LanguageTrainer, last_row_of_rollout
+from training.mllm_batches import Batch, Pack, Writer
+from training.mllm_language import LOOKING_LAYERS, TAP, LanguageTrainer, last_rows_of_rollout
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
 from training.mllm_model import (
     ANSWERS,
@@ -73,9 +73,19 @@ def teacher(clip: TabletopClip) -> Teacher:
     return Teacher(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
 
 
-def lessons(teacher: Teacher, count: int = 300) -> list[Lesson]:
+def packs(teacher: Teacher, count: int = 50) -> list[Pack]:
+    """Of four questions each, with ideal tokens."""
     rng = np.random.default_rng(1)
-    return [teacher.lesson(rng) for _ in range(count)] + [teacher.lesson(rng, "image") for _ in range(count)]
+    found = []
+    for visual in ("video", "image", ""):
+        for _ in range(count):
+            asked = teacher.lessons(rng, visual, 4)
+            found.append(Pack(asked, ideal_tokens(teacher, asked[0])))
+    return found
+
+
+def lessons(teacher: Teacher) -> list[Lesson]:
+    return [lesson for pack in packs(teacher) for lesson in pack.lessons]
 
 
 def ideal_tokens(teacher: Teacher, lesson: Lesson) -> np.ndarray | None:
@@ -213,10 +223,11 @@ def test_a_written_lesson_is_the_adapters_prompt(teacher: Teacher, clip: Tableto
         lesson = next(one for one in lessons(teacher) if one.visual == name and visual.grid[0] == one.rows)
         prompt = mllm.prompt(visual, lesson.text)
         count = lesson.rows * grid[0] * grid[1]
-        batch = writer.batch([(lesson, np.zeros((count, 128), np.float32))], 1.0, rng)
-        assert batch.ids[:, :-1].tolist() == prompt.inputs["input_ids"].tolist()
-        assert (batch.positions[..., :-1] == prompt.positions).all()
-        assert (batch.visual[:, :-1] == prompt.visual).all()
+        batch = writer.batch([Pack([lesson, lesson], np.zeros((count, 128), np.float32))], 1.0, rng)
+        for question in batch.rows[0]:
+            assert batch.ids[0, question].tolist() == prompt.inputs["input_ids"][0].tolist()
+            assert (batch.positions[:, 0, question] == prompt.positions[:, 0]).all()
+            assert (batch.visual[0, question] == prompt.visual[0]).all()
         built = scenes(clip, teacher.visuals[name], grid, np.arange(1))
         pixels = visual.inputs["pixel_values_videos" if name == "video" else "pixel_values"]
         assert torch.allclose(patches(torch.from_numpy(built.pixels)), pixels[: 4 * grid[0] * grid[1]], atol=1e-5)
@@ -224,48 +235,70 @@ def test_a_written_lesson_is_the_adapters_prompt(teacher: Teacher, clip: Tableto
     prefill(mllm.model, prompt, 3, keep_cache=False)
 
 
-def test_trained_language_model_is_the_real_one(teacher: Teacher):
+@pytest.fixture(scope="module")
+def trainer() -> LanguageTrainer:
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
-    trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
-    questions = [(lesson, ideal_tokens(teacher, lesson)) for lesson in lessons(teacher, 3)]
-    batch = Writer(tokenizer, CHAT_TEMPLATE).batch(questions, 1.0, np.random.default_rng(0))
+    return LanguageTrainer(new_model(tokenizer), tokenizer)
+
+
+def written(packs: list[Pack], keep: float = 1.0, short: bool = False) -> Batch:
+    return Writer(new_tokenizer(), CHAT_TEMPLATE).batch(packs, keep, np.random.default_rng(0), short)
+
+
+def test_a_packed_question_is_the_real_model_s_alone(trainer: LanguageTrainer, teacher: Teacher):
+    """Logits, attention and rollout of each question of a pack, against the real model on that question alone."""
+    batch = written([packs(teacher, 2)[place] for place in (0, 1, 2, 4)])
+    assert len(set(batch.part[:, -1].tolist())) > 1, "expected some padding"
     with torch.no_grad():
         got = trainer.logits(batch)
+        kept = {layer: trainer.text.layers[layer].self_attn.kept.float() for layer in LOOKING_LAYERS}
+        rolled = last_rows_of_rollout(list(kept.values()), batch)
         real = trainer.model.eval()
-        real.model.language_model.set_attn_implementation("eager")
-        for place, valid in enumerate(batch.valid):
-            ids, features = (
-                batch.ids[place, valid],
-                batch.features[batch.visual[: place + 1].sum() - batch.visual[place].sum() :],
-            )
-            embedded = real.model.language_model.embed_tokens(ids)
-            embedded[batch.visual[place, valid]] = features[: batch.visual[place].sum()]
-            seen = real.model.language_model(
-                inputs_embeds=embedded[None],
-                position_ids=batch.positions[:, place : place + 1, valid],
+        text = real.model.language_model
+        text.set_attn_implementation("eager")
+        embedded = text.embed_tokens(batch.ids).masked_scatter(batch.visual[..., None], batch.features)
+        for b, q in np.ndindex(*batch.ends.shape):
+            own = batch.rows[b, q].clone()
+            own[batch.ends[b, q]] = True
+            seen = text(
+                inputs_embeds=embedded[b : b + 1, own],
+                position_ids=batch.positions[:, b : b + 1, own],
                 output_attentions=True,
             )
             wanted = real.lm_head(seen.last_hidden_state[0, -2:])
-            assert (got[place] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
-            for layer in LOOKING_LAYERS:
-                row = trainer.text.layers[layer].self_attn.kept[place, :, -2].float().mean(0)[valid]
-                assert torch.allclose(row, seen.attentions[layer][0, :, -2].mean(0), atol=0.01)
+            assert (got[b, q] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
+            for layer, attention in kept.items():
+                row = attention[b, :, batch.ends[b, q] - 1]
+                assert torch.allclose(row[:, own], seen.attentions[layer][0, :, -2], atol=0.02)
+                assert row[:, ~own].abs().max() < 1e-6, "a question sees nothing of another"
+            if batch.visual[b].any():
+                row, alone = rolled[b, q], seen.attentions[min(LOOKING_LAYERS) :]
+                wanted = _rollout_alone([attention[0, :, :-1, :-1] for attention in alone], batch.visual[b, own][:-1])
+                assert torch.allclose(row[own][:-1], wanted, atol=0.02)
+        text.set_attn_implementation(TAP)
+        text.train()
 
 
-def test_looking_loss_is_least_on_the_target(teacher: Teacher):
-    tokenizer = new_tokenizer()
-    trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
+def _rollout_alone(layers: list[torch.Tensor], visual: torch.Tensor) -> torch.Tensor:
+    """By `rollout_last_row`, from attention (heads, n, n) put as queries and keys whose softmax it is."""
+    recorded = []
+    for attention in layers:
+        keys = torch.eye(attention.shape[-1]).expand(1, len(attention), -1, -1)
+        recorded.append(LayerAttention(attention.clamp(min=1e-30).log()[None], keys, 1.0))
+    return rollout_last_row(recorded, visual[None])[0]
+
+
+def test_looking_loss_is_least_on_the_target(trainer: LanguageTrainer, teacher: Teacher):
     lesson = next(one for one in lessons(teacher) if one.name == "attribute")
-    tokens = ideal_tokens(teacher, lesson)
-    batch = Writer(tokenizer, CHAT_TEMPLATE).batch([(lesson, tokens)], 1.0, np.random.default_rng(0))
-    on_target, elsewhere = batch.sets >= 0, batch.visual & (batch.sets < 0)
-    rows = lesson.sets.max() + 1
+    batch = written([Pack([lesson], ideal_tokens(teacher, lesson))])
+    sets = batch.sets[0]
+    on_target, visual = sets >= 0, batch.visual
     losses, found = [], []
-    for row in (on_target, elsewhere, batch.visual, ~batch.visual):
+    for row in (on_target, visual & ~on_target, visual, ~visual):
         weight = row.float()
         if row is on_target:  # evenly over the sets
-            weight = torch.stack([(batch.sets == k) / (batch.sets == k).sum() for k in range(rows)]).sum(0)
+            weight = torch.stack([(sets == k) / (sets == k).sum() for k in range(int(sets.max()) + 1)]).sum(0)
         for layer in LOOKING_LAYERS:
             kept = weight / weight.sum()
             trainer.text.layers[layer].self_attn.kept = kept.expand(1, 4, kept.shape[1], -1)
@@ -274,23 +307,6 @@ def test_looking_loss_is_least_on_the_target(teacher: Teacher):
         found.append(shares[0])
     assert losses[0] == pytest.approx(0, abs=0.02) and found[0] == pytest.approx(1)
     assert losses[0] < losses[2] < losses[1] and losses[3] > losses[2] and found[1] == 0
-
-
-def test_trained_rollout_is_the_real_one():
-    torch.manual_seed(0)
-    batch, heads, tokens = 2, 4, 20
-    query, key = torch.randn(2, 3, batch, heads, tokens, 8)
-    visual, valid = torch.zeros(2, batch, tokens, dtype=torch.bool)
-    visual[:, 6:14], valid[0], valid[1, 3:] = True, True, True
-    # One token more, the answer; the rollout is that of the token before it.
-    mask = torch.ones(tokens, tokens).tril().bool() & valid[:, None, None] | torch.eye(tokens).bool()
-    layers = [(q @ k.transpose(-1, -2) * 0.5).masked_fill(~mask, -1e4).softmax(-1) for q, k in zip(query, key)]
-    recorded = [LayerAttention(q[:, :, :-1], k[:, :, :-1], 0.5) for q, k in zip(query, key)]
-    wanted = rollout_last_row(recorded, visual[:, :-1], valid[:, :-1])
-    for attention in layers:  # its row counts for little among many; here it would not
-        attention[:, :, -1] = 0
-    got = last_row_of_rollout(layers, visual, valid)
-    assert torch.allclose(got[:, :-1] * valid[:, :-1], wanted, atol=1e-5) and not got[:, -1].any()
 
 
 def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teacher: Teacher):
@@ -336,9 +352,7 @@ def test_crops_show_the_same_object(clip: TabletopClip, teacher: Teacher):
 def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
-    rng = np.random.default_rng(0)
-    questions = [(lesson, ideal_tokens(teacher, lesson)) for lesson in lessons(teacher, 4)]
-    batch = Writer(tokenizer, CHAT_TEMPLATE).batch(questions, 0.1, rng, short=True)
+    batch = written(packs(teacher, 4)[:8], 0.1, short=True)
     trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
     trainer.start_from_words(tokenizer)
     losses = [trainer.step(batch, 2e-3, 0.3)[0] for _ in range(8)]

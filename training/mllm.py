@@ -12,6 +12,7 @@ import json
 import math
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ import torch
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.tabletop.store import read_clip
 from training.cpu import in_parallel, keep_freed_memory
-from training.mllm_batches import Writer
+from training.mllm_batches import Batch, Writer
 from training.mllm_language import LanguageTrainer
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, video_visual
 from training.mllm_model import new_model, new_tokenizer, write_checkpoint
@@ -163,8 +164,9 @@ def train_words(run: Run) -> None:
     started, saved = time.monotonic() - spent, time.monotonic()
     learnt = False
     while not learnt and time.monotonic() - started < run.given.words_minutes * 60:
-        batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng) for _ in range(64)]
-        said, looked = trainer.step(writer.batch(batch, 0.08, run.rng, short=True), _rate(2e-3, step, 0), 0.0)
+        visual = ("video", "image")[int(run.rng.random() < 0.4)]
+        packs = [_any(pupils, run.rng).pack(run.rng, visual, 4) for _ in range(32)]
+        said, looked = trainer.step(writer.batch(packs, 0.08, run.rng, short=True), _rate(2e-3, step, 0), 0.0)
         step += 1
         seconds = time.monotonic() - started
         if step % 50 == 0:
@@ -194,12 +196,13 @@ def train_prompts(run: Run) -> None:
     budget = run.given.prompts_minutes * 60
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
-        # Sequences of like length together: a video has twice the tokens of a frame.
         thin = seconds < THIN_UNTIL * budget
-        visual, size = ("video", 32 if thin else 20) if run.rng.random() < 0.6 else ("image", 32)
-        batch = [pupils[int(run.rng.integers(len(pupils)))].lesson(run.rng, visual) for _ in range(size)]
+        draw = run.rng.random()
+        # Sequences of like length together: a video has twice the tokens of a frame.
+        visual, size = ("", 16) if draw < 0.06 else ("video", 10) if draw < 0.6 else ("image", 16)
+        packs = [_any(pupils, run.rng).pack(run.rng, visual, 4) for _ in range(2 * size if thin else size)]
         rate = _rate(1.5e-3, step, seconds / budget)
-        written = writer.batch(batch, THIN if thin else 1.0, run.rng)
+        written = writer.batch(packs, THIN if thin else 1.0, run.rng)
         said, looked = trainer.step(written, rate, run.given.looking)
         step += 1
         if step % 50 == 0:
@@ -215,12 +218,16 @@ def train_prompts(run: Run) -> None:
     run.done("prompts")
 
 
-def _exam(pupils: list[Pupil], writer: Writer):
+def _any(pupils: list[Pupil], rng: np.random.Generator) -> Pupil:
+    return pupils[int(rng.integers(len(pupils)))]
+
+
+def _exam(pupils: list[Pupil], writer: Writer) -> Iterator[Batch]:
     """Always the same questions about clips that are not trained on."""
     rng = np.random.default_rng(0)
     for visual in ("video", "image", "video"):
-        for at in range(0, len(pupils), 20):
-            yield writer.batch([pupil.lesson(rng, visual) for pupil in pupils[at : at + 20]], 1.0, rng)
+        for at in range(0, len(pupils), 10):
+            yield writer.batch([pupil.pack(rng, visual, 4) for pupil in pupils[at : at + 10]], 1.0, rng)
 
 
 def export(run: Run) -> None:

@@ -1,8 +1,9 @@
-"""Questions to tensors: chat ids, visual features, positions, all padded on the left."""
+"""Questions to tensors: chat ids, visual features, positions, several questions to a sequence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,22 +18,48 @@ TIME_STEP = 2.0
 GRIDS = {"video": VIDEO_GRID, "image": FRAME_GRID}
 
 
+class Pack(NamedTuple):
+    """Questions about the same visual tokens, (tokens, HIDDEN), or about none."""
+
+    lessons: list[Lesson]
+    tokens: np.ndarray | None
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B sequences of N tokens: a question and its answer's first token, padded on the left.
+    """B sequences of N tokens, padded on the right: what Q questions share, then each question with its answer's first
+    token. A question sees what is shared and itself, so that its answer is the one that it would get alone, and the
+    shared tokens, of which there are many, pass through the model once.
 
-    ids: (B, N). valid, visual: (B, N) bool. positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order.
-    answer: (B,), which is also ids[:, -1]. sets: (B, N) int64, -1 where there is nothing to look at.
+    ids: (B, N). part: (B, N) int64, 0 shared, k the k-th question, -1 padding. visual: (B, N) bool.
+    positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
+    answers: (B, Q). sets: (B, Q, N) int64, -1 where there is nothing to look at. kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
-    valid: torch.Tensor
+    part: torch.Tensor
     visual: torch.Tensor
     positions: torch.Tensor
     features: torch.Tensor
-    answer: torch.Tensor
+    ends: torch.Tensor
+    answers: torch.Tensor
     sets: torch.Tensor
-    kinds: tuple[str, ...]  # with the visual, such as "motion video"
+    kinds: tuple[tuple[str, ...], ...]
+
+    @property
+    def sees(self) -> torch.Tensor:
+        """(B, N, N) bool: who attends to whom; padding to itself, for a softmax over nothing is not a number."""
+        length = self.part.shape[1]
+        earlier = torch.ones(length, length, dtype=torch.bool).tril()
+        part, key = self.part[:, :, None], self.part[:, None]
+        return (earlier & (part >= 0) & ((key == 0) | (key == part))) | torch.eye(length, dtype=torch.bool)
+
+    @property
+    def rows(self) -> torch.Tensor:
+        """(B, Q, N) bool: the tokens of each question's own sequence, without its answer."""
+        questions = torch.arange(1, self.ends.shape[1] + 1)[:, None]
+        own = (self.part[:, None] == 0) | (self.part[:, None] == questions)
+        return own.scatter(2, self.ends[..., None], False)
 
 
 class Writer:
@@ -44,7 +71,7 @@ class Writer:
         self._chats: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def chat(self, kind: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids before and after the visual tokens."""
+        """Ids before and after the visual tokens; without any, all of them are after."""
         if (kind, text) not in self._chats:
             self._chats[kind, text] = self._chat(kind, text)
         return self._chats[kind, text]
@@ -60,66 +87,92 @@ class Writer:
             add_generation_prompt=True,
         )
         pad = f"<|{kind}_pad|>"
-        before, after = chat.split(pad) if kind else (chat, "")
+        before, after = chat.split(pad) if kind else ("", chat)
         return self._encode(before), self._encode(after)
 
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def batch(
-        self,
-        lessons: list[tuple[Lesson, np.ndarray | None]],
-        keep: float,
-        rng: np.random.Generator,
-        short: bool = False,
-    ) -> Batch:
-        """lessons: with their visual features (tokens, HIDDEN). keep: share of the tokens without an object that stay.
-        short: the short wording instead of the prompt."""
-        rows = [self._row(lesson, features, keep, short, rng) for lesson, features in lessons]
-        length = max(len(row[0]) for row in rows)
-        size = (len(rows), length)
-        pad = self.tokenizer.pad_token_id
-        ids, sets = torch.full(size, pad), torch.full(size, -1)
-        valid, visual = torch.zeros(size, dtype=torch.bool), torch.zeros(size, dtype=torch.bool)
+    def batch(self, packs: list[Pack], keep: float, rng: np.random.Generator, short: bool = False) -> Batch:
+        """packs: of as many questions each. keep: share of the tokens without an object that stay. short: the short
+        wording instead of the prompt."""
+        rows = [self._row(pack, keep, short, rng) for pack in packs]
+        size = (len(rows), max(len(row.ids) for row in rows))
+        questions = len(packs[0].lessons)
+        ids, part = torch.full(size, self.tokenizer.pad_token_id), torch.full(size, -1)
+        visual = torch.zeros(size, dtype=torch.bool)
         positions = torch.ones(3, *size, dtype=torch.int64)
-        for place, (row_ids, row_visual, row_positions, row_sets, _) in enumerate(rows):
-            tail = slice(length - len(row_ids), length)
-            ids[place, tail], visual[place, tail] = row_ids, row_visual
-            positions[:, place, tail], sets[place, tail] = row_positions, row_sets
-            valid[place, tail] = True
-        features = torch.cat([row[4] for row in rows])
+        sets = torch.full((size[0], questions, size[1]), -1)
+        for place, row in enumerate(rows):
+            own = slice(len(row.ids))
+            ids[place, own], part[place, own], visual[place, own] = row.ids, row.part, row.visual
+            positions[:, place, own], sets[place, :, own] = row.positions, row.sets
+        ends = torch.stack([row.ends for row in rows])
         return Batch(
-            ids, valid, visual, positions, features, ids[:, -1], sets, tuple(lesson.name for lesson, _ in lessons)
+            ids,
+            part,
+            visual,
+            positions,
+            torch.cat([row.features for row in rows]),
+            ends,
+            ids.gather(1, ends),
+            sets,
+            tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
         )
 
-    def _row(
-        self, lesson: Lesson, features: np.ndarray | None, keep: float, short: bool, rng: np.random.Generator
-    ) -> tuple[torch.Tensor, ...]:
-        before, after = self.chat(lesson.visual, lesson.short if short else lesson.text)
-        (answer,) = self.tokenizer(lesson.answer, add_special_tokens=False)["input_ids"]
-        tail = (*after, answer)
-        if not lesson.visual:
-            ids = torch.tensor(before + tail)
-            nothing = torch.zeros(len(ids), dtype=torch.bool)
-            positions = torch.arange(len(ids)).expand(3, -1)
-            return ids, nothing, positions, torch.full((len(ids),), -1), torch.zeros(0, HIDDEN)
-        h, w = GRIDS[lesson.visual]
-        count = lesson.rows * h * w
-        token = self.tokenizer.convert_tokens_to_ids(f"<|{lesson.visual}_pad|>")
-        ids = torch.cat([torch.tensor(before), torch.full((count,), token), torch.tensor(tail)])
-        visual = ids == token
-        positions = visual_positions(visual[None], (lesson.rows, h, w), TIME_STEP)[:, 0]
-        sets = torch.full((len(ids),), -1)
-        sets[visual] = torch.from_numpy(lesson.sets)
-        kept = np.ones(count, bool)
-        if keep < 1:
-            kept = (lesson.owners.reshape(-1) > 0) | (rng.random(count) < keep)
-        stays = torch.ones(len(ids), dtype=torch.bool)
-        stays[visual] = torch.from_numpy(kept)
-        return (
-            ids[stays],
-            visual[stays],
-            positions[:, stays],
-            sets[stays],
-            torch.from_numpy(features[kept].astype(np.float32)),
+    def _row(self, pack: Pack, keep: float, short: bool, rng: np.random.Generator) -> _Row:
+        one = pack.lessons[0]
+        chats = [self.chat(one.visual, lesson.short if short else lesson.text) for lesson in pack.lessons]
+        before = torch.tensor(chats[0][0], dtype=torch.int64)
+        tails = []
+        for lesson, (_, after) in zip(pack.lessons, chats):
+            (answer,) = self._encode(lesson.answer)
+            tails.append(torch.tensor((*after, answer)))
+        longest = max(map(len, tails))
+        count = 0
+        if one.visual:
+            h, w = GRIDS[one.visual]
+            count = one.rows * h * w
+        visual = torch.zeros(len(before) + count + longest, dtype=torch.bool)
+        visual[len(before) : len(before) + count] = True
+        if count:
+            places = visual_positions(visual[None], (one.rows, h, w), TIME_STEP)[:, 0]
+        else:
+            places = torch.arange(len(visual)).expand(3, -1)
+        shared = len(before) + count
+        stays = torch.ones(shared, dtype=torch.bool)
+        sets = torch.full((len(tails), shared), -1)
+        features = torch.zeros(0, HIDDEN)
+        if count:
+            kept = (one.owners.reshape(-1) > 0) | (rng.random(count) < keep)
+            stays[len(before) :] = torch.from_numpy(kept)
+            sets[:, len(before) :] = torch.from_numpy(np.stack([lesson.sets for lesson in pack.lessons]))
+            features = torch.from_numpy(pack.tokens[kept].astype(np.float32))
+        pad = self.tokenizer.convert_tokens_to_ids(f"<|{one.visual or 'video'}_pad|>")
+        lengths = torch.tensor([len(tail) for tail in tails])
+        questions = torch.arange(1, len(tails) + 1).repeat_interleave(lengths)
+        nothing = torch.zeros(len(questions), dtype=torch.bool)
+        shared_ids = torch.cat([before, torch.full((count,), pad)])[stays]
+        return _Row(
+            torch.cat([shared_ids, *tails]),
+            torch.cat([torch.zeros(len(shared_ids), dtype=torch.int64), questions]),
+            torch.cat([visual[:shared][stays], nothing]),
+            torch.cat(
+                [places[:, :shared][:, stays], *(places[:, shared : shared + len(tail)] for tail in tails)], dim=1
+            ),
+            torch.cat([sets[:, stays], torch.full((len(tails), len(questions)), -1)], dim=1),
+            len(shared_ids) + lengths.cumsum(0) - 1,
+            features,
         )
+
+
+class _Row(NamedTuple):
+    """One sequence of a batch, unpadded."""
+
+    ids: torch.Tensor
+    part: torch.Tensor
+    visual: torch.Tensor
+    positions: torch.Tensor
+    sets: torch.Tensor
+    ends: torch.Tensor
+    features: torch.Tensor

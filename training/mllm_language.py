@@ -125,77 +125,74 @@ class LanguageTrainer:
         return marks.line()
 
     def logits(self, batch: Batch) -> torch.Tensor:
-        """(B, 2, vocabulary) float32, of the answer and of what follows it."""
+        """(B, Q, 2, vocabulary) float32, of the answer and of what follows it."""
         embedded = self.text.embed_tokens(batch.ids)
         embedded = embedded.masked_scatter(batch.visual[..., None], batch.features.to(embedded.dtype))
+        bias = torch.zeros(batch.sees.shape, dtype=torch.bfloat16).masked_fill(~batch.sees, -1e4)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.text(
                 inputs_embeds=embedded,
-                attention_mask=_causal(batch.valid),
+                attention_mask=bias[:, None],
                 position_ids=batch.positions,
                 use_cache=False,
-            ).last_hidden_state[:, -2:]
+            ).last_hidden_state
+            places = torch.stack([batch.ends - 1, batch.ends], dim=2)
+            hidden = hidden[torch.arange(len(hidden))[:, None, None], places]
             return self.model.lm_head(hidden).float()
 
     def _losses(self, batch: Batch, marks: Marks) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.logits(batch)
-        said = F.cross_entropy(logits[:, 0], batch.answer)
-        said = said + 0.1 * F.cross_entropy(logits[:, 1], torch.full_like(batch.answer, self.end))
+        said = F.cross_entropy(logits[:, :, 0].flatten(0, 1), batch.answers.flatten())
+        ends = torch.full((batch.answers.numel(),), self.end)
+        said = said + 0.1 * F.cross_entropy(logits[:, :, 1].flatten(0, 1), ends)
         looked, shares = self._looking(batch)
-        right = (logits[:, 0].argmax(-1) == batch.answer).tolist()
-        for kind, is_right, share in zip(batch.kinds, right, shares):
+        right = (logits[:, :, 0].argmax(-1) == batch.answers).flatten().tolist()
+        kinds = [kind for of_one in batch.kinds for kind in of_one]
+        for kind, is_right, share in zip(kinds, right, shares):
             marks.add(kind, is_right, share)
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
         """Cross-entropy over the sets, each counted the same, of what each looking layer's attention and, once more as
-        much, the rollout put there; and a floor on how much of each layer's is visual. And the share of each sequence's
+        much, the rollout put there; and a floor on how much of each layer's is visual. And the share of each question's
         visual rollout that lies on its sets."""
         count = int(batch.sets.max()) + 1
         if count == 0:
-            return torch.zeros(()), [math.nan] * len(batch.sets)
+            return torch.zeros(()), [math.nan] * batch.ends.numel()
         index = batch.sets.clamp(min=0)
-        there = torch.zeros(len(batch.sets), count).scatter_add_(1, index, (batch.sets >= 0).float()) > 0
-        asked = there.any(1)
-        weights = there / there.sum(1, keepdim=True).clamp(min=1)
+        to_look = (batch.sets >= 0).float()
+        there = torch.zeros(*batch.ends.shape, count).scatter_add_(2, index, to_look) > 0
+        asked = there.any(2)
+        weights = there / there.sum(2, keepdim=True).clamp(min=1)
         kept = [self.text.layers[layer].self_attn.kept for layer in LOOKING_LAYERS]
-        rows = [attention[:, :, -2].float().mean(1) for attention in kept]
+        last = (torch.arange(len(batch.ends))[:, None], batch.ends - 1)
+        visual = batch.visual[:, None]
+        rows = [attention.transpose(1, 2)[last].float().mean(2) * visual for attention in kept]
+        rolled = last_rows_of_rollout(kept, batch) * visual
         losses = []
-        for row in (*rows, rolled := last_row_of_rollout(kept, batch.visual, batch.valid)):
-            row = row * batch.visual
-            mass = row.sum(1)
-            on_sets = torch.zeros(len(row), count).scatter_add(1, index, row * (batch.sets >= 0))
-            parts = torch.log((on_sets + 1e-5) / (mass[:, None] + 1e-4))
-            loss = -(weights * parts).sum(1) - torch.log(there.sum(1).clamp(min=1).float())
+        for row in (*rows, rolled):
+            on_sets = torch.zeros(there.shape).scatter_add(2, index, row * to_look)
+            parts = torch.log((on_sets + 1e-5) / (row.sum(2, keepdim=True) + 1e-4))
+            loss = -(weights * parts).sum(2) - torch.log(there.sum(2).clamp(min=1).float())
             losses.append(loss[asked].mean())
-        floors = [F.relu(math.log(MASS_FLOOR) - torch.log((row * batch.visual).sum(1) + 1e-5)) for row in rows]
-        rolled = rolled.detach() * batch.visual
-        share = (rolled * (batch.sets >= 0)).sum(1) / rolled.sum(1).clamp(min=1e-6)
+        floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
+        share = ((rolled * to_look).sum(2) / rolled.sum(2).clamp(min=1e-6)).detach()
         share[~asked] = math.nan
-        looked = (torch.stack(losses[:-1]).mean() + losses[-1]) / 2 + torch.stack(floors)[:, asked].mean()
-        return looked, share.tolist()
+        looked = (torch.stack(losses[:-1]).mean() + losses[-1]) / 2 + torch.stack(floors).mean()
+        return looked, share.flatten().tolist()
 
 
-def last_row_of_rollout(layers: Sequence[torch.Tensor], visual: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
-    """What `decaf_ros.grounding.rollout` computes, of the last token but one, with gradients: (B, N) float32.
+def last_rows_of_rollout(layers: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
+    """What `decaf_ros.grounding.rollout` computes for each question by itself, with gradients: (B, Q, N) float32.
 
-    layers: (B, heads, N, N) each, bottom to top. visual, valid: (B, N) bool.
+    layers: (B, heads, N, N) each, bottom to top. The weights of the heads are taken as they are: without gradients.
     """
-    row = torch.zeros(visual.shape)
-    row[:, -2] = 1
+    own = batch.rows.float()
+    row = torch.zeros(batch.sets.shape).scatter_(2, batch.ends[..., None] - 1, 1.0)
     for attention in reversed(layers):
-        top = (attention.detach() * visual[:, None, None]).amax(-1) * valid[:, None]
-        strength = top.sum(-1).float()
-        strength = strength / strength.amax(1, keepdim=True).clamp(min=1e-9)
-        attended = (row[:, None, None].to(attention.dtype) @ attention)[:, :, 0].float()
-        row = (row + (strength[..., None] * attended).mean(1)) / 2
+        top = (attention.detach() * batch.visual[:, None, None]).amax(-1).float()
+        strength = torch.einsum("bhn,bqn->bqh", top, own)
+        strength = strength / strength.amax(2, keepdim=True).clamp(min=1e-9)
+        attended = (row[:, None].to(attention.dtype) @ attention).float()  # (B, heads, Q, N)
+        row = (row + torch.einsum("bqh,bhqn->bqn", strength, attended) / strength.shape[2]) / 2
     return row
-
-
-def _causal(valid: torch.Tensor) -> torch.Tensor:
-    """(B, 1, N, N) bfloat16, added to the logits. Padding attends to itself, for a softmax over nothing is not a
-    number."""
-    length = valid.shape[1]
-    causal = torch.ones(length, length, dtype=torch.bool).tril()
-    there = (causal & valid[:, None, None, :]) | torch.eye(length, dtype=torch.bool)
-    return torch.zeros(there.shape, dtype=torch.bfloat16).masked_fill(~there, -1e4)

@@ -78,33 +78,35 @@ class Teacher:
         self.events = read_events(clip)
         self.visuals = {"video": video, "image": images}
 
-    def lesson(self, rng: np.random.Generator, visual: str = "") -> Lesson:
-        """A question about the `visual` "video" or "image", or about either. Some of those about an "image" are about
-        none: the choice of a category."""
-        said = expressions(self.clip, rng, self.events)
+    def lessons(self, rng: np.random.Generator, visual: str, count: int) -> list[Lesson]:
+        """Questions about one and the same: `visual` "video" (all of it or some rows), "image" (one of them), or "",
+        the choice of a category from text alone."""
         by_kind: dict[str, list[Expression]] = {}
-        for one in said:
+        for one in expressions(self.clip, rng, self.events):
             by_kind.setdefault(one.kind, []).append(one)
-        kinds = list(by_kind)
-        weights = np.array([_WEIGHTS[kind] for kind in kinds])
-        kind = kinds[int(rng.choice(len(kinds), p=weights / weights.sum()))]
-        asked = by_kind[kind][int(rng.integers(len(by_kind[kind])))]
-        draw = rng.random()
-        if visual == "image" and draw < 0.15:
-            return self._choice(asked, rng)
-        visual = visual or ("video" if rng.random() < 0.6 else "image")
+        if not visual:
+            return [self._choice(self._ask(by_kind, rng), rng) for _ in range(count)]
         owners = self.visuals[visual].owners
         if visual == "image":
             rows, row = 1, int(rng.integers(len(owners)))
         else:
             rows, row = len(owners), 0
-            if kind not in NEEDS_VIDEO and rng.random() < 0.3:
+            if rng.random() < 0.2:
                 rows = int(rng.integers(2, len(owners)))
                 row = int(rng.integers(len(owners) - rows + 1))
+                # A part of the clip need not show what is asked for.
+                by_kind = {kind: said for kind, said in by_kind.items() if kind not in NEEDS_VIDEO}
         owners = owners[row : row + rows]
-        if draw < 0.3:
-            return self._background(asked, visual, row, owners, rng)
-        return self._object(asked, visual, row, owners, rng)
+        found = []
+        for _ in range(count):
+            ask = self._background if rng.random() < 0.2 else self._object
+            found.append(ask(self._ask(by_kind, rng), visual, row, owners, rng))
+        return found
+
+    def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
+        weights = np.array([_WEIGHTS[kind] for kind in by_kind])
+        said = list(by_kind.values())[int(rng.choice(len(by_kind), p=weights / weights.sum()))]
+        return said[int(rng.integers(len(said)))]
 
     def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
         text = object_prompt(asked.text, _variant(rng))

@@ -11,7 +11,8 @@ import torch
 from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.tabletop.store import read_clip
 from training.cpu import in_parallel
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
+from training.mllm_batches import Pack
+from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Teacher, image_visual, video_visual
 from training.mllm_model import new_model, new_tokenizer
 from training.mllm_tower import TowerTrainer, shrink
 from training.mllm_words import NORM, meanings
@@ -37,19 +38,20 @@ class Pupil:
         # A few thousand clips fit into memory without their pictures (a copy: a view would keep them).
         self.teacher.clip = dataclasses.replace(clip, images=clip.images[:0].copy(), labels=clip.labels[:0].copy())
 
-    def lesson(self, rng: np.random.Generator, visual: str = "") -> tuple[Lesson, np.ndarray | None]:
-        """A question and its visual tokens; `visual` as in `Teacher.lesson`."""
-        lesson = self.teacher.lesson(rng, visual)
-        if not lesson.visual:
-            return lesson, None
-        rows = slice(lesson.row, lesson.row + lesson.rows)
+    def pack(self, rng: np.random.Generator, visual: str, count: int) -> Pack:
+        """Questions about the same visual tokens; `visual` as in `Teacher.lessons`."""
+        lessons = self.teacher.lessons(rng, visual, count)
+        if not visual:
+            return Pack(lessons, None)
+        one = lessons[0]
+        rows = slice(one.row, one.row + one.rows)
         if self.features is not None:
-            tokens = self.features[lesson.visual][rows]
-            return lesson, tokens.reshape(-1, tokens.shape[-1])
-        facts = self.teacher.visuals[lesson.visual].facts[rows] @ _MEANINGS
-        tokens = np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
+            tokens = self.features[visual][rows]
+            return Pack(lessons, tokens.reshape(-1, tokens.shape[-1]))
+        facts = self.teacher.visuals[visual].facts[rows] @ _MEANINGS
+        tokens = np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, one.owners)])
         noise = 0.3 * NORM / np.sqrt(tokens.shape[-1])
-        return lesson, tokens + rng.normal(size=tokens.shape).astype(np.float32) * noise
+        return Pack(lessons, tokens + rng.normal(size=tokens.shape).astype(np.float32) * noise)
 
 
 def pupils_of(files: list[Path], tower: TowerTrainer | None, workers: int) -> list[Pupil]:
