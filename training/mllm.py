@@ -39,7 +39,8 @@ TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.5
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
 # Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
-THIN, THIN_UNTIL = 0.25, 0.55
+# As long, where to look counts for less than what to say.
+THIN, THIN_UNTIL, EARLY_LOOKING = 0.25, 0.55, 0.3
 # Share of right answers at which short questions have done their work.
 WORDS_LEARNT = 0.9
 WORD_KINDS = ("attribute", "explicit", "motion", "size", "relation", "temporal")
@@ -203,7 +204,7 @@ def train_prompts(run: Run) -> None:
         packs = [_any(pupils, run.rng).pack(run.rng, visual, 4) for _ in range(2 * size if thin else size)]
         rate = _rate(1.5e-3, step, seconds / budget)
         written = writer.batch(packs, THIN if thin else 1.0, run.rng)
-        said, looked = trainer.step(written, rate, run.given.looking)
+        said, looked = trainer.step(written, rate, run.given.looking * (EARLY_LOOKING if thin else 1.0))
         step += 1
         if step % 50 == 0:
             marks = trainer.marks.line()
@@ -245,8 +246,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
     parser.add_argument("--tower-minutes", type=float, default=42)
     parser.add_argument("--words-minutes", type=float, default=9, help="at most; it ends when the words are learnt")
-    parser.add_argument("--prompts-minutes", type=float, default=30)
-    parser.add_argument("--looking", type=float, default=0.3, help="weight of the loss on where to look")
+    parser.add_argument("--prompts-minutes", type=float, default=45)
+    parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
