@@ -16,6 +16,8 @@ from training.mllm_words import object_facts, surface_facts, token_owners
 
 KEY_FRAMES = 16
 FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
+# How much oftener a question is asked that names one of several objects of a category.
+HARD = 3.0
 # One frame shows no motion.
 NEEDS_VIDEO = ("motion", "temporal")
 
@@ -106,7 +108,10 @@ class Teacher:
     def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([_WEIGHTS[kind] for kind in by_kind])
         said = list(by_kind.values())[int(rng.choice(len(by_kind), p=weights / weights.sum()))]
-        return said[int(rng.integers(len(said)))]
+        # Where another object has the answer's category, the answer does not tell where to look.
+        categories = [one.category for one in self.clip.objects]
+        weights = np.array([HARD if categories.count(one.category) > len(one.targets) else 1.0 for one in said])
+        return said[int(rng.choice(len(said), p=weights / weights.sum()))]
 
     def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
         text = object_prompt(asked.text, _variant(rng))
