@@ -1,4 +1,4 @@
-"""What makes training on a CPU fast. None of it changes a result."""
+"""What makes training on a CPU fast. None of it changes a result by more than rounding."""
 
 from __future__ import annotations
 

@@ -17,14 +17,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
 
 from training.mllm_batches import Batch
 from training.mllm_model import LAYERS
 from training.mllm_words import meanings, word_meanings
 
-TAP = "training_last_row"
+TAP = "training_kept_attention"
 # The rollout starts in the middle.
 LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
 # Least share of the last token's attention that is visual: without a floor it learns to look at nothing.
@@ -32,7 +31,8 @@ MASS_FLOOR = 0.3
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
-    """attention_mask: `_causal`. The looking layers keep their attention (B, heads, N, N), with gradients."""
+    """attention_mask: (B, 1, N, N), added to the logits. The looking layers keep their attention (B, heads, N, N), with
+    gradients."""
     logits = (query * scaling) @ key.transpose(-1, -2) + attention_mask
     # As two products, and not in float32: on a CPU the fused attention takes twice as long.
     weights = torch.softmax(logits, -1, dtype=logits.dtype)
@@ -42,7 +42,6 @@ def _attention(module, query, key, value, attention_mask, scaling=None, dropout=
 
 
 AttentionInterface.register(TAP, _attention)
-AttentionMaskInterface.register(TAP, sdpa_mask)
 
 
 @dataclass
@@ -128,7 +127,8 @@ class LanguageTrainer:
         """(B, Q, 2, vocabulary) float32, of the answer and of what follows it."""
         embedded = self.text.embed_tokens(batch.ids)
         embedded = embedded.masked_scatter(batch.visual[..., None], batch.features.to(embedded.dtype))
-        bias = torch.zeros(batch.sees.shape, dtype=torch.bfloat16).masked_fill(~batch.sees, -1e4)
+        sees = batch.sees
+        bias = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill(~sees, -1e4)
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.text(
                 inputs_embeds=embedded,
