@@ -79,6 +79,7 @@ def query_status(make: Make, event: QueryEvent) -> Any:
         category=event.category,
         presence=float(presence.score) if presence else -1.0,
         presence_contrast=float(presence.contrast) if presence else 0.0,
+        presence_separation=float(presence.separation) if presence else 0.0,
         presence_consistency=float(presence.consistency) if presence else 0.0,
         presence_agreement=float(presence.agreement) if presence else 0.0,
         presence_iou=float(presence.iou) if presence else 0.0,

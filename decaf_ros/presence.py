@@ -5,6 +5,9 @@ cannot say "not there". What is measured here has not been through them:
 
 - contrast: how far the strongest object-minus-background token stands out of the map's own spread, as
   z / (z + CONTRAST_HALF) with z in robust standard deviations (median absolute deviation); mean over the branches.
+- separation: how much of the attention moves when the background is asked for instead of the object: the total
+  variation distance of the two maps, each divided by its sum; mean over the branches. Two near-equal maps mean that
+  asking for the object changed nothing.
 - consistency: the best candidate's ratio of Eq. 8 before the division by the best, in [0, 1].
 - agreement: correlation of the video branch's and the frame branch's differences, negative ones as 0.
   One branch alone has nothing to agree with: reported as 0 and left out of the score.
@@ -23,12 +26,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, resize_maps
-from decaf_ros.types import AttentionMaps, Presence, Tracklet
+from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
 # Equal: not calibrated on data yet, the threshold is the user's to set.
 WEIGHTS: Mapping[str, float] = {
     "contrast": 1.0,
+    "separation": 1.0,
     "consistency": 1.0,
     "agreement": 1.0,
     "iou": 1.0,
@@ -46,6 +50,8 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
     if maps.frames is not None:
         differences.append(difference(maps.frames, FRAME_KERNEL))
     contrast = float(np.mean([_standing_out(maps) for maps in differences]))
+    branches = [branch for branch in (maps.video, maps.frames) if branch is not None]
+    separation = float(np.mean([_separation(branch) for branch in branches]))
     agreement = None
     if len(differences) == 2:
         agreement = _correlation(resize_maps(differences[0], differences[1].shape[1:]), differences[1])
@@ -53,7 +59,7 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
     consistency = 0.0 if best is None else min(max(best.raw_consistency, 0.0), 1.0)
     iou = 0.0 if best is None else min(max(best.scores.iou, 0.0), 1.0)
     object_presence = 0.0 if best is None else 1 / (1 + math.exp(-min(max(best.object_score, -60.0), 60.0)))
-    parts = (contrast, consistency, agreement, iou, object_presence)
+    parts = (contrast, separation, consistency, agreement, iou, object_presence)
     score = weighted_score(dict(zip(WEIGHTS, parts)), WEIGHTS)
     return Presence(score, *(part or 0.0 for part in parts))
 
@@ -76,6 +82,14 @@ def _standing_out(maps: np.ndarray) -> float:
         return 0.0
     z = (float(maps.max()) - middle) / spread
     return z / (z + CONTRAST_HALF)
+
+
+def _separation(branch: BranchMaps) -> float:
+    """Total variation distance of a branch's two maps as distributions, in [0, 1]; 0 where one of them is all zeros."""
+    sums = float(branch.object.sum()), float(branch.background.sum())
+    if min(sums) <= 0:
+        return 0.0
+    return float(np.maximum(branch.object / sums[0] - branch.background / sums[1], 0).sum())
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

@@ -203,6 +203,7 @@ class Presence:
 
     score: float
     contrast: float
+    separation: float
     consistency: float
     agreement: float
     iou: float

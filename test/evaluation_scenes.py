@@ -84,7 +84,7 @@ class DrawnClips:
 
 
 def presence(score: float) -> Presence:
-    return Presence(score, *[score] * 5)
+    return Presence(score, *[score] * 6)
 
 
 class KnownDecaf:

@@ -18,8 +18,8 @@ from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEv
 
 SIZE_HW = (24, 32)
 SIDE = 8
-PRESENT = Presence(0.9, 0.9, 0.9, 0.9, 0.9, 0.9)
-ABSENT = Presence(0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
+PRESENT = Presence(0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9)
+ABSENT = Presence(0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1)
 
 Path = Callable[[float], "tuple[int, int] | None"]
 

@@ -224,7 +224,7 @@ def outputs() -> list:
         START_NS,
         "cam",
         "mug",
-        Presence(0.6, 0.5, 0.4, 0.3, 0.2, 0.1),
+        Presence(0.6, 0.5, 0.45, 0.4, 0.3, 0.2, 0.1),
         START_NS - 10**9,
         START_NS,
         (("points", 12.5), ("dense", 3.25)),

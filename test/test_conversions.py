@@ -145,7 +145,7 @@ def _event(**changes) -> QueryEvent:
         "stamp_ns": STAMP_NS,
         "frame_id": "camera_optical",
         "category": "mug",
-        "presence": Presence(0.5, 0.125, 0.25, 0.375, 0.625, 0.75),
+        "presence": Presence(0.5, 0.125, 0.1875, 0.25, 0.375, 0.625, 0.75),
         "window_start_ns": STAMP_NS - 10**9,
         "window_end_ns": STAMP_NS - 1,
         "stage_ms": (("points", 1.5), ("tracklets", 20.0)),
@@ -159,8 +159,9 @@ def test_a_status_says_all_that_the_event_says():
     message = conversions.status_message(_event())
     assert (message.query_id, message.query, message.state) == ("q4", "the mug", QueryStatus.TRACKING)
     assert (message.text, message.category, message.presence) == ("tracking 1 target", "mug", 0.5)
-    assert (message.presence_contrast, message.presence_consistency, message.presence_agreement) == (0.125, 0.25, 0.375)
-    assert (message.presence_iou, message.presence_object) == (0.625, 0.75)
+    parts = ("contrast", "separation", "consistency", "agreement", "iou", "object")
+    said = [getattr(message, f"presence_{part}") for part in parts]
+    assert said == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75]
     assert conversions.stamp_ns(message.window_start) == STAMP_NS - 10**9
     assert [(stage.stage, stage.milliseconds) for stage in message.stage_times] == [("points", 1.5), ("tracklets", 20)]
     assert list(message.tracklet_ids) == [3, 5]

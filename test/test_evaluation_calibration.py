@@ -19,6 +19,7 @@ def cases(count=200, found=True, seed=0):
         there = number % 4 != 0
         parts = {
             "contrast": 0.5 + 0.1 * there + rng.normal(0, 0.15),
+            "separation": rng.random(),
             "consistency": 0.3 + 0.4 * there + rng.normal(0, 0.12),
             "agreement": rng.random(),
             "iou": 0.6 - 0.2 * there + rng.normal(0, 0.1),

@@ -28,7 +28,7 @@ def test_a_clear_target_scores_above_noise():
     present = measure_presence(maps(peak=0.2), [tracklet(0.8)])
     absent = measure_presence(maps(), [tracklet(-2.0, iou=0.5, object_score=-3.0)])
     assert present.score > absent.score + 0.3
-    for part in ("contrast", "consistency", "agreement", "iou", "object_presence"):
+    for part in ("contrast", "separation", "consistency", "agreement", "iou", "object_presence"):
         assert 0 <= getattr(absent, part) < getattr(present, part) <= 1
 
 
@@ -36,6 +36,16 @@ def test_contrast_does_not_depend_on_the_scale_of_the_map():
     small = maps(peak=0.2)
     large = AttentionMaps(ZERO, *(BranchMaps(b.object * 8, b.background * 8) for b in (small.video, small.frames)))
     assert abs(measure_presence(small, []).contrast - measure_presence(large, []).contrast) < 1e-4
+
+
+def test_separation_is_the_share_of_attention_that_moves():
+    half, other = np.zeros_like(ZERO), np.zeros_like(ZERO)
+    half[:, 0], other[:, 0, :4], other[:, 1, :4] = 0.25, 8.0, 8.0
+    branch = BranchMaps(half, other)
+    assert measure_presence(AttentionMaps(ZERO, None, branch), []).separation == 0.5
+    equal = BranchMaps(half, half * 3)
+    assert measure_presence(AttentionMaps(ZERO, branch, equal), []).separation == 0.25
+    assert measure_presence(AttentionMaps(ZERO, BranchMaps(half, half * 0), None), []).separation == 0
 
 
 def test_branches_that_disagree_lower_the_score():
