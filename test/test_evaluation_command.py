@@ -80,7 +80,7 @@ def test_evaluation(given, tmp_path, capsys):
 
     assert found["online"]["clips"] >= 1 and found["online"]["frames"] == 2 * found["online"]["clips"]
     segmenter = found["segmenter"]
-    assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # both clips again: three balls each, one click a ball
+    assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # two clips of three balls, one click a ball
     assert 0 <= segmenter["propagated_iou"] <= 1 and segmenter["crossed_iou"] is None
     assert found["settings"]["seed"] == 3 and found["settings"]["parameters"]["window.size"] == 3
     assert json.loads((tmp_path / "decaf_eval" / "report.json").read_text()) == found
@@ -88,7 +88,7 @@ def test_evaluation(given, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "decaf_eval" / "roc.png")) is not None
     assert said.out in (tmp_path / "decaf_eval" / "report.md").read_text() + "\n"
     assert "| object_only" in said.out and "| relation" in said.out
-    assert "clip 1 of 4 (01000000): 4 expressions, " in said.err and " left" in said.err
+    assert "clip 1 of 2 (01000000): 4 expressions, " in said.err and " left" in said.err
 
 
 def test_a_second_report_takes_the_first_ones_place(given, tmp_path):

@@ -33,7 +33,7 @@ def evaluator(**answers) -> Evaluator:
 
 @pytest.fixture(scope="module")
 def collected() -> Collected:
-    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     found = Collected()
     for scores in clip_scores(DrawnClips(2), plan, evaluator, workers=0):
         found.take(scores)
@@ -136,20 +136,20 @@ def test_without_masks_only_the_grounding_is_scored():
 
 
 def test_a_failing_case_ends_the_run_and_is_named():
-    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     broken = functools.partial(evaluator, **{"the mug": RuntimeError("out of memory")})
     with pytest.raises(CaseError, match="^clip clip0, expression 'the mug': RuntimeError: out of memory$"):
         list(clip_scores(DrawnClips(1), plan, broken, workers=0))
 
 
 def test_clips_made_in_another_process_change_nothing(collected):
-    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     assert_as_collected(list(clip_scores(DrawnClips(2), plan, evaluator, workers=1)), collected)
 
 
 def test_several_processes_change_nothing_and_tell_what_fails(collected):
     """Results come in the order of the clips; the last one's case fails."""
-    plan = Plan(ExpressionChoice(0, present=4, absent=2))
+    plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     odd = Expression("the odd one", "explicit", (0,), "ball")
     broken = functools.partial(evaluator, **{odd.text: RuntimeError("out of memory")})
     results = []
@@ -171,7 +171,7 @@ def test_jobs():
     assert [job.ablate for job in jobs] == [True, False, False, False]
     assert [job.online is not None for job in jobs] == [True, True, False, False]
     assert jobs[0].online.kind in ("explicit", "attribute", "several")
-    assert [job.segmenter for job in jobs] == [False, False, False, True] and not jobs[3].expressions
+    assert [job.segmenter for job in jobs] == [True, True, True, True] and not jobs[3].expressions
 
 
 def test_says():

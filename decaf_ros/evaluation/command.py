@@ -81,6 +81,7 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     plan = Plan(
         ExpressionChoice(given.seed or 0, PRESENT, ABSENT, asked),
         masks=not given.calibrate,
+        segmenter=not given.calibrate,
         ablated=0 if given.no_ablation or given.calibrate else given.ablation_clips,
         played=0 if given.calibrate else given.ablation_clips,
     )
@@ -116,13 +117,12 @@ def _dataset(given: argparse.Namespace) -> Dataset:
         raise ValueError("--seed: no effect with --calibrate, whose clips no seed gives")
     if given.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
-    for_segmenter = 0 if given.calibrate else math.ceil((given.clips or 20) / 4)
     if given.clips_from:
-        return stored_clips(given.clips_from, given.clips, given.calibrate, for_segmenter)
+        return stored_clips(given.clips_from, given.clips, given.calibrate)
     count = 20 if given.clips is None else given.clips
     if given.calibrate:
         return calibration_clips(count)
-    return report_clips(given.seed or 0, count, for_segmenter)
+    return report_clips(given.seed or 0, count, crossings=math.ceil(count / 4))
 
 
 def _kinds(text: str, known: tuple[str, ...]) -> set[str]:

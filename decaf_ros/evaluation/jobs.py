@@ -17,12 +17,14 @@ from decaf_ros.evaluation.run import ClipScores, Evaluator, Job
 @dataclass(frozen=True)
 class Plan:
     """What is done with which clip. choice: which expressions are asked. masks: score masks, not only the grounding.
+    segmenter: score SAM 2 by itself.
 
     ablated, played: of how many clips, from the first on, the variants are scored, and one expression is asked online.
     """
 
     choice: ExpressionChoice
     masks: bool = True
+    segmenter: bool = True
     ablated: int = 0
     played: int = 0
 
@@ -33,7 +35,7 @@ class Plan:
         chosen = self.choice(clip)
         timeless = [one for one in chosen if one.kind in TIMELESS]
         online = timeless[0] if timeless and index < self.played else None
-        return Job(clip, chosen, self.masks, index < self.ablated, online)
+        return Job(clip, chosen, self.masks, index < self.ablated, online, self.segmenter)
 
 
 def load_evaluator(config: DecafConfig, threads: int) -> Evaluator:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -60,15 +60,14 @@ def calibration_clips(count: int) -> SimulatedTabletop:
 
 @dataclass(frozen=True)
 class StoredTabletop:
-    """Clips that `decaf_ros.tabletop.store` wrote. All `scored` are scored, and `crossings` of them serve again for the
-    segmenter alone.
+    """Clips that `decaf_ros.tabletop.store` wrote; all are scored.
 
     seeds: from the first to below the second; a clip with another seed is refused, it may have been trained on.
     """
 
     files: tuple[Path, ...]
     seeds: tuple[int, int]
-    crossings: int = 0
+    crossings: int = field(default=0, init=False)
     name: str = "tabletop"
 
     @property
@@ -79,7 +78,7 @@ class StoredTabletop:
         """See `Dataset.clip`. Raises ValueError for a clip with a seed outside the allowed range."""
         from decaf_ros.tabletop.store import read_clip
 
-        file = self.files[index % len(self.files)]
+        file = self.files[index]
         clip = read_clip(file)
         first, end = self.seeds
         if not first <= clip.seed < end:
@@ -87,7 +86,7 @@ class StoredTabletop:
         return evaluation_clip(clip)
 
 
-def stored_clips(folder: Path, count: int | None, calibration: bool, crossings: int) -> StoredTabletop:
+def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTabletop:
     """The first `count` clips of a folder in order of their names, all of them without a count.
 
     Raises FileNotFoundError for a folder without a clip, ValueError for a count that it does not hold.
@@ -99,7 +98,7 @@ def stored_clips(folder: Path, count: int | None, calibration: bool, crossings: 
         raise ValueError(f"--clips: expected 1 to {len(files)}, which {folder} holds, got {count}")
     files = files[:count]
     seeds = (CALIBRATION_SEEDS, 2**63) if calibration else (REPORT_SEEDS, CALIBRATION_SEEDS)
-    return StoredTabletop(files, seeds, min(crossings, len(files)))
+    return StoredTabletop(files, seeds)
 
 
 def evaluation_clip(clip: TabletopClip) -> EvaluationClip:
