@@ -84,7 +84,6 @@ class MllmConfig(_Checked):
     )
     video_tokens: int = _option(400, "most visual tokens of one temporal pair of frames in the video branch", 1, 16384)
     frame_scale: int = _option(2, "frame branch's token grid is the video branch's times this, both ways", 1, 8)
-    frame_batch: int = _option(4, "frames that go through the frame branch at once", 1, 256)
     max_new_tokens: int = _option(16, "longest answer that is decoded (mode paper)", 1, 256)
 
 
@@ -109,6 +108,19 @@ class GroundingConfig(_Checked):
     query_block: int = _option(
         0, "rows of the attention matrix that are in memory at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
     )
+
+
+@dataclass(frozen=True)
+class EngineConfig(_Checked):
+    """What is kept of the multimodal LLM's work, and how much goes through it at once."""
+
+    prefix_cache_mib: int = _option(
+        4096, "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
+        0, 1048576,
+    )
+    feature_cache_mib: int = _option(512, "vision features of frames and temporal pairs", 0, 1048576)
+    map_cache_mib: int = _option(64, "finished maps, by frame and prompt", 0, 65536)
+    batch_tokens: int = _option(6400, "tokens of several frames that go through a model at once", 1, 1048576)
 
 
 @dataclass(frozen=True)
@@ -230,6 +242,7 @@ class DecafConfig(_Checked):
 
     mllm: MllmConfig = MllmConfig()
     grounding: GroundingConfig = GroundingConfig()
+    engine: EngineConfig = EngineConfig()
     sam2: Sam2Config = Sam2Config()
     segmentation: SegmentationConfig = SegmentationConfig()
     presence: PresenceConfig = PresenceConfig()

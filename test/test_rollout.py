@@ -62,5 +62,5 @@ def test_bad_arguments_are_named():
         rollout_last_row([], visual)
     with pytest.raises(ValueError, match=r"expected keys for \(2, 12\) tokens"):
         rollout_last_row(layers, torch.ones(2, 12, dtype=torch.bool))
-    with pytest.raises(ValueError, match="a row without any"):
+    with pytest.raises(ValueError, match="got one without any"):
         rollout_last_row(layers, torch.zeros_like(visual))
