@@ -91,6 +91,10 @@ class Sam2:
             self._cache.popitem(last=False)
         return embedding
 
+    def forget(self) -> None:
+        """Drops all remembered image features."""
+        self._cache.clear()
+
     def normalised(self, image: np.ndarray) -> torch.Tensor:
         """(H, W, 3) uint8 RGB to the network's input (1, 3, image_size, image_size) float32: squeezed to a square with
         antialiased bilinear resizing and normalised with ImageNet's mean and deviation, as SAM2ImagePredictor does."""
