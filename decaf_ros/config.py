@@ -105,8 +105,11 @@ class GroundingConfig(_Checked):
     start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: half of the layers (Tab. 5b)", -1, 256)
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
     branches: str = _option("both", "which branches are fused (Tab. 4b)", choices=("both", "video", "frames"))
+    rollout_kernel: str = _option(
+        "auto", "what computes the rollout; auto: triton on cuda where it is installed", choices=("auto", "torch", "triton")
+    )
     query_block: int = _option(
-        0, "rows of the attention matrix that are in memory at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
+        0, "rows of the attention matrix that torch holds at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
     )
 
 

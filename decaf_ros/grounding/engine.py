@@ -47,11 +47,12 @@ class View(NamedTuple):
 @dataclass(frozen=True)
 class Reading:
     """What is made of the attention, and whether an answer is decoded. start_layer: first of the rollout, from 0.
-    method, block: as in `rollout_of_suffixes`. max_new_tokens: 0 decodes nothing."""
+    method, block, kernel: as in `rollout_of_suffixes`. max_new_tokens: 0 decodes nothing."""
 
     start_layer: int
     method: str = "v_max"
     block: int = 64
+    kernel: str = "auto"
     max_new_tokens: int = 0
 
 
@@ -162,7 +163,7 @@ class Engine:
             answers.append(said)
         skipped = reading.start_layer - prefix.first_layer
         attention = prefix.attention
-        rows = rollout_of_suffixes(attention, suffixes, reading.method, reading.block, skipped)
+        rows = rollout_of_suffixes(attention, suffixes, reading.method, reading.block, skipped, reading.kernel)
         looks = []
         for prompt, row, said in zip(prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()

@@ -49,9 +49,8 @@ class _Conversation:
         mllm = grounder.mllm
         # On a CPU a block should fit into its caches; a GPU wants few large ones.
         block = self.options.query_block or (64 if mllm.model.device.type == "cpu" else 512)
-        self.reading = Reading(
-            resolve_start_layer(self.options.start_layer, mllm.layers), self.options.rollout, block
-        )
+        start_layer = resolve_start_layer(self.options.start_layer, mllm.layers)
+        self.reading = Reading(start_layer, self.options.rollout, block, self.options.rollout_kernel)
         self.video, self.frames = [], []
         if self.options.branches != "frames":
             self.video = [View(mllm.layout("video", len(window), window.size_hw), window.frames)]

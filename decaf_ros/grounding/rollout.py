@@ -10,6 +10,7 @@ Prompts that share a prefix share its rows of A: one pass serves the vectors of 
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 
 import torch
@@ -17,6 +18,7 @@ import torch
 from decaf_ros.grounding.attention_tap import LayerAttention
 
 METHODS = ("v_max", "max", "mean")
+KERNELS = ("auto", "torch", "triton")
 # Which keys a head is weighed by: (first, one past the last) of every run of columns that count.
 Runs = Sequence[tuple[int, int]]
 
@@ -41,31 +43,34 @@ def rollout_of_suffixes(
     method: str = "v_max",
     block: int = 64,
     skipped: int = 0,
+    kernel: str = "auto",
 ) -> torch.Tensor:
     """How much every token of a prefix counts for the last token of each prompt that goes on from it.
 
     suffixes: of S prompts, the rollout's layers bottom to top; queries and keys of the n tokens after the prefix alone,
     none of which is visual. skipped: so many of the prefix's layers lie below the rollout. method: `v_max` weighs a
     head by its mean maximum over visual columns (Eq. 4), `max` over all columns (Lin et al., 2024), `mean` not at all
-    (Abnar & Zuidema, 2020). block: rows of the attention matrix held at once.
+    (Abnar & Zuidema, 2020). block: rows of the attention matrix that `torch` holds at once. kernel: `torch`, `triton`
+    (CUDA only), or `auto`: Triton on CUDA where it is installed.
 
     Returns (S, B, P) float32. Rows do not sum to 1: the weighted heads are averaged, not normalised (as published).
-    Raises ValueError for an unknown method, no layers, or no visual token.
+    Raises ValueError for an unknown method, no layers, or no visual token; for `triton` where it cannot run.
     """
     _check(method, len(prefix.layers), prefix.visual)
+    kernel = _resolved(kernel, prefix.visual.device)
     tokens = len(prefix.visual)
     vectors = [_last(suffix[0]) for suffix in suffixes]
     rows = torch.zeros(len(suffixes), len(vectors[0]), tokens, device=prefix.visual.device)
     for index in reversed(range(skipped, len(prefix.layers))):
         layer = prefix.layers[index]
         runs = _runs(prefix.visual) if method == "v_max" else [(0, tokens)]
-        strength, products = _prefix_rows(prefix, index, rows, runs, method, block)
+        strength, products = _prefix_rows(prefix, index, rows, runs, method, block, kernel)
         passed = []
         for place, (suffix, vector) in enumerate(zip(suffixes, vectors)):
             query, key, scaling = suffix[index - skipped]
             whole = LayerAttention(query, torch.cat([layer.key, key], dim=2), scaling)
             ends = runs if method == "v_max" else [(0, whole.key.shape[2])]
-            more, product, _ = _attend(whole, vector[None], ends, block)
+            more, product, _ = _attend(whole, vector[None], ends, block, kernel)
             weight = _weights(strength + more, method)
             product = product[0]
             product[..., :tokens] += products[place]
@@ -82,11 +87,12 @@ def rollout_last_row(
     valid: torch.Tensor | None = None,
     method: str = "v_max",
     block: int = 64,
+    kernel: str = "auto",
 ) -> torch.Tensor:
     """How much every token counts for the last one of a whole sequence.
 
     layers: of the rollout, bottom to top. visual: (B, N) bool, the visual tokens. valid: (B, N) bool, False at padding
-    (left or right); the row is that of the last valid token. method, block: as in `rollout_of_suffixes`.
+    (left or right); the row is that of the last valid token. method, block, kernel: as in `rollout_of_suffixes`.
 
     Returns (B, N) float32. Raises ValueError for shapes that do not fit or an unknown method.
     """
@@ -94,6 +100,7 @@ def rollout_last_row(
     batch, tokens = visual.shape
     if layers[0].key.shape[0] != batch or layers[0].key.shape[2] != tokens:
         raise ValueError(f"rollout: expected keys for {(batch, tokens)} tokens, got {tuple(layers[0].key.shape)}")
+    kernel = _resolved(kernel, visual.device)
     valid = torch.ones_like(visual) if valid is None else valid
     rows = torch.zeros(batch, tokens, device=visual.device)
     for place in range(batch):
@@ -108,7 +115,7 @@ def rollout_last_row(
         runs = _runs(visual[place, first:last]) if method == "v_max" else [(0, last - first)]
         vector = _last(one[0])
         for layer in reversed(one):
-            strength, products, _ = _attend(layer, vector[None], runs, block)
+            strength, products, _ = _attend(layer, vector[None], runs, block, kernel)
             weight = _weights(strength, method)
             vector = (vector + torch.einsum("bh,bhn->bn", weight, products[0]) / weight.shape[1]) / 2
         rows[place, first:last] = vector[0]
@@ -138,7 +145,7 @@ def _weights(strength: torch.Tensor, method: str) -> torch.Tensor:
 
 
 def _prefix_rows(
-    prefix: PrefixAttention, index: int, rows: torch.Tensor, runs: Runs, method: str, block: int
+    prefix: PrefixAttention, index: int, rows: torch.Tensor, runs: Runs, method: str, block: int, kernel: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The prefix's part of a layer's strengths (B, H), and of the products (S, B, H, P) of its rows (S, B, P)."""
     layer, known = prefix.layers[index], prefix.strength.get((index, method))
@@ -146,7 +153,7 @@ def _prefix_rows(
         # At the top layer nothing has reached the prefix yet.
         return known, rows.new_zeros(()).expand(len(rows), *layer.query.shape[:3])
     strength, products, log_total = _attend(
-        layer, rows, runs if known is None else None, block, prefix.log_total.get(index)
+        layer, rows, runs if known is None else None, block, kernel, prefix.log_total.get(index)
     )
     prefix.log_total[index] = log_total
     if known is None:
@@ -154,8 +161,24 @@ def _prefix_rows(
     return known, products
 
 
+def _resolved(kernel: str, device: torch.device) -> str:
+    if kernel not in KERNELS:
+        raise ValueError(f"rollout kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
+    if kernel == "torch":
+        return kernel
+    runs_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if kernel == "triton" and not runs_triton:
+        raise ValueError(f"rollout kernel triton: expected a cuda device and the package triton, got device {device}")
+    return "triton" if runs_triton else "torch"
+
+
 def _attend(
-    layer: LayerAttention, rows: torch.Tensor, runs: Runs | None, block: int, log_total: torch.Tensor | None = None
+    layer: LayerAttention,
+    rows: torch.Tensor,
+    runs: Runs | None,
+    block: int,
+    kernel: str = "torch",
+    log_total: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """One pass over a layer's attention A, whose n queries are the last ones of its N keys' tokens.
 
@@ -168,6 +191,10 @@ def _attend(
     """
     batch, heads, count, _ = layer.query.shape
     tokens, groups = layer.key.shape[2], heads // layer.key.shape[1]
+    if kernel == "triton":
+        from decaf_ros.grounding.rollout_triton import attend
+
+        return attend(layer, rows, None if runs is None else _columns(runs, tokens, rows.device), log_total)
     earlier = tokens - count
     key = layer.key.float().transpose(2, 3)
     strength = None if runs is None else rows.new_zeros(batch, heads)
@@ -206,6 +233,14 @@ def _attend(
             weighted = by_query[:, None, start:stop] / (total if log_total is not None else total[..., None])
             products[..., :end] += weighted.transpose(2, 3) @ attention
     return strength, products.permute(2, 0, 1, 3), found
+
+
+def _columns(runs: Runs, tokens: int, device: torch.device) -> torch.Tensor:
+    """(N,) bool, the inverse of `_runs`."""
+    columns = torch.zeros(tokens, dtype=torch.bool, device=device)
+    for first, last in runs:
+        columns[first:last] = True
+    return columns
 
 
 def _runs(visual: torch.Tensor) -> list[tuple[int, int]]:
