@@ -1,9 +1,9 @@
 """The rollout's pass over a layer's attention as two Triton kernels, for CUDA.
 
 The PyTorch version (`rollout.py`) writes blocks of scores to memory; these keep them on the chip. Inputs may be
-bfloat16, sums are float32. The first kernel goes along the keys of a block of queries and leaves the softmax's denominators and
-the heads' strengths; the second goes along the queries of a block of keys and leaves the products. Both compute the
-scores: that is cheaper than to store them.
+bfloat16, sums are float32. The first kernel goes along the keys of a block of queries and leaves the softmax's
+denominators and the heads' strengths; the second goes along the queries of a block of keys and leaves the products.
+Both compute the scores: that is cheaper than to store them.
 """
 
 from __future__ import annotations
