@@ -89,7 +89,8 @@ def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Wi
     seen = [label for label in range(1, len(truth.objects) + 1) if ((labels == label).sum(axis=(1, 2)) > 300).all()]
     planted = np.zeros((frames, 24, 42), np.float32)
     for label in seen[:3]:
-        share = [cv2.resize((one == label).astype(np.float32), (42, 24), interpolation=cv2.INTER_AREA) for one in labels]
+        seen_at = (labels == label).astype(np.float32)
+        share = [cv2.resize(one, planted.shape[:0:-1], interpolation=cv2.INTER_AREA) for one in seen_at]
         planted = np.maximum(planted, np.stack(share))
     images = [cv2.resize(frame.image, size_hw[::-1]) for frame in some]
     return Window(tuple(Frame(image, 10**8 * (k + 1), "", k) for k, image in enumerate(images))), planted

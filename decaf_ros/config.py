@@ -82,6 +82,12 @@ class MllmConfig(_Checked):
         "weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = _option(
+        "none",
+        "of the language model's layers, on loading; bnb_*: bitsandbytes (4 bit: NF4), torchao_int8: weights alone; "
+        "the vision tower keeps its dtype",
+        choices=("none", "bnb_4bit", "bnb_8bit", "torchao_int8"),
+    )
     video_tokens: int = _option(400, "most visual tokens of one temporal pair of frames in the video branch", 1, 16384)
     frame_scale: int = _option(2, "frame branch's token grid is the video branch's times this, both ways", 1, 8)
     max_new_tokens: int = _option(16, "longest answer that is decoded (mode paper)", 1, 256)
@@ -106,7 +112,9 @@ class GroundingConfig(_Checked):
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
     branches: str = _option("both", "which branches are fused (Tab. 4b)", choices=("both", "video", "frames"))
     rollout_kernel: str = _option(
-        "auto", "what computes the rollout; auto: triton on cuda where it is installed", choices=("auto", "torch", "triton")
+        "auto",
+        "what computes the rollout; auto: triton on cuda where it is installed",
+        choices=("auto", "torch", "triton"),
     )
     query_block: int = _option(
         0, "rows of the attention matrix that torch holds at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536

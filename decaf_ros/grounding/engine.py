@@ -215,8 +215,9 @@ class Engine:
         for start in range(0, len(missing), size):
             keys = missing[start : start + size]
             images = np.stack([np.stack([frame.image for frame in units[key]]) for key in keys])
-            for key, features in zip(keys, self.mllm.encode(layout, images)):
-                found[key] = features
+            for key, (tokens, deep) in zip(keys, self.mllm.encode(layout, images)):
+                # Copies: a part of a batch's tensor would keep all of it.
+                features = found[key] = Features(tokens.clone(), tuple(part.clone() for part in deep))
                 held = (features.tokens, *features.deep)
                 self.features.put(key, features, sum(part.numel() * part.element_size() for part in held))
         return [[found[self._unit_key(layout, unit)] for unit in view.units] for view in views]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
 
@@ -132,7 +132,8 @@ def run(
     decoder = model.get_decoder()
     last_layer = None if wants_token else decoder.config.num_hidden_layers - 1
     with record_attention(first_layer, last_layer) as recording:
-        hidden = decoder(**given, position_ids=placed, past_key_values=cache, use_cache=cache is not None)
+        # Never without a cache: Qwen3-VL in transformers 4.57 then takes positions that repeat for several sequences.
+        hidden = decoder(**given, position_ids=placed, past_key_values=cache, use_cache=True)
     if not wants_token:
         return Pass(recording.layers, None)
     logits = model.get_output_embeddings()(hidden.last_hidden_state[:, -1])
@@ -181,6 +182,27 @@ def check_text(tokenizer: Any, text: str) -> None:
     control = [token for token in tokenizer.get_added_vocab() if token in text]
     if control:
         raise ValueError(f"query: expected plain text, got the model's control token {', '.join(control)}")
+
+
+def write_chat(processor: ProcessorMixin, kind: str | None, text: str, system: str, images: str) -> str:
+    """The family's chat format: a system prompt, the images, a text.
+
+    kind: that of the layout, None without images. images: takes the place of the chat template's one placeholder.
+    Raises ValueError for a text with one of the model's control tokens, or a template with another number of
+    placeholders.
+    """
+    check_text(processor.tokenizer, text)
+    content = [{"type": "text", "text": text}]
+    if kind is not None:
+        content.insert(0, {"type": "video" if kind == "video" else "image"})
+    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": content}]
+    chat = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if kind is None:
+        return chat
+    placeholder = processor.video_token if kind == "video" else processor.image_token
+    if chat.count(placeholder) != 1:
+        raise ValueError(f"chat template: expected one placeholder for {kind}, got {chat.count(placeholder)}")
+    return chat.replace(placeholder, images)
 
 
 def prepare_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL.
+"""Qwen2-VL and Qwen2.5-VL (and what Qwen3-VL shares with them).
 
 Visual tokens are laid out (t, h, w): t temporal pairs of frames (an odd last frame is paired with itself), h and w
 patches after the 2x2 merge.
@@ -77,37 +77,49 @@ class QwenVl:
         else:
             given = self.processor.image_processor(images=list(pixels), do_resize=False, return_tensors="pt").to(device)
             found = self.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
-        return [Features(tokens) for tokens in getattr(found, "pooler_output", found)]
+        return self._features(found)
 
     def prompt(self, layout: Layout | None, text: str) -> Prompt:
         """See `Mllm.prompt`."""
         check_text(self.tokenizer, text)
-        content = [{"type": "text", "text": text}]
-        if layout is not None:
-            content.insert(0, {"type": "video" if layout.kind == "video" else "image"})
-        chat = self.processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-        ids = self.tokenizer(chat, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
-        grid = (0, 0, 0) if layout is None else layout.grid
+        ids = self.tokenizer(self._chat(layout, text), return_tensors="pt", add_special_tokens=False)["input_ids"][0]
         if layout is None:
-            seen = torch.zeros_like(ids, dtype=torch.bool)
+            grid, seen = (0, 0, 0), torch.zeros_like(ids, dtype=torch.bool)
             positions = torch.arange(len(ids)).expand(3, -1)
         else:
-            token = self._tokens[layout.kind]
-            (places,) = (ids == token).nonzero(as_tuple=True)
-            if len(places) != 1:
-                raise ValueError(f"chat template: expected one placeholder for {layout.kind}, got {len(places)}")
-            count = grid[0] * grid[1] * grid[2]
-            ids = torch.cat([ids[: places[0]], torch.full((count,), token), ids[places[0] + 1 :]])
+            grid, token = layout.grid, self._tokens[layout.kind]
+            runs = ids == token
+            ids = ids.repeat_interleave(torch.where(runs, grid[0] * grid[1] * grid[2] // int(runs.sum()), 1))
             seen = ids == token
-            positions = visual_positions(seen[None], grid, self._time_step)[:, 0]
+            positions = self._positions(seen, grid)
         ids, positions, seen = (part.to(self.model.device) for part in (ids, positions, seen))
         return Prompt(ids, positions, seen, seen.nonzero()[:, 0], grid)
 
     def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
         """See `Mllm.embed`."""
         return embed_tokens(self.model, ids, slots, features)
+
+    def _features(self, found: Any) -> list[Features]:
+        """Of every unit, from what the model answers: transformers 5 has it in an object, 4 did not."""
+        return [Features(tokens) for tokens in getattr(found, "pooler_output", found)]
+
+    def _chat(self, layout: Layout | None, text: str) -> str:
+        """The prompt with one placeholder for every run of visual tokens, which are all of one length."""
+        content = [{"type": "text", "text": text}]
+        if layout is not None:
+            content.insert(0, {"type": "video" if layout.kind == "video" else "image"})
+        chat = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
+        if layout is not None:
+            found = chat.count(self.tokenizer.convert_ids_to_tokens(self._tokens[layout.kind]))
+            if found != 1:
+                raise ValueError(f"chat template: expected one placeholder for {layout.kind}, got {found}")
+        return chat
+
+    def _positions(self, seen: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """(3, N) int64. seen: (N,) bool, the visual tokens."""
+        return visual_positions(seen[None], grid, self._time_step)[:, 0]
 
 
 def visual_positions(
