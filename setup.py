@@ -40,6 +40,9 @@ setup(
     extras_require={
         # Apart, because it comes as source: SAM2_BUILD_CUDA=0 pip install --no-build-isolation 'decaf_ros[sam2]'
         "sam2": ["sam2>=1.1,<2"],
+        # `mllm.quantization`: one package for each kind. Tested with the oldest and 0.50, 0.18, 1.15.
+        "bitsandbytes": ["bitsandbytes>=0.47,<1", "accelerate>=1.1,<2"],
+        "torchao": ["torchao>=0.15,<1", "accelerate>=1.1,<2", "torch>=2.6"],  # does not run with torch 2.5
         # `decaf simulate`: renders with EGL (Debian: libegl1) or OSMesa (libosmesa6).
         "tabletop": [
             "mujoco>=3.3",

@@ -1,16 +1,34 @@
-"""Eq. 1-4 as they stand: attention of every head, N x N products. The oracle and denominator of speed claims."""
+"""The method as the paper writes it, for reading, as the tests' oracle, and as the denominator of every speed claim.
+
+Attention of every head as a matrix, N x N products through the layers, one full pass for every prompt, SAM 2 prompted
+point by point. Nothing is kept, shared or batched. It is an honest denominator all the same: attention whose matrix
+nobody looks at goes through SDPA, only the last token meets the language model's head, and nothing is decoded that the
+method does not read.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from transformers import DynamicCache
 
+from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.grounding.engine import View
+from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
+from decaf_ros.grounding.grounder import resolve_start_layer
+from decaf_ros.grounding.mllm import Mllm, decode, run
+from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
+from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.tracklets import Proposal
+from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, PointPrompts, Window
 
 
 def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, method: str = "v_max") -> torch.Tensor:
-    """(B, N) float32: the last row of R = A^(L) ... A^(start).
+    """Eq. 1-4: (B, N) float32, the last row of R = A^(L) ... A^(start).
 
     Arguments as those of `rollout_last_row`; padding is not known here.
     """
@@ -21,10 +39,109 @@ def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, meth
         tokens = scores.shape[-1]
         scores.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
         attention = scores.softmax(dim=-1)
+        # Eq. 4: a head counts by the mean over queries of its largest attention to a visual token.
         columns = visual if method == "v_max" else torch.ones_like(visual)
         weight = attention.masked_fill(~columns[:, None, None], 0).amax(dim=-1).mean(dim=-1)
         weight = torch.ones_like(weight) if method == "mean" else weight / weight.amax(dim=1, keepdim=True)
+        # Eq. 1-3: heads averaged, the residual connection added, layers multiplied.
         aggregated = (weight[..., None, None] * attention).mean(dim=1)
         step = (aggregated + torch.eye(tokens, device=scores.device)) / 2
         rollout = step if rollout is None else step @ rollout
     return rollout[:, -1]
+
+
+@torch.inference_mode()
+def literal_look(
+    mllm: Mllm, view: View, text: str, start_layer: int, method: str = "v_max", max_new_tokens: int = 0
+) -> tuple[np.ndarray, str]:
+    """One prompt about one view: preprocessing, vision tower, one pass over all tokens, rollout, and the answer.
+
+    Returns the map (t, h, w) float32, and the text that was decoded ("" for max_new_tokens 0).
+    """
+    prompt = mllm.prompt(view.layout, text)
+    images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
+    given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
+    cache = DynamicCache() if max_new_tokens else None
+    seen = run(mllm.model, given, prompt.positions, cache, start_layer, wants_token=True)
+    row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
+    answer = decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0] if max_new_tokens else ""
+    return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
+
+
+def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfig) -> Grounding:
+    """Sec. 3.2 and 3.3: the same answer as `Grounder.ground`, both branches, contrast on."""
+    options, decodes = config.grounding, config.grounding.mode == "paper"
+    start_layer = resolve_start_layer(options.start_layer, mllm.layers)
+    video = View(mllm.layout("video", len(window), window.size_hw), window.frames)
+    layout = mllm.layout("frames", 1, window.size_hw)
+    views = [video, *(View(layout, (frame,)) for frame in window.frames)]
+
+    def looks(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, str]]:
+        return [literal_look(mllm, view, text, start_layer, options.rollout, max_new_tokens) for view in views]
+
+    of_object = looks(object_prompt(query, options.object_prompt), config.mllm.max_new_tokens if decodes else 0)
+    answers, category = (), ""
+    if decodes:
+        answers = tuple(answer.lower() for _, answer in of_object)
+        category = _choice(mllm, choice_prompt(query, answers, options.choice_prompt), config.mllm.max_new_tokens)
+    background = background_prompt(query, category, options.background_prompt if decodes else "v3")
+    maps = list(zip((shown for shown, _ in of_object), (shown for shown, _ in looks(background, 0))))
+    branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(some) for some in zip(*maps[1:])))
+    fused = fuse(
+        contrast(branches[0], VIDEO_KERNEL, per_frame=False),
+        contrast(branches[1], FRAME_KERNEL, per_frame=True),
+        len(window),
+    )
+    return Grounding(AttentionMaps(fused, *branches), category, answers)
+
+
+def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
+    prompt, cache = mllm.prompt(None, text), DynamicCache()
+    given = mllm.embed(prompt.ids, prompt.slots, [()])
+    seen = run(mllm.model, given, prompt.positions, cache, mllm.layers, wants_token=True)
+    return decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0].rstrip(".")
+
+
+def literal_masks(sam2: Sam2, window: Window, frame: int, xy: np.ndarray) -> list[tuple[torch.Tensor, float, float]]:
+    """Mask (H, W) bool, predicted IoU and object score of each point (P, 2) in [0, 1] of one key frame, one by one."""
+    embedding = sam2.embed(window.frames[frame])
+    found = [sam2.masks_at_points(embedding, point[None]) for point in xy]
+    return [(one.masks[0], float(one.iou[0]), float(one.object_score[0])) for one in found]
+
+
+def literal_tracklets(
+    sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig
+) -> list[Proposal]:
+    """Sec. 3.4, as `propose_tracklets`: pairs of masks are compared one by one, objects propagated one by one."""
+    proposals: list[Proposal] = []
+    for frame in sorted(set(points.frame.tolist())):
+        candidates = []
+        here = np.flatnonzero(points.frame == frame)
+        for place, (mask, iou, score) in zip(here, literal_masks(sam2, window, frame, points.xy[here])):
+            if mask.any():
+                candidates.append((float(points.value[place]) + iou, int(place), mask, iou, score))
+        kept = []
+        for candidate in sorted(candidates, key=lambda one: -one[0]):
+            if all(_iou(candidate[2], other[2]) <= config.suppression_iou for other in kept):
+                kept.append(candidate)
+        stays, gone = [], set()
+        for candidate in kept:
+            rivals = [
+                number
+                for number, one in enumerate(proposals)
+                if _iou(candidate[2], one.masks[frame]) > config.suppression_iou
+            ]
+            if all(proposals[number].score < candidate[0] for number in rivals):
+                stays.append(candidate)
+                gone |= set(rivals)
+        proposals = [one for number, one in enumerate(proposals) if number not in gone]
+        for _, place, mask, iou, score in stays:
+            track = propagate(sam2, window.frames, frame, mask[None])[0]
+            x, y = points.xy[place].tolist()
+            proposals.append(Proposal(track, frame, (x, y), float(points.value[place]), iou, score))
+    return proposals
+
+
+def _iou(first: torch.Tensor, second: torch.Tensor) -> float:
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else 0.0

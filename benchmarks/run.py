@@ -1,6 +1,6 @@
-"""Prints a table and, last, one line of JSON. Ratios are of two things measured in this same run.
+"""Prints tables and, last, one line of JSON. Ratios are of two things measured in this same run; times are medians.
 
-    python benchmarks/run.py [--quick]
+    python benchmarks/run.py [--quick] [--device cuda]
 """
 
 from __future__ import annotations
@@ -8,100 +8,82 @@ from __future__ import annotations
 import argparse
 import json
 import platform
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
+import grounding
+import segmentation
 import torch
 import transformers
-from literal import literal_rollout
 from tracker_memory import measure as measure_tracker_memory
 
-from decaf_ros.config import DecafConfig, replace
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
-from decaf_ros.grounding.attention_tap import LayerAttention
-from decaf_ros.grounding.rollout import rollout_last_row
-from decaf_ros.pipeline import Decaf
-from decaf_ros.types import Frame, Window
+from models import MID, QWEN_3B, QWEN_7B
+
+SHAPES = {"mid": MID, "3b": QWEN_3B, "7b": QWEN_7B}
 
 
-def median_ms(function: Callable[[], object], repeats: int) -> float:
-    function()
-    times = []
-    for _ in range(repeats):
-        since = time.perf_counter()
-        function()
-        times.append((time.perf_counter() - since) * 1e3)
-    return statistics.median(times)
+def table(title: str, rows: Mapping[object, Mapping[str, float]]) -> None:
+    """One line a row; columns are the names that the first row has."""
+    names = list(next(iter(rows.values())))
+    print(f"\n{title:<30}" + "".join(f"{name:>22}" for name in names))
+    for row, figures in rows.items():
+        print(f"  {row!s:<28}" + "".join(f"{_number(figures.get(name)):>22}" for name in names), flush=True)
 
 
-def rollout(tokens: int, repeats: int) -> dict[str, float]:
-    """The row vector against the formulas with full matrices: 8 layers of 12 heads (2 key heads) of 64."""
-    torch.manual_seed(0)
-    layers = [
-        LayerAttention(torch.randn(1, 12, tokens, 64), torch.randn(1, 2, tokens, 64), 64**-0.5) for _ in range(8)
-    ]
-    visual = torch.zeros(1, tokens, dtype=torch.bool)
-    visual[:, 20:-60] = True
-    error = (rollout_last_row(layers, visual) - literal_rollout(layers, visual)).abs().max()
-    row, literal = (
-        median_ms(lambda f=f: f(layers, visual), repeats) for f in (rollout_last_row, literal_rollout)
-    )
-    return {"row_ms": row, "literal_ms": literal, "speedup": literal / row, "max_error": float(error)}
-
-
-def tiny_decaf(folder: Path) -> Decaf:
-    changes = {
-        "mllm.checkpoint": str(write_tiny_mllm(folder / "mllm")),
-        "sam2.checkpoint": str(write_tiny_sam2(folder / "sam2")),
-        "presence.threshold": 0.0,
-        "segmentation.fallback": "best",
-    }
-    return Decaf.from_config(replace(DecafConfig(), changes))
-
-
-def whole(frames: int) -> tuple[tuple[str, float], ...]:
-    """Stage times of one `Decaf.segment` with the tiny random checkpoints."""
-    with tempfile.TemporaryDirectory() as folder:
-        decaf = tiny_decaf(Path(folder))
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (frames, 240, 320, 3), dtype=np.uint8)
-    window = Window(tuple(Frame(image, place + 1, "camera", place) for place, image in enumerate(images)))
-    decaf.segment(window, "the red ball")
-    return decaf.segment(window, "the red ball").stage_ms
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats")
-    quick = parser.parse_args().quick
-    result: dict[str, object] = {}
+    parser.add_argument("--device", default="cpu", help="torch device: cpu or cuda")
+    parser.add_argument("--shape", choices=list(SHAPES), default="mid", help="size of the multimodal LLM")
+    given = parser.parse_args()
+    quick, device, shape = given.quick, given.device, SHAPES[given.shape]
+    repeats = 1 if quick else 3
+    result: dict[str, object] = {"quick": quick, "device": device, "shape": given.shape}
 
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, ", end="")
-    print(f"{torch.get_num_threads()} threads, cuda {torch.cuda.is_available()}\n")
-    print(f"{'rollout, 8 layers x 12 heads':<34}{'row vector':>12}{'literal':>12}{'speed-up':>10}{'error':>10}")
-    for tokens in (400, 800) if quick else (800, 1700, 3300):
-        figures = rollout(tokens, 3)
-        result[f"rollout_speedup_{tokens}"] = round(figures["speedup"], 2)
-        print(
-            f"{f'  {tokens} tokens':<34}{figures['row_ms']:>9.0f} ms{figures['literal_ms']:>9.0f} ms"
-            f"{figures['speedup']:>9.1f}x{figures['max_error']:>10.0e}"
-        )
+    name = torch.cuda.get_device_name() if device != "cpu" else f"{torch.get_num_threads()} threads"
+    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {name}")
 
+    sizes = (500, 1700) if quick else (500, 1700, 3300, 8000)
+    found = {tokens: grounding.rollout(tokens, 3, device) for tokens in sizes}
+    table("rollout, tokens", found)
+    for tokens, figures in found.items():
+        result[f"rollout_speedup_{tokens}"] = figures["speedup"]
+        result[f"rollout_memory_ratio_{tokens}"] = figures["memory_ratio"]
+
+    lengths = (4,) if quick else (4, 8, 16, 32)
+    windows = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for frames in lengths:
+            compared = grounding.Windows(Path(folder), shape, frames, frames // 4, device)
+            windows[frames] = compared.measure(repeats if frames == 16 else 1)
+    table("grounding, key frames", windows)
+    main_window = windows[4 if quick else 16]
+    result |= {f"window_{name}": main_window[name] for name in ("cold_speedup", "warm_speedup", "error")}
+    result |= {f"window_{name}": main_window[name] for name in ("cold_ms", "warm_ms", "literal_ms")}
+    result["second_query_ratio"] = main_window["second_query_ratio"]
+
+    many = {count: segmentation.points(count, 3, device) for count in ((64,) if quick else (8, 64, 256))}
+    table("points of a key frame", many)
+    result["points64_speedup"] = many[64]["speedup"]
     frames = 4 if quick else 16
-    print(f"\none window of {frames} key frames, 240x320, tiny random checkpoints")
-    for stage, ms in whole(frames):
-        result[f"segment_{stage}_ms"] = round(ms, 1)
-        print(f"  {stage:<32}{ms:>9.0f} ms")
+    kept = {count: segmentation.propagation(count, frames, repeats, device) for count in ((4,) if quick else (1, 4, 8))}
+    table(f"objects over {frames} key frames", kept)
+    result["propagation4_speedup"] = kept[4]["speedup"]
+    with tempfile.TemporaryDirectory() as folder:
+        segment = segmentation.whole(Path(folder), shape, frames, repeats, device)
+    table("segment, cold", {f"{frames} key frames": segment})
+    result["segment_cold_speedup"] = segment["speedup"]
 
     print("\nstreaming tracker, 2 objects")
-    memory = measure_tracker_memory(200 if quick else 2000)
-    result["tracker"] = memory
-    print(json.dumps(result))
+    result["tracker"] = measure_tracker_memory(200 if quick else 2000, device)
+    print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))
 
 
 if __name__ == "__main__":

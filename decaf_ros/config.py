@@ -82,9 +82,14 @@ class MllmConfig(_Checked):
         "weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
+    quantization: str = _option(
+        "none",
+        "of the language model's layers, on loading; bnb_*: bitsandbytes (4 bit: NF4), torchao_int8: weights alone; "
+        "the vision tower keeps its dtype",
+        choices=("none", "bnb_4bit", "bnb_8bit", "torchao_int8"),
+    )
     video_tokens: int = _option(400, "most visual tokens of one temporal pair of frames in the video branch", 1, 16384)
     frame_scale: int = _option(2, "frame branch's token grid is the video branch's times this, both ways", 1, 8)
-    frame_batch: int = _option(4, "frames that go through the frame branch at once", 1, 256)
     max_new_tokens: int = _option(16, "longest answer that is decoded (mode paper)", 1, 256)
 
 
@@ -106,9 +111,27 @@ class GroundingConfig(_Checked):
     start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: half of the layers (Tab. 5b)", -1, 256)
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
     branches: str = _option("both", "which branches are fused (Tab. 4b)", choices=("both", "video", "frames"))
-    query_block: int = _option(
-        0, "rows of the attention matrix that are in memory at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
+    rollout_kernel: str = _option(
+        "auto",
+        "what computes the rollout; auto: triton on cuda where it is installed",
+        choices=("auto", "torch", "triton"),
     )
+    query_block: int = _option(
+        0, "rows of the attention matrix that torch holds at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
+    )
+
+
+@dataclass(frozen=True)
+class EngineConfig(_Checked):
+    """What is kept of the multimodal LLM's work, and how much goes through it at once."""
+
+    prefix_cache_mib: int = _option(
+        4096, "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
+        0, 1048576,
+    )
+    feature_cache_mib: int = _option(512, "vision features of frames and temporal pairs", 0, 1048576)
+    map_cache_mib: int = _option(64, "finished maps, by frame and prompt", 0, 65536)
+    batch_tokens: int = _option(6400, "tokens of several frames that go through a model at once", 1, 1048576)
 
 
 @dataclass(frozen=True)
@@ -230,6 +253,7 @@ class DecafConfig(_Checked):
 
     mllm: MllmConfig = MllmConfig()
     grounding: GroundingConfig = GroundingConfig()
+    engine: EngineConfig = EngineConfig()
     sam2: Sam2Config = Sam2Config()
     segmentation: SegmentationConfig = SegmentationConfig()
     presence: PresenceConfig = PresenceConfig()

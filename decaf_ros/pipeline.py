@@ -8,7 +8,8 @@ from decaf_ros.config import DecafConfig
 from decaf_ros.grounding import grounder
 from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.grounding.grounder import Grounder
-from decaf_ros.grounding.mllm import Mllm, load_mllm
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import measure_presence
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.points import attention_points, keypoints
@@ -25,7 +26,7 @@ class Decaf:
     """Training-free video reasoning segmentation: a multimodal LLM finds the target, SAM 2 cuts it out."""
 
     def __init__(self, mllm: Mllm, sam2: Sam2, config: DecafConfig) -> None:
-        self.grounder = Grounder(mllm)
+        self.grounder = Grounder(mllm, config.engine)
         self.sam2 = sam2
         self.config = config
 

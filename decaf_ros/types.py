@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
 from typing import NamedTuple
 
 import numpy as np
@@ -70,6 +72,11 @@ class Frame:
     @property
     def size_hw(self) -> tuple[int, int]:
         return self.image.shape[0], self.image.shape[1]
+
+    @cached_property
+    def digest(self) -> bytes:
+        """Of the image: what was computed of it serves every frame that looks the same."""
+        return blake2b(np.ascontiguousarray(self.image), digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,12 +7,11 @@ import pytest
 from evaluation_scenes import evaluation_clip
 
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
-from decaf_ros.evaluation import ablation
-from decaf_ros.evaluation.ablation import FULL, VARIANTS, SharedLooks, Variant, ablate, changed
+from decaf_ros.evaluation.ablation import FULL, VARIANTS, Variant, ablate, changed, sharing_grounder
 from decaf_ros.evaluation.metrics import mask_score, pointing
 from decaf_ros.evaluation.run import always_answering
 from decaf_ros.grounding.grounder import STAGES, Grounder
-from decaf_ros.grounding.mllm import load_mllm, prefill
+from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -61,11 +60,9 @@ def test_variants_are_those_of_the_tables():
     assert {variant.table for variant in VARIANTS.values()} == {"4a", "4b", "5a", "5b", "7"}
 
 
-def test_shared_passes_change_nothing(models, window, monkeypatch):
+def test_shared_passes_change_nothing(models, window):
     mllm, _ = models
-    passes = []
-    monkeypatch.setattr(ablation, "prefill", lambda *given, **how: passes.append(1) or prefill(*given, **how))
-    shared, alone = SharedLooks(mllm).grounder, Grounder(mllm)
+    shared, alone = sharing_grounder(mllm), Grounder(mllm)
     for variant in (Variant("", ""), *VARIANTS.values()):
         config = changed(CONFIG, variant, LAYERS)
         ours, theirs = (
@@ -79,8 +76,8 @@ def test_shared_passes_change_nothing(models, window, monkeypatch):
             if first is not None:
                 np.testing.assert_allclose(first.object, second.object, atol=1e-7)
                 np.testing.assert_allclose(first.background, second.background, atol=1e-7)
-    # Video and frames once each for the object; for the background once a category, which depends on the branches.
-    assert 4 <= len(passes) <= 6
+    # One pass over the video and one over the frames serve all of them.
+    assert len(shared.engine.prefixes) == shared.engine.prefixes.misses == 2
 
 
 def test_every_variant_is_the_real_method_so_configured(models, clip, window):
@@ -90,7 +87,7 @@ def test_every_variant_is_the_real_method_so_configured(models, clip, window):
     at_key_frames = truth[[frame.index for frame in window.frames]]
     decaf = Decaf(mllm, sam2, CONFIG)
     found = decaf.segment(window, expression.text, clip.frames)
-    decaf.grounder = SharedLooks(mllm).grounder
+    decaf.grounder = sharing_grounder(mllm)
     scores = ablate(decaf, clip, expression, found, mask_score(found.dense_labels > 0, truth))
     assert list(scores) == [FULL, *VARIANTS]
     for name, score in scores.items():

@@ -1,13 +1,8 @@
-"""The rollout against the published implementation's numbers: every case folder, whatever its family.
-
-The mechanism (tap and row vector) is the same for all families, so cases of a family without an adapter of its own are
-run too, with the positions that transformers gives.
-"""
+"""The rollout against the published implementation's numbers: every case folder, whatever its family."""
 
 from __future__ import annotations
 
 import inspect
-import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +11,8 @@ from conftest import GOLDEN_DIR
 from transformers import AutoModelForImageTextToText
 
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.mllm import SUPPORTED_MODEL_TYPES, prepare_model
+from decaf_ros.grounding.llava_onevision import keep_published_features
+from decaf_ros.grounding.mllm import prepare_model
 from decaf_ros.grounding.qwen_vl import visual_positions
 from decaf_ros.grounding.rollout import rollout_last_row
 
@@ -53,19 +49,12 @@ def test_golden_rollout(case):
     inputs = {name[3:]: torch.from_numpy(data[name]) for name in data.files if name.startswith("in_")}
     visual = torch.from_numpy(data["visual_mask"])
     family = type(model.config).model_type
-    if family in SUPPORTED_MODEL_TYPES:
+    if family in ("qwen2_vl", "qwen2_5_vl"):
         inputs["position_ids"] = qwen_positions(model, inputs, visual)
     else:
-        warnings.warn(
-            f"{case}: the family {family} has no adapter yet; checked: tap and rollout alone",
-            stacklevel=1,
-        )
         inputs |= token_kinds(model, inputs, visual)
-    if family not in SUPPORTED_MODEL_TYPES:
-        with torch.inference_mode():
-            plain = model(**inputs, use_cache=False).logits[:, -1]
-        if np.abs(plain.numpy() - data["next_logits"]).max() > 1e-4:
-            pytest.xfail(f"{case}: this transformers release itself gives other logits for the family {family}")
+    if family == "llava_onevision":
+        keep_published_features(model)
     prepare_model(model)
     with torch.inference_mode(), record_attention(int(data["start_layer"])) as recording:
         logits = model(**inputs, use_cache=False).logits[:, -1]

@@ -3,16 +3,21 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decaf_ros.config import DecafConfig, MllmConfig, replace
+from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.grounding.grounder import STAGES, Grounder
-from decaf_ros.grounding.mllm import load_mllm
+from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Window
 
 
 @pytest.fixture(scope="module")
-def grounder(tiny_mllm_dir):
-    return Grounder(load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48)))
+def mllm(tiny_mllm_dir):
+    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+
+
+@pytest.fixture(scope="module")
+def grounder(mllm):
+    return Grounder(mllm)
 
 
 @pytest.fixture(scope="module")
@@ -53,10 +58,11 @@ def test_the_query_matters(grounder, window):
     assert np.abs(first.maps.video.object - second.maps.video.object).max() > 0
 
 
-def test_batching_of_frames_changes_nothing(grounder, window):
-    one, _ = ground(grounder, window, mllm__frame_batch=1, grounding__mode="fast")
-    all_at_once, _ = ground(grounder, window, mllm__frame_batch=5, grounding__mode="fast")
+def test_batching_of_frames_changes_nothing(mllm, window):
+    one, _ = ground(Grounder(mllm, EngineConfig(batch_tokens=1)), window)
+    all_at_once, _ = ground(Grounder(mllm, EngineConfig(batch_tokens=6400)), window)
     np.testing.assert_allclose(one.maps.frames.object, all_at_once.maps.frames.object, atol=1e-6)
+    assert one.answers == all_at_once.answers
 
 
 def test_ablations(grounder, window):

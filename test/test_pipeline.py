@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
-from decaf_ros.grounding.mllm import load_mllm
+from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES, Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame, Window

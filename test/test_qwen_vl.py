@@ -7,11 +7,16 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 
-from decaf_ros.config import MllmConfig
+from decaf_ros.config import EngineConfig, MllmConfig
 from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.grounding.mllm import decode, load_mllm, prefill
+from decaf_ros.grounding.attention_tap import record_attention
+from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.qwen_vl import visual_positions
+from decaf_ros.types import Frame
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl"])
@@ -24,16 +29,43 @@ def images(count=5, size_hw=(90, 130), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *size_hw, 3), dtype=np.uint8)
 
 
-def token_kinds(mllm, prompt, kind):
-    """What transformers 5 wants to know besides (0 text, 1 image, 2 video); 4.57 finds it out from the ids."""
-    wanted = "mm_token_type_ids" in inspect.signature(mllm.model.model.get_rope_index).parameters
-    return {"mm_token_type_ids": prompt.visual.int() * (2 if kind == "video" else 1)} if wanted else {}
+def processed(mllm, layout, pictures, text):
+    """What the family's own processor makes of the images, resized to the layout's grid, and the text."""
+    size = [side * mllm._side for side in layout.grid[1:]]
+    pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
+    pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    kind = "video" if layout.kind == "video" else "image"
+    chat = mllm.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": text}]}],
+        tokenize=False,
+        add_generation_prompt=True,
+    )
+    given = {"videos": [pixels]} if kind == "video" else {"images": [pixels[0]]}
+    made = mllm.processor(text=[chat], **given, do_resize=False, return_tensors="pt")
+    # What transformers 5 wants to know besides (0 text, 1 image, 2 video); 4.57 finds it out from the ids.
+    if "mm_token_type_ids" not in inspect.signature(mllm.model.model.get_rope_index).parameters:
+        made.pop("mm_token_type_ids", None)
+    # A list of frames has no rate: the processor would guess one.
+    made.pop("second_per_grid_ts", None)
+    return made
+
+
+def view(mllm, kind, pictures):
+    """The layout, and the images that are put into it."""
+    used = pictures if kind == "video" else pictures[:1]
+    return mllm.layout(kind, len(used), used.shape[1:3]), used
+
+
+def as_units(layout, pictures):
+    """(units, frames of each, H, W, 3): the last frame fills up."""
+    padded = np.concatenate([pictures, pictures[-1:].repeat(-len(pictures) % layout.frames_a_unit, axis=0)])
+    return padded.reshape(layout.units, layout.frames_a_unit, *pictures.shape[1:])
 
 
 def test_grids(mllm):
-    video, frames = mllm.video(images()), mllm.frames(images())
-    assert video.grid == (3, 3, 5) and video.batch == 1
-    assert frames.grid == (1, 6, 10) and frames.batch == 5
+    video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
+    assert (video.grid, video.units, video.frames_a_unit) == ((3, 3, 5), 3, 2)
+    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 6, 10), 1, 1)
     assert mllm.token_grid((480, 854))[0] * mllm.token_grid((480, 854))[1] <= 48
 
 
@@ -47,50 +79,63 @@ def test_default_video_budget_is_400_tokens_of_a_pair(mllm):
     assert full == 400 and 350 <= grid[0] * grid[1] <= 400
 
 
-@pytest.mark.parametrize("kind", ["video", "image"])
-def test_prompt_is_what_the_processor_makes(mllm, kind):
-    """Token ids and pixels are those of the family's own processor on the resized images."""
-    pictures = images()
-    visual = mllm.video(pictures) if kind == "video" else mllm.frames(pictures[:1])
-    prompt = mllm.prompt(visual, "where is it?")
-    resized = mllm._resized(pictures if kind == "video" else pictures[:1], visual.grid[1:])
-    chat = mllm.processor.apply_chat_template(
-        [{"role": "user", "content": [{"type": kind}, {"type": "text", "text": "where is it?"}]}],
-        tokenize=False,
-        add_generation_prompt=True,
-    )
-    given = {"videos": [resized]} if kind == "video" else {"images": [resized[0]]}
-    expected = mllm.processor(text=[chat], **given, do_resize=False, return_tensors="pt")
-    assert torch.equal(prompt.inputs["input_ids"], expected["input_ids"])
-    pixels = "pixel_values_videos" if kind == "video" else "pixel_values"
-    torch.testing.assert_close(prompt.inputs[pixels], expected[pixels])
-    assert "You are a helpful assistant" in mllm.tokenizer.decode(prompt.inputs["input_ids"][0])
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_ids_features_and_positions_are_those_of_the_family(mllm, kind):
+    """The processor's ids, the model's features of the processor's pixels, and its positions where they are right."""
+    layout, pictures = view(mllm, kind, images())
+    prompt = mllm.prompt(layout, "where is it?")
+    expected = processed(mllm, layout, pictures, "where is it?")
+    assert torch.equal(prompt.ids, expected["input_ids"][0])
+    assert "You are a helpful assistant" in mllm.tokenizer.decode(prompt.ids)
+    if kind == "video":
+        features = mllm.model.get_video_features(expected["pixel_values_videos"], expected["video_grid_thw"])
+    else:
+        features = mllm.model.get_image_features(expected["pixel_values"], expected["image_grid_thw"])
+    units = mllm.encode(layout, as_units(layout, pictures))
+    assert len(units) == layout.units
+    tokens = torch.cat([unit.tokens for unit in units])
+    torch.testing.assert_close(tokens, torch.cat(list(getattr(features, "pooler_output", features))), atol=1e-5, rtol=0)
+    if kind == "frames":
+        expected.pop("pixel_values"), expected.pop("attention_mask")
+        positions, _ = mllm.model.model.get_rope_index(**expected)
+        assert torch.equal(prompt.positions, positions[:, 0])
 
 
-@pytest.mark.parametrize("kind", ["video", "image", "text"])
+@pytest.mark.parametrize("kind", ["video", "frames", "text"])
 def test_decoding_is_what_generate_does(mllm, kind):
-    visual = {"video": mllm.video, "image": mllm.frames}[kind](images()) if kind != "text" else None
-    prompt = mllm.prompt(visual, "where is it?")
-    seen = prefill(mllm.model, prompt, mllm.layers, keep_cache=True)
-    answers = decode(mllm, prompt, seen, 6)
-    extra = token_kinds(mllm, prompt, kind) if visual is not None else {}
-    tokens = mllm.model.generate(**prompt.inputs, **extra, max_new_tokens=6, do_sample=False)
-    expected = mllm.tokenizer.batch_decode(tokens[:, prompt.visual.shape[1] :], skip_special_tokens=True)
-    assert len(answers) == prompt.visual.shape[0]
-    for answer, text in zip(answers, expected):
+    """Through the engine: a prefix of the visual tokens, the text on its cache, then token by token."""
+    pictures = images()
+    engine = Engine(mllm, EngineConfig())
+    if kind == "text":
+        answers = [engine.answer("where is it?", 6)]
+        ids = mllm.prompt(None, "where is it?").ids
+        given = [{"input_ids": ids[None]}]
+    else:
+        layout, used = view(mllm, kind, pictures)
+        count = 1 if kind == "video" else 3
+        views = [View(layout, tuple(map(Frame, pictures[k : k + len(used)], range(1, 9)))) for k in range(count)]
+        answers = [look.answer for look in engine.look(views, ["where is it?"], Reading(2, max_new_tokens=6))[0]]
+        given = [processed(mllm, layout, pictures[k : k + len(used)], "where is it?") for k in range(count)]
+    for answer, inputs in zip(answers, given):
+        tokens = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0]
+        text = mllm.tokenizer.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         assert answer == " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    assert len(answers) == len(given)
 
 
 def test_tap_does_not_change_the_model(mllm):
-    prompt = mllm.prompt(mllm.video(images()), "where is it?")
-    tapped = prefill(mllm.model, prompt, 0, keep_cache=False)
-    assert len(tapped.layers) == mllm.layers
+    layout, pictures = view(mllm, "video", images())
+    inputs = processed(mllm, layout, pictures, "where is it?")
+    with torch.inference_mode(), record_attention(0) as recording:
+        tapped = mllm.model(**inputs).logits
+    assert len(recording.layers) == mllm.layers
     mllm.model.get_decoder().set_attn_implementation("sdpa")
     try:
-        plain = prefill(mllm.model, prompt, 0, keep_cache=False)
+        with torch.inference_mode(), record_attention(0) as recording:
+            plain = mllm.model(**inputs).logits
     finally:
         mllm.model.get_decoder().set_attn_implementation("decaf_tap")
-    assert plain.layers == [] and torch.equal(plain.next_token, tapped.next_token)
+    assert recording.layers == [] and torch.equal(plain, tapped)
 
 
 def test_text_after_a_long_window_goes_on_from_its_largest_position():
@@ -103,20 +148,9 @@ def test_text_after_a_long_window_goes_on_from_its_largest_position():
     assert positions[:, 0, 38:].tolist() == [[13, 14, 15]] * 3
 
 
-def test_positions_agree_with_transformers_where_the_grid_is_larger(mllm):
-    visual = mllm.frames(images(2))
-    prompt = mllm.prompt(visual, "where is it?")
-    expected, _ = mllm.model.model.get_rope_index(
-        prompt.inputs["input_ids"],
-        **token_kinds(mllm, prompt, "image"),
-        image_grid_thw=prompt.inputs["image_grid_thw"],
-    )
-    assert torch.equal(prompt.positions, expected)
-
-
 def test_control_tokens_in_a_query_are_refused(mllm):
     with pytest.raises(ValueError, match=r"expected plain text, got the model's control token <\|image_pad\|>"):
-        mllm.prompt(mllm.video(images()), "where is <|image_pad|> it?")
+        mllm.prompt(mllm.layout("video", 5, (90, 130)), "where is <|image_pad|> it?")
 
 
 def test_damaged_weights_are_named(tmp_path):
@@ -132,6 +166,7 @@ def test_missing_checkpoint_says_what_to_do(tmp_path):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))
 
 
-def test_other_family_is_refused_by_name(golden_dir):
-    with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, got 'internvl'"):
-        load_mllm(MllmConfig(checkpoint=str(golden_dir / "internvl"), local_files_only=True))
+def test_other_family_is_refused_by_name(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
+    with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, .*, got 'llava'"):
+        load_mllm(MllmConfig(checkpoint=str(tmp_path), local_files_only=True))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
 from benchmarks.literal import literal_rollout
 from decaf_ros.grounding.attention_tap import LayerAttention
-from decaf_ros.grounding.rollout import rollout_last_row
+from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
 
 
 def random_layers(batch=2, layers=3, heads=4, key_heads=2, tokens=11, size=8, seed=0):
@@ -54,13 +59,50 @@ def test_one_head_two_tokens_by_hand():
     torch.testing.assert_close(row, torch.tensor([[0.25, 0.75]]))
 
 
+def test_prompts_that_share_a_prefix():
+    """Each is the rollout of its whole sequence, whatever is asked together, before, or from a higher layer."""
+    whole = [random_layers(batch=2, tokens=tokens) for tokens in (14, 17)]
+    prefix = [LayerAttention(query[:, :, :11], key[:, :, :11], factor) for query, key, factor in whole[0]]
+    for number, layers in enumerate(whole):
+        for index, (query, key, factor) in enumerate(layers):
+            query[:, :, :11], key[:, :, :11] = prefix[index].query, prefix[index].key
+            whole[number][index] = LayerAttention(query, key, factor)
+    suffixes = [[LayerAttention(q[:, :, 11:], k[:, :, 11:], factor) for q, k, factor in layers] for layers in whole]
+    visual = torch.zeros(11, dtype=torch.bool)
+    visual[2:5] = visual[7:9] = True
+    for method in ("v_max", "max", "mean"):
+        shared = PrefixAttention(prefix, visual)
+        together = rollout_of_suffixes(shared, suffixes, method, block=4)
+        again = rollout_of_suffixes(shared, suffixes[1:], method, block=64)
+        higher = rollout_of_suffixes(shared, [suffix[1:] for suffix in suffixes], method, block=4, skipped=1)
+        for layers, row, above in zip(whole, together, higher):
+            seen = torch.nn.functional.pad(visual, (0, layers[0].query.shape[2] - 11)).expand(2, -1)
+            torch.testing.assert_close(row, literal_rollout(layers, seen, method)[:, :11], atol=1e-6, rtol=0)
+            torch.testing.assert_close(above, literal_rollout(layers[1:], seen, method)[:, :11], atol=1e-6, rtol=0)
+        torch.testing.assert_close(again[0], together[1], atol=1e-6, rtol=0)
+
+
+def test_triton_kernels_agree():
+    """Run by Triton's interpreter, which wants to be chosen before the kernels are imported: in another process."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    script = Path(__file__).with_name("triton_interpreted.py")
+    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["agree"] * 6
+
+
 def test_bad_arguments_are_named():
     layers, visual = random_layers(), torch.ones(2, 11, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected one of v_max, max, mean, got 'median'"):
         rollout_last_row(layers, visual, method="median")
+    with pytest.raises(ValueError, match="expected one of auto, torch, triton, got 'cuda'"):
+        rollout_last_row(layers, visual, kernel="cuda")
+    with pytest.raises(ValueError, match="expected a cuda device and the package triton, got device cpu"):
+        rollout_last_row(layers, visual, kernel="triton")
     with pytest.raises(ValueError, match="at least one recorded layer"):
         rollout_last_row([], visual)
     with pytest.raises(ValueError, match=r"expected keys for \(2, 12\) tokens"):
         rollout_last_row(layers, torch.ones(2, 12, dtype=torch.bool))
-    with pytest.raises(ValueError, match="a row without any"):
+    with pytest.raises(ValueError, match="got one without any"):
         rollout_last_row(layers, torch.zeros_like(visual))

@@ -6,12 +6,15 @@ Weights are random: it runs the whole path and says nothing about the accuracy o
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForImageTextToText,
     GenerationConfig,
+    PreTrainedModel,
+    ProcessorMixin,
     Qwen2_5_VLConfig,
     Qwen2_5_VLProcessor,
     Qwen2TokenizerFast,
@@ -56,13 +59,10 @@ def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> 
     """
     if family not in ("qwen2_5_vl", "qwen2_vl"):
         raise ValueError(f"family: expected qwen2_5_vl or qwen2_vl, got {family!r}")
-    tokenizer = _tokenizer()
+    tokenizer = tiny_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(_model_config(family, len(tokenizer), ids))
-    model.generation_config = GenerationConfig(
-        eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"], do_sample=False
-    )
+    model = AutoModelForImageTextToText.from_config(_model_config(family, tokenizer, ids))
     processor_class = Qwen2_5_VLProcessor if family == "qwen2_5_vl" else Qwen2VLProcessor
     processor = processor_class(
         image_processor=Qwen2VLImageProcessor(),
@@ -70,13 +70,40 @@ def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> 
         video_processor=Qwen2VLVideoProcessor(),
         chat_template=CHAT_TEMPLATE,
     )
+    return save_tiny(folder, model, processor)
+
+
+def tiny_text(tokenizer: Qwen2TokenizerFast) -> dict[str, Any]:
+    """The language model's part of a configuration, whatever the family."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 32768,
+        # Wider than usual: with small random weights attention is uniform and every contrast is zero.
+        "initializer_range": 0.2,
+        "tie_word_embeddings": False,
+        "bos_token_id": tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+
+
+def save_tiny(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Path:
+    """Writes a checkpoint that ends its answers as the Qwen chat format does; returns the folder."""
+    tokenizer = processor.tokenizer
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False)
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-def _tokenizer() -> Qwen2TokenizerFast:
+def tiny_tokenizer() -> Qwen2TokenizerFast:
     """A byte-level BPE that knows the prompts' words; every other text falls apart into bytes, none is unknown."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -92,27 +119,13 @@ def _tokenizer() -> Qwen2TokenizerFast:
     return Qwen2TokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def _model_config(family: str, vocabulary: int, ids: dict[str, int]) -> Qwen2VLConfig | Qwen2_5_VLConfig:
-    hidden = 64
-    special = {
-        "bos_token_id": ids["<|endoftext|>"],
-        "eos_token_id": ids["<|im_end|>"],
-        "pad_token_id": ids["<|endoftext|>"],
-    }
-    text = {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": 128,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32768,
-        # Wider than usual: with small random weights attention is uniform and every contrast is zero.
-        "initializer_range": 0.2,
-        "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]},
-        "tie_word_embeddings": False,
-        **special,
-    }
+def _model_config(
+    family: str, tokenizer: Qwen2TokenizerFast, ids: dict[str, int]
+) -> Qwen2VLConfig | Qwen2_5_VLConfig:
+    text = tiny_text(tokenizer)
+    special = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 3, 3]}
+    hidden = text["hidden_size"]
     vision = {"depth": 2, "num_heads": 2, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
     shared = {
         "text_config": text,

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
-from decaf_ros.config import DecafConfig, replace
+from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing
 from decaf_ros.grounding.fusion import coarse_masks
-from decaf_ros.grounding.grounder import Grounder, Look, resolve_start_layer, rollout_maps
-from decaf_ros.grounding.mllm import Mllm, Prefill, Prompt, Visual, decode, prefill
+from decaf_ros.grounding.grounder import Grounder, resolve_start_layer
+from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.pipeline import Decaf, select_targets
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.scoring import score_tracklets
@@ -28,6 +26,8 @@ from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Segmentation
 
 FULL = "full"
+# Of one window, which all its variants go on from.
+_PREFIXES_MIB = 65536
 
 
 class Variant(NamedTuple):
@@ -135,43 +135,7 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     return dataclasses.replace(found, tracklets=tuple(tracklets), selected=tuple(selected), dense_labels=None)
 
 
-class SharedLooks:
-    """A Grounder that puts no prompt twice to the model, for groundings of one window and one query that differ in
-    branches, contrast, rollout and start layer. Keeps every pass's queries and keys until it is dropped."""
-
-    def __init__(self, mllm: Mllm) -> None:
-        self._visuals: dict[tuple[str, bytes], Visual] = {}
-        self._passes: dict[tuple[int, str], tuple[Prompt, Prefill, list[str] | None]] = {}
-        self._maps: dict[tuple[int, str, int, str], np.ndarray] = {}
-        self.grounder = Grounder(_SharedMllm(mllm, self._visual), self._look)
-
-    def _visual(self, kind: str, images: np.ndarray, make: Callable[[np.ndarray], Visual]) -> Visual:
-        key = kind, hashlib.blake2b(images.tobytes() + repr(images.shape).encode()).digest()
-        if key not in self._visuals:
-            self._visuals[key] = make(images)
-        return self._visuals[key]
-
-    def _look(
-        self, mllm: Mllm, visual: Visual, text: str, start_layer: int, config: DecafConfig, decodes: bool
-    ) -> Look:
-        """See `grounder.look`. Records from the first layer up, which serves every start layer."""
-        about = id(visual), text  # the visual is kept here, so no other one gets its id
-        prompt, seen, answers = self._passes.get(about, (None, None, None))
-        if seen is None or decodes and answers is None:
-            prompt = mllm.prompt(visual, text)
-            seen = prefill(mllm.model, prompt, 0, keep_cache=decodes)
-            answers = decode(mllm, prompt, seen, config.mllm.max_new_tokens) if decodes else None
-            self._passes[about] = prompt, dataclasses.replace(seen, cache=None), answers
-        key = *about, start_layer, config.grounding.rollout
-        if key not in self._maps:
-            self._maps[key] = rollout_maps(seen.layers[start_layer:], prompt, config.grounding)
-        return Look(self._maps[key], answers if decodes else [])
-
-
-class _SharedMllm:
-    """An Mllm that preprocesses no images twice."""
-
-    def __init__(self, mllm: Mllm, visual: Callable[[str, np.ndarray, Callable], Visual]) -> None:
-        self.model, self.tokenizer, self.layers, self.prompt = mllm.model, mllm.tokenizer, mllm.layers, mllm.prompt
-        self.video = lambda images: visual("video", images, mllm.video)
-        self.frames = lambda images: visual("frames", images, mllm.frames)
+def sharing_grounder(mllm: Mllm) -> Grounder:
+    """A Grounder that puts no images twice to the model, for groundings of one window that differ in branches,
+    contrast, rollout and start layer. Keeps every pass's keys, values and queries until it is dropped."""
+    return Grounder(mllm, EngineConfig(prefix_cache_mib=_PREFIXES_MIB), record_from=0)

@@ -13,7 +13,7 @@ import numpy as np
 
 from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
-from decaf_ros.evaluation.ablation import SharedLooks, VariantScore, ablate
+from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing
 from decaf_ros.evaluation.online import OnlineScore, play
@@ -126,7 +126,7 @@ class Evaluator:
         decaf.config = always_answering(config)
         if job.ablate:
             # Variants that differ in what they make of the model's attention share its passes.
-            decaf.grounder = SharedLooks(self.decaf.grounder.mllm).grounder
+            decaf.grounder = sharing_grounder(self.decaf.grounder.mllm)
         window = key_frames(clip.frames, config.window.size)
         truth = clip.mask(expression.targets)
         wanted = job.masks and bool(expression.targets)

@@ -21,8 +21,8 @@ TAP = "decaf_tap"
 
 
 class LayerAttention(NamedTuple):
-    """One layer's inputs to attention: query (B, H, N, D) after RoPE, key (B, H_kv, N, D) after RoPE and not yet
-    repeated for grouped queries, and the factor on their product."""
+    """One layer's inputs to attention: query (B, H, n, D) after RoPE, key (B, H_kv, N, D) after RoPE and not yet
+    repeated for grouped queries, and the factor on their product. The queries are those of the last n of N tokens."""
 
     query: torch.Tensor
     key: torch.Tensor
@@ -30,11 +30,16 @@ class LayerAttention(NamedTuple):
 
 
 class Recording:
-    """The layers from `first_layer` up, in the order in which they ran."""
+    """The layers from `first_layer` up, in the order in which they ran. last_layer: the pass ends with it."""
 
-    def __init__(self, first_layer: int) -> None:
+    def __init__(self, first_layer: int, last_layer: int | None = None) -> None:
         self.first_layer = first_layer
+        self.last_layer = last_layer
         self.layers: list[LayerAttention] = []
+
+
+class _PassOverError(Exception):
+    """Everything that was wanted of a pass is recorded."""
 
 
 _recording: ContextVar[Recording | None] = ContextVar("decaf_attention_recording", default=None)
@@ -45,6 +50,8 @@ def _tapped_attention(module, query, key, value, attention_mask, scaling=None, *
     if recording is not None and module.layer_idx >= recording.first_layer:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         recording.layers.append(LayerAttention(query, key, factor))
+    if recording is not None and module.layer_idx == recording.last_layer:
+        raise _PassOverError
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -58,11 +65,17 @@ def install_tap(language_model: PreTrainedModel) -> None:
 
 
 @contextmanager
-def record_attention(first_layer: int) -> Iterator[Recording]:
-    """Within the block, every pass of a tapped model in this thread is recorded from `first_layer` (from 0) up."""
-    recording = Recording(first_layer)
+def record_attention(first_layer: int, last_layer: int | None = None) -> Iterator[Recording]:
+    """Within the block, every pass of a tapped model in this thread is recorded from `first_layer` (from 0) up.
+
+    last_layer: once it has its queries and keys (and its part of a cache), the pass is over: the block ends there.
+    """
+    recording = Recording(first_layer, last_layer)
     token = _recording.set(recording)
     try:
         yield recording
+    except _PassOverError:
+        # Only thrown in here: nothing of the pass is left but what is recorded.
+        pass
     finally:
         _recording.reset(token)

@@ -1,60 +1,72 @@
 """What the method needs of a multimodal LLM, and what every family shares.
 
-A family is one flat adapter file (`qwen_vl.py`) that turns images and a text into a `Prompt`; running it, recording
-its attention and decoding its answer are the functions here.
+A family is one flat adapter file (such as `qwen_vl.py`) that says how images lie in a prompt and what its vision tower
+makes of them; running the language model, recording its attention and decoding its answer are the functions here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, DynamicCache, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
 
-from decaf_ros.config import MllmConfig
-from decaf_ros.devices import resolve_device
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
-from decaf_ros.resources import resolve_path
 
-SUPPORTED_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl")
+
+@dataclass(frozen=True)
+class Layout:
+    """How images of one size lie in one sequence.
+
+    kind: `video` (all key frames) or `frames` (one of them). units: pieces whose vision features depend on nothing
+    else, in order: a temporal pair of frames, a frame. frames_a_unit: images of each (the last one is repeated where
+    they do not come out even). size_hw: of the images. grid: (t, h, w), the map's cells.
+    """
+
+    kind: str
+    units: int
+    frames_a_unit: int
+    size_hw: tuple[int, int]
+    grid: tuple[int, int, int]
 
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """A batch of B token sequences of one length N, ready for the model.
+    """One sequence of N tokens.
 
-    inputs: what the model's forward takes besides positions (ids, pixels, grids). positions: (..., B, N) int64.
-    visual: (B, N) bool, the visual tokens. grid: (t, h, w), how a sequence's visual tokens are laid out; (0, 0, 0)
-    for a prompt without any.
+    ids: (N,) int64. positions: (N,) or (3, N) int64, as the family's language model wants them. slots: (N,) bool,
+    tokens whose embeddings are the vision features. cells: (t * h * w,) int64, the token of every cell of the map, row
+    by row; these are the visual tokens of Eq. 4. Both are empty for a prompt without images. grid: (t, h, w).
     """
 
-    inputs: dict[str, Any]
+    ids: torch.Tensor
     positions: torch.Tensor
-    visual: torch.Tensor
+    slots: torch.Tensor
+    cells: torch.Tensor
     grid: tuple[int, int, int]
 
     def __post_init__(self) -> None:
         wanted = self.grid[0] * self.grid[1] * self.grid[2]
-        counts = self.visual.sum(dim=1).tolist()
-        if any(count != wanted for count in counts):
-            raise ValueError(f"Prompt: expected {wanted} visual tokens (grid {self.grid}), got {counts}")
+        if len(self.cells) != wanted:
+            raise ValueError(f"Prompt: expected {wanted} visual tokens (grid {self.grid}), got {len(self.cells)}")
+
+    @property
+    def visual(self) -> torch.Tensor:
+        """(N,) bool: the visual tokens."""
+        mask = torch.zeros_like(self.slots)
+        mask[self.cells] = True
+        return mask
 
 
-@dataclass(frozen=True, eq=False)
-class Visual:
-    """Images after the family's own preprocessing, to be put into several prompts.
+class Features(NamedTuple):
+    """What the vision tower makes of one unit. tokens: (n, C), in the order of the prompt's slots. deep: of the same
+    shape each, what is added to the hidden states after the first layers (Qwen3-VL); none elsewhere."""
 
-    inputs: the model's pixel arguments. grid: (t, h, w) visual tokens of one sequence. batch: sequences. kind: the
-    family's own name for this sort of input.
-    """
-
-    inputs: dict[str, torch.Tensor]
-    grid: tuple[int, int, int]
-    batch: int
-    kind: str
+    tokens: torch.Tensor
+    deep: tuple[torch.Tensor, ...] = ()
 
 
 class Mllm(Protocol):
@@ -64,61 +76,88 @@ class Mllm(Protocol):
     tokenizer: Any
     layers: int
 
-    def video(self, images: np.ndarray) -> Visual:
-        """All frames as one video. images: (T, H, W, 3) uint8, RGB. Grid rows in time may stand for several frames."""
+    def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
+        """How so many images lie in the video branch's sequence, or one in a sequence of the (finer) frame branch."""
 
-    def frames(self, images: np.ndarray) -> Visual:
-        """Every frame as an image of its own, batch = T, on a grid finer than the video's."""
+    def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
+        """Preprocesses units and runs the vision tower. images: (U, frames_a_unit, H, W, 3) uint8, RGB."""
 
-    def prompt(self, visual: Visual | None, text: str) -> Prompt:
-        """The family's chat format: visual content, then the text; text alone where `visual` is None."""
+    def prompt(self, layout: Layout | None, text: str) -> Prompt:
+        """The family's chat format: visual content, then the text; text alone where `layout` is None.
+
+        Raises ValueError for a text with one of the model's control tokens.
+        """
+
+    def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
+        """What the language model takes instead of ids. ids, slots: (n,), some of a prompt's tokens with all of its
+        slots. features: of every unit of B sequences. `embed_tokens` does it for most families."""
 
 
-@dataclass(frozen=True, eq=False)
-class Prefill:
-    """One pass over a prompt. layers: recorded attention, bottom to top. next_token: (B,) int64, the likeliest.
-    cache: keys and values of the prompt, or None."""
+class Pass(NamedTuple):
+    """One pass of the language model. layers: recorded attention, bottom to top. next_token: (B,) int64, the likeliest
+    one; None where it was not wanted."""
 
     layers: list[LayerAttention]
-    next_token: torch.Tensor
-    cache: DynamicCache | None
+    next_token: torch.Tensor | None
+
+
+def embed_tokens(
+    model: PreTrainedModel, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]
+) -> dict[str, Any]:
+    """The words' embeddings, in the slots the features: (B, n, C)."""
+    embedded = model.get_input_embeddings()(ids)
+    rows = [embedded.clone() for _ in features]
+    for row, units in zip(rows, features):
+        if units:
+            row[slots] = torch.cat([unit.tokens for unit in units]).to(row.dtype)
+    return {"inputs_embeds": torch.stack(rows)}
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, prompt: Prompt, start_layer: int, keep_cache: bool) -> Prefill:
-    """Runs a prompt once and records attention from `start_layer` (from 0) to the last layer."""
-    cache = DynamicCache() if keep_cache else None
-    with record_attention(start_layer) as recording:
-        output = model(
-            **prompt.inputs,
-            position_ids=prompt.positions,
-            past_key_values=cache,
-            use_cache=keep_cache,
-            logits_to_keep=1,
-        )
-    return Prefill(recording.layers, output.logits[:, -1].argmax(dim=-1), cache)
+def run(
+    model: PreTrainedModel,
+    given: dict[str, Any],
+    positions: torch.Tensor,
+    cache: DynamicCache | None,
+    first_layer: int,
+    wants_token: bool,
+) -> Pass:
+    """Runs B sequences through the language model, after what `cache` holds of them, and adds them to it.
+
+    given: as `Mllm.embed` makes it. positions: (n,) or (3, n), of all sequences alike. first_layer: from which one on
+    attention is recorded. wants_token: else nothing is computed past the last layer's queries, keys and values.
+    """
+    batch, count = given["inputs_embeds"].shape[:2]
+    placed = positions.unsqueeze(-2).expand(*positions.shape[:-1], batch, count)
+    decoder = model.get_decoder()
+    last_layer = None if wants_token else decoder.config.num_hidden_layers - 1
+    with record_attention(first_layer, last_layer) as recording:
+        # Never without a cache: Qwen3-VL in transformers 4.57 then takes positions that repeat for several sequences.
+        hidden = decoder(**given, position_ids=placed, past_key_values=cache, use_cache=True)
+    if not wants_token:
+        return Pass(recording.layers, None)
+    logits = model.get_output_embeddings()(hidden.last_hidden_state[:, -1])
+    return Pass(recording.layers, logits.argmax(dim=-1))
 
 
 @torch.inference_mode()
-def decode(mllm: Mllm, prompt: Prompt, start: Prefill, max_new_tokens: int) -> list[str]:
-    """Greedy decoding of the whole batch after a prefill with `keep_cache`, each sequence up to its end token.
+def decode(
+    mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int
+) -> list[str]:
+    """Greedy decoding of B sequences of one prompt, each up to its end token.
 
+    cache: of the whole prompt; what is decoded is added. next_token: (B,) int64, that of the pass over the prompt.
     Returns one line of text for each sequence, empty where the model had nothing to say.
     """
-    ends = torch.as_tensor(_end_tokens(mllm), device=start.next_token.device)
-    tokens, position = [start.next_token], prompt.positions.amax(dim=tuple(range(prompt.positions.ndim - 2)))
-    position = position.amax(dim=-1)
-    done = torch.isin(tokens[-1], ends)
+    ends = torch.as_tensor(_end_tokens(mllm), device=next_token.device)
+    embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
+    one = prompt.positions[..., :1]
+    tokens, done = [next_token], torch.isin(next_token, ends)
     while not bool(done.all()) and len(tokens) < max_new_tokens:
-        position = position + 1
-        output = mllm.model(
-            input_ids=tokens[-1][:, None],
-            position_ids=position[:, None].expand(*prompt.positions.shape[:-1], 1),
-            past_key_values=start.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        tokens.append(torch.where(done, ends[0], output.logits[:, -1].argmax(dim=-1)))
+        position += 1
+        given = {"inputs_embeds": embedding(tokens[-1])[:, None]}
+        seen = run(mllm.model, given, torch.full_like(one, position), cache, mllm.layers, wants_token=True)
+        tokens.append(torch.where(done, ends[0], seen.next_token))
         done = done | torch.isin(tokens[-1], ends)
     answers = []
     for sequence in torch.stack(tokens, dim=1).tolist():
@@ -138,52 +177,32 @@ def _end_tokens(mllm: Mllm) -> list[int]:
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
-def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    return getattr(torch, dtype)
+def check_text(tokenizer: Any, text: str) -> None:
+    """Raises ValueError for a text that holds one of the model's control tokens."""
+    control = [token for token in tokenizer.get_added_vocab() if token in text]
+    if control:
+        raise ValueError(f"query: expected plain text, got the model's control token {', '.join(control)}")
 
 
-def load_mllm(config: MllmConfig) -> Mllm:
-    """Loads a checkpoint of a supported family, by folder or hub name.
+def write_chat(processor: ProcessorMixin, kind: str | None, text: str, system: str, images: str) -> str:
+    """The family's chat format: a system prompt, the images, a text.
 
-    Raises FileNotFoundError with advice where it cannot be found, ValueError where its family is not supported or its
-    files are damaged.
+    kind: that of the layout, None without images. images: takes the place of the chat template's one placeholder.
+    Raises ValueError for a text with one of the model's control tokens, or a template with another number of
+    placeholders.
     """
-    folder_or_name = resolve_path(config.checkpoint)
-    where = {"pretrained_model_name_or_path": folder_or_name, "local_files_only": config.local_files_only}
-    try:
-        # Of the class: in some 4.57 releases the instance answers with its text model's type.
-        model_type = type(AutoConfig.from_pretrained(**where)).model_type
-    except OSError as error:
-        raise FileNotFoundError(_missing_checkpoint(config)) from error
-    if model_type not in SUPPORTED_MODEL_TYPES:
-        raise ValueError(
-            f"mllm.checkpoint {config.checkpoint!r}: expected a model of type {', '.join(SUPPORTED_MODEL_TYPES)}, "
-            f"got {model_type!r}"
-        )
-    device = resolve_device(config.device)
-    try:
-        processor = AutoProcessor.from_pretrained(**where)
-        model = AutoModelForImageTextToText.from_pretrained(**where, dtype=_resolve_dtype(config.dtype, device))
-    except OSError as error:
-        raise FileNotFoundError(_missing_checkpoint(config)) from error
-    except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: {error}") from error
-    model = model.to(device).eval()
-
-    from decaf_ros.grounding.qwen_vl import QwenVl
-
-    return QwenVl(model, processor, config)
-
-
-def _missing_checkpoint(config: MllmConfig) -> str:
-    advice = (
-        "local_files_only is set: download it first (hf download NAME) or clear mllm.local_files_only"
-        if config.local_files_only
-        else "give the folder of a downloaded checkpoint, or a name on the hub that this machine can reach"
-    )
-    return f"mllm.checkpoint {config.checkpoint!r}: not found or incomplete; {advice}"
+    check_text(processor.tokenizer, text)
+    content = [{"type": "text", "text": text}]
+    if kind is not None:
+        content.insert(0, {"type": "video" if kind == "video" else "image"})
+    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": content}]
+    chat = processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    if kind is None:
+        return chat
+    placeholder = processor.video_token if kind == "video" else processor.image_token
+    if chat.count(placeholder) != 1:
+        raise ValueError(f"chat template: expected one placeholder for {kind}, got {chat.count(placeholder)}")
+    return chat.replace(placeholder, images)
 
 
 def prepare_model(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,10 +1,13 @@
-"""Qwen2-VL and Qwen2.5-VL.
+"""Qwen2-VL and Qwen2.5-VL (and what Qwen3-VL shares with them).
 
 Visual tokens are laid out (t, h, w): t temporal pairs of frames (an odd last frame is paired with itself), h and w
 patches after the 2x2 merge.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +17,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.grounding.mllm import Prompt, Visual, prepare_model
+from decaf_ros.grounding.mllm import Features, Layout, Prompt, check_text, embed_tokens, prepare_model
 
 # Frames that are given as a list carry no rate; the published models then assume two frames a second. A robot's key
 # frames have stamps, but the model's time embedding is kept at what the method was measured with.
@@ -32,78 +35,91 @@ class QwenVl:
         # Images come resized; saying so keeps newer releases from warning about a cap that they would apply.
         processor.video_processor.cap_pixels_per_frame = False
         self.layers = model.config.get_text_config().num_hidden_layers
-        self._tokens = {"image": model.config.image_token_id, "video": model.config.video_token_id}
+        self._tokens = {"video": model.config.video_token_id, "frames": model.config.image_token_id}
         vision = model.config.vision_config
-        self._patch, self._merge, self._pair = vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+        self._side, self._pair = vision.patch_size * vision.spatial_merge_size, vision.temporal_patch_size
         # Qwen2-VL counts temporal pairs; Qwen2.5-VL counts time, truncated to whole steps.
         self._time_step = getattr(vision, "tokens_per_second", None)
         self._time_step = 1.0 if self._time_step is None else self._time_step * self._pair / ASSUMED_FPS
 
     def token_grid(self, size_hw: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the video branch for images of this size: at most `mllm.video_tokens`, aspect ratio kept."""
-        side = self._patch * self._merge
+        side = self._side
         height, width = smart_resize(
             *size_hw, factor=side, min_pixels=4 * side**2, max_pixels=max(self.config.video_tokens, 4) * side**2
         )
         return height // side, width // side
 
-    def video(self, images: np.ndarray) -> Visual:
-        """See `Mllm.video`. Grid: (temporal pairs, h, w)."""
-        grid_hw = self.token_grid(images.shape[1:3])
-        pixels = self.processor.video_processor(
-            videos=[self._resized(images, grid_hw)], do_resize=False, do_sample_frames=False, return_tensors="pt"
-        )
-        inputs = {"pixel_values_videos": pixels["pixel_values_videos"], "video_grid_thw": pixels["video_grid_thw"]}
-        return Visual(inputs, (-(-len(images) // self._pair), *grid_hw), 1, "video")
+    def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
+        """See `Mllm.layout`. Grids: (temporal pairs, h, w), and (1, h, w) times `mllm.frame_scale`."""
+        height, width = self.token_grid(size_hw)
+        if kind == "video":
+            pairs = -(-frames // self._pair)
+            return Layout(kind, pairs, self._pair, size_hw, (pairs, height, width))
+        scale = self.config.frame_scale
+        return Layout(kind, 1, 1, size_hw, (1, height * scale, width * scale))
 
-    def frames(self, images: np.ndarray) -> Visual:
-        """See `Mllm.frames`. Grid: (1, h, w), the video's times `mllm.frame_scale`."""
-        grid_hw = tuple(side * self.config.frame_scale for side in self.token_grid(images.shape[1:3]))
-        pixels = self.processor.image_processor(
-            images=list(self._resized(images, grid_hw)), do_resize=False, return_tensors="pt"
-        )
-        inputs = {"pixel_values": pixels["pixel_values"], "image_grid_thw": pixels["image_grid_thw"]}
-        return Visual(inputs, (1, *grid_hw), len(images), "image")
+    @torch.inference_mode()
+    def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
+        """See `Mllm.encode`."""
+        size = [side * self._side for side in layout.grid[1:]]
+        pixels = torch.from_numpy(images).flatten(0, 1).permute(0, 3, 1, 2)
+        pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+        device = self.model.device
+        if layout.kind == "video":
+            given = self.processor.video_processor(
+                videos=list(pixels.unflatten(0, images.shape[:2])),
+                do_resize=False,
+                do_sample_frames=False,
+                return_tensors="pt",
+            ).to(device)
+            found = self.model.get_video_features(given["pixel_values_videos"], given["video_grid_thw"])
+        else:
+            given = self.processor.image_processor(images=list(pixels), do_resize=False, return_tensors="pt").to(device)
+            found = self.model.get_image_features(given["pixel_values"], given["image_grid_thw"])
+        return self._features(found)
 
-    def _resized(self, images: np.ndarray, grid_hw: tuple[int, int]) -> torch.Tensor:
-        """(T, 3, h * side, w * side) uint8."""
-        size = [side * self._patch * self._merge for side in grid_hw]
-        pixels = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
-
-    def prompt(self, visual: Visual | None, text: str) -> Prompt:
+    def prompt(self, layout: Layout | None, text: str) -> Prompt:
         """See `Mllm.prompt`."""
-        control = [token for token in self.tokenizer.get_added_vocab() if token in text]
-        if control:
-            raise ValueError(f"query: expected plain text, got the model's control token {', '.join(control)}")
+        check_text(self.tokenizer, text)
+        ids = self.tokenizer(self._chat(layout, text), return_tensors="pt", add_special_tokens=False)["input_ids"][0]
+        if layout is None:
+            grid, seen = (0, 0, 0), torch.zeros_like(ids, dtype=torch.bool)
+            positions = torch.arange(len(ids)).expand(3, -1)
+        else:
+            grid, token = layout.grid, self._tokens[layout.kind]
+            runs = ids == token
+            ids = ids.repeat_interleave(torch.where(runs, grid[0] * grid[1] * grid[2] // int(runs.sum()), 1))
+            seen = ids == token
+            positions = self._positions(seen, grid)
+        ids, positions, seen = (part.to(self.model.device) for part in (ids, positions, seen))
+        return Prompt(ids, positions, seen, seen.nonzero()[:, 0], grid)
+
+    def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
+        """See `Mllm.embed`."""
+        return embed_tokens(self.model, ids, slots, features)
+
+    def _features(self, found: Any) -> list[Features]:
+        """Of every unit, from what the model answers: transformers 5 has it in an object, 4 did not."""
+        return [Features(tokens) for tokens in getattr(found, "pooler_output", found)]
+
+    def _chat(self, layout: Layout | None, text: str) -> str:
+        """The prompt with one placeholder for every run of visual tokens, which are all of one length."""
         content = [{"type": "text", "text": text}]
-        if visual is not None:
-            content.insert(0, {"type": visual.kind})
+        if layout is not None:
+            content.insert(0, {"type": "video" if layout.kind == "video" else "image"})
         chat = self.processor.apply_chat_template(
             [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
         )
-        ids = self.tokenizer(chat, return_tensors="pt", add_special_tokens=False)["input_ids"][0]
-        if visual is None:
-            positions = torch.arange(len(ids)).expand(3, 1, -1)
-            return self._on_device({"input_ids": ids[None]}, positions, torch.zeros(1, len(ids), dtype=bool), (0, 0, 0))
+        if layout is not None:
+            found = chat.count(self.tokenizer.convert_ids_to_tokens(self._tokens[layout.kind]))
+            if found != 1:
+                raise ValueError(f"chat template: expected one placeholder for {layout.kind}, got {found}")
+        return chat
 
-        token = self._tokens[visual.kind]
-        (places,) = (ids == token).nonzero(as_tuple=True)
-        if len(places) != 1:
-            raise ValueError(f"chat template: expected one {visual.kind} placeholder, got {len(places)}")
-        count = visual.grid[0] * visual.grid[1] * visual.grid[2]
-        ids = torch.cat([ids[: places[0]], torch.full((count,), token), ids[places[0] + 1 :]])
-        seen = (ids == token).expand(visual.batch, -1)
-        positions = visual_positions(seen, visual.grid, self._time_step)
-        inputs = {"input_ids": ids.expand(visual.batch, -1), **visual.inputs}
-        return self._on_device(inputs, positions, seen, visual.grid)
-
-    def _on_device(
-        self, inputs: dict[str, torch.Tensor], positions: torch.Tensor, visual: torch.Tensor, grid: tuple[int, int, int]
-    ) -> Prompt:
-        device = self.model.device
-        inputs = {name: value.to(device) for name, value in inputs.items()}
-        return Prompt(inputs, positions.to(device), visual.to(device), grid)
+    def _positions(self, seen: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+        """(3, N) int64. seen: (N,) bool, the visual tokens."""
+        return visual_positions(seen[None], grid, self._time_step)[:, 0]
 
 
 def visual_positions(

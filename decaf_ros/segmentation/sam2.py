@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import sam2
 import torch
@@ -26,10 +25,10 @@ from sam2.modeling.sam2_base import SAM2Base
 from decaf_ros.config import Sam2Config
 from decaf_ros.devices import resolve_device
 from decaf_ros.resources import resolve_path
+from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.types import Frame
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-FILLED_HOLE_LOGIT = 0.1  # of SAM2VideoPredictor
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +90,10 @@ class Sam2:
             self._cache.popitem(last=False)
         return embedding
 
+    def forget(self) -> None:
+        """Drops all remembered image features."""
+        self._cache.clear()
+
     def normalised(self, image: np.ndarray) -> torch.Tensor:
         """(H, W, 3) uint8 RGB to the network's input (1, 3, image_size, image_size) float32: squeezed to a square with
         antialiased bilinear resizing and normalised with ImageNet's mean and deviation, as SAM2ImagePredictor does."""
@@ -147,18 +150,8 @@ class Sam2:
         return PointMasks(self.resized(logits, embedding.size_hw), iou, object_score.float()[:, 0])
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mask logits (K, 1, h, w) float32 with the small holes filled: 8-connected parts of the background of at most
-        fill_holes_px pixels become foreground, as SAM2VideoPredictor's CUDA extension does; here on every device."""
-        if self.fill_holes_px == 0:
-            return logits
-        background = (logits[:, 0] <= 0).to(torch.uint8).cpu().numpy()
-        holes = np.zeros(background.shape, dtype=bool)
-        for hole, mask in zip(holes, background):
-            _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-            small = stats[:, cv2.CC_STAT_AREA] <= self.fill_holes_px
-            small[0] = False  # label 0 is the foreground
-            hole[:] = small[labels]
-        return torch.where(torch.from_numpy(holes)[:, None].to(logits.device), FILLED_HOLE_LOGIT, logits)
+        """Mask logits (K, 1, h, w) float32 with the small holes filled (`fill_holes`)."""
+        return fill_holes(logits, self.fill_holes_px)
 
     @staticmethod
     def resized(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:

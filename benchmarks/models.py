@@ -1,0 +1,105 @@
+"""The models and inputs that are measured: fixed seeds, fixed sizes, so that two machines can be compared by ratios."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from decaf_ros.bags import BagReader
+from decaf_ros.config import MllmConfig, Sam2Config
+from decaf_ros.demo.tiny_mllm import write_tiny_mllm
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.mllm import Mllm
+from decaf_ros.resources import find_resource
+from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
+from decaf_ros.types import Frame, Window
+
+SIZE_HW = (480, 854)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a language model and a vision tower of the Qwen2.5-VL architecture."""
+
+    hidden: int
+    layers: int
+    heads: int
+    key_heads: int
+    feedforward: int
+    vision_hidden: int
+    vision_layers: int
+    vision_heads: int
+    vision_feedforward: int
+    full_attention: tuple[int, ...]
+
+
+# What a CPU can be asked for; and the published sizes, for a GPU.
+MID = Shape(512, 12, 8, 2, 1408, 256, 6, 4, 704, (2, 5))
+QWEN_3B = Shape(2048, 36, 16, 2, 11008, 1280, 32, 16, 3420, (7, 15, 23, 31))
+QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 16, 3420, (7, 15, 23, 31))
+
+
+def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
+    """Real Qwen2.5-VL classes and processor, random weights (float32 on a CPU, bfloat16 elsewhere). The tokenizer is
+    the tiny checkpoint's, the vocabulary its own too: nothing that is measured depends on it but the last layer."""
+    config = MllmConfig(checkpoint=str(write_tiny_mllm(folder)), local_files_only=True, device=device)
+    tiny = load_mllm(config)
+    sizes = tiny.model.config
+    text, vision = sizes.text_config, sizes.vision_config
+    text.hidden_size, text.num_hidden_layers = shape.hidden, shape.layers
+    text.num_attention_heads, text.num_key_value_heads = shape.heads, shape.key_heads
+    text.intermediate_size, text.layer_types = shape.feedforward, ["full_attention"] * shape.layers
+    # Half of a head's dimension, for time, height and width.
+    half = shape.hidden // shape.heads // 2
+    section = [half - 2 * (3 * half // 8), 3 * half // 8, 3 * half // 8]
+    rope = text.rope_parameters if hasattr(text, "rope_parameters") else text.rope_scaling
+    rope["mrope_section"] = section
+    text.initializer_range = vision.initializer_range = 0.02
+    vision.hidden_size, vision.depth, vision.num_heads = shape.vision_hidden, shape.vision_layers, shape.vision_heads
+    vision.intermediate_size, vision.out_hidden_size = shape.vision_feedforward, shape.hidden
+    vision.fullatt_block_indexes, vision.window_size = list(shape.full_attention), 112
+    torch.manual_seed(0)
+    with torch.device(device):
+        model = Qwen2_5_VLForConditionalGeneration._from_config(sizes, dtype=next(tiny.model.parameters()).dtype)
+    model.generation_config = tiny.model.generation_config
+    return type(tiny)(model.eval(), tiny.processor, config)
+
+
+def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu") -> Sam2:
+    """The demo's SAM 2, trained: random weights would make masks that overlap or are empty as chance has it."""
+    folder = find_resource("models/tabletop_sam2")
+    return load_sam2(Sam2Config(str(folder), device=device, embedding_cache=embedding_cache))
+
+
+def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:
+    """Frames of the demo's bag at another size, and a map (T, 24, 42) float32 in [0, 1] that is planted in them: high
+    on three objects that are there throughout."""
+    bag = find_resource("demo/bags/story", Path(__file__))
+    truth = read_ground_truth(bag)
+    with BagReader(bag) as reader:
+        every = [frame for frame in reader.frames(COMPRESSED_TOPIC) if frame.stamp_ns in truth.labels]
+    some = every[:: len(every) // frames][:frames]
+    labels = np.stack([truth.labels[frame.stamp_ns] for frame in some])
+    seen = [label for label in range(1, len(truth.objects) + 1) if ((labels == label).sum(axis=(1, 2)) > 300).all()]
+    planted = np.zeros((frames, 24, 42), np.float32)
+    for label in seen[:3]:
+        seen_at = (labels == label).astype(np.float32)
+        share = [cv2.resize(one, planted.shape[:0:-1], interpolation=cv2.INTER_AREA) for one in seen_at]
+        planted = np.maximum(planted, np.stack(share))
+    images = [cv2.resize(frame.image, size_hw[::-1]) for frame in some]
+    return Window(tuple(Frame(image, 10**8 * (k + 1), "", k) for k, image in enumerate(images))), planted
+
+
+def window(frames: int, first: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Window:
+    """Random frames; those with the same number are the same in every window."""
+    made = []
+    for number in range(first, first + frames):
+        image = np.random.default_rng(number).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
+        made.append(Frame(image, stamp_ns=(number + 1) * 10**8, index=number))
+    return Window(tuple(made))

@@ -1,0 +1,149 @@
+"""What every adapter of a family must hold, on a tiny checkpoint, against what transformers itself does."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sam2_scenes import disc
+
+from benchmarks.literal import literal_look
+from decaf_ros.config import DecafConfig, EngineConfig, replace
+from decaf_ros.grounding.attention_tap import record_attention
+from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.mllm import run
+from decaf_ros.pipeline import Decaf
+from decaf_ros.types import Frame, Window
+
+SIZES = [(90, 130), (480, 854), (320, 180), (150, 150), (97, 61), (41, 187)]
+TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
+PLACES = [(0.15, 0.2), (0.8, 0.3), (0.4, 0.85)]
+
+
+def noise(count, size_hw, seed=0):
+    """(count, H, W, 3) uint8."""
+    return np.random.default_rng(seed).integers(0, 256, (count, *size_hw, 3), dtype=np.uint8)
+
+
+def view(mllm, kind, pictures):
+    """All of the pictures as a video, or the first one alone."""
+    used = pictures if kind == "video" else pictures[:1]
+    frames = tuple(Frame(picture, stamp + 1) for stamp, picture in enumerate(used))
+    return View(mllm.layout(kind, len(used), used.shape[1:3]), frames)
+
+
+def encode(mllm, view):
+    """Features of all units of a view."""
+    return mllm.encode(view.layout, np.stack([np.stack([frame.image for frame in unit]) for unit in view.units]))
+
+
+def processed(mllm, view, text, system):
+    """What the family's own processor makes of a system prompt, the view's images (without a view none) and a text."""
+    content, given = [{"type": "text", "text": text}], {}
+    if view is not None:
+        pictures = [torch.from_numpy(frame.image).permute(2, 0, 1) for frame in view.frames]
+        given = {"videos": [torch.stack(pictures)]} if view.layout.kind == "video" else {"images": pictures}
+        content.insert(0, {"type": "video" if view.layout.kind == "video" else "image"})
+    turns = [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": content}]
+    chat = mllm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    made = mllm.processor(text=[chat], **given, return_tensors="pt")
+    # Of no use to a family with one-dimensional positions, and its `generate` refuses it.
+    made.pop("mm_token_type_ids", None)
+    return made
+
+
+def check_inputs(mllm, view, text, expected):
+    """Ids are the processor's, and what goes through the language model is what the model itself makes of them.
+
+    expected: the processor's output for the view and the text.
+    """
+    prompt = mllm.prompt(view.layout, text)
+    assert torch.equal(prompt.ids, expected["input_ids"][0])
+    with torch.inference_mode(), record_attention(0) as theirs:
+        logits = mllm.model(**expected).logits[:, -1]
+    features = encode(mllm, view)
+    assert len(features) == view.layout.units
+    given = mllm.embed(prompt.ids, prompt.slots, [features])
+    ours = run(mllm.model, given, prompt.positions, None, 0, wants_token=True)
+    assert len(ours.layers) == len(theirs.layers) == mllm.layers
+    for one, other in zip(ours.layers, theirs.layers):
+        torch.testing.assert_close(one.query, other.query, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(one.key, other.key, atol=1e-4, rtol=1e-4)
+    assert torch.equal(ours.next_token, logits.argmax(dim=-1))
+
+
+def check_maps(mllm, kind, pictures):
+    """Through the engine's prefix and suffixes as in one full pass, Eq. 1-4 as they stand."""
+    views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
+    looks = Engine(mllm, EngineConfig()).look(views, TEXTS, Reading(2))
+    for text, seen in zip(TEXTS, looks):
+        for one, look in zip(views, seen):
+            expected = literal_look(mllm, one, text, 2)[0]
+            assert look.map.shape == one.layout.grid
+            assert np.abs(look.map - expected).max() <= 1e-6 and expected.max() > 1e-4
+
+
+def check_decoding(mllm, view, text, expected):
+    """expected: the processor's output; without a view that for the text alone."""
+    engine = Engine(mllm, EngineConfig())
+    if view is None:
+        answer = engine.answer(text, 6)
+    else:
+        answer = engine.look([view], [text], Reading(2, max_new_tokens=6))[0][0].answer
+    tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
+    said = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer == " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
+
+
+def check_places(mllm, kind, size_hw, tolerance):
+    """A bright disc comes out where it is, and when. mllm: its features are the brightness of a token's pixels.
+
+    tolerance: between the centre of brightness in the map and in the image averaged over the map's cells, in cells.
+    """
+    for number, (x, y) in enumerate(PLACES):
+        pictures = np.full((3, *size_hw, 3), 40, np.uint8)
+        bright = disc(size_hw, x, y, 0.12 * min(1, size_hw[1] / size_hw[0]))
+        shown = number if kind == "video" else 0
+        pictures[shown][bright] = 250
+        seen = view(mllm, kind, pictures)
+        prompt = mllm.prompt(seen.layout, "where is it?")
+        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])
+        found = given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach().numpy()
+        found = found - np.median(found)
+        assert found.reshape(len(found), -1).sum(axis=1).argmax() == shown
+        assert np.abs(np.delete(found, shown, axis=0)).max(initial=0) < 1e-3
+        rows, columns = (shares(*sizes) for sizes in zip(prompt.grid[1:], size_hw))
+        wanted = centre(rows @ bright @ columns.T)
+        apart = np.abs(centre(found[shown]) - wanted).max()
+        assert apart <= tolerance, f"{size_hw}: expected {wanted} of {prompt.grid}, got {centre(found[shown])}"
+
+
+def shares(cells, pixels):
+    """(cells, pixels): the mean over each of so many equal cells, as a matrix."""
+    edges = np.arange(cells + 1)[:, None] * pixels / cells
+    covered = np.clip(edges - np.arange(pixels), 0, 1)
+    return np.diff(covered, axis=0) * cells / pixels
+
+
+def centre(values):
+    """(row, column), in cells; what is under a tenth of the largest value does not count."""
+    weight = np.maximum(values - 0.1 * values.max(), 0)
+    rows, columns = np.mgrid[: values.shape[0], : values.shape[1]] + 0.5
+    return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
+
+
+def check_segment(mllm, sam2, mode):
+    """The whole method runs, and the map has the frame branch's grid."""
+    frames = noise(4, (96, 128)) // 4
+    for place, picture in enumerate(frames):
+        picture[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)
+    window = Window(tuple(Frame(picture, stamp + 1, "camera", stamp) for stamp, picture in enumerate(frames)))
+    options = {
+        "grounding.mode": mode,
+        "presence.threshold": 0.0,
+        "segmentation.fallback": "best",
+        "segmentation.point_threshold": 0.9,
+    }
+    result = Decaf(mllm, sam2, replace(DecafConfig(), options)).segment(window, "the red square")
+    assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, (96, 128)).grid[1:])
+    assert result.grounding.maps.fused.max() == 1 and result.selected
+    assert bool(result.grounding.answers) == (mode == "paper")

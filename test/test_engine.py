@@ -1,0 +1,171 @@
+"""The engine against one full pass over every prompt, and with its caches on, off and full."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from benchmarks.literal import literal_rollout
+from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
+from decaf_ros.grounding.attention_tap import record_attention
+from decaf_ros.grounding.caches import ByteCache
+from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.grounder import STAGES, Grounder
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.mllm import run
+from decaf_ros.stages import StageClock
+from decaf_ros.types import Frame, Window
+
+TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
+
+
+@pytest.fixture(scope="module")
+def mllm(tiny_mllm_dir):
+    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+
+
+@pytest.fixture(scope="module")
+def frames():
+    rng = np.random.default_rng(0)
+    return tuple(Frame(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8), i + 1, "cam", i) for i in range(9))
+
+
+def views(mllm, frames, kind):
+    if kind == "video":
+        return [View(mllm.layout("video", len(frames), frames[0].size_hw), frames)]
+    layout = mllm.layout("frames", 1, frames[0].size_hw)
+    return [View(layout, (frame,)) for frame in frames]
+
+
+def full_pass(mllm, view, text, method, start_layer):
+    """Eq. 1-4 as they stand, on the attention of one pass over the whole prompt."""
+    prompt = mllm.prompt(view.layout, text)
+    images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
+    given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
+    seen = run(mllm.model, given, prompt.positions, None, start_layer, wants_token=True)
+    row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
+    return row[prompt.cells].reshape(prompt.grid).numpy()
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+@pytest.mark.parametrize("method", ["v_max", "max", "mean"])
+def test_maps_are_those_of_one_full_pass(mllm, frames, kind, method):
+    engine = Engine(mllm, EngineConfig())
+    some = views(mllm, frames[:5], kind)
+    together = engine.look(some, TEXTS, Reading(2, method, block=7))
+    later = engine.look(some, ["And this?"], Reading(2, method, block=64))
+    for text, looks in zip([*TEXTS, "And this?"], [*together, *later]):
+        for view, look in zip(some, looks):
+            expected = full_pass(mllm, view, text, method, 2)
+            assert look.map.shape == view.layout.grid
+            assert np.abs(look.map - expected).max() <= 1e-6 and expected.max() > 1e-4
+
+
+def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, frames, monkeypatch):
+    engine = Engine(mllm, EngineConfig())
+    some = views(mllm, frames[:2], "video")
+    encoded = counted(monkeypatch, mllm)
+    for start in (2, 1, 3):
+        look = engine.look(some, TEXTS[:1], Reading(start))[0][0]
+        assert np.abs(look.map - full_pass(mllm, some[0], TEXTS[0], "v_max", start)).max() <= 1e-6
+    prefix = engine.prefixes.get((some[0].key,))
+    assert prefix.first_layer == 1 and encoded.count(("video", 1)) == 1 + 3  # by the engine once
+
+
+def counted(monkeypatch, mllm):
+    """Every call of the vision tower as (kind, units)."""
+    calls, encode = [], mllm.encode
+
+    def counting(layout, images):
+        calls.append((layout.kind, len(images)))
+        return encode(layout, images)
+
+    monkeypatch.setattr(mllm, "encode", counting)
+    return calls
+
+
+def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames, monkeypatch):
+    seen = []
+    layer = mllm.model.get_decoder().layers[-1]
+    handle = layer.mlp.register_forward_hook(lambda *_: seen.append(1))
+    head = mllm.model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(1))
+    try:
+        engine = Engine(mllm, EngineConfig())
+        engine.look(views(mllm, frames[:4], "video"), TEXTS, Reading(2))
+        assert not seen
+        engine.look(views(mllm, frames[:4], "video"), TEXTS, Reading(2, max_new_tokens=1))
+        assert seen
+    finally:
+        handle.remove(), head.remove()
+
+
+@pytest.mark.parametrize("mode", ["fast", "paper"])
+def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
+    """Two windows that overlap, two queries on each: with all caches, with none, and with room for some prefixes."""
+    config = replace(DecafConfig(), {"grounding.mode": mode})
+    off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0, batch_tokens=200)
+    tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
+    grounders = [Grounder(mllm, engine) for engine in (EngineConfig(), off, tight)]
+    for window in (Window(frames[:6]), Window(frames[2:8]), Window(frames[3:9])):
+        for query in ("the red ball", "what was put down"):
+            found = [one.ground(window, query, config, StageClock(STAGES)) for one in grounders]
+            for other in found[1:]:
+                assert (other.category, other.answers) == (found[0].category, found[0].answers)
+                for branch in ("video", "frames"):
+                    for name in ("object", "background"):
+                        ours, theirs = (getattr(getattr(one.maps, branch), name) for one in (found[0], other))
+                        np.testing.assert_allclose(ours, theirs, atol=1e-7)
+                np.testing.assert_allclose(other.maps.fused, found[0].maps.fused, atol=1e-4)
+    assert not grounders[1].engine.prefixes.held_bytes and not grounders[1].engine.features.held_bytes
+    assert 0 < grounders[2].engine.prefixes.held_bytes <= 2**20 < grounders[0].engine.prefixes.held_bytes
+
+
+def test_an_overlapping_window_encodes_its_new_frames_alone(mllm, frames, monkeypatch):
+    grounder = Grounder(mllm)
+    config = replace(DecafConfig(), {"grounding.mode": "fast"})
+    grounder.ground(Window(frames[:6]), "the red ball", config, StageClock(STAGES))
+    encoded = counted(monkeypatch, mllm)
+    grounder.ground(Window(frames[2:8]), "the red ball", config, StageClock(STAGES))
+    assert sorted(encoded) == [("frames", 2), ("video", 1)]
+    encoded.clear()
+    # Another query looks at the same features; the same one again needs nothing at all.
+    grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES))
+    assert encoded == []
+    with record_attention(0) as recording:
+        grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES))
+    assert recording.layers == []
+
+
+def test_equal_images_count_as_one_whatever_their_stamps(mllm, frames, monkeypatch):
+    encoded = counted(monkeypatch, mllm)
+    engine = Engine(mllm, EngineConfig())
+    again = [Frame(frame.image.copy(), frame.stamp_ns + 10**9) for frame in frames[:2]]
+    first = engine.look(views(mllm, frames[:2], "frames"), TEXTS[:1], Reading(2))
+    second = engine.look(views(mllm, tuple(again), "frames"), TEXTS[:1], Reading(2))
+    assert len(encoded) == 1 and all((a.map == b.map).all() for a, b in zip(first[0], second[0]))
+
+
+def test_an_aborted_look_leaves_a_working_engine(mllm, frames):
+    engine = Engine(mllm, EngineConfig(batch_tokens=1))
+    some = views(mllm, frames[:3], "frames")
+
+    def abort():
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        engine.look(some, TEXTS, Reading(2), abort)
+    looks = engine.look(some, TEXTS, Reading(2))
+    fresh = Engine(mllm, EngineConfig(batch_tokens=1)).look(some, TEXTS, Reading(2))
+    for ours, theirs in zip(looks, fresh):
+        assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
+
+
+def test_byte_cache_keeps_what_the_round_has_used():
+    cache: ByteCache[str] = ByteCache(10)
+    assert cache.put("a", "A", 4) and cache.put("b", "B", 4)
+    assert not cache.put("c", "C", 4) and cache.get("c") is None  # a scan keeps its first part
+    cache.new_round()
+    assert cache.get("a") == "A"
+    assert cache.put("c", "C", 4) and cache.get("b") is None and cache.get("a") == "A"
+    assert not cache.put("d", "D", 11) and len(cache) == 2 and cache.held_bytes == 8
+    assert cache.put("a", "AA", 6) and cache.get("a") == "AA" and cache.held_bytes == 10

@@ -1,0 +1,124 @@
+"""The LLaVA-OneVision adapter on a tiny checkpoint of the real architecture, against what transformers itself does."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from family_checks import (
+    SIZES,
+    check_decoding,
+    check_inputs,
+    check_maps,
+    check_places,
+    check_segment,
+    encode,
+    noise,
+    processed,
+    view,
+)
+
+from decaf_ros.config import MllmConfig, Sam2Config
+from decaf_ros.demo.tiny_llava_onevision import write_tiny_llava_onevision
+from decaf_ros.grounding.llava_onevision import SYSTEM_PROMPT
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.segmentation.sam2 import load_sam2
+
+TEXT = "where is it?"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_tiny_llava_onevision(tmp_path_factory.mktemp("llava_onevision"))
+
+
+@pytest.fixture(scope="module")
+def mllm(folder):
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+
+
+class Brightness(torch.nn.Module):
+    """In place of the vision tower and its projector: every patch, and then every token, is as bright as its pixels."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.patch, self.size = config.vision_config.patch_size, config.text_config.hidden_size
+
+    def forward(self, pixel_values, **_):
+        patches = torch.nn.functional.avg_pool2d(pixel_values.mean(dim=1, keepdim=True), self.patch)
+        return SimpleNamespace(hidden_states=[patches.flatten(1)[..., None]])
+
+    def project(self, features):
+        return features.expand(*features.shape[:-1], self.size)
+
+
+@pytest.fixture()
+def brightness(folder):
+    mllm = load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+    mllm.model.model.vision_tower = tower = Brightness(mllm.model.config)
+    mllm.model.model.multi_modal_projector.forward = tower.project
+    return mllm
+
+
+def test_layouts(mllm):
+    video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
+    assert (video.grid, video.units, video.frames_a_unit) == ((5, 3, 3), 5, 1)
+    # 3 x 4 tiles of 5 x 5 tokens, of whose 15 rows the image fills 13.8: one goes at the top, one at the bottom.
+    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 13, 20), 1, 1)
+    # 6 x 5 tiles are more than nine: 30 x 25 tokens are brought down to about nine tiles of 25.
+    assert mllm.layout("frames", 1, (480, 400)).grid == (1, 16, 13)
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_inputs_are_those_of_the_family(mllm, kind, size_hw):
+    seen = view(mllm, kind, noise(3, size_hw))
+    check_inputs(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
+
+
+def test_text_alone_and_system_prompt(mllm):
+    prompt = mllm.prompt(None, TEXT)
+    assert torch.equal(prompt.ids, processed(mllm, None, TEXT, SYSTEM_PROMPT)["input_ids"][0])
+    assert not prompt.slots.any() and len(prompt.cells) == 0
+    assert mllm.tokenizer.decode(prompt.ids).startswith(f"<|im_start|>system \n{SYSTEM_PROMPT}<|im_end|>")
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_base_image_and_newlines_are_slots_and_no_cells(mllm, kind):
+    seen = view(mllm, kind, noise(3, (90, 130)))
+    prompt = mllm.prompt(seen.layout, TEXT)
+    given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])["inputs_embeds"][0]
+    newline = (given == mllm.model.model.image_newline).all(dim=-1)
+    assert int(newline.sum()) == (1 if kind == "video" else seen.layout.grid[1])
+    assert bool(prompt.slots[newline].all()) and not bool(prompt.visual[newline].any())
+    others = prompt.slots & ~newline & ~prompt.visual
+    assert int(others.sum()) == (0 if kind == "video" else 25)
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_maps_are_those_of_one_full_pass(mllm, kind):
+    check_maps(mllm, kind, noise(3, (90, 130)))
+
+
+@pytest.mark.parametrize("kind", ["video", "frames", "text"])
+def test_decoding_is_what_generate_does(mllm, kind):
+    seen = None if kind == "text" else view(mllm, kind, noise(3, (90, 130)))
+    check_decoding(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_cells_lie_where_they_are_in_the_image(brightness, kind, size_hw):
+    check_places(brightness, kind, size_hw, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_whole_method(mllm, tiny_sam2_dir, mode):
+    check_segment(mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True)), mode)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<video>", "<|im_end|>"])
+def test_control_tokens_in_a_query_are_refused(mllm, token):
+    with pytest.raises(ValueError, match="expected plain text, got the model's control token"):
+        mllm.prompt(mllm.layout("video", 2, (90, 130)), f"where is {token} it?")

@@ -1,0 +1,123 @@
+"""Quantised loading. What it needs is optional: without it the refusals are tested alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from decaf_ros.config import EngineConfig, MllmConfig
+from decaf_ros.demo.tiny_internvl import write_tiny_internvl
+from decaf_ros.demo.tiny_llava_onevision import write_tiny_llava_onevision
+from decaf_ros.demo.tiny_mllm import write_tiny_mllm
+from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
+from decaf_ros.grounding import loading
+from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.types import Frame
+
+PACKAGES = {"bnb_4bit": "bitsandbytes", "bnb_8bit": "bitsandbytes", "torchao_int8": "torchao"}
+WRITERS = {
+    "qwen2_5_vl": write_tiny_mllm,
+    "qwen3_vl": write_tiny_qwen3_vl,
+    "internvl": write_tiny_internvl,
+    "llava_onevision": write_tiny_llava_onevision,
+}
+
+
+def load(folder, **options):
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, **options))
+
+
+@pytest.mark.parametrize("method", PACKAGES)
+@pytest.mark.parametrize("missing", [0, 1])
+def test_what_is_not_installed_is_named(tiny_mllm_dir, monkeypatch, method, missing):
+    package = (PACKAGES[method], "accelerate")[missing]
+
+    def require(needed):
+        if needed.startswith(package):
+            raise ImportError
+
+    monkeypatch.setattr(loading, "require_version", require)
+    advice = f"{method}: expected {package}>=.* pip install 'decaf_ros.{PACKAGES[method]}"
+    with pytest.raises(ValueError, match=advice):
+        load(tiny_mllm_dir, quantization=method)
+
+
+@pytest.mark.parametrize("method", PACKAGES)
+def test_other_devices_are_refused(tiny_mllm_dir, method):
+    with pytest.raises(ValueError, match=f"mllm.quantization {method}: expected mllm.device cuda or cpu, got mps"):
+        load(tiny_mllm_dir, quantization=method, device="mps")
+
+
+def test_quantised_checkpoints_are_not_quantised_again(tmp_path):
+    folder = write_tiny_mllm(tmp_path)
+    settings = json.loads((folder / "config.json").read_text())
+    settings["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match="mllm.quantization: expected none, .* is quantised already"):
+        load(folder, quantization="torchao_int8")
+
+
+def test_extras_ask_for_what_loading_asks_for():
+    text = (Path(__file__).parents[1] / "setup.py").read_text()
+    for package in ("bitsandbytes", "torchao"):
+        (line,) = (line for line in text.splitlines() if line.strip().startswith(f'"{package}":'))
+        for needed in (loading.QUANTISERS[package], loading.QUANTISERS["accelerate"]):
+            assert f'"{needed},<' in line
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return {family: write(tmp_path_factory.mktemp(family)) for family, write in WRITERS.items()}
+
+
+def skip_without(package):
+    for name in (package, "accelerate"):
+        pytest.importorskip(name, minversion=loading.QUANTISERS[name].partition(">=")[2])
+
+
+def maps(mllm):
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    layout = mllm.layout("video", 2, (96, 128))
+    view = View(layout, tuple(Frame(image, number + 1) for number, image in enumerate(images)))
+    return Engine(mllm, EngineConfig()).look([view], ["where is it?"], Reading(2, max_new_tokens=3))[0][0].map
+
+
+def effective_weight(layer):
+    """(out, in): what the layer multiplies with, however it keeps it."""
+    with torch.inference_mode():
+        return (layer(torch.eye(layer.in_features)) - (0 if layer.bias is None else layer.bias)).T
+
+
+# How near the weights are to the checkpoint's; how alike maps are to those of a model with these weights: on a CPU
+# bnb_4bit may multiply in bfloat16, and bnb_8bit quantises what goes into a layer as well.
+@pytest.mark.parametrize(
+    "method, precision, likeness",
+    [("bnb_4bit", 0.12, 0.99), ("bnb_8bit", 0.01, 0.9), ("torchao_int8", 0.01, 0.999999)],
+)
+@pytest.mark.parametrize("family", WRITERS)
+def test_the_language_model_alone_is_quantised(folders, family, method, precision, likeness):
+    skip_without(PACKAGES[method])
+    plain, mllm = load(folders[family]), load(folders[family], quantization=method)
+    inner = {id(module) for module in mllm.model.get_decoder().modules()}
+    for name, layer in mllm.model.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight = plain.model.get_submodule(name).weight.data
+            assert (type(layer.weight) is not torch.nn.Parameter) == (id(layer) in inner), name
+            error = effective_weight(layer) - weight
+            assert error.norm() <= (precision if id(layer) in inner else 1e-5) * weight.norm(), name
+            weight += error
+    expected, found = maps(plain), maps(mllm)
+    assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > likeness
+
+
+def test_a_quantised_checkpoint_is_loaded_as_it_is(folders, tmp_path):
+    skip_without("bitsandbytes")
+    quantised = load(folders["qwen3_vl"], quantization="bnb_4bit")
+    quantised.model.save_pretrained(tmp_path)
+    quantised.processor.save_pretrained(tmp_path)
+    assert np.array_equal(maps(load(tmp_path)), maps(quantised))

@@ -1,0 +1,186 @@
+"""The Qwen3-VL adapter on a tiny checkpoint of the real architecture, against what transformers itself does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from family_checks import (
+    SIZES,
+    check_decoding,
+    check_inputs,
+    check_maps,
+    check_segment,
+    encode,
+    noise,
+    view,
+)
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2.functional import resize
+from transformers.video_utils import VideoMetadata
+
+from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
+from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
+from decaf_ros.grounding.engine import Engine, Reading
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.segmentation.sam2 import load_sam2
+
+WRAPPED = "<|vision_start|><|video_pad|><|vision_end|>"
+TEXT = "where is it?"
+
+
+@pytest.fixture(scope="module")
+def mllm(tmp_path_factory):
+    folder = write_tiny_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48))
+
+
+def processed(mllm, view, placeholder="<|video_pad|>"):
+    """What the family's own processor makes of the images, resized to the layout's grid and at 2 frames a second.
+
+    placeholder: of a video. Without what the chat template puts around it the releases of transformers agree.
+    """
+    pixels = torch.from_numpy(np.stack([frame.image for frame in view.frames])).permute(0, 3, 1, 2)
+    size = [side * mllm._side for side in view.layout.grid[1:]]
+    pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
+    kind = "video" if view.layout.kind == "video" else "image"
+    content = [{"type": kind}, {"type": "text", "text": TEXT}]
+    chat = mllm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    if kind == "image":
+        return mllm.processor(text=[chat], images=[pixels[0]], do_resize=False, return_tensors="pt")
+    return mllm.processor(
+        text=[chat.replace(WRAPPED, placeholder)],
+        videos=[pixels],
+        video_metadata=[VideoMetadata(len(pixels), fps=2.0, frames_indices=list(range(len(pixels))))],
+        do_resize=False,
+        do_sample_frames=False,
+        return_tensors="pt",
+    )
+
+
+def test_grids(mllm):
+    """Tokens of 32 pixels; five frames are three pairs."""
+    video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
+    assert (video.grid, video.units, video.frames_a_unit) == ((3, 3, 4), 3, 2)
+    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 6, 8), 1, 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 40])
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_ids_and_positions_are_those_of_the_family(mllm, kind, count):
+    """Also in long windows, where the text goes on from the largest position."""
+    seen = view(mllm, kind, noise(count, (90, 130)))
+    prompt, expected = mllm.prompt(seen.layout, TEXT), processed(mllm, seen)
+    assert torch.equal(prompt.ids, expected["input_ids"][0])
+    expected.pop("pixel_values", None), expected.pop("pixel_values_videos", None), expected.pop("attention_mask")
+    positions, _ = mllm.model.model.get_rope_index(**expected)
+    assert torch.equal(prompt.positions, positions[:, 0])
+    assert int(prompt.positions[:, -1].min()) == int(prompt.positions.max())
+
+
+def test_pairs_have_times_and_nothing_is_around_them(mllm):
+    """Some releases leave what the chat template has around a video, which the published format has not."""
+    seen = view(mllm, "video", noise(5, (90, 130)))
+    ours = mllm.tokenizer.decode(mllm.prompt(seen.layout, TEXT).ids)
+    run = "<|vision_start|>" + 12 * "<|video_pad|>" + "<|vision_end|>"
+    assert f"user\n<0.2 seconds>{run}<1.2 seconds>{run}<2.0 seconds>{run}{TEXT}" in ours
+    theirs = mllm.tokenizer.decode(processed(mllm, seen, WRAPPED)["input_ids"][0])
+    theirs = theirs.replace("<|vision_start|><0.2", "<0.2").replace("<|vision_end|><|vision_end|>", "<|vision_end|>")
+    assert ours == theirs
+
+
+def test_text_alone(mllm):
+    prompt = mllm.prompt(None, TEXT)
+    chat = mllm.tokenizer.decode(prompt.ids)
+    assert chat == f"<|im_start|>user\n{TEXT}<|im_end|>\n<|im_start|>assistant\n"
+    assert torch.equal(prompt.ids, mllm.processor(text=[chat], return_tensors="pt")["input_ids"][0])
+    assert prompt.positions.tolist() == [list(range(len(prompt.ids)))] * 3 and not prompt.slots.any()
+
+
+@pytest.mark.parametrize("size_hw", SIZES)
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_inputs_are_those_of_the_models_own_forward(mllm, kind, size_hw):
+    """Deep features and all: the attention of every layer is the same."""
+    seen = view(mllm, kind, noise(5, size_hw))
+    check_inputs(mllm, seen, TEXT, processed(mllm, seen))
+
+
+def test_deep_features_go_with_slots_alone(mllm):
+    """Of a batch cut after its last slot: each sequence its own, in order; nothing after the cut."""
+    views = [view(mllm, "video", noise(4, (90, 130), seed)) for seed in range(2)]
+    features = [encode(mllm, one) for one in views]
+    prompt = mllm.prompt(views[0].layout, TEXT)
+    length = int(prompt.slots.nonzero()[-1, 0]) + 1
+    ids, slots = prompt.ids[:length], prompt.slots[:length]
+    together = mllm.embed(ids, slots, features)
+    assert together["visual_pos_masks"].shape == (2, length)
+    alone = [mllm.embed(ids, slots, [one]) for one in features]
+    for layer, parts in zip(together["deepstack_visual_embeds"], zip(*(a["deepstack_visual_embeds"] for a in alone))):
+        assert torch.equal(layer, torch.cat(parts)) and not torch.equal(*parts)
+    rest = mllm.embed(prompt.ids[length:], prompt.slots[length:], [(), ()])
+    assert set(rest) == {"inputs_embeds"} and len(rest["inputs_embeds"]) == 2
+
+
+@pytest.mark.parametrize("size_hw", [(480, 854), (854, 480), (400, 400), (95, 131)])
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_a_bright_patch_comes_out_at_its_place(mllm, kind, size_hw, monkeypatch):
+    """With a vision tower that answers how bright a token's pixels are."""
+
+    def brightness(pixels, grid):
+        # Four patches after each other make one token.
+        tokens = pixels.mean(dim=1).reshape(-1, 4).mean(dim=1)[:, None].expand(-1, 64)
+        return tokens.split((grid.prod(dim=1) // 4).tolist()), [tokens] * 3
+
+    monkeypatch.setattr(mllm.model, "get_video_features", brightness)
+    monkeypatch.setattr(mllm.model, "get_image_features", brightness)
+    height, width = size_hw
+    for x, y, frame in ((0.1, 0.2, 0), (0.6, 0.3, 4), (0.9, 0.85, 2)):
+        pictures = np.zeros((6, *size_hw, 3), dtype=np.uint8)
+        top, left = round(y * height) - height // 16, round(x * width) - width // 16
+        pictures[frame, top : top + height // 8, left : left + width // 8] = 255
+        one = view(mllm, kind, pictures if kind == "video" else pictures[frame:])
+        prompt = mllm.prompt(one.layout, TEXT)
+        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
+        seen = (given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid) + 1) / 2
+        shown = torch.from_numpy(np.stack([shot.image for shot in one.frames])[..., 0]).float()[:, None] / 255
+        expected = torch.nn.functional.interpolate(shown, size=prompt.grid[1:], mode="area")[:, 0]
+        if kind == "video":
+            expected = expected.reshape(-1, 2, *prompt.grid[1:]).mean(dim=1)
+        assert int(seen.argmax()) == int(expected.argmax())
+        assert (seen - expected).abs().max() < 0.15 * expected.max()
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_maps_are_those_of_one_full_pass(mllm, kind):
+    check_maps(mllm, kind, noise(6, (90, 130)))
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_decoding_is_what_generate_does(mllm, kind):
+    seen = view(mllm, kind, noise(5, (90, 130)))
+    check_decoding(mllm, seen, TEXT, processed(mllm, seen))
+
+
+def test_decoding_of_text_alone_is_what_generate_does(mllm):
+    check_decoding(mllm, None, TEXT, {"input_ids": mllm.prompt(None, TEXT).ids[None]})
+
+
+def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm):
+    seen = []
+    handle = mllm.model.get_decoder().layers[-1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    try:
+        Engine(mllm, EngineConfig()).look([view(mllm, "video", noise(5, (90, 130)))], [TEXT], Reading(2))
+    finally:
+        handle.remove()
+    assert not seen
+
+
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_whole_method(mllm, tiny_sam2_dir, mode):
+    check_segment(mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True)), mode)
+
+
+def test_a_template_without_the_familys_video_tokens_is_refused(mllm, monkeypatch):
+    monkeypatch.setattr(mllm.processor, "chat_template", mllm.processor.chat_template.replace("<|vision_end|>", ""))
+    with pytest.raises(ValueError, match="chat template: expected <.vision_start.><.video_pad.><.vision_end.>"):
+        mllm.prompt(mllm.layout("video", 2, (90, 130)), TEXT)
