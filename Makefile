@@ -5,7 +5,7 @@
 #   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
 #   make bench [QUICK=1]             benchmarks
-#   make train-mllm, make train-sam2 the demo's checkpoints anew, an hour or two each (docs/demo_models.md)
+#   make train-mllm, make train-sam2 the demo's checkpoints from nothing, about two hours each (docs/demo_models.md)
 #   make clean                       removes everything that set-up, demo and tests made here
 
 SHELL := /bin/bash
@@ -52,7 +52,7 @@ lint: setup
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick)
 
-# States and clips lie in .training: a training that was stopped goes on where it was.
+# States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
 clips: setup
 	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:5000
 

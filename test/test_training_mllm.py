@@ -13,6 +13,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_
 from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
@@ -188,22 +189,25 @@ def test_lessons_are_true(teacher: Teacher):
         owners = None if lesson.owners is None else lesson.owners.reshape(-1)
         text = lesson.text.split("\n")[0] if "What is the main" in lesson.text else None
         if lesson.kind == "background":
-            assert lesson.answer == "wood" and (owners[lesson.sets >= 0] == 0).all()
+            assert lesson.answer == "wood" and (owners[lesson.look > 0] == 0).all()
         elif lesson.kind == "absent" and lesson.visual:
-            assert lesson.answer == "none" and (owners[lesson.sets >= 0] == 0).all()
+            assert lesson.answer == "none" and (owners[lesson.look > 0] == 0).all()
         elif lesson.name in ("motion", "temporal") and lesson.answer == "ball":
-            assert "not" not in lesson.text.split("\n")[0] and set(owners[lesson.sets >= 0]) == {1}
+            assert "not" not in lesson.text.split("\n")[0] and set(owners[lesson.look > 0]) == {1}
         elif lesson.name in ("motion frame", "temporal frame"):
-            assert lesson.answer == "object" and set(owners[lesson.sets >= 0]) == {1, 2}
+            assert lesson.answer == "object" and set(owners[lesson.look > 0]) == {1, 2}
         elif lesson.kind in ("attribute", "size") and text and ("red" in text or "small" in text):
-            assert lesson.answer == "ball" and set(owners[lesson.sets >= 0]) == {1}
+            assert lesson.answer == "ball" and set(owners[lesson.look > 0]) == {1}
         elif lesson.kind == "choice":
             assert lesson.answer in lesson.text
-        if lesson.sets is not None:
-            # One set for each row of tokens and target.
-            rows = np.arange(len(owners)) // (len(owners) // lesson.rows)
-            keys = {(row, owner) for row, owner, one in zip(rows, owners, lesson.sets) if one >= 0}
-            assert len(keys) == lesson.sets.max() + 1
+        if lesson.look is not None:
+            # Every target in every row is as high as any other in the map that the method makes.
+            look = lesson.look.reshape(lesson.owners.shape)
+            for owner in set(owners[lesson.look > 0]):
+                alone = np.where(lesson.owners == owner, look, 0)
+                smoothed = smooth(alone, VIDEO_KERNEL if lesson.visual == "video" else FRAME_KERNEL)
+                peaks = smoothed.max(axis=(1, 2))
+                np.testing.assert_allclose(peaks[alone.any(axis=(1, 2))], 1, atol=1e-4)
     assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= seen
 
 
@@ -293,13 +297,10 @@ def _rollout_alone(layers: list[torch.Tensor], visual: torch.Tensor) -> torch.Te
 def test_looking_loss_is_least_on_the_target(trainer: LanguageTrainer, teacher: Teacher):
     lesson = next(one for one in lessons(teacher) if one.name == "attribute")
     batch = written([Pack([lesson], ideal_tokens(teacher, lesson))])
-    sets = batch.sets[0]
-    on_target, visual = sets >= 0, batch.visual
+    on_target, visual = batch.look[0] > 0, batch.visual
     losses, found = [], []
     for row in (on_target, visual & ~on_target, visual, ~visual):
-        weight = row.float()
-        if row is on_target:  # evenly over the sets
-            weight = torch.stack([(sets == k) / (sets == k).sum() for k in range(int(sets.max()) + 1)]).sum(0)
+        weight = batch.look[0] if row is on_target else row.float()
         for layer in LOOKING_LAYERS:
             kept = weight / weight.sum()
             trainer.text.layers[layer].self_attn.kept = kept.expand(1, 4, kept.shape[1], -1)

@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.tabletop.store import read_clip
+from training.clips import training_clips
 from training.cpu import in_parallel, keep_freed_memory
 from training.mllm_batches import Batch, Writer
 from training.mllm_language import LanguageTrainer
@@ -67,27 +69,36 @@ class Run:
         given.work.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(given.seed)
         torch.set_num_threads(given.threads)
-        self.rng = np.random.default_rng([given.seed, int(time.time() * 1000)])
+        self.rng = np.random.default_rng(given.seed)
         self.tokenizer = new_tokenizer()
         self.model = new_model(self.tokenizer)
         self.log = Log(given.work / "log.jsonl")
-        clips = sorted(given.data.glob("clip_*.npz"))[: given.clips]
+        clips = training_clips(given.data)[: given.clips]
         if len(clips) <= CHECK_CLIPS:
             raise SystemExit(f"{given.data}: expected more than {CHECK_CLIPS} clips, got {len(clips)}")
         self.clips, self.check_clips = clips[CHECK_CLIPS:], clips[:CHECK_CLIPS]
 
     def load(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> tuple[int, float]:
-        """Takes up a stage where it stopped: steps done and seconds spent."""
+        """Takes up a stage where it stopped, if it has begun: steps done and seconds spent."""
+        if not (self.given.work / f"{stage}.pt").exists():
+            return 0, 0.0
+        state = self.read(stage, trainer)
+        self.rng.bit_generator.state = state["rng"]
+        return state["step"], state["seconds"]
+
+    def read(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> dict[str, Any]:
+        """What an earlier stage has learnt. Raises FileNotFoundError where it has not begun."""
         file = self.given.work / f"{stage}.pt"
         if not file.exists():
-            return 0, 0.0
+            raise FileNotFoundError(f"{file}: expected the state of stage {stage}; run that first, or name its --work")
         state = torch.load(file, weights_only=True)
         trainer.load_state_dict(state["trainer"])
-        return state["step"], state["seconds"]
+        return state
 
     def save(self, stage: str, trainer: TowerTrainer | LanguageTrainer, step: int, seconds: float) -> None:
         file = self.given.work / f"{stage}.pt"
-        torch.save({"trainer": trainer.state_dict(), "step": step, "seconds": seconds}, file.with_suffix(".new"))
+        state = {"trainer": trainer.state_dict(), "step": step, "seconds": seconds}
+        torch.save({**state, "rng": self.rng.bit_generator.state}, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
 
     def is_done(self, stage: str) -> bool:
@@ -178,17 +189,19 @@ def train_words(run: Run) -> None:
             run.save("words", trainer, step, seconds)
             saved = time.monotonic()
     run.save("words", trainer, step, time.monotonic() - started)
+    if not learnt:
+        raise SystemExit(f"the words were not learnt in {step} steps: go on with a larger --words-minutes")
     run.done("words")
 
 
 def train_prompts(run: Run) -> None:
     """The real prompts on the tower's tokens, with the looking loss."""
     tower = TowerTrainer(run.model)
-    run.load("tower", tower)
+    run.read("tower", tower)
     trainer = LanguageTrainer(run.model, run.tokenizer)
     step, spent = run.load("prompts", trainer)
     if not step:
-        run.load("words", trainer)
+        run.read("words", trainer)
         trainer.new_optimizer()
     pupils = pupils_of(run.clips[-round(PROMPTS_SHARE * len(run.clips)) :], tower, run.given.threads)
     checks = pupils_of(run.check_clips, tower, run.given.threads)
@@ -232,8 +245,8 @@ def _exam(pupils: list[Pupil], writer: Writer) -> Iterator[Batch]:
 
 
 def export(run: Run) -> None:
-    run.load("tower", TowerTrainer(run.model))
-    run.load("prompts", LanguageTrainer(run.model, run.tokenizer))
+    run.read("tower", TowerTrainer(run.model))
+    run.read("prompts", LanguageTrainer(run.model, run.tokenizer))
     write_checkpoint(run.given.out, run.model.eval(), run.tokenizer)
 
 
@@ -245,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
     parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
     parser.add_argument("--tower-minutes", type=float, default=42)
-    parser.add_argument("--words-minutes", type=float, default=9, help="at most; it ends when the words are learnt")
+    parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=45)
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)

@@ -33,7 +33,8 @@ class Batch:
 
     ids: (B, N). part: (B, N) int64, 0 shared, k the k-th question, -1 padding. visual: (B, N) bool.
     positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
-    answers: (B, Q). sets: (B, Q, N) int64, -1 where there is nothing to look at. kinds: (B, Q) names.
+    answers: (B, Q). look: (B, Q, N) float32, how much is to be looked at a token, in shares of
+    any sum. kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
@@ -43,7 +44,7 @@ class Batch:
     features: torch.Tensor
     ends: torch.Tensor
     answers: torch.Tensor
-    sets: torch.Tensor
+    look: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
     @property
@@ -102,11 +103,11 @@ class Writer:
         ids, part = torch.full(size, self.tokenizer.pad_token_id), torch.full(size, -1)
         visual = torch.zeros(size, dtype=torch.bool)
         positions = torch.ones(3, *size, dtype=torch.int64)
-        sets = torch.full((size[0], questions, size[1]), -1)
+        look = torch.zeros(size[0], questions, size[1])
         for place, row in enumerate(rows):
             own = slice(len(row.ids))
             ids[place, own], part[place, own], visual[place, own] = row.ids, row.part, row.visual
-            positions[:, place, own], sets[place, :, own] = row.positions, row.sets
+            positions[:, place, own], look[place, :, own] = row.positions, row.look
         ends = torch.stack([row.ends for row in rows])
         return Batch(
             ids,
@@ -116,7 +117,7 @@ class Writer:
             torch.cat([row.features for row in rows]),
             ends,
             ids.gather(1, ends),
-            sets,
+            look,
             tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
         )
 
@@ -141,12 +142,12 @@ class Writer:
             places = torch.arange(len(visual)).expand(3, -1)
         shared = len(before) + count
         stays = torch.ones(shared, dtype=torch.bool)
-        sets = torch.full((len(tails), shared), -1)
+        look = torch.zeros(len(tails), shared)
         features = torch.zeros(0, HIDDEN)
         if count:
             kept = (one.owners.reshape(-1) > 0) | (rng.random(count) < keep)
             stays[len(before) :] = torch.from_numpy(kept)
-            sets[:, len(before) :] = torch.from_numpy(np.stack([lesson.sets for lesson in pack.lessons]))
+            look[:, len(before) :] = torch.from_numpy(np.stack([lesson.look for lesson in pack.lessons]))
             features = torch.from_numpy(pack.tokens[kept].astype(np.float32))
         pad = self.tokenizer.convert_tokens_to_ids(f"<|{one.visual or 'video'}_pad|>")
         lengths = torch.tensor([len(tail) for tail in tails])
@@ -160,7 +161,7 @@ class Writer:
             torch.cat(
                 [places[:, :shared][:, stays], *(places[:, shared : shared + len(tail)] for tail in tails)], dim=1
             ),
-            torch.cat([sets[:, stays], torch.full((len(tails), len(questions)), -1)], dim=1),
+            torch.cat([look[:, stays], torch.zeros(len(tails), len(questions))], dim=1),
             len(shared_ids) + lengths.cumsum(0) - 1,
             features,
         )
@@ -173,6 +174,6 @@ class _Row(NamedTuple):
     part: torch.Tensor
     visual: torch.Tensor
     positions: torch.Tensor
-    sets: torch.Tensor
+    look: torch.Tensor
     ends: torch.Tensor
     features: torch.Tensor

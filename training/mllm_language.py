@@ -153,17 +153,14 @@ class LanguageTrainer:
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Cross-entropy over the sets, each counted the same, of what each looking layer's attention and, once more as
-        much, the rollout put there; and a floor on how much of each layer's is visual. And the share of each question's
-        visual rollout that lies on its sets."""
-        count = int(batch.sets.max()) + 1
-        if count == 0:
+        """Divergence from what is to be looked at of where each looking layer's attention and, once more as much, the
+        rollout look; and a floor on how much of each layer's is visual. And the share of each question's visual rollout
+        that lies where anything is to be looked at."""
+        asked = batch.look.any(2)
+        if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
-        index = batch.sets.clamp(min=0)
-        to_look = (batch.sets >= 0).float()
-        there = torch.zeros(*batch.ends.shape, count).scatter_add_(2, index, to_look) > 0
-        asked = there.any(2)
-        weights = there / there.sum(2, keepdim=True).clamp(min=1)
+        wanted = batch.look / batch.look.sum(2, keepdim=True).clamp(min=1e-6)
+        surprise = -torch.special.entr(wanted).sum(2)
         kept = [self.text.layers[layer].self_attn.kept for layer in LOOKING_LAYERS]
         last = (torch.arange(len(batch.ends))[:, None], batch.ends - 1)
         visual = batch.visual[:, None]
@@ -171,12 +168,10 @@ class LanguageTrainer:
         rolled = last_rows_of_rollout(kept, batch) * visual
         losses = []
         for row in (*rows, rolled):
-            on_sets = torch.zeros(there.shape).scatter_add(2, index, row * to_look)
-            parts = torch.log((on_sets + 1e-5) / (row.sum(2, keepdim=True) + 1e-4))
-            loss = -(weights * parts).sum(2) - torch.log(there.sum(2).clamp(min=1).float())
-            losses.append(loss[asked].mean())
+            parts = torch.log((row + 1e-6) / (row.sum(2, keepdim=True) + 1e-4))
+            losses.append((surprise - (wanted * parts).sum(2))[asked].mean())
         floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
-        share = ((rolled * to_look).sum(2) / rolled.sum(2).clamp(min=1e-6)).detach()
+        share = ((rolled * (wanted > 0)).sum(2) / rolled.sum(2).clamp(min=1e-6)).detach()
         share[~asked] = math.nan
         looked = (torch.stack(losses[:-1]).mean() + losses[-1]) / 2 + torch.stack(floors).mean()
         return looked, share.flatten().tolist()
@@ -188,7 +183,7 @@ def last_rows_of_rollout(layers: Sequence[torch.Tensor], batch: Batch) -> torch.
     layers: (B, heads, N, N) each, bottom to top. The weights of the heads are taken as they are: without gradients.
     """
     own = batch.rows.float()
-    row = torch.zeros(batch.sets.shape).scatter_(2, batch.ends[..., None] - 1, 1.0)
+    row = torch.zeros(batch.look.shape).scatter_(2, batch.ends[..., None] - 1, 1.0)
     for attention in reversed(layers):
         top = (attention.detach() * batch.visual[:, None, None]).amax(-1).float()
         strength = torch.einsum("bhn,bqn->bqh", top, own)

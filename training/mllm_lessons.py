@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 
+from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.tabletop.clip import Expression, TabletopClip
 from decaf_ros.tabletop.events import read_events
@@ -35,8 +37,7 @@ class Visual:
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """One question. visual: "video", "image" or "" for text alone. row: first visual row, rows: how many.
-    owners: (rows, h, w), of these rows. sets: (rows * h * w,) int64: which set of tokens to look at a token belongs
-    to, or -1; each set counts the same."""
+    owners: (rows, h, w), of these rows. look: (rows * h * w,), see `_look`."""
 
     visual: str
     row: int
@@ -46,7 +47,7 @@ class Lesson:
     answer: str
     kind: str
     owners: np.ndarray | None = None
-    sets: np.ndarray | None = None
+    look: np.ndarray | None = None
 
     @property
     def name(self) -> str:
@@ -125,7 +126,7 @@ class Teacher:
             if visual == "image" and not asked.category:
                 seen = {self.clip.objects[k].category for k in targets if (owners == k + 1).any()}
                 answer = seen.pop() if len(seen) == 1 else MIXED
-        return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, _sets(owners, targets))
+        return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, _look(owners, targets, visual))
 
     def _background(
         self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
@@ -135,8 +136,8 @@ class Teacher:
             category = UNCLEAR
         text = background_prompt(asked.text, category, _variant(rng))
         short = "Describe the background."
-        sets = _sets(owners, ())
-        return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, sets)
+        look = _look(owners, (), visual)
+        return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, look)
 
     def _choice(self, asked: Expression, rng: np.random.Generator) -> Lesson:
         """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them."""
@@ -162,11 +163,11 @@ class Teacher:
 _WEIGHTS = {
     "explicit": 1.0,
     "attribute": 1.0,
-    "motion": 2.0,
+    "motion": 4.0,
     "size": 1.2,
     "relation": 3.0,
     "several": 1.0,
-    "temporal": 2.0,
+    "temporal": 3.0,
     "absent": 1.2,
 }
 
@@ -175,14 +176,17 @@ def _variant(rng: np.random.Generator) -> str:
     return "original" if rng.random() < 0.7 else ("v1", "v2", "v3")[int(rng.integers(3))]
 
 
-def _sets(owners: np.ndarray, targets: tuple[int, ...]) -> np.ndarray:
-    """One set for each row of tokens and target; the surroundings where there is no target."""
-    wanted = [k + 1 for k in targets] or [0]
-    sets = np.full(owners.shape, -1, np.int64)
-    count = 0
-    for row, whose in zip(sets, owners):
-        for k in wanted:
-            if (whose == k).any():
-                row[whose == k] = count
-                count += 1
-    return sets.reshape(-1)
+def _look(owners: np.ndarray, targets: tuple[int, ...], visual: str) -> np.ndarray:
+    """(rows * h * w,) float32: where to look, and how much in relation; at the surroundings without a target.
+
+    Every target in every row of tokens shall come out as high as any other after the method's smoothing, which leaves
+    less of what is small: otherwise the map would be that of the smallest target, in the row where it is smallest.
+    """
+    look = np.zeros(owners.shape, np.float32)
+    kernel = (VIDEO_KERNEL if visual == "video" else FRAME_KERNEL,) * 2
+    for row, whose in zip(look, owners):
+        for k in [k + 1 for k in targets] or [0]:
+            mine = (whose == k).astype(np.float32)
+            if mine.any():
+                row += mine / cv2.GaussianBlur(mine, kernel, SMOOTHING_SIGMA, borderType=cv2.BORDER_CONSTANT).max()
+    return look.reshape(-1)

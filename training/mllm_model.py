@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -148,7 +149,7 @@ def new_tokenizer() -> Qwen2TokenizerFast:
 
 
 def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:
-    """By `save_pretrained`, with the real processors."""
+    """By `save_pretrained`, with the real processors, for transformers 4.57 as well."""
     side = TOKEN_PX
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     pixels = {"shortest_edge": 4 * side**2, "longest_edge": 1024 * side**2}
@@ -161,3 +162,15 @@ def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, to
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    keep_old_rope(folder / "config.json")
+
+
+def keep_old_rope(file: Path) -> None:
+    """Writes the language model's rotary settings as the published checkpoints have them: transformers 5 reads both
+    forms and writes the new one, of which 4.57 takes no notice and uses another base."""
+    config = json.loads(file.read_text(encoding="utf-8"))
+    text = config["text_config"]
+    rope = text.pop("rope_parameters")
+    text["rope_theta"] = rope["rope_theta"]
+    text["rope_scaling"] = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    file.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -219,7 +219,6 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=Recipe.minutes)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the work folder")
     arguments = parser.parse_args()
     keep_freed_memory()
     torch.set_num_threads(arguments.threads)
@@ -227,8 +226,9 @@ def main() -> None:
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(Recipe(arguments.minutes), arguments.seed)
-    if arguments.resume:
+    if (work / "checkpoint.pt").exists():
         trainer.restore(torch.load(work / "checkpoint.pt", weights_only=False))
+        print(f"{work}: goes on from step {trainer.step}", flush=True)
     run(trainer, read_clip, arguments.data, arguments.validation, work, arguments.out)
 
 
@@ -240,7 +240,8 @@ def run(
     work: Path,
     out: Path,
 ) -> None:
-    """Trains until the recipe's minutes are over, with a checkpoint every two minutes and a measurement every seven."""
+    """Trains until the recipe's minutes are over, with a checkpoint every two minutes and a measurement every seven;
+    then writes the model. A folder with a checkpoint is gone on with."""
     pool = ClipPool(data, read_clip, trainer.recipe.pool)
     for _ in range(trainer.recipe.pool // 2):
         pool.exchange(trainer.rng)
@@ -255,13 +256,14 @@ def run(
             saved = trainer.elapsed_s
             torch.save(trainer.state(), work / "checkpoint.part")
             (work / "checkpoint.part").replace(work / "checkpoint.pt")
-            write_model(out, trainer.average)
         if validation and (trainer.elapsed_s - measured > 420 or trainer.progress == 1):
             measured = trainer.elapsed_s
             sam2 = Sam2(trainer.average, Sam2Config(device="cpu"))
             chosen = [read_clip(path) for path in sorted(validation.glob("clip_*.npz"))[:24]]
             if chosen:
                 _log(work, trainer, [{**clicked(sam2, chosen).means(), **followed(sam2, chosen[::4]).means()}])
+    # Only now: until then there may be a good model in its place.
+    write_model(out, trainer.average)
 
 
 def _log(work: Path, trainer: Trainer, entries: list[dict[str, float]]) -> None:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from decaf_ros.segmentation.sam2 import IMAGE_MEAN, IMAGE_STD
 from decaf_ros.tabletop.clip import TabletopClip
+from training.clips import training_clips
 from training.sam2_model import IMAGE_SIZE
 
 GRID = IMAGE_SIZE // 4  # of the network's mask logits
@@ -38,11 +39,9 @@ class ClipPool:
         self._next = 0
 
     def exchange(self, rng: np.random.Generator) -> None:
-        """One new clip comes in; at capacity the oldest goes. Raises FileNotFoundError for a folder without clips."""
+        """One new clip comes in; at capacity the oldest goes. Raises as `training_clips`."""
         if not self._waiting:
-            self._waiting = sorted(self._folder.glob("clip_*.npz"))
-            if not self._waiting:
-                raise FileNotFoundError(f"{self._folder}: expected clips of `python -m decaf_ros.tabletop.store`")
+            self._waiting = training_clips(self._folder)
             rng.shuffle(self._waiting)
         clip = self._read(self._waiting.pop())
         if len(self._clips) < self._capacity:

@@ -20,8 +20,8 @@ class Events:
 
     moved, stayed: bool; who is neither moved a little and can be called neither. fell: bool, came down from above.
     towards: the main direction of what moved along the table, seen from the camera: "left", "right", "closer", "away",
-    or "" where none is clear. stopped: bool, moved and then rested for PAUSE_S or more up to the end. started: bool,
-    rested for PAUSE_S or more and moves at the end. moves_at_end: bool.
+    or "" where none is clear. stopped: bool, moved and then rested for PAUSE_S or more up to the end. moves_at_end:
+    bool.
     place: (F, n, 2) float64 metres along the table, to the camera's right and away from it.
     seen: share of frames in which VISIBLE_PX or more of it can be seen.
     """
@@ -31,7 +31,6 @@ class Events:
     fell: np.ndarray
     towards: tuple[str, ...]
     stopped: np.ndarray
-    started: np.ndarray
     moves_at_end: np.ndarray
     place: np.ndarray
     seen: np.ndarray
@@ -54,7 +53,6 @@ def read_events(clip: TabletopClip) -> Events:
         fell=fell,
         towards=tuple(_direction(shift) if far else "" for shift, far in zip(place[-1] - place[0], moved & ~fell)),
         stopped=moved & ~moving[-pause:].any(axis=0),
-        started=moved & ~moving[:pause].any(axis=0) & moving[-3:].all(axis=0),
         moves_at_end=moving[-3:].any(axis=0),
         place=place,
         seen=np.stack(

@@ -31,7 +31,6 @@ TOWARDS = {
 }
 FELL = ("the one that was dropped", "the object that fell", "what was dropped on the table?")
 STOPPED = ("the one that stopped", "the object that moved and then stopped")
-STARTED = ("the one that started moving", "the object that was still and then moved")
 RELATIONS = {
     "left": ("the object left of the {}", "the thing to the left of the {}"),
     "right": ("the object right of the {}", "the thing to the right of the {}"),
@@ -60,6 +59,12 @@ def expressions(clip: TabletopClip, rng: np.random.Generator, events: Events | N
     # Who asks for a thing can be answered only where it is seen for a good part of the time.
     kept = [one for one in found if all(about.events.seen[target] >= SEEN for target in one.targets)]
     return kept + about.absent()
+
+
+def expressions_of(clip: TabletopClip) -> list[Expression]:
+    """Those of a clip that was made from a seed: the same ones, in the same wording, whoever asks."""
+    # Apart from the scene's own draws, [seed, attempt, crossing]: zeros at the end make no other stream.
+    return expressions(clip, np.random.default_rng([clip.seed, 0, 0, 0, 1]))
 
 
 class _About:
@@ -114,11 +119,9 @@ class _About:
         movers = events.moved & ~events.fell
         if events.fell.any() or not (events.moved | events.stayed).all():
             return
-        # The others that moved must be clear of it: not nearly stopped, not nearly started.
+        # The others that moved must be clear of it: not nearly stopped.
         if events.stopped.sum() == 1 and events.moves_at_end[movers & ~events.stopped].all():
             yield self._say("temporal", self._pick(STOPPED), np.flatnonzero(events.stopped)[0])
-        if events.started.sum() == 1 and (events.stopped | events.started)[movers].all():
-            yield self._say("temporal", self._pick(STARTED), np.flatnonzero(events.started)[0])
 
     def relation(self) -> Iterator[Expression]:
         if self.events.fell.any():
@@ -181,7 +184,9 @@ WORDINGS = (
     *STILL,
     *FELL,
     *STOPPED,
-    *STARTED,
+    # Said of no clip. The training makes its vocabulary of these texts, and takes up its states under no other one.
+    "the one that started moving",
+    "the object that was still and then moved",
     *(text for texts in (*TOWARDS.values(), *RELATIONS.values()) for text in texts),
     *PLURALS.values(),
     *CATEGORIES,

@@ -1,0 +1,61 @@
+"""The checkpoints in models/: their size, and that they do what the docs say."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from decaf_ros.bags import BagReader
+from decaf_ros.cli import main
+from decaf_ros.config import load_config
+from decaf_ros.evaluation.metrics import pointing
+from decaf_ros.pipeline import Decaf
+from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
+from decaf_ros.types import Window
+
+ROOT = Path(__file__).parents[1]
+MIB = 2**20
+
+
+def test_sizes():
+    sizes = [sum(file.stat().st_size for file in (ROOT / "models" / name).iterdir()) for name in NAMES]
+    assert sizes[0] <= 15 * MIB and sum(sizes) <= 25 * MIB
+
+
+NAMES = ("tabletop_mllm", "tabletop_sam2")
+
+
+def test_a_question_about_the_demos_bag():
+    """Without ROS and a renderer: the largest object is a can, is looked at, and is masked."""
+    bag = ROOT / "demo" / "bags" / "story"
+    truth = read_ground_truth(bag)
+    asked = next(one for one in truth.expressions if one.kind == "size")
+    with BagReader(bag) as reader:
+        frames = [one for one in reader.frames(COMPRESSED_TOPIC) if one.stamp_ns in truth.labels]
+    start = frames[0].stamp_ns
+    past = [one for one in frames if one.stamp_ns - start <= asked.asked_s * 1e9][::-2][:16][::-1]
+    decaf = Decaf.from_config(load_config(ROOT / "config" / "tabletop.yaml"))
+    found = decaf.segment(Window(tuple(past)), asked.text)
+    target = np.stack([truth.labels[one.stamp_ns] == asked.targets[0] + 1 for one in past])
+    assert found.grounding.category == asked.category
+    assert pointing(found.grounding.maps.fused, target).hit >= 0.9
+    masks = np.any([one.masks for one in found.selected], axis=0)
+    assert (masks & target).sum() / (masks | target).sum() > 0.8
+
+
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_quality(tmp_path):
+    """The documented command on three clips of a seed that no figure in the docs is of. Floors, not the figures."""
+    scores = tmp_path / "scores.json"
+    command = ["eval", "--dataset", "tabletop", "--seed", "77", "--clips", "3", "--no-ablation", "--workers", "0"]
+    assert main([*command, "--threads", "1", "--json", str(scores), "--out", str(tmp_path / "report")]) == 0
+    found = json.loads(scores.read_text())
+    overall, baseline = found["overall"], found["baseline"]
+    assert overall["j_and_f"] >= 0.6 and overall["category"] >= 0.8
+    assert overall["pointing"] >= 0.75 and overall["pointing"] > max(baseline.values()) + 0.3
+    assert found["segmenter"]["one_click_iou"] >= 0.75 and found["segmenter"]["propagated_iou"] >= 0.6
+    assert found["counts"]["not_found"]["absent"] >= 2

@@ -1,0 +1,78 @@
+"""The training commands, on a few clips and for seconds: begun, stopped, gone on with, exported, loaded."""
+
+from __future__ import annotations
+
+import json
+from importlib.util import find_spec
+
+import pytest
+
+from decaf_ros.config import MllmConfig, Sam2Config
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.tabletop.store import clip_path, write_clip
+from training import mllm, sam2
+from training.clips import training_clips
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from decaf_ros.tabletop.simulator import make_clip
+
+    folder = tmp_path_factory.mktemp("clips")
+    for seed in range(8):
+        write_clip(clip_path(folder, seed), make_clip(seed))
+    return folder
+
+
+def entries(work):
+    return [json.loads(line) for line in (work / "log.jsonl").read_text().splitlines()]
+
+
+def test_mllm(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(mllm, "CHECK_CLIPS", 2)
+    work, out = tmp_path / "work", tmp_path / "out"
+    given = ["--data", str(data), "--out", str(out), "--work", str(work)]
+    with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
+        mllm.main([*given, "--stage", "prompts"])
+    with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
+        mllm.main([*given, "--stage", "export"])
+    assert not out.exists()
+
+    short = ["--tower-minutes", "0.1", "--words-minutes", "0.05", "--prompts-minutes", "0.1"]
+    with pytest.raises(SystemExit, match="words were not learnt"):
+        mllm.main([*given, *short])
+    # The tower is done, and the words go on: of what little they know, all is enough now.
+    monkeypatch.setattr(mllm, "WORDS_LEARNT", -1)
+    towers = (work / "tower.pt").stat().st_mtime_ns
+    mllm.main([*given, *short[:2], "--words-minutes", "5", *short[4:]])
+    assert (work / "tower.pt").stat().st_mtime_ns == towers
+    assert load_mllm(MllmConfig(checkpoint=str(out), local_files_only=True)).layers == 6
+
+    stopped = next(entry["step"] for entry in reversed(entries(work)) if "check" in entry)
+    (work / "prompts.done").unlink()
+    mllm.main([*given, "--stage", "prompts", "--prompts-minutes", "0.2"])
+    assert entries(work)[-1]["step"] > stopped > 0
+
+
+def test_sam2(data, tmp_path, monkeypatch, capsys):
+    work, out = tmp_path / "work", tmp_path / "out"
+    given = ["sam2", "--data", str(data), "--validation", str(data), "--out", str(out), "--work", str(work)]
+    for minutes in ("0.3", "0.5"):
+        monkeypatch.setattr("sys.argv", [*given, "--minutes", minutes])
+        sam2.main()
+        assert load_sam2(Sam2Config(str(out), device="cpu")).image_size == 256
+        (out / "model.safetensors").unlink()
+    assert "goes on from step" in capsys.readouterr().out
+    assert any("click_iou" in entry for entry in entries(work))
+
+
+def test_clips_of_the_evaluation_are_refused(data, tmp_path):
+    assert len(training_clips(data)) == 8
+    (tmp_path / "clip_01000003.npz").touch()
+    with pytest.raises(ValueError, match="expected seeds below 1000000"):
+        training_clips(tmp_path)
+    with pytest.raises(FileNotFoundError, match="expected clips of"):
+        training_clips(tmp_path / "nowhere")

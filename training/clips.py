@@ -1,0 +1,23 @@
+"""Which clips may be trained on."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from decaf_ros.evaluation.datasets.tabletop import REPORT_SEEDS
+
+
+def training_clips(folder: Path) -> list[Path]:
+    """The clips that `python -m decaf_ros.tabletop.store` wrote there, by seed.
+
+    Raises FileNotFoundError where there is none, ValueError where one has a seed of the evaluation's.
+    """
+    files = sorted(folder.glob("clip_*.npz"))
+    if not files:
+        raise FileNotFoundError(f"{folder}: expected clips of `python -m decaf_ros.tabletop.store`")
+    for file in files:
+        seed = int(re.match(r"clip_(\d+)", file.name).group(1))
+        if seed >= REPORT_SEEDS:
+            raise ValueError(f"{file}: expected seeds below {REPORT_SEEDS}, those from there on are for evaluation")
+    return files
