@@ -17,6 +17,7 @@ import segmentation
 import torch
 import transformers
 from tracker_memory import measure as measure_tracker_memory
+from window_memory import measure as measure_window_memory
 
 from models import MID, QWEN_3B, QWEN_7B
 
@@ -81,6 +82,8 @@ def main() -> None:
     table("segment, cold", {f"{frames} key frames": segment})
     result["segment_cold_speedup"] = segment["speedup"]
 
+    print("\noverlapping windows, tiny checkpoint")
+    result["windows"] = measure_window_memory(50 if quick else 1000, device)
     print("\nstreaming tracker, 2 objects")
     result["tracker"] = measure_tracker_memory(200 if quick else 2000, device)
     print(json.dumps({key: round(value, 4) if isinstance(value, float) else value for key, value in result.items()}))

@@ -82,7 +82,7 @@ def whole(folder: Path, shape: Shape, frames: int, repeats: int, device: str = "
     mllm, (where, planted) = random_mllm(folder, shape, device), recorded_window(frames)
     config = replace(
         DecafConfig(),
-        {"grounding.mode": "fast", "segmentation.point_threshold": 0.97, "presence.threshold": 0.0},
+        {"grounding.mode": "fast", "presence.threshold": 0.0},
     )
     counts = {"points": len(attention_points(planted, config.segmentation))}
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from timing import resident_mib
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
@@ -23,12 +23,6 @@ from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.types import Frame
 
 HEIGHT, WIDTH = 240, 320
-
-
-def resident_mib() -> float:
-    """This process's resident memory, as Linux counts it."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def camera_frame(index: int, ground: np.ndarray) -> Frame:
