@@ -55,6 +55,11 @@ class Clip:
         """Whether the topic's messages are CompressedImage rather than Image."""
         return self.topic.endswith("/compressed")
 
+    @property
+    def due(self) -> list[str]:
+        """The questions whose time comes while it is played."""
+        return [question.text for question in self.questions if question.text and question.at_s <= self.seconds]
+
 
 def find_clip(name: str, seconds: float | None, cache: Path) -> Clip:
     """The first `seconds` of a clip, None: as many as it has, or as make a good demo. The last question is empty: it

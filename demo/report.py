@@ -172,6 +172,15 @@ def checks(recording: Recording, asked: list[str], node_exit: int) -> list[Check
     return found
 
 
+def answers_check(verdicts: Sequence[Verdict], due: Sequence[str]) -> Check:
+    """Whether every question that was due has its answer, and that is right. due: as in `Clip`."""
+    answered = {one.text for one in verdicts}
+    wrong = [f"{one.query_id} {one.text}" for one in verdicts if not one.right]
+    wrong += [f"{text} (not answered)" for text in due if text not in answered]
+    count = f"{sum(one.right for one in verdicts)} of {len(due)}"
+    return Check("every answer is right", not wrong, ", ".join([count, *wrong]))
+
+
 def summary(
     recording: Recording, found: list[Check], facts: dict[str, str], remark: str, verdicts: Sequence[Verdict] = ()
 ) -> str:

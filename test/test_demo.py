@@ -88,8 +88,8 @@ def test_summary_says_what_it_must():
     assert "the truth" not in text
 
 
-def child(code: str, tmp_path: Path) -> Child:
-    return Child("child", [sys.executable, "-c", code], os.environ, tmp_path / "child.log")
+def child(code: str, folder: Path, name: str = "child") -> Child:
+    return Child(name, [sys.executable, "-c", code], os.environ, folder / f"{name}.log")
 
 
 def test_child_speaks_and_is_spoken_to(tmp_path):
@@ -128,6 +128,17 @@ def test_child_that_ignores_the_signal_is_killed(tmp_path):
     assert process.stop(timeout_s=0.3) == -signal.SIGKILL
 
 
+def converse(code: str, clip: Clip, say=lambda text: None) -> list[str]:
+    """What is asked where one child plays recorder, node and player. clip.bag: the folder of its log."""
+    tell = "import json, sys\ndef tell(**event):\n    print(json.dumps(event), flush=True)\n"
+    quiet, all_others = child("input()", clip.bag, "quiet"), child(tell + code, clip.bag)
+    try:
+        return _converse(quiet, quiet, all_others, clip, say)
+    finally:
+        quiet.stop()
+        all_others.stop()
+
+
 @pytest.mark.parametrize(
     ("questions", "asked"),
     [
@@ -138,9 +149,6 @@ def test_child_that_ignores_the_signal_is_killed(tmp_path):
 def test_clip_that_is_over_leaves_only_an_empty_query_to_be_asked(tmp_path, questions, asked):
     """The first question is answered in the clip's last moment."""
     code = """
-import json, sys
-def tell(**event):
-    print(json.dumps(event), flush=True)
 tell(event="playing", stamp_ns=5 * 10**9)
 tell(event="frame", stamp_ns=7 * 10**9)
 asked = (line for line in sys.stdin if "ask" in line)
@@ -150,19 +158,13 @@ for number, line in enumerate(asked, 1):
     for _ in range(3):
         tell(event="diagnostics", counts={"received": 9, "used": 9, "dropped": 0, "waiting": 0})
 """
-    quiet, all_others = child("input()", tmp_path), child(code, tmp_path)
     clip = Clip("clip", tmp_path, "/image", 2.0, 1.0, tuple(Question(text, at_s=2.0) for text in questions))
-    assert _converse(quiet, quiet, all_others, clip, say=lambda text: None) == asked
-    quiet.stop()
-    all_others.stop()
+    assert converse(code, clip) == asked
 
 
 def test_a_question_waits_for_the_node_to_come_to_its_time(tmp_path):
     """The camera is far ahead: it has played all, and images wait in the node."""
     code = """
-import json, sys
-def tell(**event):
-    print(json.dumps(event), flush=True)
 def diagnostics(waiting):
     tell(event="diagnostics", counts={"received": 90, "used": 90 - waiting, "dropped": 0, "waiting": waiting})
 assert json.loads(sys.stdin.readline()) == {"play_s": 9.0}
@@ -178,23 +180,17 @@ diagnostics(0)
 diagnostics(0)
 sys.stdin.readline()
 """
-    quiet, all_others = child("input()", tmp_path), child(code, tmp_path)
     said = []
     questions = (Question("the mug", 3.1), Question("the cube", 3.2), Question("the car", 9.5))
     clip = Clip("clip", tmp_path, "/image", 9.0, 1.0, questions)
-    assert _converse(quiet, quiet, all_others, clip, said.append) == ["the mug", "the cube"]
+    assert converse(code, clip, said.append) == ["the mug", "the cube"]
     asked = [text.split() for text in said if "asked" in text]
     assert float(asked[0][0]) == 3.1
     assert 4.1 <= float(asked[1][0]) <= 5.0  # what was answered is watched first
-    quiet.stop()
-    all_others.stop()
 
 
 def test_a_camera_that_waits_goes_no_further_than_the_node_and_stops_for_an_answer(tmp_path):
     code = """
-import json, sys
-def tell(**event):
-    print(json.dumps(event), flush=True)
 def heard():
     return json.loads(sys.stdin.readline())
 said = [heard()]
@@ -213,13 +209,9 @@ for _ in range(2):
 print(said, file=sys.stderr, flush=True)
 sys.stdin.read()
 """
-    quiet = child("input()", tmp_path)
-    all_others = Child("told", [sys.executable, "-c", code], os.environ, tmp_path / "told")
     clip = Clip("clip", tmp_path, "/image", 9.0, 1.0, (Question("the mug", 0.3),), waits=True)
-    assert _converse(quiet, quiet, all_others, clip, lambda text: None) == ["the mug"]
-    quiet.stop()
-    all_others.stop()
-    told = ast.literal_eval((tmp_path / "told").read_text().splitlines()[0])
+    assert converse(code, clip) == ["the mug"]
+    told = ast.literal_eval((tmp_path / "child.log").read_text().splitlines()[0])
     assert told[:5] == [{"play_s": pytest.approx(seconds)} for seconds in (0.4, 0.4, 0.5, 0.6, 0.7)]
     assert told[5:] == [{"ask": "the mug"}, {"play_s": pytest.approx(0.8)}]
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from decaf_ros.tabletop.bag import GroundTruth
 from decaf_ros.tabletop.clip import Expression, TabletopObject
 from decaf_ros.types import QueryState
 from demo import clips, pictures
-from demo.report import Recording, State, summary
+from demo.report import PER_FRAME, Recording, State, answers_check, summary
 from demo.verdicts import judge
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +104,16 @@ def test_wrong_answers_are_wrong():
     assert not cube.right
 
 
+def test_every_question_that_was_due_wants_a_right_answer():
+    due = [said.text for said in truth().expressions]
+    assert answers_check(judge(recording(), truth()), due) == ("every answer is right", True, "3 of 3")
+    wrong = answers_check(judge(recording(cube=0), truth()), due)
+    assert (wrong.holds, wrong.found) == (False, "2 of 3, q2 the blue cube")
+    # It was never asked, or not answered.
+    missing = answers_check(judge(recording(), truth())[:2], due)
+    assert (missing.holds, missing.found) == (False, "2 of 3, the mug (not answered)")
+
+
 def test_an_object_that_is_only_touched_is_not_masked():
     touched = recording()
     for stamp_ns, query_id in touched.tracked.items():
@@ -139,9 +150,38 @@ def test_clips_say_what_to_ask_and_when(tmp_path):
     assert clip.compressed and clip.seconds == 27.5
     assert [question.text for question in clip.questions] == [*(said.text for said in clip.truth.expressions), ""]
     assert clip.questions[0].at_s == 3.2 and clip.questions[-1].at_s == clip.seconds
-    assert clips.find_clip("tabletop", 4.0, tmp_path).seconds == 4.0
+    assert clip.due == [said.text for said in clip.truth.expressions]
+    short = clips.find_clip("tabletop", 4.0, tmp_path)
+    assert short.seconds == 4.0 and short.due == ["the purple cone"]
     with pytest.raises(ValueError, match="expected one of tabletop, bikes, got 'cars'"):
         clips.find_clip("cars", None, tmp_path)
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize(("seconds", "status", "said"), [(2.0, 0, "no answer to check"), (4.0, 1, "right: 0 of 1")])
+def test_a_run_without_an_answer_has_a_summary(seconds, status, said, tmp_path, monkeypatch, capsys):
+    from demo import run
+    from demo.conversation import Conversation
+
+    given = recording()
+    given.states = given.states[-1:]  # the clearing one
+    given.headers = {name: Counter(given.published) for name in PER_FRAME}
+    monkeypatch.setattr(run, "hold_conversation", lambda *_: Conversation([""], 0))
+    monkeypatch.setattr(run.report, "read", lambda *_: given)
+    assert run.run("tabletop", seconds, None, tmp_path / "out", tmp_path) == status
+    assert said in capsys.readouterr().out
+    assert (tmp_path / "out" / "summary.md").exists() and not (tmp_path / "out" / "contact_sheet.png").exists()
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize("given", [("--rate", "0"), ("--seconds", "-1"), ("--seconds", "nan"), ("--rate", "fast")])
+def test_times_and_speeds_that_are_none_are_refused(given, monkeypatch, capsys):
+    from demo import run
+
+    monkeypatch.setattr(sys, "argv", ["demo", *given])
+    with pytest.raises(SystemExit):
+        run.main()
+    assert f"argument {given[0]}: expected a number over 0, got {given[1]!r}" in capsys.readouterr().err
 
 
 @pytest.mark.ros

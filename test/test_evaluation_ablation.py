@@ -7,6 +7,7 @@ import pytest
 from evaluation_scenes import evaluation_clip
 
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
+from decaf_ros.evaluation import ablation
 from decaf_ros.evaluation.ablation import FULL, VARIANTS, Variant, ablate, changed, sharing_grounder
 from decaf_ros.evaluation.metrics import mask_score, pointing
 from decaf_ros.evaluation.run import always_answering
@@ -60,8 +61,11 @@ def test_variants_are_those_of_the_tables():
     assert {variant.table for variant in VARIANTS.values()} == {"4a", "4b", "5a", "5b", "7"}
 
 
-def test_shared_passes_change_nothing(models, window):
+@pytest.mark.parametrize("fits", [True, False])
+def test_shared_passes_change_nothing(models, window, fits, monkeypatch):
     mllm, _ = models
+    if not fits:
+        monkeypatch.setattr(ablation, "PREFIXES_MIB", 0)
     shared, alone = sharing_grounder(mllm), Grounder(mllm)
     for variant in (Variant("", ""), *VARIANTS.values()):
         config = changed(CONFIG, variant, LAYERS)
@@ -77,7 +81,19 @@ def test_shared_passes_change_nothing(models, window):
                 np.testing.assert_allclose(first.object, second.object, atol=1e-7)
                 np.testing.assert_allclose(first.background, second.background, atol=1e-7)
     # One pass over the video and one over the frames serve all of them.
-    assert len(shared.engine.prefixes) == shared.engine.prefixes.misses == 2
+    prefixes = shared.engine.prefixes
+    assert len(prefixes) == prefixes.misses == 2 if fits else len(prefixes) == 0 < prefixes.misses
+
+
+def test_what_is_kept_of_a_window_is_bounded(models):
+    """Keys, values and queries of all layers of Qwen2.5-VL-7B, in 16 bits, and what its rollout adds."""
+    config = DecafConfig()
+    heads, kv_heads, head_size, layers = 28, 4, 128, 28
+    a_token = layers * (2 * (heads + 2 * kv_heads) * head_size + 4 * heads)
+    a_frame = config.mllm.video_tokens * config.mllm.frame_scale**2
+    window = config.window.size * (config.mllm.video_tokens // 2 + a_frame) * a_token
+    kept = sharing_grounder(models[0]).engine.prefixes.most_bytes
+    assert window < kept < 1.3 * window
 
 
 def test_every_variant_is_the_real_method_so_configured(models, clip, window):

@@ -78,7 +78,7 @@ def test_evaluation(given, tmp_path, capsys):
     assert found["ablation"]["start_layer_half"] == found["ablation"][FULL]
     assert found["ablation"]["object_only"] != found["ablation"][FULL]
 
-    assert found["online"]["clips"] >= 1 and found["online"]["frames"] == 2 * found["online"]["clips"]
+    assert found["online"]["clips"] == 2 and found["online"]["frames"] == 2 * 2
     segmenter = found["segmenter"]
     assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # two clips of three balls, one click a ball
     assert 0 <= segmenter["propagated_iou"] <= 1 and segmenter["crossed_iou"] is None
@@ -121,10 +121,8 @@ def test_calibration(given, stored, tmp_path, capsys):
         (["--kinds", "motion,colour"], "--kinds: expected some of explicit, attribute"),
         (["--kinds", "temporal"], "no expression of the types temporal in 2 clips"),
         (["--calibrate"], "expected a clip with a seed from 2000000"),
-        (["--calibrate", "--seed", "1"], "--seed: no effect with --calibrate"),
         (["--clips-from", "nowhere"], "nowhere: no clip there"),
         (["--workers", "-1"], "expected --workers >= 0"),
-        (["--ablation-clips", "-1"], "--ablation-clips: expected 0 or more"),
         (["--mllm", "nowhere"], "mllm.checkpoint 'nowhere': not found"),
     ],
 )
@@ -132,6 +130,29 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
     assert main([*given, *arguments]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith("decaf: ") and words in last
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--json", "missing/numbers.json"], "--json: no folder missing"),
+        (["--json", "."], "--json: expected a file, got the folder ."),
+        (["--ablation-clips", "-1"], "--ablation-clips: expected 0 or more"),
+        (["--calibrate", "--seed", "0"], "--seed: no effect with --calibrate"),
+        (["--calibrate", "--out", "there"], "--out: no effect with --calibrate"),
+        (["--calibrate", "--ablation-clips", "0"], "--ablation-clips: no effect with --calibrate"),
+        (["--calibrate", "--no-ablation"], "--no-ablation: no effect with --calibrate"),
+        (["--calibrate", "--kinds", "size,several"], "--kinds with absent and another one, got size, several"),
+        (["--calibrate", "--kinds", "absent"], "--kinds with absent and another one, got absent"),
+        (["--calibrate", "--set", "grounding.branches=video"], "expected grounding.branches both, got video"),
+    ],
+)
+def test_what_cannot_come_to_an_end_does_not_begin(given, stored, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr("decaf_ros.evaluation.jobs.load_evaluator", lambda *_: pytest.fail("it has begun"))
+    given[given.index("--clips-from") + 1] = str(stored / ("held_out" if "--calibrate" in arguments else "clips"))
+    assert main([*given, *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("decaf: ") and said.count("\n") == 1 and words in said
 
 
 def test_seeds_that_would_be_anothers_are_refused(given, capsys):

@@ -10,6 +10,7 @@ from evaluation_scenes import drawn_clip, evaluation_clip
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice
 from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
 from decaf_ros.tabletop.clip import KINDS, Expression
+from decaf_ros.tabletop.expressions import expressions_of
 from decaf_ros.tabletop.store import clip_path, write_clip
 
 
@@ -99,7 +100,17 @@ def test_stored_clips_are_read_in_order_with_their_expressions(folder):
     assert (clip.labels == drawn_clip(1_000_001).labels).all()
     red = [one for one in clip.expressions if one.kind == "attribute" and "red" in one.text]
     assert [one.targets for one in red] == [(0,)]
-    assert [one.text for one in clip.expressions] == [one.text for one in dataset.clip(0).expressions]
+    assert list(clip.expressions) == expressions_of(drawn_clip(1_000_001))
+
+
+def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, monkeypatch):
+    write_clip(clip_path(folder, 1_000_002, crossing=True), drawn_clip(1_000_002))
+    stored = stored_clips(folder, None, calibration=False)
+    names = [stored.clip(index).name for index in range(stored.scored)]
+    assert names == ["01000001", "01000002", "01000002_crossing", "01000003"]
+    monkeypatch.setattr("decaf_ros.tabletop.simulator.make_clip", lambda seed, crossing: drawn_clip(seed))
+    made = report_clips(0, count=2, crossings=1)
+    assert [made.clip(index).name for index in range(3)] == ["01000000", "01000001", "01005000_crossing"]
 
 
 def test_clips_that_may_have_been_trained_on_are_refused(tmp_path, folder):

@@ -11,6 +11,7 @@ from evaluation_scenes import DrawnClips, KnownDecaf, evaluation_clip
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.datasets.clips import ExpressionChoice
 from decaf_ros.evaluation.jobs import Plan, clip_scores
+from decaf_ros.evaluation.online import TIMELESS
 from decaf_ros.evaluation.report import caption, report_text, write_report
 from decaf_ros.evaluation.run import CaseError, Evaluator, Job, says
 from decaf_ros.evaluation.summary import MEASURES, Collected, summary
@@ -167,11 +168,22 @@ def assert_as_collected(results, collected):
 def test_jobs():
     plan = Plan(ExpressionChoice(0, 4, 2), ablated=1, played=2)
     clip = evaluation_clip()
-    jobs = [plan.job(clip, index, scored=3) for index in range(4)]
-    assert [job.ablate for job in jobs] == [True, False, False, False]
-    assert [job.online is not None for job in jobs] == [True, True, False, False]
-    assert jobs[0].online.kind in ("explicit", "attribute", "several")
-    assert [job.segmenter for job in jobs] == [True, True, True, True] and not jobs[3].expressions
+    clip.labels[3:5][clip.labels[3:5] == 2] = 0  # the green one is hidden
+    jobs = [plan.job(clip, index, scored=3) for index in range(5)]
+    assert [job.ablate for job in jobs] == [True, False, False, False, False]
+    assert [job.online and job.online.text for job in jobs[2:]] == [None, "the green object", "the green object"]
+    assert all(job.online in job.expressions and job.online.kind in TIMELESS for job in jobs[:2])
+    assert all(job.segmenter for job in jobs) and not jobs[3].expressions
+    of_kind = Plan(ExpressionChoice(0, 4, 2, ["explicit", "motion"]))
+    assert of_kind.job(clip, 3, scored=3).online.text == "the red ball"
+
+
+def test_the_report_says_how_much_was_played(found):
+    online = {"clips": 9, "hidden": 5, "frames": 152, "id_switches": 2, "tracked": 1.0, "j": 0.5}
+    text = report_text(found | {"online": online})
+    assert "| online: J of the followed masks (clips: 9)" in text
+    assert text.endswith("152 frames of 9 clips; in 5 of these a target is hidden while it is followed.")
+    assert "ids changed 2 times" in text
 
 
 def test_says():

@@ -19,6 +19,7 @@ from decaf_ros.tabletop.bag import (
     write_tabletop_bag,
 )
 from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
+from decaf_ros.tabletop.expressions import expressions_of
 from decaf_ros.tabletop.store import read_clip
 
 FRAMES = 3
@@ -141,18 +142,19 @@ def test_bags_without_truth_say_so(tmp_path):
 def test_simulate_writes_bags_and_files(tmp_path, capsys):
     given = ["simulate", "--seed", "4", "--out", str(tmp_path), "--crossing"]
     assert main([*given, "--depth", "--compressed"]) == 0
-    truth = read_ground_truth(tmp_path / "clip_00000004")
+    truth = read_ground_truth(tmp_path / "clip_00000004_crossing")
     assert truth.seed == 4 and {expression.kind for expression in truth.expressions} >= {"explicit", "absent"}
-    with BagReader(tmp_path / "clip_00000004") as bag:
+    with BagReader(tmp_path / "clip_00000004_crossing") as bag:
         assert DEPTH_TOPIC in bag.topics
     assert main([*given, "--format", "npz"]) == 0
-    clip = read_clip(tmp_path / "clip_00000004.npz")
+    clip = read_clip(tmp_path / "clip_00000004_crossing.npz")
+    assert list(truth.expressions) == expressions_of(clip)
     np.testing.assert_array_equal(clip.labels[5], truth.labels[int(clip.stamps_ns[5])])
     assert main(["simulate", "--story", "--format", "npz", "--out", str(tmp_path)]) == 0
     assert len(read_clip(tmp_path / "story.npz")) > 200
     capsys.readouterr()
     assert main(given) == 1
-    assert "clip_00000004: exists already" in capsys.readouterr().err
+    assert "clip_00000004_crossing: exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 
+from decaf_ros.tabletop import expressions as module
 from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
 from decaf_ros.tabletop.events import moving_words, read_events
 from decaf_ros.tabletop.expressions import WORDINGS, expressions
@@ -56,7 +57,8 @@ def said(clip: TabletopClip) -> dict[str, dict[str, tuple[int, ...]]]:
         for one in expressions(clip, np.random.default_rng(seed)):
             known = found.setdefault(one.kind, {}).setdefault(one.text, one.targets)
             assert known == one.targets
-            assert one.category == (clip.objects[one.targets[0]].category if len(one.targets) == 1 else one.category)
+            categories = {clip.objects[k].category for k in one.targets}
+            assert one.category == (categories.pop() if len(categories) == 1 else "")
     return found
 
 
@@ -162,7 +164,7 @@ def test_what_happened_when():
     started = scene(
         ("small", "red", "ball", (0.0, 0), along((1, 0), 0.2, 14)), ("small", "green", "cube", (0.2, -0.1), STILL)
     )
-    assert set(said(started)["temporal"].values()) == {(0,)}
+    assert "temporal" not in said(started)
 
 
 def test_what_is_absent_is_not_there():
@@ -187,6 +189,17 @@ def test_who_is_hidden_is_not_asked_for():
 def test_the_same_draw_says_the_same():
     clip = scene(("small", "red", "ball", (-0.1, 0), STILL), ("large", "blue", "can", (0.1, 0), STILL))
     assert expressions(clip, np.random.default_rng(3)) == expressions(clip, np.random.default_rng(3))
+
+
+def test_a_clips_own_wording_does_not_hang_on_what_its_scene_drew(monkeypatch):
+    """Other numbers than those that the scene of the same seed was made from."""
+    clip, drawn = scene(("small", "red", "ball", (0, 0), STILL)), []
+    monkeypatch.setattr(module, "expressions", lambda _, rng: drawn.append(rng.integers(2**62)))
+    module.expressions_of(clip)
+    module.expressions_of(clip)
+    assert drawn[0] == drawn[1]
+    scenes = [np.random.default_rng([clip.seed, attempt, crossing]) for attempt in range(60) for crossing in (0, 1)]
+    assert drawn[0] not in [rng.integers(2**62) for rng in scenes]
 
 
 def test_every_word_is_in_the_list_of_wordings():

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -257,13 +258,38 @@ def test_a_file_gives_the_clip_back(turning, tmp_path):
 
 
 def test_many_clips_are_made_once(tmp_path):
-    clip_path(tmp_path, 5).write_bytes(b"kept")
-    given = ["--out", str(tmp_path), "--seeds", "4:6", "--workers", "1", "--crossing-every", "4"]
+    """In an older folder a crossing, that of seed 8, has the name of any other clip."""
+    for seed in (5, 6, 7, 8):
+        clip_path(tmp_path, seed).write_bytes(b"kept")
+    given = ["--out", str(tmp_path), "--seeds", "4:9", "--workers", "1", "--crossing-every", "4"]
     assert main(given) == 0
-    assert clip_path(tmp_path, 5).read_bytes() == b"kept"
-    np.testing.assert_array_equal(read_clip(clip_path(tmp_path, 4)).labels, make_clip(4, crossing=True).labels)
+    assert clip_path(tmp_path, 5).read_bytes() == clip_path(tmp_path, 8).read_bytes() == b"kept"
+    made = clip_path(tmp_path, 4, crossing=True)
+    assert sorted(tmp_path.iterdir()) == [made, *(clip_path(tmp_path, seed) for seed in (5, 6, 7, 8))]
+    np.testing.assert_array_equal(read_clip(made).labels, make_clip(4, crossing=True).labels)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--seeds", "6:6"], "expected FIRST:LAST"),
+        (["--workers", "0"], "--workers: expected 1 or more, got 0"),
+        (["--crossing-every", "-1"], "--crossing-every: expected 0 or more, got -1"),
+    ],
+)
+def test_what_makes_no_clips_is_refused(given, words, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path), "--seeds", "6:6"])
+        main(["--out", str(tmp_path / "new"), "--seeds", "4:6", *given])
+    assert words in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
+def test_clips_that_cannot_be_made_are_told_of_in_one_line(tmp_path):
+    (tmp_path / "mujoco.py").write_text("raise ModuleNotFoundError(name='mujoco')")
+    command = [sys.executable, "-m", "decaf_ros.tabletop.store", "--out", str(tmp_path), "--seeds", "4:6"]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == "store: the tabletop simulator needs MuJoCo: pip install 'decaf_ros[tabletop]'\n"
 
 
 def test_what_is_missing_is_named(monkeypatch):

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from drawn_clips import drawn_clip
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.types import Frame
-from training.drawn import drawn_clip
 from training.sam2 import Recipe, Trainer
 from training.sam2_check import clicked
 from training.sam2_data import FINE, ClipPool, augmented, clicks, masks_at, occluded, targets, vanished

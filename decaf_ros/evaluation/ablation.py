@@ -26,8 +26,9 @@ from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Segmentation
 
 FULL = "full"
-# Of one window, which all its variants go on from.
-_PREFIXES_MIB = 65536
+# Of one window, which all its variants go on from: with the default parameters and a 7B model 7 GiB. What of a larger
+# one finds no room runs again for each variant.
+PREFIXES_MIB = 8192
 
 
 class Variant(NamedTuple):
@@ -137,5 +138,6 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
 
 def sharing_grounder(mllm: Mllm) -> Grounder:
     """A Grounder that puts no images twice to the model, for groundings of one window that differ in branches,
-    contrast, rollout and start layer. Keeps every pass's keys, values and queries until it is dropped."""
-    return Grounder(mllm, EngineConfig(prefix_cache_mib=_PREFIXES_MIB), record_from=0)
+    contrast, rollout and start layer. Keeps every pass's keys, values and queries until it is dropped, up to
+    PREFIXES_MIB."""
+    return Grounder(mllm, EngineConfig(prefix_cache_mib=PREFIXES_MIB), record_from=0)

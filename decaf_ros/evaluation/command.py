@@ -15,14 +15,18 @@ from decaf_ros import __version__
 from decaf_ros.cli_config import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
 from decaf_ros.resources import find_resource
+from decaf_ros.tabletop.clip import KINDS
 
 if TYPE_CHECKING:
     from decaf_ros.evaluation.datasets.clips import Dataset
+    from decaf_ros.evaluation.jobs import Plan
     from decaf_ros.evaluation.run import ClipScores
 
 DEFAULT_CONFIG = "config/tabletop.yaml"
 # Expressions a clip, with and without targets.
 PRESENT, ABSENT = 3, 1
+# Clips on which the variants are scored, and on which one expression is asked online (besides the crossings).
+ABLATED, PLAYED = 10, 4
 # Every frame of a clip is masked anew for each expression: their embeddings are worth keeping.
 _EMBEDDINGS = 64
 
@@ -46,7 +50,13 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--json", type=Path, metavar="FILE", help="write the numbers there too")
     add("--out", type=Path, help="folder for report, pictures and numbers (default: decaf_eval)")
     add("--no-ablation", action="store_true", help="leave the variants of the method out")
-    add("--ablation-clips", type=int, default=10, metavar="K", help="variants and online: the first K clips only")
+    add(
+        "--ablation-clips",
+        type=int,
+        metavar="K",
+        help=f"variants of the method: on the first K clips only (default: {ABLATED}); they take up to 8 GiB of memory "
+        "beside the multimodal LLM",
+    )
     add("--calibrate", action="store_true", help="fit the presence score instead, on clips that no --seed gives")
     add("--workers", type=int, help="processes that score clips (default: one a core, or 1 with cuda); 0: no others")
     add("--threads", type=int, help="threads of each (default: the cores divided among them)")
@@ -60,15 +70,16 @@ def configured(given: argparse.Namespace) -> DecafConfig:
 
 def run(given: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates, or calibrates. Raises OSError, ValueError or RuntimeError, with the clip and the expression."""
+    _check(given, config)
     # Only here: they bring torch along, and `decaf --help` shall answer at once.
     from decaf_ros.evaluation.calibration import calibrate
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
     from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
     from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
     from decaf_ros.evaluation.summary import Collected, summary
-    from decaf_ros.tabletop.clip import KINDS
 
-    kinds = _kinds(given.kinds, KINDS)
+    asked = _kinds(given)
+    ablated = ABLATED if given.ablation_clips is None else given.ablation_clips
     dataset = _dataset(given)
     out = given.out or Path("decaf_eval")
     if not given.calibrate:
@@ -77,16 +88,15 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     if given.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
     workers, threads = _processes(given, config, dataset.scored + dataset.crossings)
-    asked = [kind for kind in KINDS if kind in kinds]
     plan = Plan(
         ExpressionChoice(given.seed or 0, PRESENT, ABSENT, asked),
         masks=not given.calibrate,
         segmenter=not given.calibrate,
-        ablated=0 if given.no_ablation or given.calibrate else given.ablation_clips,
-        played=0 if given.calibrate else given.ablation_clips,
+        ablated=0 if given.no_ablation or given.calibrate else ablated,
+        played=0 if given.calibrate else PLAYED,
     )
     load = functools.partial(load_evaluator, config, threads)
-    collected, progress = Collected(), _Progress(dataset, plan.ablated)
+    collected, progress = Collected(), _Progress(dataset, plan)
     for scores in clip_scores(dataset, plan, load, workers):
         collected.take(scores)
         progress.tell(scores)
@@ -110,13 +120,31 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     _say(f"report in {out}, {progress.seconds:.0f} s")
 
 
+def _check(given: argparse.Namespace, config: DecafConfig) -> None:
+    """What would come to light after hours. Raises ValueError, FileNotFoundError or IsADirectoryError."""
+    if given.json and given.json.is_dir():
+        raise IsADirectoryError(f"--json: expected a file, got the folder {given.json}")
+    if given.json and not given.json.parent.is_dir():
+        raise FileNotFoundError(f"--json: no folder {given.json.parent}")
+    if given.ablation_clips is not None and given.ablation_clips < 0:
+        raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
+    if not given.calibrate:
+        return
+    for name in ("seed", "out", "ablation_clips", "no_ablation"):
+        value = getattr(given, name)
+        if value is not None and value is not False:
+            raise ValueError(f"--{name.replace('_', '-')}: no effect with --calibrate")
+    if config.grounding.branches != "both":
+        # The node leaves agreement out of the score of one branch; the fit would take it for 0.
+        raise ValueError(f"--calibrate: expected grounding.branches both, got {config.grounding.branches}")
+    kinds = _kinds(given)
+    if "absent" not in kinds or len(kinds) == 1:
+        raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")
+
+
 def _dataset(given: argparse.Namespace) -> Dataset:
     from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
 
-    if given.calibrate and given.seed is not None:
-        raise ValueError("--seed: no effect with --calibrate, whose clips no seed gives")
-    if given.ablation_clips < 0:
-        raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
     if given.clips_from:
         return stored_clips(given.clips_from, given.clips, given.calibrate)
     count = 20 if given.clips is None else given.clips
@@ -125,11 +153,11 @@ def _dataset(given: argparse.Namespace) -> Dataset:
     return report_clips(given.seed or 0, count, crossings=math.ceil(count / 4))
 
 
-def _kinds(text: str, known: tuple[str, ...]) -> set[str]:
-    kinds = {kind.strip() for kind in text.split(",") if kind.strip()} or set(known)
-    if kinds - set(known):
-        raise ValueError(f"--kinds: expected some of {', '.join(known)}, got {', '.join(sorted(kinds - set(known)))}")
-    return kinds
+def _kinds(given: argparse.Namespace) -> list[str]:
+    kinds = {kind.strip() for kind in given.kinds.split(",") if kind.strip()} or set(KINDS)
+    if kinds - set(KINDS):
+        raise ValueError(f"--kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(kinds - set(KINDS)))}")
+    return [kind for kind in KINDS if kind in kinds]
 
 
 def _processes(given: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
@@ -160,12 +188,12 @@ def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], con
 class _Progress:
     """Says on stderr how far an evaluation is, and how long it will still take."""
 
-    def __init__(self, dataset: Dataset, ablated: int) -> None:
+    def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._began = time.monotonic()
         total = dataset.scored + dataset.crossings
         # Clips cost very different amounts of work.
-        self._sorts = [(place < ablated) + 2 * (place >= dataset.scored) for place in range(total)]
-        self._seconds: dict[int, list[float]] = {}
+        self._sorts = [(place < plan.ablated, place < plan.played, place >= dataset.scored) for place in range(total)]
+        self._seconds: dict[tuple[bool, ...], list[float]] = {}
         self._done = 0
 
     @property
@@ -181,7 +209,7 @@ class _Progress:
         waiting = sum(means.get(sort, sum(spent) / len(spent)) for sort in self._sorts[self._done :])
         # Workers share the work: what a second of it took until now, it will take from now on.
         left = waiting * self.seconds / sum(spent)
-        asked = f"{len(scores.cases)} expressions" if scores.cases else "SAM 2 alone"
+        asked = f"{len(scores.cases)} expressions" if scores.cases else "only following"
         _say(
             f"clip {self._done} of {len(self._sorts)} ({scores.clip}): {asked}, {scores.seconds:.1f} s; "
             f"about {_duration(left)} left"

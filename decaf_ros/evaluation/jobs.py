@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice
-from decaf_ros.evaluation.online import TIMELESS
+from decaf_ros.evaluation.online import to_ask
 from decaf_ros.evaluation.run import ClipScores, Evaluator, Job
 
 
@@ -19,7 +19,8 @@ class Plan:
     """What is done with which clip. choice: which expressions are asked. masks: score masks, not only the grounding.
     segmenter: score SAM 2 by itself.
 
-    ablated, played: of how many clips, from the first on, the variants are scored, and one expression is asked online.
+    ablated, played: of how many scored clips, from the first on, the variants are scored, and one expression is asked
+    online. The clips after the scored ones are for what an object that is hidden does to following: online, and SAM 2.
     """
 
     choice: ExpressionChoice
@@ -29,12 +30,11 @@ class Plan:
     played: int = 0
 
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
-        """The index-th clip's; those from `scored` on are for the segmenter alone."""
+        """The index-th clip's, of which the first `scored` ones are scored."""
         if index >= scored:
-            return Job(clip, segmenter=True)
+            return Job(clip, online=to_ask(clip, self.choice.known(clip)), segmenter=True)
         chosen = self.choice(clip)
-        timeless = [one for one in chosen if one.kind in TIMELESS]
-        online = timeless[0] if timeless and index < self.played else None
+        online = to_ask(clip, chosen) if index < self.played else None
         return Job(clip, chosen, self.masks, index < self.ablated, online, self.segmenter)
 
 

@@ -21,6 +21,8 @@ from decaf_ros.matching import assign, mask_iou
 BOUNDARY_TOLERANCE = 0.008
 # From which overlap a published mask counts as that of an object.
 MATCH_IOU = 0.5
+# An object is hidden where less of it is visible than this share of what is at both ends of the clip.
+HIDDEN = 0.5
 
 
 class MaskScore(NamedTuple):
@@ -133,6 +135,11 @@ def _middle(mask: np.ndarray, grid_hw: tuple[int, int]) -> bool:
     top, bottom = height / 2 - height / rows / 2, height / 2 + height / rows / 2
     left, right = width / 2 - width / columns / 2, width / 2 + width / columns / 2
     return bool(mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)].any())
+
+
+def hidden(areas: np.ndarray) -> np.ndarray:
+    """(F,) bool: where an object is hidden, that is visible before and after. areas: (F,) its visible pixels."""
+    return areas < HIDDEN * min(areas[0], areas[-1])
 
 
 class Detection(NamedTuple):

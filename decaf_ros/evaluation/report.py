@@ -133,7 +133,10 @@ def _others(found: Mapping[str, Any]) -> str:
         (f"SAM 2: of those hidden in between (objects: {segmenter['crossed']})", segmenter["crossed_iou"]),
     ]
     table = _table(("measure", "%"), [(name, _percent(value)) for name, value in rows])
-    return f"{table}\n\nOnline, ids changed {online['id_switches']} times in {online['frames']} frames."
+    return (
+        f"{table}\n\nOnline, ids changed {online['id_switches']} times in {online['frames']} frames of "
+        f"{online['clips']} clips; in {online['hidden']} of these a target is hidden while it is followed."
+    )
 
 
 def _ablation(found: Mapping[str, Any]) -> str:

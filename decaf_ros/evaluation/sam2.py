@@ -9,14 +9,13 @@ import numpy as np
 import torch
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.evaluation.metrics import hidden
 from decaf_ros.matching import mask_iou
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.sam2 import Sam2
 
 CLICK_EVERY = 8
 PROPAGATED_FRAMES = 30
-# An object counts as crossed where less of it is visible in between than this share of what is at both ends.
-CROSSED = 0.5
 # Fewer visible pixels are no object to click on.
 LEAST_PX = 20
 
@@ -86,9 +85,9 @@ def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
     for label, track, other in zip(followed, from_click, from_mask):
         truth = clip.labels[: len(frames)] == label
         areas = truth.sum(axis=(1, 2))
+        crossed = bool(hidden(areas).any())
         overlaps = [mask_iou(*pair) for pair, area in zip(zip(track, truth), areas) if area >= LEAST_PX]
-        crossed = areas.min() < CROSSED * min(areas[0], areas[-1])
         scores.append(
-            Propagated(overlaps[-1], float(np.mean(overlaps)), mask_iou(other[-1], truth[-1]), bool(crossed))
+            Propagated(overlaps[-1], float(np.mean(overlaps)), mask_iou(other[-1], truth[-1]), crossed)
         )
     return tuple(scores)

@@ -177,6 +177,7 @@ def _roc(cases: Sequence[Case], threshold: float) -> dict[str, Any]:
 def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
     return {
         "clips": len(scores),
+        "hidden": sum(one.hidden for one in scores),
         "frames": sum(one.frames for one in scores),
         "id_switches": sum(one.switches for one in scores),
         "tracked": mean(one.tracked for one in scores),

@@ -22,7 +22,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     add = parser.add_argument
     add("--seed", type=int, default=0, help="the first clip's seed, >= 0; each further clip has the next one")
     add("--clips", type=int, default=1, help="how many")
-    add("--out", type=Path, required=True, help="folder for clip_SEED (a bag) or clip_SEED.npz")
+    add("--out", type=Path, required=True, help="folder for clip_SEED[_crossing], bags or .npz files")
     add("--format", choices=FORMATS, default="bag", help="mcap bags, or files for training")
     add("--depth", action="store_true", help="bags: depth images as well")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
@@ -50,17 +50,15 @@ def _checked(given: argparse.Namespace) -> None:
 def _simulate(given: argparse.Namespace, _: None) -> None:
     """Raises FileExistsError for a clip that is there already."""
     # Only here: `decaf --help` shall answer at once.
-    import numpy as np
-
     from decaf_ros.tabletop.bag import write_tabletop_bag
-    from decaf_ros.tabletop.expressions import expressions
+    from decaf_ros.tabletop.expressions import expressions_of
     from decaf_ros.tabletop.simulator import make_clip, play_scene
     from decaf_ros.tabletop.store import clip_path, write_clip
     from decaf_ros.tabletop.story import QUESTIONS, story
 
     given.out.mkdir(parents=True, exist_ok=True)
     for seed in range(given.seed, given.seed + given.clips):
-        file = given.out / "story.npz" if given.story else clip_path(given.out, seed)
+        file = given.out / "story.npz" if given.story else clip_path(given.out, seed, given.crossing)
         path = file if given.format == "npz" else file.with_suffix("")
         if path.exists():
             raise FileExistsError(f"{path}: exists already")
@@ -68,7 +66,7 @@ def _simulate(given: argparse.Namespace, _: None) -> None:
             clip, said = play_scene(story(), given.depth), QUESTIONS
         else:
             clip = make_clip(seed, depth=given.depth, crossing=given.crossing)
-            said = expressions(clip, np.random.default_rng(seed))
+            said = expressions_of(clip)
         if given.format == "npz":
             write_clip(path, clip)
         else:

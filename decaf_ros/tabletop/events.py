@@ -20,9 +20,8 @@ class Events:
 
     moved, stayed: bool; who is neither moved a little and can be called neither. fell: bool, came down from above.
     towards: the main direction of what moved along the table, seen from the camera: "left", "right", "closer", "away",
-    or "" where none is clear. stopped: bool, moved and then rested for PAUSE_S or more up to the end. moves_at_end:
-    bool.
-    place: (F, n, 2) float64 metres along the table, to the camera's right and away from it.
+    or "" where none is clear. stopped: bool, moved and then rested for PAUSE_S or more up to the end.
+    moves_at_end: bool. place: (F, n, 2) float64 metres along the table, to the camera's right and away from it.
     seen: share of frames in which VISIBLE_PX or more of it can be seen.
     """
 

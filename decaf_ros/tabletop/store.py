@@ -1,4 +1,7 @@
-"""Clips as files, and many at once: `python -m decaf_ros.tabletop.store --out FOLDER --seeds 0:1000`."""
+"""Clips as files, and many at once: `python -m decaf_ros.tabletop.store --out FOLDER --seeds 0:1000`.
+
+That is for training. For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
+"""
 
 from __future__ import annotations
 
@@ -60,8 +63,9 @@ def read_clip(path: Path) -> TabletopClip:
         raise ValueError(f"{path}: not a tabletop clip ({error})") from error
 
 
-def clip_path(folder: Path, seed: int) -> Path:
-    return folder / f"clip_{seed:08d}.npz"
+def clip_path(folder: Path, seed: int, crossing: bool = False) -> Path:
+    """crossing: the clip is another one than without, so it has another name; in older folders it has not."""
+    return folder / f"clip_{seed:08d}{'_crossing' if crossing else ''}.npz"
 
 
 def _packed(encoded) -> tuple[np.ndarray, np.ndarray]:
@@ -73,13 +77,23 @@ def _unpacked(data: np.ndarray, sizes: np.ndarray, flag: int) -> np.ndarray:
     return np.stack([cv2.imdecode(part, flag) for part in np.split(data, np.cumsum(sizes)[:-1])])
 
 
-def _make(seed: int, folder: Path, crossing_every: int) -> int:
+def _make(wanted: tuple[int, bool], folder: Path) -> None:
     # Only here: it brings MuJoCo along, which readers of clips need not have.
     from decaf_ros.tabletop.simulator import make_clip
 
-    crossing = crossing_every > 0 and seed % crossing_every == 0
-    write_clip(clip_path(folder, seed), make_clip(seed, crossing=crossing))
-    return seed
+    seed, crossing = wanted
+    write_clip(clip_path(folder, seed, crossing), make_clip(seed, crossing=crossing))
+
+
+def _wanted(given: argparse.Namespace) -> list[tuple[int, bool]]:
+    """Seed and crossing of every clip that is not there; an older folder has crossings under the plain name."""
+    every = given.crossing_every
+    clips = [(seed, every > 0 and seed % every == 0) for seed in given.seeds]
+    return [
+        (seed, crossing)
+        for seed, crossing in clips
+        if not any(clip_path(given.out, seed, named).exists() for named in {False, crossing})
+    ]
 
 
 def _seeds(text: str) -> range:
@@ -90,23 +104,45 @@ def _seeds(text: str) -> range:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m decaf_ros.tabletop.store", description="Makes tabletop clips.")
-    parser.add_argument("--out", type=Path, required=True, help="folder for clip_SEED.npz; what is there is kept")
-    parser.add_argument("--seeds", type=_seeds, required=True, metavar="FIRST:LAST", help="LAST is left out")
-    parser.add_argument("--crossing-every", type=int, default=4, metavar="N", help="in seeds that N divides; 0: none")
-    parser.add_argument("--workers", type=int, default=2, help="processes")
+    parser = argparse.ArgumentParser(
+        prog="python -m decaf_ros.tabletop.store",
+        description="Makes tabletop clips, as training wants them. For `decaf eval --clips-from` take seeds from "
+        "1000000 on and --crossing-every 0: these are the scored clips of its --seed 0; those of --seed 1 begin at "
+        "1010000, and so on.",
+    )
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for clip_SEED[_crossing].npz; what is there is kept")
+    add("--seeds", type=_seeds, required=True, metavar="FIRST:LAST", help="LAST is left out")
+    add(
+        "--crossing-every",
+        type=int,
+        default=4,
+        metavar="N",
+        help="in clips whose seed N divides, one object passes in front of another (%(default)s); 0: in none",
+    )
+    add("--workers", type=int, default=2, help="processes")
     given = parser.parse_args(arguments)
+    for name, least in (("workers", 1), ("crossing_every", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(given, name)}")
+    try:
+        _make_all(given)
+    except (OSError, RuntimeError) as error:
+        print(f"store: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _make_all(given: argparse.Namespace) -> None:
     given.out.mkdir(parents=True, exist_ok=True)
-    wanted = [seed for seed in given.seeds if not clip_path(given.out, seed).exists()]
-    make = partial(_make, folder=given.out, crossing_every=given.crossing_every)
+    wanted = _wanted(given)
     started = time.monotonic()
     # Processes that are forked would share the state of the graphics library.
     with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(make, wanted), 1):
+        for done, _ in enumerate(pool.imap_unordered(partial(_make, folder=given.out), wanted), 1):
             if done % 50 == 0 or done == len(wanted):
                 rate = done / (time.monotonic() - started)
                 print(f"{done} of {len(wanted)} clips, {rate:.2f} a second", file=sys.stderr, flush=True)
-    return 0
 
 
 if __name__ == "__main__":

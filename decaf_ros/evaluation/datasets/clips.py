@@ -58,7 +58,7 @@ class EvaluationClip:
 class Dataset(Protocol):
     """Clips by number. Another process may ask for them: it has to be picklable.
 
-    scored: how many clips are to be scored; crossings: how many more are for the segmenter alone.
+    scored: how many clips are to be scored; crossings: how many more there are in which an object is hidden for a time.
     """
 
     name: str
@@ -84,7 +84,7 @@ class ExpressionChoice:
 
     def __call__(self, clip: EvaluationClip) -> list[Referral]:
         """Those of the next clip. The type that was asked least comes first, and twice only if there is no other."""
-        known = [one for one in clip.expressions if not self._kinds or one.kind in self._kinds]
+        known = self.known(clip)
         waiting = [known[place] for place in self._rng.permutation(len(known))]
         chosen: list[Referral] = []
         for is_absent, most in self._most.items():
@@ -97,3 +97,7 @@ class ExpressionChoice:
                 self._asked[best.kind] += 1
                 chosen.append(best)
         return chosen
+
+    def known(self, clip: EvaluationClip) -> list[Referral]:
+        """All that may be asked about a clip."""
+        return [one for one in clip.expressions if not self._kinds or one.kind in self._kinds]

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
 from decaf_ros.tabletop.clip import TabletopClip
+from decaf_ros.tabletop.expressions import expressions_of
+from decaf_ros.tabletop.store import clip_path, read_clip
 
 # Clips with a seed below were trained on. Reports take seeds up to the next bound, the fit of the presence score those
 # from there on.
@@ -34,9 +34,9 @@ class SimulatedTabletop:
         """See `Dataset.clip`."""
         from decaf_ros.tabletop.simulator import make_clip
 
-        if index < self.scored:
-            return evaluation_clip(make_clip(self.first_seed + index))
-        return evaluation_clip(make_clip(self.first_seed + MOST_CLIPS + index - self.scored, crossing=True))
+        crossing = index >= self.scored
+        seed = self.first_seed + (MOST_CLIPS + index - self.scored if crossing else index)
+        return evaluation_clip(make_clip(seed, crossing=crossing), clip_path(Path(), seed, crossing))
 
 
 def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
@@ -76,14 +76,12 @@ class StoredTabletop:
 
     def clip(self, index: int) -> EvaluationClip:
         """See `Dataset.clip`. Raises ValueError for a clip with a seed outside the allowed range."""
-        from decaf_ros.tabletop.store import read_clip
-
         file = self.files[index]
         clip = read_clip(file)
         first, end = self.seeds
         if not first <= clip.seed < end:
             raise ValueError(f"{file}: expected a clip with a seed from {first} to {end - 1}, got {clip.seed}")
-        return evaluation_clip(clip)
+        return evaluation_clip(clip, file)
 
 
 def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTabletop:
@@ -101,9 +99,7 @@ def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTa
     return StoredTabletop(files, seeds)
 
 
-def evaluation_clip(clip: TabletopClip) -> EvaluationClip:
-    """With its expressions, which depend on nothing but the clip."""
-    from decaf_ros.tabletop.expressions import expressions
-
-    found = tuple(expressions(clip, np.random.default_rng(clip.seed)))
-    return EvaluationClip(f"{clip.seed:08d}", clip.frames(), clip.labels, found)
+def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
+    """With its expressions. file: which it is or would be, for its name: SEED or SEED_crossing."""
+    name = file.stem.removeprefix("clip_")
+    return EvaluationClip(name, clip.frames(), clip.labels, tuple(expressions_of(clip)))

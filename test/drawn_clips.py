@@ -1,5 +1,4 @@
-"""Drawn clips: flat shaded shapes that slide over a textured ground. No simulator is needed, so the demo SAM 2 warms up
-on them, and the tests train on them."""
+"""Drawn clips, which need no simulator: flat shaded shapes that slide over a textured ground."""
 
 from __future__ import annotations
 
