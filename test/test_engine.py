@@ -160,6 +160,23 @@ def test_an_aborted_look_leaves_a_working_engine(mllm, frames):
         assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
 
 
+def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch):
+    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
+    expected = engine.look(some, TEXTS[:1], Reading(2))[0][0].map
+
+    def fails(*_):
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("decaf_ros.grounding.engine.decode", fails)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            engine.look(some, TEXTS[1:], Reading(2, max_new_tokens=4))
+    engine.looks.drop((some[0].key, TEXTS[0], Reading(2)))
+    hits = engine.prefixes.hits
+    np.testing.assert_allclose(engine.look(some, TEXTS[:1], Reading(2))[0][0].map, expected, atol=1e-7)
+    assert engine.prefixes.hits == hits + 1
+
+
 def test_byte_cache_keeps_what_the_round_has_used():
     cache: ByteCache[str] = ByteCache(10)
     assert cache.put("a", "A", 4) and cache.put("b", "B", 4)

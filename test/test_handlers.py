@@ -257,7 +257,7 @@ def test_a_model_that_raises_fails_the_query_and_nothing_else(models):
         def segment(self, *args, **options):
             raise RuntimeError("CUDA out of memory")
 
-    run = Run(OutOfMemory(models.grounder, models.sam2, models.config))
+    run = Run(OutOfMemory(models.grounder.mllm, models.sam2, models.config))
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     run.show(image(4))

@@ -192,16 +192,18 @@ class Engine:
         ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
         given = self.mllm.embed(ids, slots, [()] * batch)
         positions = prompt.positions[..., prefix.length :]
-        wants = reading.max_new_tokens > 0
-        seen = run(self.mllm.model, given, positions, prefix.cache, reading.start_layer, wants_token=wants)
+        wants, said = reading.max_new_tokens > 0, [""] * batch
+        try:
+            seen = run(self.mllm.model, given, positions, prefix.cache, reading.start_layer, wants_token=wants)
+            if wants:
+                said = decode(self.mllm, prompt, prefix.cache, seen.next_token, reading.max_new_tokens)
+        finally:
+            # Also where the pass failed, out of memory perhaps: the prefix is kept for the next text.
+            prefix.shorten()
         layers = [
             LayerAttention(layer.query, layer.key[:, :, prefix.length :].clone(), layer.scaling)
             for layer in seen.layers
         ]
-        said = [""] * batch
-        if wants:
-            said = decode(self.mllm, prompt, prefix.cache, seen.next_token, reading.max_new_tokens)
-        prefix.shorten()
         return layers, said
 
     def _features(self, views: list[View]) -> list[list[Features]]:
