@@ -29,8 +29,8 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, r
 from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
-# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints. Nothing in them is
-# these checkpoints' own, but how well they tell with a real model has not been measured: calibrate on data of yours.
+# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints. Nothing in them
+# is these checkpoints' own, but how well they tell with a real model has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
     "contrast": 0.09,
     "separation": 0.58,
