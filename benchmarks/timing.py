@@ -62,6 +62,22 @@ def extra_mib(function: Callable[[], object], device: str = "cpu") -> float:
     return max(peak, resident_mib()) - before
 
 
+def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, float]:
+    """Runs step(1) to step(count), count at least 2, and prints resident memory on the way. change: how far it grew
+    over the second half, relative to its middle."""
+    half, interval = count // 2, max(count // 20, 1)
+    half_mib = 0.0
+    for number in range(1, count + 1):
+        step(number)
+        if number == half:
+            half_mib = resident_mib()
+        if number % interval == 0:
+            print(f"{what} {number:6d}  resident {resident_mib():8.1f} MiB", flush=True)
+    end_mib = resident_mib()
+    change = round((end_mib - half_mib) / half_mib, 4)
+    return {"rss_mib_half": round(half_mib, 1), "rss_mib_end": round(end_mib, 1), "change": change}
+
+
 def resident_mib() -> float:
     """This process's resident memory, as Linux counts it."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])

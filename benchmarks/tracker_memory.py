@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from timing import resident_mib
+from timing import growth
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
@@ -41,23 +41,9 @@ def measure(frames: int, device: str = "cpu") -> dict[str, float]:
     tracker = StreamingTracker(sam2)
     tracker.add([1, 2], camera_frame(0, ground), masks)
 
-    half, interval = frames // 2, max(frames // 20, 1)
-    half_mib = 0.0
     started = time.perf_counter()
-    for index in range(1, frames + 1):
-        tracker.step(camera_frame(index, ground))
-        if index == half:
-            half_mib = resident_mib()
-        if index % interval == 0:
-            print(f"frame {index:6d}  resident {resident_mib():8.1f} MiB", flush=True)
-    end_mib = resident_mib()
-    return {
-        "frames": frames,
-        "rss_mib_half": round(half_mib, 1),
-        "rss_mib_end": round(end_mib, 1),
-        "change": round((end_mib - half_mib) / half_mib, 4),
-        "ms_per_frame": round((time.perf_counter() - started) * 1e3 / frames, 2),
-    }
+    grown = growth(lambda index: tracker.step(camera_frame(index, ground)), frames, "frame")
+    return {"frames": frames, **grown, "ms_per_frame": round((time.perf_counter() - started) * 1e3 / frames, 2)}
 
 
 def main() -> None:

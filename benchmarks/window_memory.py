@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from timing import resident_mib
+from timing import growth
 
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.demo.tiny_mllm import write_tiny_mllm
@@ -33,24 +33,15 @@ def measure(windows: int, device: str = "cpu") -> dict[str, float]:
         mllm = load_mllm(MllmConfig(checkpoint, local_files_only=True, device=device, video_tokens=48))
     engine = EngineConfig(prefix_cache_mib=8, feature_cache_mib=1, map_cache_mib=1)
     grounder, config = Grounder(mllm, engine), replace(DecafConfig(), {"grounding.mode": "fast"})
-    half, interval = windows // 2, max(windows // 20, 1)
-    half_mib = 0.0
-    for number in range(1, windows + 1):
+
+    def ground(number: int) -> None:
         where = window(FRAMES, first=number, size_hw=(96, 128))
         grounder.ground(where, QUERIES[number % 2], config, StageClock(STAGES))
-        if number == half:
-            half_mib = resident_mib()
-        if number % interval == 0:
-            print(f"window {number:6d}  resident {resident_mib():8.1f} MiB", flush=True)
-    end_mib = resident_mib()
+
+    grown = growth(ground, windows, "window")
     caches = {name: getattr(grounder.engine, name) for name in ("prefixes", "features", "looks")}
-    return {
-        "windows": windows,
-        "rss_mib_half": round(half_mib, 1),
-        "rss_mib_end": round(end_mib, 1),
-        "change": round((end_mib - half_mib) / half_mib, 4),
-        **{f"{name}_mib": round(cache.held_bytes / 2**20, 2) for name, cache in caches.items()},
-    }
+    held = {f"{name}_mib": round(cache.held_bytes / 2**20, 2) for name, cache in caches.items()}
+    return {"windows": windows, **grown, **held}
 
 
 def main() -> None:

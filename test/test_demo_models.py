@@ -19,14 +19,12 @@ from decaf_ros.types import Window
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
+NAMES = ("tabletop_mllm", "tabletop_sam2")
 
 
 def test_sizes():
     sizes = [sum(file.stat().st_size for file in (ROOT / "models" / name).iterdir()) for name in NAMES]
     assert sizes[0] <= 15 * MIB and sum(sizes) <= 25 * MIB
-
-
-NAMES = ("tabletop_mllm", "tabletop_sam2")
 
 
 def test_a_question_about_the_demos_bag():

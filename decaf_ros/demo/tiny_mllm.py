@@ -36,8 +36,7 @@ SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+TURNS_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{% for part in message['content'] %}"
     "{% if part['type'] == 'text' %}{{ part['text'] }}"
@@ -45,6 +44,10 @@ CHAT_TEMPLATE = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# With a default system prompt, which Qwen3-VL no longer has.
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+) + TURNS_TEMPLATE
 
 WORDS = (
     "person dog cat bicycle car ball cube can bottle plate cone mug red green blue yellow white black moving left "

@@ -14,17 +14,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from decaf_ros.demo.tiny_mllm import SPECIAL_TOKENS, save_tiny, tiny_text, tiny_tokenizer
-
-# Unlike the earlier families, this one has no default system prompt.
-CHAT_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
+from decaf_ros.demo.tiny_mllm import SPECIAL_TOKENS, TURNS_TEMPLATE, save_tiny, tiny_text, tiny_tokenizer
 
 
 def write_tiny_qwen3_vl(folder: Path, seed: int = 0) -> Path:
@@ -38,7 +28,7 @@ def write_tiny_qwen3_vl(folder: Path, seed: int = 0) -> Path:
         image_processor=Qwen2VLImageProcessor(patch_size=16, **half),
         tokenizer=tokenizer,
         video_processor=Qwen3VLVideoProcessor(),
-        chat_template=CHAT_TEMPLATE,
+        chat_template=TURNS_TEMPLATE,
     )
     return save_tiny(folder, model, processor)
 
