@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from sam2.sam2_image_predictor import SAM2ImagePredictor
 from transformers import DynamicCache
 
 from decaf_ros.config import DecafConfig, SegmentationConfig
@@ -24,7 +25,7 @@ from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.tracklets import Proposal
-from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, PointPrompts, Window
+from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, PointPrompts, Window
 
 
 def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, method: str = "v_max") -> torch.Tensor:
@@ -102,11 +103,24 @@ def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
     return decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0].rstrip(".")
 
 
-def literal_masks(sam2: Sam2, window: Window, frame: int, xy: np.ndarray) -> list[tuple[torch.Tensor, float, float]]:
-    """Mask (H, W) bool, predicted IoU and object score of each point (P, 2) in [0, 1] of one key frame, one by one."""
-    embedding = sam2.embed(window.frames[frame])
-    found = [sam2.masks_at_points(embedding, point[None]) for point in xy]
-    return [(one.masks[0], float(one.iou[0]), float(one.object_score[0])) for one in found]
+def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:
+    """The published predictor of single images, with an image in it."""
+    predictor = SAM2ImagePredictor(sam2.model)
+    # It knows those of an image_size of 1024 alone.
+    predictor._bb_feat_sizes = [(sam2.image_size // stride,) * 2 for stride in (4, 8, 16)]
+    predictor.set_image(np.array(frame.image))
+    return predictor
+
+
+def literal_masks(predictor: SAM2ImagePredictor, xy: np.ndarray) -> list[tuple[torch.Tensor, float]]:
+    """Mask (H, W) bool and predicted IoU of each point (P, 2) in [0, 1], one by one."""
+    height, width = predictor._orig_hw[-1]
+    found = []
+    for point in xy:
+        masks, iou, _ = predictor.predict(point[None] * (width, height), np.array([1]), multimask_output=True)
+        best = int(iou.argmax())
+        found.append((torch.from_numpy(masks[best] > 0), float(iou[best])))
+    return found
 
 
 def literal_tracklets(
@@ -117,9 +131,10 @@ def literal_tracklets(
     for frame in sorted(set(points.frame.tolist())):
         candidates = []
         here = np.flatnonzero(points.frame == frame)
-        for place, (mask, iou, score) in zip(here, literal_masks(sam2, window, frame, points.xy[here])):
+        predictor = literal_predictor(sam2, window.frames[frame])
+        for place, (mask, iou) in zip(here, literal_masks(predictor, points.xy[here])):
             if mask.any():
-                candidates.append((float(points.value[place]) + iou, int(place), mask, iou, score))
+                candidates.append((float(points.value[place]) + iou, int(place), mask, iou))
         kept = []
         for candidate in sorted(candidates, key=lambda one: -one[0]):
             if all(_iou(candidate[2], other[2]) <= config.suppression_iou for other in kept):
@@ -135,10 +150,11 @@ def literal_tracklets(
                 stays.append(candidate)
                 gone |= set(rivals)
         proposals = [one for number, one in enumerate(proposals) if number not in gone]
-        for _, place, mask, iou, score in stays:
+        for _, place, mask, iou in stays:
             track = propagate(sam2, window.frames, frame, mask[None])[0]
             x, y = points.xy[place].tolist()
-            proposals.append(Proposal(track, frame, (x, y), float(points.value[place]), iou, score))
+            # The paper knows no score of presence.
+            proposals.append(Proposal(track, frame, (x, y), float(points.value[place]), iou, object_score=float("nan")))
     return proposals
 
 

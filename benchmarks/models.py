@@ -39,8 +39,9 @@ class Shape:
     full_attention: tuple[int, ...]
 
 
-# What a CPU can be asked for; and the published sizes, for a GPU.
-MID = Shape(512, 12, 8, 2, 1408, 256, 6, 4, 704, (2, 5))
+# What a CPU can be asked for: the heads of `rollout`'s rows, and a vision tower that takes as much of the whole as the
+# 7B's does (0.4 of the language model's operations for a key frame). And the published sizes, for a GPU.
+MID = Shape(480, 12, 12, 2, 1280, 192, 6, 4, 512, (5,))
 QWEN_3B = Shape(2048, 36, 16, 2, 11008, 1280, 32, 16, 3420, (7, 15, 23, 31))
 QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 16, 3420, (7, 15, 23, 31))
 
@@ -71,10 +72,11 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
     return type(tiny)(model.eval(), tiny.processor, config)
 
 
-def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu") -> Sam2:
+def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu", fill_holes_px: int = 8) -> Sam2:
     """The demo's SAM 2, trained: random weights would make masks that overlap or are empty as chance has it."""
     folder = find_resource("models/tabletop_sam2")
-    return load_sam2(Sam2Config(str(folder), device=device, embedding_cache=embedding_cache))
+    config = Sam2Config(str(folder), device=device, embedding_cache=embedding_cache)
+    return load_sam2(config, fill_holes_px)
 
 
 def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:

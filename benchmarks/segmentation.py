@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from grounding import QUERY
-from literal import literal_grounding, literal_masks, literal_tracklets
+from literal import literal_grounding, literal_masks, literal_predictor, literal_tracklets
 from timing import median_ms, timed_ms
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
@@ -24,15 +24,16 @@ from models import Shape, random_mllm, recorded_window, tabletop_sam2
 
 
 def points(count: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Masks of so many points of one key frame: one decoder call against one a point. The embedding is there."""
-    sam2, (where, _) = tabletop_sam2(device=device), recorded_window(1)
+    """Masks of so many points of one key frame: one decoder call against one call of the published predictor a point.
+    The embedding is there. Without filled holes, which that predictor does not know."""
+    sam2, (where, _) = tabletop_sam2(device=device, fill_holes_px=0), recorded_window(1)
     xy = np.random.default_rng(0).uniform(0.05, 0.95, (count, 2)).astype(np.float32)
-    embedding = sam2.embed(where.frames[0])
-    together = sam2.masks_at_points(embedding, xy)
-    alone = literal_masks(sam2, where, 0, xy)
-    same = float((together.masks == torch.stack([mask for mask, _, _ in alone])).float().mean())
+    embedding, predictor = sam2.embed(where.frames[0]), literal_predictor(sam2, where.frames[0])
+    together = sam2.masks_at_points(embedding, xy).masks.cpu()
+    alone = torch.stack([mask for mask, _ in literal_masks(predictor, xy)])
+    same = float((together == alone).float().mean())
     ours = median_ms(lambda: sam2.masks_at_points(embedding, xy), repeats)
-    literal = median_ms(lambda: literal_masks(sam2, where, 0, xy), repeats)
+    literal = median_ms(lambda: literal_masks(predictor, xy), repeats)
     return {"batch_ms": ours, "one_by_one_ms": literal, "speedup": literal / ours, "same_pixels": same}
 
 

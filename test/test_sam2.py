@@ -10,6 +10,7 @@ import huggingface_hub.constants
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
@@ -19,6 +20,7 @@ from sam2_scenes import disc, moving_scene
 from decaf_ros.config import Sam2Config
 from decaf_ros.demo.tiny_sam2 import model_config, write_tiny_sam2
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.types import Frame
 
@@ -94,6 +96,18 @@ def test_the_tiny_checkpoint_is_small_reproducible_and_does_something(sam2, tiny
 def test_no_points_give_no_masks(sam2):
     found = sam2.masks_at_points(sam2.embed(moving_scene(1)[0]), np.zeros((0, 2), np.float32))
     assert found.masks.shape == (0, 120, 200) and len(found.iou) == len(found.object_score) == 0
+
+
+@pytest.mark.parametrize("size_hw", [(48, 85), (12, 20), (9, 7)])
+def test_masks_of_size_are_interpolated(size_hw):
+    """Also at the edges, with several parts, without any foreground and with nothing else."""
+    logits = torch.randn(40, 12, 20, generator=torch.Generator().manual_seed(0)) - 2.5
+    logits[0], logits[1] = -1, 1
+    logits[2], logits[2, 0, 0], logits[2, -1, -1] = -1, 2, 2
+    wanted = F.interpolate(logits[:, None], size_hw, mode="bilinear")[:, 0] > 0
+    found = masks_of_size(logits, size_hw)
+    assert found.dtype == torch.bool and found[1].all() and not found[0].any()
+    assert (found == wanted).float().mean() > 0.9999
 
 
 @pytest.mark.parametrize("bad", [np.array([[0.5, 1.1]]), np.array([0.5, 0.5]), np.array([[0.5, np.nan]])])

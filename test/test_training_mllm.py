@@ -294,21 +294,44 @@ def _rollout_alone(layers: list[torch.Tensor], visual: torch.Tensor) -> torch.Te
     return rollout_last_row(recorded, visual[None])[0]
 
 
-def test_looking_loss_is_least_on_the_target(trainer: LanguageTrainer, teacher: Teacher):
-    lesson = next(one for one in lessons(teacher) if one.name == "attribute")
-    batch = written([Pack([lesson], ideal_tokens(teacher, lesson))])
-    on_target, visual = batch.look[0] > 0, batch.visual
-    losses, found = [], []
-    for row in (on_target, visual & ~on_target, visual, ~visual):
-        weight = batch.look[0] if row is on_target else row.float()
+@pytest.mark.parametrize("name, is_contrasted", [("attribute", True), ("absent", False)])
+def test_looking_loss_is_least_where_the_contrast_shows_the_target(
+    trainer: LanguageTrainer, teacher: Teacher, name: str, is_contrasted: bool
+):
+    """Attention of no token but the last one of each question; half of it on what both questions look at."""
+    pack = next(
+        pack
+        for pack in packs(teacher)
+        if pack.lessons[0].name == name and pack.lessons[0].visual and pack.lessons[0].look.any()
+    )
+    batch = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
+    assert batch.contrasted.tolist() == [[is_contrasted, False]]
+    visual = batch.visual[0]
+    on_object, around = batch.look[0]
+    owners = torch.zeros(len(visual), dtype=torch.int64)
+    owners[visual] = torch.from_numpy(pack.lessons[0].owners.reshape(-1).astype(np.int64))
+    wrong = (owners > 0) & (on_object == 0)  # an object that is not asked for
+
+    def loss_of(looks: torch.Tensor, common: torch.Tensor) -> tuple[float, float]:
+        """Of the object's question; what both questions look at besides."""
         for layer in LOOKING_LAYERS:
-            kept = weight / weight.sum()
-            trainer.text.layers[layer].self_attn.kept = kept.expand(1, 4, kept.shape[1], -1)
+            kept = torch.zeros(1, 4, *[len(visual)] * 2)
+            for end, row in zip(batch.ends[0], (looks, around)):
+                kept[:, :, end - 1] = row / row.sum() / 2 + common / common.sum() / 2
+            trainer.text.layers[layer].self_attn.kept = kept
         loss, shares = trainer._looking(batch)
-        losses.append(loss.item())
-        found.append(shares[0])
-    assert losses[0] == pytest.approx(0, abs=0.02) and found[0] == pytest.approx(1)
-    assert losses[0] < losses[2] < losses[1] and losses[3] > losses[2] and found[1] == 0
+        return loss.item(), shares[0]
+
+    right, share = loss_of(on_object, visual.float())
+    elsewhere, no_share = loss_of(wrong.float(), visual.float())
+    both, _ = loss_of(on_object / on_object.sum() + wrong / wrong.sum(), visual.float())
+    assert right < both < elsewhere
+    if is_contrasted:
+        assert share == pytest.approx(1, abs=1e-3) and no_share == pytest.approx(0, abs=1e-3)
+        # What both questions look at is not in the contrast.
+        assert loss_of(on_object, wrong.float())[1] == pytest.approx(1, abs=1e-3)
+    else:
+        assert np.isnan(share)
 
 
 def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teacher: Teacher):

@@ -259,7 +259,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
     parser.add_argument("--tower-minutes", type=float, default=42)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
-    parser.add_argument("--prompts-minutes", type=float, default=45)
+    parser.add_argument("--prompts-minutes", type=float, default=90)
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

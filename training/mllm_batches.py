@@ -19,7 +19,7 @@ GRIDS = {"video": VIDEO_GRID, "image": FRAME_GRID}
 
 
 class Pack(NamedTuple):
-    """Questions about the same visual tokens, (tokens, HIDDEN), or about none."""
+    """Questions about the same visual tokens, (tokens, HIDDEN), the last one about the background; or about none."""
 
     lessons: list[Lesson]
     tokens: np.ndarray | None
@@ -34,7 +34,7 @@ class Batch:
     ids: (B, N). part: (B, N) int64, 0 shared, k the k-th question, -1 padding. visual: (B, N) bool.
     positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
     answers: (B, Q). look: (B, Q, N) float32, how much is to be looked at a token, in shares of
-    any sum. kinds: (B, Q) names.
+    any sum. contrasted: (B, Q) bool, see `Lesson`. kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
@@ -45,6 +45,7 @@ class Batch:
     ends: torch.Tensor
     answers: torch.Tensor
     look: torch.Tensor
+    contrasted: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
     @property
@@ -118,6 +119,7 @@ class Writer:
             ends,
             ids.gather(1, ends),
             look,
+            torch.tensor([[lesson.contrasted for lesson in pack.lessons] for pack in packs]),
             tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
         )
 

@@ -28,6 +28,8 @@ TAP = "training_kept_attention"
 LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
 # Least share of the last token's attention that is visual: without a floor it learns to look at nothing.
 MASS_FLOOR = 0.3
+# Of the contrast at 0, in shares of the mean rollout of a visual token.
+SOFTNESS = 0.05
 
 
 def _attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, **_):
@@ -153,28 +155,42 @@ class LanguageTrainer:
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Divergence from what is to be looked at of where each looking layer's attention and, once more as much, the
-        rollout look; and a floor on how much of each layer's is visual. And the share of each question's visual rollout
-        that lies where anything is to be looked at."""
+        """Divergence from what is to be looked at of where each looking layer's attention looks and, once more as much,
+        of what the method makes of the rollout; and a floor on how much of each layer's attention is visual.
+
+        What the method makes of it is the contrast with the background's question, the last one. Where there is no
+        target the rollout shall be the background's, so that no contrast is left. Besides, of each question, the share
+        of the contrast that lies where anything is to be looked at; not a number where there is no contrast."""
         asked = batch.look.any(2)
         if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
         wanted = batch.look / batch.look.sum(2, keepdim=True).clamp(min=1e-6)
-        surprise = -torch.special.entr(wanted).sum(2)
         kept = [self.text.layers[layer].self_attn.kept for layer in LOOKING_LAYERS]
         last = (torch.arange(len(batch.ends))[:, None], batch.ends - 1)
         visual = batch.visual[:, None]
         rows = [attention.transpose(1, 2)[last].float().mean(2) * visual for attention in kept]
-        rolled = last_rows_of_rollout(kept, batch) * visual
-        losses = []
-        for row in (*rows, rolled):
-            parts = torch.log((row + 1e-6) / (row.sum(2, keepdim=True) + 1e-4))
-            losses.append((surprise - (wanted * parts).sum(2))[asked].mean())
+        layers = torch.stack([divergence(wanted, row)[asked].mean() for row in rows]).mean()
         floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
-        share = ((rolled * (wanted > 0)).sum(2) / rolled.sum(2).clamp(min=1e-6)).detach()
-        share[~asked] = math.nan
-        looked = (torch.stack(losses[:-1]).mean() + losses[-1]) / 2 + torch.stack(floors).mean()
-        return looked, share.flatten().tolist()
+
+        rolled = last_rows_of_rollout(kept, batch) * visual
+        background = rolled[:, -1:]
+        # Soft, or a target below the background would have no gradient.
+        soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
+        contrast = F.softplus((rolled - background) / soft) * soft * visual
+        shown = divergence(wanted, contrast)
+        alike = divergence((background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach(), rolled)
+        made = torch.where(batch.contrasted, shown, alike)[:, :-1][asked[:, :-1]].mean()
+
+        hard = (rolled - background).clamp(min=0).detach()
+        share = (hard * (wanted > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
+        share[~batch.contrasted] = math.nan
+        return (layers + made) / 2 + torch.stack(floors).mean(), share.flatten().tolist()
+
+
+def divergence(wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Kullback-Leibler divergence of weights (..., N), of any sum, from the distribution wanted (..., N): (...)."""
+    parts = torch.log((weights + 1e-6) / (weights.sum(-1, keepdim=True) + 1e-4))
+    return -(torch.special.entr(wanted) + wanted * parts).sum(-1)
 
 
 def last_rows_of_rollout(layers: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:

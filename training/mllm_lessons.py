@@ -37,7 +37,8 @@ class Visual:
 @dataclass(frozen=True, eq=False)
 class Lesson:
     """One question. visual: "video", "image" or "" for text alone. row: first visual row, rows: how many.
-    owners: (rows, h, w), of these rows. look: (rows * h * w,), see `_look`."""
+    owners: (rows, h, w), of these rows. look: (rows * h * w,), see `_look`. contrasted: there are targets, and they are
+    what the contrast with the background's question is to show."""
 
     visual: str
     row: int
@@ -48,6 +49,7 @@ class Lesson:
     kind: str
     owners: np.ndarray | None = None
     look: np.ndarray | None = None
+    contrasted: bool = False
 
     @property
     def name(self) -> str:
@@ -83,7 +85,8 @@ class Teacher:
 
     def lessons(self, rng: np.random.Generator, visual: str, count: int) -> list[Lesson]:
         """Questions about one and the same: `visual` "video" (all of it or some rows), "image" (one of them), or "",
-        the choice of a category from text alone."""
+        the choice of a category from text alone. Of what is seen the last question is the background's, about one of
+        the others' expressions: the method's map is the difference."""
         by_kind: dict[str, list[Expression]] = {}
         for one in expressions(self.clip, rng, self.events):
             by_kind.setdefault(one.kind, []).append(one)
@@ -100,11 +103,9 @@ class Teacher:
                 # A part of the clip need not show what is asked for.
                 by_kind = {kind: said for kind, said in by_kind.items() if kind not in NEEDS_VIDEO}
         owners = owners[row : row + rows]
-        found = []
-        for _ in range(count):
-            ask = self._background if rng.random() < 0.2 else self._object
-            found.append(ask(self._ask(by_kind, rng), visual, row, owners, rng))
-        return found
+        asked = [self._ask(by_kind, rng) for _ in range(count - 1)]
+        found = [self._object(one, visual, row, owners, rng) for one in asked]
+        return [*found, self._background(asked[int(rng.integers(len(asked)))], visual, row, owners, rng)]
 
     def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([_WEIGHTS[kind] for kind in by_kind])
@@ -126,7 +127,8 @@ class Teacher:
             if visual == "image" and not asked.category:
                 seen = {self.clip.objects[k].category for k in targets if (owners == k + 1).any()}
                 answer = seen.pop() if len(seen) == 1 else MIXED
-        return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, _look(owners, targets, visual))
+        look = _look(owners, targets, visual)
+        return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, look, bool(targets))
 
     def _background(
         self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
@@ -166,7 +168,7 @@ _WEIGHTS = {
     "motion": 4.0,
     "size": 1.2,
     "relation": 3.0,
-    "several": 1.0,
+    "several": 2.0,
     "temporal": 3.0,
     "absent": 1.2,
 }

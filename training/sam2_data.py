@@ -34,7 +34,7 @@ class ClipPool:
     def __init__(self, folder: Path, read: Callable[[Path], TabletopClip], capacity: int) -> None:
         self._folder, self._read, self._capacity = folder, read, capacity
         self._clips: list[Pair] = []
-        self._crossed: list[bool] = []
+        self._hidden_at: list[int | None] = []
         self._waiting: list[Path] = []
         self._next = 0
 
@@ -46,7 +46,7 @@ class ClipPool:
         clip = self._read(self._waiting.pop())
         if len(self._clips) < self._capacity:
             self._clips.append((clip.images, clip.labels))
-            self._crossed.append(_crossed(clip.labels))
+            self._hidden_at.append(_hidden_at(clip.labels))
             return
         oldest = self._clips[self._next]
         if oldest[0].shape == clip.images.shape:  # into the same memory: large blocks that last split the rest up
@@ -54,7 +54,7 @@ class ClipPool:
             np.copyto(oldest[1], clip.labels)
         else:
             self._clips[self._next] = (clip.images, clip.labels)
-        self._crossed[self._next] = _crossed(clip.labels)
+        self._hidden_at[self._next] = _hidden_at(clip.labels)
         self._next = (self._next + 1) % self._capacity
 
     def frames(self, rng: np.random.Generator, count: int) -> list[Pair]:
@@ -66,25 +66,32 @@ class ClipPool:
 
     def stretches(self, rng: np.random.Generator, count: int, length: int) -> list[Pair]:
         """`count` stretches of `length` frames, every first to fourth one, half of them backwards. Clips in which an
-        object is hidden for a while are taken three times as often."""
+        object is hidden for a while are taken three times as often, most of them where it is hidden."""
         result = []
-        weights = 1.0 + 2.0 * np.array(self._crossed)
+        weights = np.where([at is None for at in self._hidden_at], 1.0, 3.0)
         for one in rng.choice(len(self._clips), size=count, p=weights / weights.sum()):
             images, labels = self._clips[one]
             step = int(rng.integers(1, min(4, (len(images) - 1) // (length - 1)) + 1))
-            start = int(rng.integers(len(images) - step * (length - 1)))
+            last = len(images) - 1 - step * (length - 1)
+            start = int(rng.integers(last + 1))
+            hidden_at = self._hidden_at[one]
+            if hidden_at is not None and rng.random() < 0.75:
+                # Anywhere between the ends, so that the object is seen before; and after, or not.
+                start = min(max(hidden_at - step * int(rng.integers(1, length)), 0), last)
             places = start + step * np.arange(length)
             places = places[::-1] if rng.random() < 0.5 else places
             result.append((images[places], labels[places]))
         return result
 
 
-def _crossed(labels: np.ndarray) -> bool:
-    """Whether an object shows much less of itself for a while, and then all of it again."""
+def _hidden_at(labels: np.ndarray) -> int | None:
+    """The frame in which an object shows least of itself, that shows much less for a while and then all of it again;
+    None if there is no such object."""
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[1:] for image in labels]).astype(float)
     usual = np.median(counts, axis=0)
-    little = counts < 0.4 * usual
-    return bool((little.any(axis=0) & (counts[0] > 0.6 * usual) & (counts[-1] > 0.6 * usual) & (usual > 0)).any())
+    returns = (counts[0] > 0.6 * usual) & (counts[-1] > 0.6 * usual) & (usual > 0)
+    share = np.where(returns, counts / np.maximum(usual, 1), 1.0)
+    return int(share.min(axis=1).argmin()) if share.min() < 0.4 else None
 
 
 def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:

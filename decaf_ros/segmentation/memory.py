@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import FrameEmbedding, Sam2
 from decaf_ros.types import Frame
 
@@ -171,7 +172,7 @@ class ObjectMemory:
                 outputs[index].pop("maskmem_features", None)
 
     def _show(self, logits: torch.Tensor, object_score: torch.Tensor) -> None:
-        masks = self._sam2.resized(logits, self._size_hw)
+        masks = masks_of_size(logits[:, 0].float(), self._size_hw)
         self.latest = StepMasks(masks, object_score.float()[:, 0])
 
 

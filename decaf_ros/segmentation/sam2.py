@@ -25,7 +25,9 @@ from sam2.modeling.sam2_base import SAM2Base
 from decaf_ros.config import Sam2Config
 from decaf_ros.devices import resolve_device
 from decaf_ros.resources import resolve_path
+from decaf_ros.segmentation.decoding import decode_clicks
 from decaf_ros.segmentation.holes import fill_holes
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.types import Frame
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -136,27 +138,15 @@ class Sam2:
             coarse = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
-        logits, iou, _, object_score = model.sam_mask_decoder(
-            image_embeddings=coarse,
-            image_pe=model.sam_prompt_encoder.get_dense_pe(),
-            sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
-            multimask_output=True,
-            repeat_image=True,
-            high_res_features=fine or None,
+        logits, iou, object_score = decode_clicks(
+            model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), fine, sparse
         )
-        iou, best = iou.float().max(dim=1)
-        logits = self.filled(logits.float()[torch.arange(len(best)), best, None])
-        return PointMasks(self.resized(logits, embedding.size_hw), iou, object_score.float()[:, 0])
+        masks = masks_of_size(self.filled(logits.float())[:, 0], embedding.size_hw)
+        return PointMasks(masks, iou, object_score)
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits (K, 1, h, w) float32 with the small holes filled (`fill_holes`)."""
         return fill_holes(logits, self.fill_holes_px)
-
-    @staticmethod
-    def resized(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-        """Mask logits (K, 1, h, w) float32 to masks (K, H, W) bool: bilinear to the image size, foreground over 0."""
-        return F.interpolate(logits, size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
 
 
 def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:

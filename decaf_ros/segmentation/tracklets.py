@@ -41,10 +41,15 @@ class Proposal:
 def mask_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """IoU of every mask of (P, H, W) bool with every one of (Q, H, W) bool: (P, Q) float64; of two empty ones 0."""
     first, second = first.flatten(1), second.flatten(1)
+    areas = [masks.sum(dim=1, dtype=torch.float64) for masks in (first, second)]
+    if first.device.type == "cpu":
+        # Only where masks of both are is anything shared, and that is a small part of the image.
+        used = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
+        first, second = first[:, used], second[:, used]
     shared = torch.zeros((len(first), len(second)), device=first.device)  # counts below 2^24 are exact in float32
     for ours, theirs in zip(first.split(_PIXELS_AT_ONCE, 1), second.split(_PIXELS_AT_ONCE, 1)):
         shared += ours.float() @ theirs.float().T
-    union = first.sum(1, dtype=torch.float64)[:, None] + second.sum(1, dtype=torch.float64) - shared
+    union = areas[0][:, None] + areas[1] - shared
     return shared / union.clamp(min=1)
 
 

@@ -184,9 +184,6 @@ WORDINGS = (
     *STILL,
     *FELL,
     *STOPPED,
-    # Said of no clip. The training makes its vocabulary of these texts, and takes up its states under no other one.
-    "the one that started moving",
-    "the object that was still and then moved",
     *(text for texts in (*TOWARDS.values(), *RELATIONS.values()) for text in texts),
     *PLURALS.values(),
     *CATEGORIES,
