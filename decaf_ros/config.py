@@ -113,7 +113,7 @@ class GroundingConfig(_Checked):
     branches: str = _option("both", "which branches are fused (Tab. 4b)", choices=("both", "video", "frames"))
     rollout_kernel: str = _option(
         "auto",
-        "what computes the rollout; auto: triton on cuda where it is installed",
+        "what computes the rollout; auto: torch, or triton on cuda where it is faster",
         choices=("auto", "torch", "triton"),
     )
     query_block: int = _option(
@@ -129,7 +129,7 @@ class EngineConfig(_Checked):
         4096, "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
         0, 1048576,
     )
-    feature_cache_mib: int = _option(512, "vision features of frames and temporal pairs", 0, 1048576)
+    feature_cache_mib: int = _option(1024, "vision features of frames and temporal pairs", 0, 1048576)
     map_cache_mib: int = _option(64, "finished maps, by frame and prompt", 0, 65536)
     batch_tokens: int = _option(6400, "tokens of several frames that go through a model at once", 1, 1048576)
 
@@ -149,6 +149,7 @@ class Sam2Config(_Checked):
         20, "frames whose image embeddings are kept; under window.size key frames are embedded again", 1, 1024
     )
     point_batch: int = _option(32, "points that go through the mask decoder at once", 1, 1024)
+    compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.literal import literal_rollout
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
@@ -101,9 +102,9 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames,
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])
 def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
-    """Two windows that overlap, two queries on each: with all caches, with none, and with room for some prefixes."""
+    """Windows that overlap, two queries on each: with all caches, with none, and with room for some prefixes."""
     config = replace(DecafConfig(), {"grounding.mode": mode})
-    off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0, batch_tokens=200)
+    off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0)
     tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
     grounders = [Grounder(mllm, engine) for engine in (EngineConfig(), off, tight)]
     for window in (Window(frames[:6]), Window(frames[2:8]), Window(frames[3:9])):
@@ -114,8 +115,9 @@ def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
                 for branch in ("video", "frames"):
                     for name in ("object", "background"):
                         ours, theirs = (getattr(getattr(one.maps, branch), name) for one in (found[0], other))
-                        np.testing.assert_allclose(ours, theirs, atol=1e-7)
-                np.testing.assert_allclose(other.maps.fused, found[0].maps.fused, atol=1e-4)
+                        # To the last bit but one: the vision tower's sums depend on how many images go together.
+                        np.testing.assert_allclose(ours, theirs, atol=1e-8)
+                np.testing.assert_allclose(other.maps.fused, found[0].maps.fused, atol=1e-5)
     assert not grounders[1].engine.prefixes.held_bytes and not grounders[1].engine.features.held_bytes
     assert 0 < grounders[2].engine.prefixes.held_bytes <= 2**20 < grounders[0].engine.prefixes.held_bytes
 
@@ -175,6 +177,56 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
     hits = engine.prefixes.hits
     np.testing.assert_allclose(engine.look(some, TEXTS[:1], Reading(2))[0][0].map, expected, atol=1e-7)
     assert engine.prefixes.hits == hits + 1
+
+
+def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
+    """Frames that came together stay together, whatever the window that they are asked in; equal ones count once."""
+    some = views(mllm, (*frames, frames[0]), "frames")
+    engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[0]).ids)))
+    engine.look(some[:6], TEXTS[:1], Reading(2))
+    assert [len(key) for key in engine.prefixes] == [3, 3]
+    encoded = counted(monkeypatch, mllm)
+    found = engine.look(some[1:], TEXTS[1:], Reading(2))
+    # Two of the first three are still there, and the last frame is the first one once more.
+    assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
+    fresh = Engine(mllm, EngineConfig()).look(some[1:], TEXTS[1:], Reading(2))
+    for ours, theirs in zip(found[0], fresh[0]):
+        np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
+        assert ours.map.base is None, "a part of a batch's array keeps all of it"
+
+
+def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeypatch):
+    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "frames")
+    expected = Engine(mllm, EngineConfig()).look(some, TEXTS, Reading(2))
+    engine.look(some[:2], TEXTS[:1], Reading(2))
+    sizes = []
+
+    def with_room_for_one(model, given, *rest, **more):
+        sizes.append(len(given["inputs_embeds"]))
+        if sizes[-1] > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(model, given, *rest, **more)
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.run", with_room_for_one)
+    found = engine.look(some, TEXTS, Reading(2))
+    assert max(sizes) > 1 and len(found[0]) == 4
+    for ours, theirs in zip(found, expected):
+        assert all(np.allclose(a.map, b.map, atol=1e-7) for a, b in zip(ours, theirs))
+
+    def with_room_for_none(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.run", with_room_for_none)
+    with pytest.raises(torch.OutOfMemoryError):
+        engine.look(some[:1], ["something new"], Reading(2))
+
+
+def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
+    """Some are no special tokens; in the next prompt they would be refused as if the user had put them there."""
+    monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "a <|video_pad|>ball")
+    config = replace(DecafConfig(), {"grounding.mode": "paper"})
+    found = Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES))
+    assert found.category == "a ball" and set(found.answers) == {"a ball"}
 
 
 def test_byte_cache_keeps_what_the_round_has_used():

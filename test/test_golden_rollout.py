@@ -10,11 +10,11 @@ import torch
 from conftest import GOLDEN_DIR
 from transformers import AutoModelForImageTextToText
 
-from decaf_ros.grounding.attention_tap import record_attention
+from decaf_ros.grounding.attention_tap import LayerAttention, record_attention
 from decaf_ros.grounding.llava_onevision import keep_published_features
 from decaf_ros.grounding.mllm import prepare_model
 from decaf_ros.grounding.qwen_vl import visual_positions
-from decaf_ros.grounding.rollout import rollout_last_row
+from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
 
 CASES = sorted(folder.parent.name for folder in GOLDEN_DIR.glob("*/case.npz"))
 
@@ -62,4 +62,22 @@ def test_golden_rollout(case):
     for block in (7, 512):
         row = rollout_last_row(recording.layers, visual, valid, block=block)
         assert np.abs(row.numpy() - data["rollout"]).max() <= 1e-6
+        # As the engine does it: what is visual and before it is a prefix, the text a suffix.
+        for place in range(len(visual)):
+            row = by_suffix(recording.layers, visual[place], valid[place], place, block)
+            before = row != 0
+            assert before[visual[place]].all()
+            assert np.abs(row.numpy() - data["rollout"][place])[before].max() <= 1e-6
     assert np.abs(logits.numpy() - data["next_logits"]).max() <= 1e-4
+
+
+def by_suffix(layers, visual, valid, place, block):
+    """(N,) the rollout of one sequence of a batch, 0 after its prefix and at padding."""
+    first, last = int(valid.nonzero()[0]), int(valid.nonzero()[-1]) + 1
+    length = int(visual.nonzero()[-1]) + 1
+    one = slice(place, place + 1)
+    prefix = [LayerAttention(q[one, :, first:length], k[one, :, first:length], scaling) for q, k, scaling in layers]
+    suffix = [LayerAttention(q[one, :, length:last], k[one, :, length:last], scaling) for q, k, scaling in layers]
+    row = torch.zeros(len(visual))
+    row[first:length] = rollout_of_suffixes(PrefixAttention(prefix, visual[first:length]), [suffix], block=block)[0, 0]
+    return row

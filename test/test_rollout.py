@@ -106,3 +106,30 @@ def test_bad_arguments_are_named():
         rollout_last_row(layers, torch.ones(2, 12, dtype=torch.bool))
     with pytest.raises(ValueError, match="got one without any"):
         rollout_last_row(layers, torch.zeros_like(visual))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [64, 80, 128])
+@pytest.mark.parametrize("method", ["v_max", "max", "mean"])
+def test_kernels_agree_on_a_gpu(dtype, size, method):
+    """At a real prompt's length, queries and keys lying as the model leaves them."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    tokens, visual = 1703, torch.zeros(2, 1703, dtype=torch.bool, device="cuda")
+    visual[:, 15:1600] = True
+
+    def part(heads: int) -> torch.Tensor:
+        flat = torch.randn(2, tokens, heads, size, device="cuda", generator=generator).to(dtype)
+        return flat.transpose(1, 2)
+
+    layers = [LayerAttention(part(8), part(2), size**-0.5) for _ in range(3)]
+    found = [rollout_last_row(layers, visual, method=method, block=512, kernel=name) for name in ("torch", "triton")]
+    torch.testing.assert_close(*found, atol=1e-7, rtol=1e-3)
+    # bfloat16 inputs, float32 sums: as on a CPU.
+    on_cpu = [LayerAttention(layer.query.cpu(), layer.key.cpu(), layer.scaling) for layer in layers]
+    torch.testing.assert_close(
+        found[0].cpu(), rollout_last_row(on_cpu, visual.cpu(), method=method), atol=1e-6, rtol=1e-2
+    )
+    faster = rollout_last_row(layers, visual, method=method, block=512)
+    torch.testing.assert_close(faster, found[0], atol=1e-7, rtol=1e-3)

@@ -93,6 +93,17 @@ def test_the_tiny_checkpoint_is_small_reproducible_and_does_something(sam2, tiny
     assert masks[torch.arange(len(xy)), rows, columns].all(), "a mask without its point"
 
 
+@pytest.mark.slow  # a compiler takes its time
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+def test_a_compiled_image_encoder_sees_the_same(sam2, tiny_sam2_dir):
+    compiled = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", compile=True))
+    first, second = (frame for frame in moving_scene(2))
+    for frame in (first, second):
+        wanted, found = sam2.embed(frame), compiled.embed(frame)
+        for one, other in zip(wanted.features, found.features):
+            np.testing.assert_allclose(one, other, atol=2e-4)
+
+
 def test_no_points_give_no_masks(sam2):
     found = sam2.masks_at_points(sam2.embed(moving_scene(1)[0]), np.zeros((0, 2), np.float32))
     assert found.masks.shape == (0, 120, 200) and len(found.iou) == len(found.object_score) == 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 Value = TypeVar("Value")
@@ -24,6 +24,15 @@ class ByteCache(Generic[Value]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __iter__(self) -> Iterator[Hashable]:
+        """The keys of what is held, those that were used longest ago first."""
+        return iter(list(self._entries))
+
+    def clear(self) -> None:
+        """Forgets everything."""
+        self._entries.clear()
+        self.held_bytes = 0
 
     def new_round(self) -> None:
         """From now on everything that is held may be thrown out again."""

@@ -7,6 +7,7 @@ queries ask again is kept: vision features of a unit, prefixes, and finished map
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,7 @@ from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
 _MIB = 2**20
+_log = logging.getLogger(__name__)
 
 
 class View(NamedTuple):
@@ -65,9 +67,18 @@ class Look(NamedTuple):
 
 
 class _Prefix:
-    """What B sequences of one layout begin with, after its pass. keys and values: in `cache`, of every layer."""
+    """What B sequences of one layout begin with, after its pass. views: their keys. keys and values: in `cache`, of
+    every layer."""
 
-    def __init__(self, prompt: Prompt, length: int, cache: DynamicCache, layers: list[LayerAttention]) -> None:
+    def __init__(
+        self,
+        views: tuple[Hashable, ...],
+        prompt: Prompt,
+        length: int,
+        cache: DynamicCache,
+        layers: list[LayerAttention],
+    ) -> None:
+        self.views = views
         self.length = length
         self.cache = cache
         self._held = [(layer.keys, layer.values) for layer in cache.layers]
@@ -86,6 +97,13 @@ class _Prefix:
         """Forgets the tokens that were put after the prefix."""
         for layer, (keys, values) in zip(self.cache.layers, self._held):
             layer.keys, layer.values = keys, values
+
+
+class _Batch(NamedTuple):
+    """Views that go through the model together. prefix: where one is held, which may be of other views besides."""
+
+    views: list[View]
+    prefix: _Prefix | None = None
 
 
 class Engine:
@@ -119,19 +137,19 @@ class Engine:
         Returns for each text the looks at the views, in order.
         """
         found: dict[tuple[Hashable, str], Look] = {}
-        missing = []
+        missing: dict[Hashable, View] = {}
         for view in views:
             for text in texts:
                 look = self.looks.get((view.key, text, reading))
                 if look is not None:
                     found[view.key, text] = look
             if any((view.key, text) not in found for text in texts):
-                missing.append(view)
-        for number, batch in enumerate(self._batches(missing, texts[0])):
+                missing[view.key] = view
+        for number, batch in enumerate(self._batches(missing, texts[0], reading)):
             if number:
                 tick()
-            for text, looks in zip(texts, self._look(batch, texts, reading)):
-                for view, look in zip(batch, looks):
+            for text, looks in zip(texts, self._look_with_room(batch, texts, reading)):
+                for view, look in zip(batch.views, looks):
                     self.looks.put((view.key, text, reading), look, look.map.nbytes + 1024)
                     found[view.key, text] = look
         return [[found[view.key, text] for view in views] for text in texts]
@@ -145,50 +163,72 @@ class Engine:
         seen = run(self.mllm.model, given, prompt.positions, cache, self.mllm.layers, wants_token=True)
         return decode(self.mllm, prompt, cache, seen.next_token, max_new_tokens)[0]
 
-    def _batches(self, views: list[View], text: str) -> Iterator[list[View]]:
-        if not views:
+    def _batches(self, views: dict[Hashable, View], text: str, reading: Reading) -> Iterator[_Batch]:
+        """All of these views, as they came together before where that is still held."""
+        for key in self.prefixes:
+            wanted = [one for one in key if one in views]
+            # What is not wanted goes along through the suffix: not too much of that.
+            prefix = self.prefixes.get(key) if 2 * len(wanted) >= len(key) else None
+            if prefix is not None and prefix.first_layer <= self._first_layer(reading):
+                yield _Batch([views.pop(one) for one in wanted], prefix)
+        rest = list(views.values())
+        if not rest:
             return
-        size = max(1, self.config.batch_tokens // len(self._prompt(views[0].layout, text).ids))
-        for start in range(0, len(views), size):
-            yield views[start : start + size]
+        size = max(1, self.config.batch_tokens // len(self._prompt(rest[0].layout, text).ids))
+        for start in range(0, len(rest), size):
+            yield _Batch(rest[start : start + size])
+
+    def _look_with_room(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
+        """Where memory runs out, once more without what is only held for later, and one view after the other."""
+        try:
+            return self._look(batch, texts, reading)
+        except torch.OutOfMemoryError as error:
+            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", error)
+        # Here, where nothing of the failed pass is alive any more.
+        views, batch = batch.views, None
+        self.prefixes.clear()
+        self.features.clear()
+        torch.cuda.empty_cache()
+        alone = [self._look(_Batch([view]), texts, reading) for view in views]
+        return [[look for (look,) in looks] for looks in zip(*alone)]
 
     @torch.inference_mode()
-    def _look(self, views: list[View], texts: Sequence[str], reading: Reading) -> list[list[Look]]:
-        prompts = [self._prompt(views[0].layout, text) for text in texts]
-        prefix = self._prefix(views, prompts[0], reading.start_layer)
+    def _look(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
+        prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
+        prefix = batch.prefix or self._new_prefix(batch.views, prompts[0], reading)
         suffixes, answers = [], []
         for prompt in prompts:
-            layers, said = self._suffix(prefix, prompt, len(views), reading)
+            layers, said = self._suffix(prefix, prompt, reading)
             suffixes.append(layers)
             answers.append(said)
         skipped = reading.start_layer - prefix.first_layer
         attention = prefix.attention
         rows = rollout_of_suffixes(attention, suffixes, reading.method, reading.block, skipped, reading.kernel)
+        places = [prefix.views.index(view.key) for view in batch.views]
         looks = []
         for prompt, row, said in zip(prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
-            looks.append([Look(*pair) for pair in zip(maps, said)])
+            # Copies: a part of a batch's array would keep all of it.
+            looks.append([Look(maps[place].copy(), said[place]) for place in places])
         return looks
 
-    def _prefix(self, views: list[View], prompt: Prompt, start_layer: int) -> _Prefix:
+    def _first_layer(self, reading: Reading) -> int:
+        return reading.start_layer if self.record_from is None else min(reading.start_layer, self.record_from)
+
+    def _new_prefix(self, views: list[View], prompt: Prompt, reading: Reading) -> _Prefix:
         """Of these views together; kept for the next text if there is room."""
-        first_layer = start_layer if self.record_from is None else min(start_layer, self.record_from)
         key = tuple(view.key for view in views)
-        prefix = self.prefixes.get(key)
-        if prefix is not None and prefix.first_layer <= first_layer:
-            return prefix
         length = int(prompt.slots.nonzero()[-1, 0]) + 1
         given = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views))
-        cache = DynamicCache()
+        cache, first_layer = DynamicCache(), self._first_layer(reading)
         seen = run(self.mllm.model, given, prompt.positions[..., :length], cache, first_layer, wants_token=False)
-        prefix = _Prefix(prompt, length, cache, seen.layers)
+        prefix = _Prefix(key, prompt, length, cache, seen.layers)
         self.prefixes.put(key, prefix, prefix.bytes)
         return prefix
 
-    def _suffix(
-        self, prefix: _Prefix, prompt: Prompt, batch: int, reading: Reading
-    ) -> tuple[list[LayerAttention], list[str]]:
+    def _suffix(self, prefix: _Prefix, prompt: Prompt, reading: Reading) -> tuple[list[LayerAttention], list[str]]:
         """Attention of the tokens after the prefix among themselves, and the answer of every sequence."""
+        batch = len(prefix.views)
         ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
         given = self.mllm.embed(ids, slots, [()] * batch)
         positions = prompt.positions[..., prefix.length :]

@@ -163,7 +163,10 @@ def decode(
     for sequence in torch.stack(tokens, dim=1).tolist():
         stop = next((place for place, token in enumerate(sequence) if token in ends.tolist()), len(sequence))
         text = mllm.tokenizer.decode(sequence[:stop], skip_special_tokens=True)
-        # An answer goes into prompts, messages and pictures: one line, no control characters.
+        # An answer goes into prompts, messages and pictures: one line, no control characters, nor what a model may say
+        # and nobody may ask (some control tokens are no special ones).
+        for token in control_tokens(mllm.tokenizer, text):
+            text = text.replace(token, " ")
         answers.append(" ".join("".join(sign if sign.isprintable() else " " for sign in text).split()))
     return answers
 
@@ -177,9 +180,14 @@ def _end_tokens(mllm: Mllm) -> list[int]:
     return list(ends) if isinstance(ends, (list, tuple)) else [ends]
 
 
+def control_tokens(tokenizer: Any, text: str) -> list[str]:
+    """The model's control tokens that are in a text."""
+    return [token for token in tokenizer.get_added_vocab() if token in text]
+
+
 def check_text(tokenizer: Any, text: str) -> None:
     """Raises ValueError for a text that holds one of the model's control tokens."""
-    control = [token for token in tokenizer.get_added_vocab() if token in text]
+    control = control_tokens(tokenizer, text)
     if control:
         raise ValueError(f"query: expected plain text, got the model's control token {', '.join(control)}")
 

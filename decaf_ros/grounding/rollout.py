@@ -11,6 +11,7 @@ Prompts that share a prefix share its rows of A: one pass serves the vectors of 
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,9 @@ from decaf_ros.grounding.attention_tap import LayerAttention
 
 METHODS = ("v_max", "max", "mean")
 KERNELS = ("auto", "torch", "triton")
+_log = logging.getLogger(__name__)
+# By device, type, heads, key heads, size of a head and block: which kernel was the faster one.
+_faster: dict[tuple, str] = {}
 # Which keys a head is weighed by: (first, one past the last) of every run of columns that count.
 Runs = Sequence[tuple[int, int]]
 
@@ -51,13 +55,13 @@ def rollout_of_suffixes(
     none of which is visual. skipped: so many of the prefix's layers lie below the rollout. method: `v_max` weighs a
     head by its mean maximum over visual columns (Eq. 4), `max` over all columns (Lin et al., 2024), `mean` not at all
     (Abnar & Zuidema, 2020). block: rows of the attention matrix that `torch` holds at once. kernel: `torch`, `triton`
-    (CUDA only), or `auto`: Triton on CUDA where it is installed.
+    (CUDA only), or `auto`: the faster one, which on CUDA is measured once for each kind of layer.
 
     Returns (S, B, P) float32. Rows do not sum to 1: the weighted heads are averaged, not normalised (as published).
     Raises ValueError for an unknown method, no layers, or no visual token; for `triton` where it cannot run.
     """
     _check(method, len(prefix.layers), prefix.visual)
-    kernel = _resolved(kernel, prefix.visual.device)
+    kernel = _resolved(kernel, prefix.layers[skipped], block)
     tokens = len(prefix.visual)
     vectors = [_last(suffix[0]) for suffix in suffixes]
     rows = torch.zeros(len(suffixes), len(vectors[0]), tokens, device=prefix.visual.device)
@@ -100,7 +104,7 @@ def rollout_last_row(
     batch, tokens = visual.shape
     if layers[0].key.shape[0] != batch or layers[0].key.shape[2] != tokens:
         raise ValueError(f"rollout: expected keys for {(batch, tokens)} tokens, got {tuple(layers[0].key.shape)}")
-    kernel = _resolved(kernel, visual.device)
+    kernel = _resolved(kernel, layers[0], block)
     valid = torch.ones_like(visual) if valid is None else valid
     rows = torch.zeros(batch, tokens, device=visual.device)
     for place in range(batch):
@@ -161,15 +165,47 @@ def _prefix_rows(
     return known, products
 
 
-def _resolved(kernel: str, device: torch.device) -> str:
+def _resolved(kernel: str, layer: LayerAttention, block: int) -> str:
+    """`torch` or `triton`. Raises ValueError for an unknown kernel, and for `triton` where it cannot run."""
     if kernel not in KERNELS:
         raise ValueError(f"rollout kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
-    if kernel == "torch":
-        return kernel
+    device = layer.query.device
     runs_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
     if kernel == "triton" and not runs_triton:
         raise ValueError(f"rollout kernel triton: expected a cuda device and the package triton, got device {device}")
-    return "triton" if runs_triton else "torch"
+    if kernel != "auto" or not runs_triton:
+        return "triton" if kernel == "triton" else "torch"
+    kind = (device, layer.query.dtype, layer.query.shape[1], *layer.key.shape[1::2], block)
+    if kind not in _faster:
+        _faster[kind] = _measured(layer, block)
+    return _faster[kind]
+
+
+def _measured(layer: LayerAttention, block: int) -> str:
+    """The kernel that takes less time for this layer, or the one that runs at all."""
+    batch, _, count, _ = layer.query.shape
+    rows = torch.full((2, batch, count), 1.0 / count, device=layer.query.device)
+    milliseconds = {}
+    for kernel in ("torch", "triton"):
+        try:
+            _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
+        except Exception as error:
+            if kernel == "torch":
+                raise
+            # Triton compiles with what it finds on the machine, and raises whatever its compilers do.
+            _log.warning("rollout kernel: Triton cannot run here, PyTorch is used (%s)", str(error).split("\n")[0])
+            return "torch"
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        with torch.cuda.device(layer.query.device):
+            start.record()
+            for _ in range(3):
+                _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
+            stop.record()
+            stop.synchronize()
+        milliseconds[kernel] = start.elapsed_time(stop) / 3
+    fastest = min(milliseconds, key=milliseconds.get)
+    _log.info("rollout kernel: %s, of %s ms a layer", fastest, milliseconds)
+    return fastest
 
 
 def _attend(

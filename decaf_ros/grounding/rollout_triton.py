@@ -8,6 +8,8 @@ Both compute the scores: that is cheaper than to store them.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import triton
 import triton.language as tl
@@ -21,6 +23,14 @@ def attend(
     layer: LayerAttention, rows: torch.Tensor, columns: torch.Tensor | None, log_total: torch.Tensor | None = None
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     """As `rollout._attend`, but for `columns`: (N,) bool, those that heads are weighed by; None: not wanted."""
+    # Triton launches on the current device, wherever the tensors are.
+    with torch.cuda.device(layer.query.device) if layer.query.is_cuda else contextlib.nullcontext():
+        return _attend(layer, rows, columns, log_total)
+
+
+def _attend(
+    layer: LayerAttention, rows: torch.Tensor, columns: torch.Tensor | None, log_total: torch.Tensor | None
+) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
     query, key, scaling = layer
     query, key, rows = query.contiguous(), key.contiguous(), rows.float().contiguous()
     batch, heads, count, size = query.shape
@@ -57,7 +67,8 @@ def _scores(query, key_at, first, rows, scaling, count, tokens, SIZE: tl.constex
     return tl.where(allowed, scores, float("-inf"))
 
 
-@triton.jit
+# Queries differ in length: a kernel that is compiled for lengths by their divisors is compiled again and again.
+@triton.jit(do_not_specialize=["count", "tokens"])
 def _statistics(query_at, key_at, columns_at, total_at, strength_at, scaling, count, tokens, groups,
                 SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
                 PRECISION: tl.constexpr):  # fmt: skip
@@ -89,7 +100,7 @@ def _statistics(query_at, key_at, columns_at, total_at, strength_at, scaling, co
     tl.store(strength_at + here * tl.num_programs(0) + block, tl.sum(share, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count", "tokens"])
 def _products(query_at, key_at, rows_at, total_at, products_at, scaling, count, tokens, groups, vectors,
               SIZE: tl.constexpr, WIDTH: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
               PRECISION: tl.constexpr, VECTORS: tl.constexpr):  # fmt: skip

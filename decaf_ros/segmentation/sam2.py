@@ -166,7 +166,11 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         model.load_state_dict(_read_weights(weights_path), strict=True)
     except RuntimeError as error:
         raise ValueError(f"sam2.checkpoint: {weights_path} does not fit {yaml_path}: {error}") from error
-    return Sam2(model.to(resolve_device(config.device)).eval(), config, fill_holes_px)
+    model = model.to(resolve_device(config.device)).eval()
+    if config.compile:
+        # Alone: what follows meets another number of objects and memories at every step.
+        model.image_encoder.compile(dynamic=False)
+    return Sam2(model, config, fill_holes_px)
 
 
 def build_model(model_config: dict[str, Any]) -> SAM2Base:
