@@ -182,14 +182,14 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
 def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
     """Frames that came together stay together, whatever the window that they are asked in; equal ones count once."""
     some = views(mllm, (*frames, frames[0]), "frames")
-    engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[0]).ids)))
-    engine.look(some[:6], TEXTS[:1], Reading(2))
+    engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[1]).ids)))
+    engine.look(some[:6], TEXTS[1:], Reading(2))
     assert [len(key) for key in engine.prefixes] == [3, 3]
     encoded = counted(monkeypatch, mllm)
-    found = engine.look(some[1:], TEXTS[1:], Reading(2))
+    found = engine.look(some[1:], TEXTS[:1], Reading(2))
     # Two of the first three are still there, and the last frame is the first one once more.
     assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
-    fresh = Engine(mllm, EngineConfig()).look(some[1:], TEXTS[1:], Reading(2))
+    fresh = Engine(mllm, EngineConfig()).look(some[1:], TEXTS[:1], Reading(2))
     for ours, theirs in zip(found[0], fresh[0]):
         np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
         assert ours.map.base is None, "a part of a batch's array keeps all of it"
