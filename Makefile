@@ -4,7 +4,7 @@
 #   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
 #   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
-#   make bench [QUICK=1]             benchmarks
+#   make bench [QUICK=1] [DEVICE=cuda] [SHAPE=7b]    benchmarks
 #   make train-mllm, make train-sam2 the demo's checkpoints from nothing, about two hours each (docs/demo_models.md)
 #   make clean                       removes everything that set-up, demo and tests made here
 
@@ -50,7 +50,7 @@ lint: setup
 	$(RUN) ruff check .
 
 bench: setup
-	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick)
+	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPE),--shape $(SHAPE))
 
 # States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
 clips: setup

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
 from literal import literal_grounding, literal_rollout
-from timing import extra_mib, median_ms, timed_ms
+from timing import Measured
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import LayerAttention
@@ -20,7 +19,6 @@ from decaf_ros.types import Grounding, Window
 from models import Shape, random_mllm, window
 
 QUERY, OTHER = "the mug that was just put down", "what can be used to cut bread"
-FAST = {"grounding.mode": "fast"}
 
 
 def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
@@ -36,62 +34,74 @@ def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     visual[:, 20:-60] = True
     block = 64 if device == "cpu" else 512
 
-    def row() -> torch.Tensor:
-        return rollout_last_row(layers, visual, block=block)
-
-    def literal() -> torch.Tensor:
-        return literal_rollout(layers, visual)
-
-    error = float((row() - literal()).abs().max())
-    times = median_ms(row, repeats), median_ms(literal, repeats)
-    memory = extra_mib(row, device), extra_mib(literal, device)
+    row, literal = Measured(device), Measured(device)
+    for _ in range(repeats):
+        row.run(lambda: rollout_last_row(layers, visual, block=block))
+        literal.run(lambda: literal_rollout(layers, visual))
     return {
-        "row_ms": times[0],
-        "literal_ms": times[1],
-        "speedup": times[1] / times[0],
-        "row_mib": memory[0],
-        "literal_mib": memory[1],
-        "memory_ratio": memory[0] / memory[1],
-        "error": error,
+        "row_ms": row.ms,
+        "literal_ms": literal.ms,
+        "speedup": literal.ms / row.ms,
+        "row_mib": row.mib,
+        "literal_mib": literal.mib,
+        "memory_ratio": row.mib / literal.mib,
+        "error": float((row.result - literal.result).abs().max()),
     }
 
 
 class Windows:
-    """Windows of one length on one model. new: key frames that the next window does not share with the one before."""
+    """Windows of one length on one model. new: key frames that the next window does not share with the one before.
+    mode: `fast`, or `paper`, which decodes categories."""
 
-    def __init__(self, folder: Path, shape: Shape, frames: int, new: int, device: str = "cpu") -> None:
+    def __init__(
+        self, folder: Path, shape: Shape, frames: int, new: int, device: str = "cpu", mode: str = "fast"
+    ) -> None:
         self.mllm: Mllm = random_mllm(folder, shape, device)
-        self.first, self.second = window(frames), window(frames, first=new)
-        self.config = replace(DecafConfig(), FAST)
+        self.device = device
+        self.frames, self.new = frames, new
+        self.config = replace(DecafConfig(), {"grounding.mode": mode})
+        self.stages: dict[str, dict[str, float]] = {}
 
-    def ground(self, grounder: Grounder, where: Window, query: str = QUERY) -> tuple[Grounding, dict[str, float]]:
+    def ground(self, grounder: Grounder, where: Window, query: str = QUERY, name: str = "") -> Grounding:
         clock = StageClock(STAGES)
         found = grounder.ground(where, query, self.config, clock)
-        return found, dict(clock.stage_ms)
+        if name:
+            self.stages[name] = dict(clock.stage_ms)
+        return found
 
-    def literal(self) -> Grounding:
-        return literal_grounding(self.mllm, self.first, QUERY, self.config)
+    def literal(self, where: Window) -> Grounding:
+        return literal_grounding(self.mllm, where, QUERY, self.config)
 
     def measure(self, repeats: int) -> dict[str, float]:
-        """Milliseconds: a window with empty caches, the next one, another query on the first; and the literal."""
-        times: dict[str, list[float]] = {name: [] for name in ("cold_ms", "warm_ms", "second_query_ms", "literal_ms")}
+        """Milliseconds: a window with empty caches, the next one, another query on the first; and the literal. What
+        each takes of memory, in MiB, with the caches that it fills. `stages` has what the last repeat's consisted of.
+        """
+        self.ground(Grounder(self.mllm), window(2))  # what is done once in a process
+        runs: dict[str, Measured] = {}
         for _ in range(repeats):
+            # New frames: theirs are the caches' keys.
+            first, second = window(self.frames), window(self.frames, first=self.new)
             grounder = Grounder(self.mllm, EngineConfig())
-            times["cold_ms"].append(timed_ms(lambda g=grounder: self.ground(g, self.first)))
-            times["second_query_ms"].append(timed_ms(lambda g=grounder: self.ground(g, self.first, OTHER)))
-            times["warm_ms"].append(timed_ms(lambda g=grounder: self.ground(g, self.second)))
-            times["literal_ms"].append(timed_ms(self.literal))
-        found = {name: statistics.median(values) for name, values in times.items()}
-        found["cold_speedup"] = found["literal_ms"] / found["cold_ms"]
-        found["warm_speedup"] = found["literal_ms"] / found["warm_ms"]
-        found["second_query_ratio"] = found["second_query_ms"] / found["cold_ms"]
-        ours, theirs = self.ground(Grounder(self.mllm), self.first)[0], self.literal()
+            for name, call in (
+                ("cold", lambda g=grounder, w=first: self.ground(g, w, name="cold")),
+                ("second_query", lambda g=grounder, w=first: self.ground(g, w, OTHER, "second query")),
+                ("warm", lambda g=grounder, w=second: self.ground(g, w, name="warm")),
+                ("literal", lambda w=first: self.literal(w)),
+            ):
+                runs.setdefault(name, Measured(self.device)).run(call)
+        ours, theirs = runs["cold"].result, runs["literal"].result
+        found = {f"{name}_ms": run.ms for name, run in runs.items()}
+        found |= {
+            "cold_speedup": runs["literal"].ms / runs["cold"].ms,
+            "warm_speedup": runs["literal"].ms / runs["warm"].ms,
+            "second_query_ratio": runs["second_query"].ms / runs["cold"].ms,
+            "cold_mib": runs["cold"].mib,
+            "literal_mib": runs["literal"].mib,
+        }
         found["error"] = float(
             max(
                 np.abs(getattr(branch, name) - getattr(other, name)).max()
-                for branch, other in zip(
-                    (ours.maps.video, ours.maps.frames), (theirs.maps.video, theirs.maps.frames)
-                )
+                for branch, other in zip((ours.maps.video, ours.maps.frames), (theirs.maps.video, theirs.maps.frames))
                 for name in ("object", "background")
             )
         )

@@ -4,6 +4,9 @@ Attention of every head as a matrix, N x N products through the layers, one full
 point by point. Nothing is kept, shared or batched. It is an honest denominator all the same: attention whose matrix
 nobody looks at goes through SDPA, only the last token meets the language model's head, and nothing is decoded that the
 method does not read.
+
+What it shares with the package is what reads a model: its chat format, positions, passes and decoding; the texts of the
+prompts; and SAM 2's memory of one object. Tests hold these to transformers and to the sam2 package.
 """
 
 from __future__ import annotations
@@ -18,11 +21,10 @@ from transformers import DynamicCache
 from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.engine import View
-from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.grounder import resolve_start_layer
 from decaf_ros.grounding.mllm import Mllm, decode, run
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
-from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, PointPrompts, Window
@@ -88,12 +90,41 @@ def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfi
     background = background_prompt(query, category, options.background_prompt if decodes else "v3")
     maps = list(zip((shown for shown, _ in of_object), (shown for shown, _ in looks(background, 0))))
     branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(some) for some in zip(*maps[1:])))
-    fused = fuse(
-        contrast(branches[0], VIDEO_KERNEL, per_frame=False),
-        contrast(branches[1], FRAME_KERNEL, per_frame=True),
-        len(window),
-    )
-    return Grounding(AttentionMaps(fused, *branches), category, answers)
+    return Grounding(AttentionMaps(literal_fusion(*branches), *branches), category, answers)
+
+
+def literal_fusion(video: BranchMaps, frames: BranchMaps) -> np.ndarray:
+    """Sec. 3.3: contrast within each branch, and the mean of both on the finer grid: (T, h, w) float32 in [0, 1]."""
+    of_video = _scaled(np.clip(_smoothed(video.object, 3) - _smoothed(video.background, 3), 0, 1))
+    of_frames = np.clip(_smoothed(frames.object, 7) - _smoothed(frames.background, 7), 0, 1)
+    of_frames = np.stack([_scaled(one) for one in of_frames])
+    fused = np.zeros_like(of_frames)
+    for number, one in enumerate(of_frames):
+        # A temporal pair stands for both of its frames.
+        coarse = torch.from_numpy(of_video[number // (-(-len(frames.object) // len(of_video)))])
+        fine = torch.nn.functional.interpolate(coarse[None, None], size=one.shape, mode="bilinear")[0, 0].numpy()
+        fused[number] = (fine + one) / 2
+    return _scaled(fused)
+
+
+def _smoothed(maps: np.ndarray, width: int) -> np.ndarray:
+    """Every map convolved with a Gaussian of sigma 1 on width x width tokens; zeros around it."""
+    reach = width // 2
+    bell = np.exp(-(np.arange(-reach, reach + 1) ** 2) / 2)
+    kernel = np.outer(bell, bell) / bell.sum() ** 2
+    height, length = maps.shape[1:]
+    padded = np.pad(maps.astype(np.float64), ((0, 0), (reach, reach), (reach, reach)))
+    parts = [
+        kernel[row, column] * padded[:, row : row + height, column : column + length]
+        for row, column in np.ndindex(width, width)
+    ]
+    return sum(parts).astype(np.float32)
+
+
+def _scaled(values: np.ndarray) -> np.ndarray:
+    """From the smallest as 0 to the largest as 1; what is constant becomes 0."""
+    low, high = values.min(), values.max()
+    return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
@@ -108,31 +139,41 @@ def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:
     predictor = SAM2ImagePredictor(sam2.model)
     # It knows those of an image_size of 1024 alone.
     predictor._bb_feat_sizes = [(sam2.image_size // stride,) * 2 for stride in (4, 8, 16)]
-    predictor.set_image(np.array(frame.image))
+    with sam2.inference():
+        predictor.set_image(np.array(frame.image))
     return predictor
 
 
-def literal_masks(predictor: SAM2ImagePredictor, xy: np.ndarray) -> list[tuple[torch.Tensor, float]]:
+def literal_masks(sam2: Sam2, predictor: SAM2ImagePredictor, xy: np.ndarray) -> list[tuple[torch.Tensor, float]]:
     """Mask (H, W) bool and predicted IoU of each point (P, 2) in [0, 1], one by one."""
     height, width = predictor._orig_hw[-1]
     found = []
     for point in xy:
-        masks, iou, _ = predictor.predict(point[None] * (width, height), np.array([1]), multimask_output=True)
+        with sam2.inference():
+            masks, iou, _ = predictor.predict(point[None] * (width, height), np.array([1]), multimask_output=True)
         best = int(iou.argmax())
         found.append((torch.from_numpy(masks[best] > 0), float(iou[best])))
     return found
 
 
+def literal_points(fused: np.ndarray, threshold: float) -> PointPrompts:
+    """Eq. 5: every token from the threshold on, at its centre."""
+    found = [(t, (x + 0.5) / fused.shape[2], (y + 0.5) / fused.shape[1], value)
+             for (t, y, x), value in np.ndenumerate(fused) if value >= threshold]  # fmt: skip
+    frame, x, y, value = np.array(found, np.float64).reshape(-1, 4).T
+    return PointPrompts(frame.astype(np.int64), np.stack([x, y], 1).astype(np.float32), value.astype(np.float32))
+
+
 def literal_tracklets(
     sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig
 ) -> list[Proposal]:
-    """Sec. 3.4, as `propose_tracklets`: pairs of masks are compared one by one, objects propagated one by one."""
+    """Sec. 3.4, frame-wise prompting and propagation: masks are compared pair by pair, objects followed one by one."""
     proposals: list[Proposal] = []
     for frame in sorted(set(points.frame.tolist())):
         candidates = []
         here = np.flatnonzero(points.frame == frame)
         predictor = literal_predictor(sam2, window.frames[frame])
-        for place, (mask, iou) in zip(here, literal_masks(predictor, points.xy[here])):
+        for place, (mask, iou) in zip(here, literal_masks(sam2, predictor, points.xy[here])):
             if mask.any():
                 candidates.append((float(points.value[place]) + iou, int(place), mask, iou))
         kept = []
@@ -150,12 +191,60 @@ def literal_tracklets(
                 stays.append(candidate)
                 gone |= set(rivals)
         proposals = [one for number, one in enumerate(proposals) if number not in gone]
-        for _, place, mask, iou in stays:
-            track = propagate(sam2, window.frames, frame, mask[None])[0]
+        if not stays:
+            continue
+        tracks = literal_propagation(sam2, window, frame, [mask for _, _, mask, _ in stays])
+        for (_, place, _, iou), track in zip(stays, tracks):
             x, y = points.xy[place].tolist()
+            value = float(points.value[place])
             # The paper knows no score of presence.
-            proposals.append(Proposal(track, frame, (x, y), float(points.value[place]), iou, object_score=float("nan")))
+            proposals.append(Proposal(track, frame, (x, y), value, iou, object_score=float("nan")))
     return proposals
+
+
+def literal_propagation(
+    sam2: Sam2, window: Window, source: int, masks: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """Masks (T, H, W) bool of each object, from its mask (H, W) on one key frame forwards and then backwards.
+
+    One object after the other on every frame, as the published video predictor goes: a frame's embedding serves all
+    objects of a run, and the next run makes its own.
+    """
+    sam2.forget()
+    frames, embedding = window.frames, sam2.embed(window.frames[source])
+    memories = [
+        ObjectMemory.start(sam2, embedding, mask[None].to(sam2.device), source, len(frames)) for mask in masks
+    ]
+    tracks = [[None] * len(frames) for _ in masks]
+    for track, memory in zip(tracks, memories):
+        track[source] = memory.latest.masks[0]
+    for order in (range(source + 1, len(frames)), range(source - 1, -1, -1)):
+        for place in order:
+            embedding = sam2.embed(frames[place])
+            for track, memory in zip(tracks, memories):
+                track[place] = memory.step(embedding).masks[0]
+        if order.step > 0:
+            for memory in memories:
+                memory.rewind()
+    return [torch.stack(track) for track in tracks]
+
+
+def literal_scores(proposals: Sequence[Proposal], fused: np.ndarray) -> list[float]:
+    """Each tracklet's mean of attention, predicted IoU and attention consistency (Eq. 6-8)."""
+    ratios = []
+    for proposal in proposals:
+        agreeing = whole = 0.0
+        for attention, mask in zip(fused.astype(np.float64), proposal.masks):
+            inside = attention > attention.mean()
+            signed = np.where(inside, attention, -attention.max())
+            share = torch.nn.functional.adaptive_avg_pool2d(mask[None].float().cpu(), attention.shape)[0].numpy()
+            agreeing += float((share * signed).sum())
+            whole += float(signed[inside].sum())
+        ratios.append(agreeing / whole if whole else 0.0)
+    best = max(ratios, default=0.0)
+    return [
+        (one.attention + one.iou + (ratio / best if ratio > 0 else ratio)) / 3 for one, ratio in zip(proposals, ratios)
+    ]
 
 
 def _iou(first: torch.Tensor, second: torch.Tensor) -> float:

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import functools
-import statistics
 from pathlib import Path
 
 import numpy as np
 import torch
 from grounding import QUERY
-from literal import literal_grounding, literal_masks, literal_predictor, literal_tracklets
-from timing import median_ms, timed_ms
+from literal import (
+    literal_grounding,
+    literal_masks,
+    literal_points,
+    literal_predictor,
+    literal_propagation,
+    literal_scores,
+    literal_tracklets,
+)
+from timing import Measured
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
-from decaf_ros.segmentation.points import attention_points
 from decaf_ros.segmentation.sam2 import Sam2
-from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.types import AttentionMaps, Grounding, Window
 from models import Shape, random_mllm, recorded_window, tabletop_sam2
 
@@ -29,17 +33,22 @@ def points(count: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     sam2, (where, _) = tabletop_sam2(device=device, fill_holes_px=0), recorded_window(1)
     xy = np.random.default_rng(0).uniform(0.05, 0.95, (count, 2)).astype(np.float32)
     embedding, predictor = sam2.embed(where.frames[0]), literal_predictor(sam2, where.frames[0])
-    together = sam2.masks_at_points(embedding, xy).masks.cpu()
-    alone = torch.stack([mask for mask, _ in literal_masks(predictor, xy)])
-    same = float((together == alone).float().mean())
-    ours = median_ms(lambda: sam2.masks_at_points(embedding, xy), repeats)
-    literal = median_ms(lambda: literal_masks(predictor, xy), repeats)
-    return {"batch_ms": ours, "one_by_one_ms": literal, "speedup": literal / ours, "same_pixels": same}
+    together, alone = Measured(device), Measured(device)
+    for _ in range(repeats + 1):  # the first of them warms up
+        together.run(lambda: sam2.masks_at_points(embedding, xy))
+        alone.run(lambda: literal_masks(sam2, predictor, xy))
+    one_by_one = torch.stack([mask for mask, _ in alone.result])
+    return {
+        "batch_ms": together.ms,
+        "one_by_one_ms": alone.ms,
+        "speedup": alone.ms / together.ms,
+        "same_pixels": float((together.result.masks.cpu() == one_by_one).float().mean()),
+    }
 
 
 def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """So many objects over so many key frames: together against one at a time, each with its own embeddings (as where
-    every object is a run of its own), and with embeddings that are shared."""
+    """So many objects over so many key frames: together, against one run an object, and against one run in which they
+    are followed one after the other on every frame, as the published video predictor does it."""
     where, _ = recorded_window(frames)
     rng = np.random.default_rng(0)
     masks = np.zeros((objects, *where.size_hw), bool)
@@ -47,21 +56,28 @@ def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") ->
         y, x = rng.integers(50, 350), rng.integers(50, 700)
         mask[y : y + 80, x : x + 90] = True
     masks = torch.from_numpy(masks).to(device)
-
     many, one = tabletop_sam2(frames, device), tabletop_sam2(1, device)
 
     def together() -> None:
         many.forget()
         propagate(many, where.frames, 0, masks)
 
-    def alone(sam2: Sam2) -> None:
-        sam2.forget()
+    def alone() -> None:
         for mask in masks:
-            propagate(sam2, where.frames, 0, mask[None])
+            literal_propagation(one, where, 0, [mask])
 
-    ours = median_ms(together, repeats)
-    each, shared = (median_ms(functools.partial(alone, sam2), repeats) for sam2 in (one, many))
-    return {"together_ms": ours, "alone_ms": each, "speedup": each / ours, "shared_embeddings_speedup": shared / ours}
+    ours, runs, one_run = Measured(device), Measured(device), Measured(device)
+    for _ in range(repeats):
+        ours.run(together)
+        runs.run(alone)
+        one_run.run(lambda: literal_propagation(one, where, 0, masks))
+    return {
+        "together_ms": ours.ms,
+        "a_run_each_ms": runs.ms,
+        "in_one_run_ms": one_run.ms,
+        "speedup": runs.ms / ours.ms,
+        "speedup_one_run": one_run.ms / ours.ms,
+    }
 
 
 class PlantedGrounder:
@@ -80,27 +96,31 @@ def with_map(found: Grounding, planted: np.ndarray) -> Grounding:
 
 def whole(folder: Path, shape: Shape, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     """`Decaf.segment` with empty caches against the literal method, on a map that is planted in both."""
-    mllm, (where, planted) = random_mllm(folder, shape, device), recorded_window(frames)
-    config = replace(
-        DecafConfig(),
-        {"grounding.mode": "fast", "presence.threshold": 0.0},
-    )
-    counts = {"points": len(attention_points(planted, config.segmentation))}
-
-    def ours() -> None:
-        decaf = Decaf(mllm, tabletop_sam2(device=device), config)
+    mllm = random_mllm(folder, shape, device)
+    config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0})
+    batched, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
+    ours, literal = Measured(device), Measured(device)
+    for _ in range(repeats):
+        where, planted = recorded_window(frames)  # new frames: theirs are the caches' keys
+        batched.forget()
+        decaf = Decaf(mllm, batched, config)
         decaf.grounder = PlantedGrounder(Grounder(mllm, EngineConfig()), planted)
-        counts["tracklets"] = len(decaf.segment(where, QUERY).tracklets)
+        ours.run(lambda d=decaf, w=where: d.segment(w, QUERY).tracklets)
+        literal.run(lambda w=where, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
+    return {
+        "cold_ms": ours.ms,
+        "literal_ms": literal.ms,
+        "speedup": literal.ms / ours.ms,
+        "cold_mib": ours.mib,
+        "literal_mib": literal.mib,
+        "points": len(literal_points(planted, config.segmentation.point_threshold)),
+        "tracklets": len(ours.result),
+        "literal_tracklets": len(literal.result),
+    }
 
-    def literal() -> None:
-        counts["literal_tracklets"] = len(literal_segment(mllm, tabletop_sam2(1, device), where, planted, config))
 
-    times = [(timed_ms(ours), timed_ms(literal)) for _ in range(repeats)]
-    fast, slow = (statistics.median(some) for some in zip(*times))
-    return {"cold_ms": fast, "literal_ms": slow, "speedup": slow / fast, **counts}
-
-
-def literal_segment(mllm, sam2: Sam2, where: Window, planted: np.ndarray, config: DecafConfig) -> list:
+def literal_segment(mllm, sam2: Sam2, where: Window, planted: np.ndarray, config: DecafConfig) -> list[float]:
+    """The scores of all tracklets."""
     found = with_map(literal_grounding(mllm, where, QUERY, config), planted)
-    at = attention_points(found.maps.fused, config.segmentation)
-    return score_tracklets(literal_tracklets(sam2, where, at, config.segmentation), planted, config.segmentation)
+    at = literal_points(found.maps.fused, config.segmentation.point_threshold)
+    return literal_scores(literal_tracklets(sam2, where, at, config.segmentation), planted)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,43 +24,64 @@ def timed_ms(function: Callable[[], object]) -> float:
     return (time.perf_counter() - since) * 1e3
 
 
-def median_ms(function: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
-    for _ in range(warm_up):
-        function()
-    return statistics.median(timed_ms(function) for _ in range(repeats))
-
-
 def _wait() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def extra_mib(function: Callable[[], object], device: str = "cpu") -> float:
-    """How far memory rises above what is held before, while a function runs: of the process on a CPU (sampled every
-    2 ms), of torch's allocator on a GPU."""
-    gc.collect()
-    if device != "cpu":
+class Measured:
+    """Calls of one thing: the median of their times, how far memory rose above what was held before the first one, and
+    what the last one returned. Memory is that of the process on a CPU (sampled every 2 ms), of torch's allocator on a
+    GPU."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.mib = 0.0
+        self.result: Any = None
+        self._device = device
+        self._times: list[float] = []
+
+    @property
+    def ms(self) -> float:
+        return statistics.median(self._times)
+
+    def run(self, function: Callable[[], Any]) -> None:
+        gc.collect()
+        meter = _GpuMeter() if self._device != "cpu" else _ProcessMeter()
+        with meter:
+            self._times.append(timed_ms(lambda: self._call(function)))
+        if len(self._times) == 1:
+            self.mib = meter.mib
+
+    def _call(self, function: Callable[[], Any]) -> None:
+        self.result = function()
+
+
+class _GpuMeter:
+    def __enter__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        function()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    # What earlier calls have freed goes back to the system, or it would hide what this one takes.
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    before, peak, over = resident_mib(), 0.0, threading.Event()
+        self._before = torch.cuda.memory_allocated()
 
-    def watch() -> None:
-        nonlocal peak
-        while not over.wait(0.002):
-            peak = max(peak, resident_mib())
+    def __exit__(self, *_: object) -> None:
+        self.mib = (torch.cuda.max_memory_allocated() - self._before) / 2**20
 
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        over.set()
-        watcher.join()
-    return max(peak, resident_mib()) - before
+
+class _ProcessMeter:
+    def __enter__(self) -> None:
+        # What earlier calls have freed goes back to the system, or it would hide what this one takes.
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self._before = self._peak = resident_mib()
+        self._over = threading.Event()
+        self._watcher = threading.Thread(target=self._watch)
+        self._watcher.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._watcher.join()
+        self.mib = max(self._peak, resident_mib()) - self._before
+
+    def _watch(self) -> None:
+        while not self._over.wait(0.002):
+            self._peak = max(self._peak, resident_mib())
 
 
 def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, float]:

@@ -16,6 +16,7 @@ from decaf_ros.types import Frame, Window
 
 SIZES = [(90, 130), (480, 854), (320, 180), (150, 150), (97, 61), (41, 187)]
 TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
+PATCHED = [(480, 854), (854, 480), (400, 400), (95, 131)]
 PLACES = [(0.15, 0.2), (0.8, 0.3), (0.4, 0.85)]
 
 
@@ -115,6 +116,44 @@ def check_places(mllm, kind, size_hw, tolerance):
         wanted = centre(rows @ bright @ columns.T)
         apart = np.abs(centre(found[shown]) - wanted).max()
         assert apart <= tolerance, f"{size_hw}: expected {wanted} of {prompt.grid}, got {centre(found[shown])}"
+
+
+def check_patches(mllm, kind, size_hw, monkeypatch, answer):
+    """A bright patch comes out where and when it is, for a family whose processor cuts images into patches of which
+    four, one after the other, make a token.
+
+    answer: what the model returns of its vision tower, of the tokens (n, C) of each unit; here each is as bright as its
+    pixels.
+    """
+    width_of_all = mllm.model.config.get_text_config().hidden_size
+
+    def brightness(pixels, grid):
+        tokens = pixels.mean(dim=1).reshape(-1, 4).mean(dim=1)[:, None].expand(-1, width_of_all)
+        return answer(list(tokens.split((grid.prod(dim=1) // 4).tolist())))
+
+    monkeypatch.setattr(mllm.model, "get_video_features", brightness)
+    monkeypatch.setattr(mllm.model, "get_image_features", brightness)
+    height, width = size_hw
+    levels = []
+    for x, y, frame in ((0.1, 0.2, 0), (0.6, 0.3, 4), (0.9, 0.85, 2)):
+        pictures = np.zeros((6, *size_hw, 3), dtype=np.uint8)
+        top, left = round(y * height) - height // 16, round(x * width) - width // 16
+        pictures[frame, top : top + height // 8, left : left + width // 8] = 255
+        one = view(mllm, kind, pictures if kind == "video" else pictures[frame:])
+        prompt = mllm.prompt(one.layout, "where is it?")
+        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
+        seen = given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach()
+        shown = torch.from_numpy(np.stack([shot.image for shot in one.frames])[..., 0]).float()[:, None] / 255
+        expected = torch.nn.functional.interpolate(shown, size=prompt.grid[1:], mode="area")[:, 0]
+        if kind == "video":
+            expected = expected.reshape(-1, 2, *prompt.grid[1:]).mean(dim=1)
+        # Processors normalise differently: black and the brightest token give the scale.
+        dark = seen.flatten().median()
+        assert expected.flatten()[int(seen.argmax())] > 0.9 * expected.max()
+        levels.append(float((seen.max() - dark) / expected.max()))
+        error = (seen - dark) / levels[-1] - expected
+        assert error.abs().max() < 0.15 * expected.max()
+    assert max(levels) < 1.3 * min(levels)
 
 
 def shares(cells, pixels):

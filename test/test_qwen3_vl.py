@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from family_checks import (
+    PATCHED,
     SIZES,
     check_decoding,
     check_inputs,
     check_maps,
+    check_patches,
     check_segment,
     encode,
     noise,
@@ -121,33 +123,10 @@ def test_deep_features_go_with_slots_alone(mllm):
     assert set(rest) == {"inputs_embeds"} and len(rest["inputs_embeds"]) == 2
 
 
-@pytest.mark.parametrize("size_hw", [(480, 854), (854, 480), (400, 400), (95, 131)])
+@pytest.mark.parametrize("size_hw", PATCHED)
 @pytest.mark.parametrize("kind", ["video", "frames"])
 def test_a_bright_patch_comes_out_at_its_place(mllm, kind, size_hw, monkeypatch):
-    """With a vision tower that answers how bright a token's pixels are."""
-
-    def brightness(pixels, grid):
-        # Four patches after each other make one token.
-        tokens = pixels.mean(dim=1).reshape(-1, 4).mean(dim=1)[:, None].expand(-1, 64)
-        return tokens.split((grid.prod(dim=1) // 4).tolist()), [tokens] * 3
-
-    monkeypatch.setattr(mllm.model, "get_video_features", brightness)
-    monkeypatch.setattr(mllm.model, "get_image_features", brightness)
-    height, width = size_hw
-    for x, y, frame in ((0.1, 0.2, 0), (0.6, 0.3, 4), (0.9, 0.85, 2)):
-        pictures = np.zeros((6, *size_hw, 3), dtype=np.uint8)
-        top, left = round(y * height) - height // 16, round(x * width) - width // 16
-        pictures[frame, top : top + height // 8, left : left + width // 8] = 255
-        one = view(mllm, kind, pictures if kind == "video" else pictures[frame:])
-        prompt = mllm.prompt(one.layout, TEXT)
-        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
-        seen = (given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid) + 1) / 2
-        shown = torch.from_numpy(np.stack([shot.image for shot in one.frames])[..., 0]).float()[:, None] / 255
-        expected = torch.nn.functional.interpolate(shown, size=prompt.grid[1:], mode="area")[:, 0]
-        if kind == "video":
-            expected = expected.reshape(-1, 2, *prompt.grid[1:]).mean(dim=1)
-        assert int(seen.argmax()) == int(expected.argmax())
-        assert (seen - expected).abs().max() < 0.15 * expected.max()
+    check_patches(mllm, kind, size_hw, monkeypatch, lambda tokens: (tokens, [torch.cat(tokens)] * 3))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])

@@ -7,15 +7,17 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from family_checks import PATCHED, check_maps, check_patches, check_segment, noise
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
-from decaf_ros.config import EngineConfig, MllmConfig
+from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, Reading, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.qwen_vl import visual_positions
+from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
 
 
@@ -99,6 +101,22 @@ def test_ids_features_and_positions_are_those_of_the_family(mllm, kind):
         expected.pop("pixel_values"), expected.pop("attention_mask")
         positions, _ = mllm.model.model.get_rope_index(**expected)
         assert torch.equal(prompt.positions, positions[:, 0])
+
+
+@pytest.mark.parametrize("size_hw", PATCHED)
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_a_bright_patch_comes_out_at_its_place(mllm, kind, size_hw, monkeypatch):
+    check_patches(mllm, kind, size_hw, monkeypatch, lambda tokens: tokens)
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_maps_are_those_of_one_full_pass(mllm, kind):
+    check_maps(mllm, kind, noise(6, (90, 130)))
+
+
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_whole_method(mllm, tiny_sam2_dir, mode):
+    check_segment(mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True)), mode)
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
