@@ -3,6 +3,7 @@
 #   make demo [CLIP=bikes]           the real node on a simulated table, or a real clip; results in demo_output/
 #   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
 #   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
+#   make test-quantised              quantised loading, with the packages that it needs
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
 #   make bench [QUICK=1] [DEVICE=cuda] [SHAPE=7b]    benchmarks
 #   make train-mllm, make train-sam2 the demo's checkpoints from nothing, about two hours each (docs/demo_models.md)
@@ -15,7 +16,7 @@ QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
 
-.PHONY: help setup demo test test-slow test-floor lint bench clips train-mllm train-sam2 clean
+.PHONY: help setup demo test test-slow test-floor test-quantised lint bench clips train-mllm train-sam2 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -46,6 +47,18 @@ $(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt
 	SAM2_BUILD_CUDA=0 $(FLOOR_PIP) --constraint requirements/floor.txt sam2==1.1.0
 	touch $@
 
+# Beside .venv too: what quantised loading needs.
+QUANTISERS := .quantisers
+
+test-quantised: setup $(QUANTISERS)/stamp
+	$(RUN) sh -c 'PYTHONPATH="$$PYTHONPATH:$(CURDIR)/$(QUANTISERS)" DECAF_REQUIRE_QUANTISERS=1 \
+	  python -m pytest test/test_loading.py $(ARGS)'
+
+$(QUANTISERS)/stamp: requirements/quantised.txt | setup
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(QUANTISERS) \
+	  --requirement requirements/quantised.txt
+	touch $@
+
 lint: setup
 	$(RUN) ruff check .
 
@@ -63,5 +76,5 @@ train-sam2: clips
 	$(RUN) python -m training.sam2 --data .training/clips --out models/tabletop_sam2 --work .training/sam2
 
 clean:
-	rm -rf .venv $(FLOOR) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -78,9 +78,9 @@ def folders(tmp_path_factory):
 
 
 def skip_without(package):
-    """`make test` has them all, and skips nothing."""
+    """`make test-quantised` has them all, and skips nothing."""
     for name in (package, "accelerate"):
-        if os.environ.get("DECAF_REQUIRE_ROS"):
+        if os.environ.get("DECAF_REQUIRE_QUANTISERS"):
             importlib.import_module(name)
         pytest.importorskip(name, minversion=loading.QUANTISERS[name].partition(">=")[2])
 
