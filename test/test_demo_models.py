@@ -55,5 +55,5 @@ def test_quality(tmp_path):
     overall, baseline = found["overall"], found["baseline"]
     assert overall["j_and_f"] >= 0.6 and overall["category"] >= 0.8
     assert overall["pointing"] >= 0.75 and overall["pointing"] > max(baseline.values()) + 0.3
-    assert found["segmenter"]["one_click_iou"] >= 0.75 and found["segmenter"]["propagated_iou"] >= 0.6
+    assert found["segmenter"]["one_click_iou"] >= 0.85 and found["segmenter"]["propagated_iou"] >= 0.7
     assert found["counts"]["not_found"]["absent"] >= 2

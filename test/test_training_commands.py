@@ -34,7 +34,7 @@ def entries(work):
 def test_mllm(data, tmp_path, monkeypatch):
     monkeypatch.setattr(mllm, "CHECK_CLIPS", 2)
     work, out = tmp_path / "work", tmp_path / "out"
-    given = ["--data", str(data), "--out", str(out), "--work", str(work)]
+    given = ["--data", str(data), "--out", str(out), "--work", str(work), "--threads", "1"]
     with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
         mllm.main([*given, "--stage", "prompts"])
     with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
@@ -47,7 +47,7 @@ def test_mllm(data, tmp_path, monkeypatch):
     # The tower is done, and the words go on: of what little they know, all is enough now.
     monkeypatch.setattr(mllm, "WORDS_LEARNT", -1)
     towers = (work / "tower.pt").stat().st_mtime_ns
-    mllm.main([*given, *short[:2], "--words-minutes", "5", *short[4:]])
+    mllm.main([*given, *short[:2], "--words-minutes", "20", *short[4:]])
     assert (work / "tower.pt").stat().st_mtime_ns == towers
     assert load_mllm(MllmConfig(checkpoint=str(out), local_files_only=True)).layers == 6
 
@@ -66,7 +66,8 @@ def test_sam2(data, tmp_path, monkeypatch, capsys):
         assert load_sam2(Sam2Config(str(out), device="cpu")).image_size == 256
         (out / "model.safetensors").unlink()
     assert "goes on from step" in capsys.readouterr().out
-    assert any("click_iou" in entry for entry in entries(work))
+    # At the end of each, however slow the machine is.
+    assert sum("one_click_iou" in entry for entry in entries(work)) == 2
 
 
 def test_clips_of_the_evaluation_are_refused(data, tmp_path):
