@@ -32,12 +32,12 @@ CONTRAST_HALF = 10.0
 # Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints. Nothing in them
 # is these checkpoints' own, but how well they tell with a real model has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.09,
-    "separation": 0.58,
-    "consistency": 0.06,
-    "agreement": 0.14,
-    "iou": 0.07,
-    "object_presence": 0.06,
+    "contrast": 0.2,
+    "separation": 0.55,
+    "consistency": 0.1,
+    "agreement": 0.12,
+    "iou": 0.01,
+    "object_presence": 0.02,
 }
 
 
