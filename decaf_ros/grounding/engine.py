@@ -184,12 +184,11 @@ class Engine:
             return self._look(batch, texts, reading)
         except torch.OutOfMemoryError as error:
             _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", error)
-        # Here, where nothing of the failed pass is alive any more.
-        views, batch = batch.views, None
+        # Here, where the error no longer keeps what the failed pass has made.
         self.prefixes.clear()
         self.features.clear()
         torch.cuda.empty_cache()
-        alone = [self._look(_Batch([view]), texts, reading) for view in views]
+        alone = [self._look(_Batch([view]), texts, reading) for view in batch.views]
         return [[look for (look,) in looks] for looks in zip(*alone)]
 
     @torch.inference_mode()
