@@ -20,7 +20,17 @@ from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
 from training.cpu import speed_up
 from training.mllm_batches import Batch, Pack, Writer
 from training.mllm_language import LOOKING_LAYERS, TAP, LanguageTrainer, last_rows_of_rollout
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson, Teacher, image_visual, video_visual
+from training.mllm_lessons import (
+    FALLING,
+    FRAME_GRID,
+    MOVING,
+    VIDEO_GRID,
+    Lesson,
+    Teacher,
+    image_visual,
+    liveliness,
+    video_visual,
+)
 from training.mllm_model import (
     ANSWERS,
     PATCH,
@@ -180,6 +190,19 @@ def test_facts_say_what_is_true(clip: TabletopClip):
         ["cube right", "cube behind"],
         ["ball left", "ball front"],
     ]
+
+
+def test_what_moves_and_what_falls_is_shown_oftener(clip: TabletopClip):
+    video = video_visual(clip)
+    assert (liveliness(video) == MOVING).all()
+    still, fell = (OFFSETS["motion"] + GROUPS["motion"].index(name) for name in ("still", "fell"))
+    video.facts[0, 1, OFFSETS["motion"] : OFFSETS["motion"] + len(GROUPS["motion"])] = 0
+    video.facts[1] = video.facts[0]
+    video.facts[0, 1, still] = video.facts[1, 1, fell] = 1
+    assert liveliness(video).tolist() == [1.0, FALLING, *[MOVING] * 6]
+    # What cannot be seen does not count.
+    video.owners[video.owners == 1] = 0
+    assert (liveliness(video) == 1).all()
 
 
 def test_lessons_are_true(teacher: Teacher):

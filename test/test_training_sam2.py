@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,7 @@ from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.types import Frame
 from training.sam2 import Recipe, Trainer
 from training.sam2_check import clicked
-from training.sam2_data import FINE, ClipPool, augmented, clicks, masks_at, occluded, targets, vanished
+from training.sam2_data import FINE, ClipPool, augmented, clicks, crossed, masks_at, occluded, targets, vanished
 from training.sam2_losses import Answers, losses
 from training.sam2_model import fresh_model, write_model
 from training.sam2_steps import cheap_attention, click, embed, follow
@@ -215,6 +216,31 @@ def test_an_occluder_hides_and_does_not_change_the_first_frame(clip):
     hidden = labels != clip.labels
     assert hidden.any() and (labels[hidden] == 0).all() and (images[hidden] == 0).all()
     np.testing.assert_array_equal(images[~hidden & (clip.labels > 0)], clip.images[~hidden & (clip.labels > 0)])
+
+
+def test_an_object_of_another_clip_passes_in_front_with_its_outline(clip):
+    pair = (clip.images, clip.labels)
+    other_images, other_labels = np.full_like(clip.images, 7), np.zeros_like(clip.labels)
+    other_images[:, 100:140, 150:190], other_labels[:, 100:140, 150:190] = (0, 255, 0), 3
+    new = int(clip.labels[0].max()) + 1
+    hides = 0
+    for seed in range(8):
+        images, labels = crossed(pair, [(other_images, other_labels)], np.random.default_rng(seed))
+        passing = labels == new
+        assert passing.any()
+        # A square of one colour, but for its edge; nothing of its own background comes along.
+        inner = np.stack([cv2.erode(one.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for one in passing])
+        assert (images[inner] == (0, 255, 0)).all() and not (images == 7).all(-1).any()
+        np.testing.assert_array_equal(labels[~passing], clip.labels[~passing])
+        around = np.stack([cv2.dilate(one.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0 for one in passing])
+        np.testing.assert_array_equal(images[~around], clip.images[~around])
+        places = [np.argwhere(one).mean(0) for one in passing if one.any()]
+        hides += len(places) > 1 and np.ptp(places, axis=0).max() > 5 and bool(clip.labels[passing].any())
+    assert hides >= 6
+    # Nothing to hide, or nothing to hide it with: as it was.
+    empty = (clip.images, np.zeros_like(clip.labels))
+    for one, others in ((empty, [pair]), (pair, [empty])):
+        np.testing.assert_array_equal(crossed(one, others, np.random.default_rng(0))[1], one[1])
 
 
 def test_a_vanished_object_is_gone_with_its_image(clip):

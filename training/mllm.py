@@ -25,7 +25,7 @@ from training.clips import training_clips
 from training.cpu import in_parallel, keep_freed_memory
 from training.mllm_batches import Batch, Writer
 from training.mllm_language import LanguageTrainer
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, video_visual
+from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, liveliness, video_visual
 from training.mllm_model import new_model, new_tokenizer, write_checkpoint
 from training.mllm_pupils import Pupil, pupils_of
 from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
@@ -33,7 +33,9 @@ from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_pat
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
 CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
-# What of a clip the tower is shown: half of the temporal pairs, for memory, and some single frames.
+# What of a clip the tower is shown: half of the temporal pairs, for memory, and some single frames; oftener where
+# something moves or falls (`liveliness`). Falls are in few pairs: shown no oftener than they come, what falls was taken
+# for something else four times in ten.
 CLIP_PAIRS, CLIP_FRAMES = 4, 3
 # The tower is trained on the first clips, and the language model with the tower's tokens on the last: it is to know
 # how far these can be trusted on what the tower has never seen.
@@ -117,18 +119,19 @@ def train_tower(run: Run) -> None:
     trainer = TowerTrainer(run.model)
     step, spent = run.load("tower", trainer)
     budget = run.given.tower_minutes * 60
-    videos, images = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
-    checks = [joined(parts) for parts in _all_scenes(run, run.check_clips)]
+    videos, images, lively = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
+    chances = np.array(lively) / sum(lively)
+    checks = [joined(parts) for parts in _all_scenes(run, run.check_clips)[:2]]
     run.log(stage="tower", clips=len(videos))
     if not step:
-        whiten_patches(run.model, _draw(videos, 400, run.rng))
+        whiten_patches(run.model, _draw(videos, 400, run.rng, chances))
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
-        batch = [_draw(videos, 32, run.rng)]
+        batch = [_draw(videos, 32, run.rng, chances)]
         if step % 4:
-            batch.append(_draw(images, 24, run.rng).cropped(CROP, run.rng))
+            batch.append(_draw(images, 24, run.rng, chances).cropped(CROP, run.rng))
         else:
-            batch.append(_draw(images, 6, run.rng))
+            batch.append(_draw(images, 6, run.rng, chances))
         batch = [part.varied(run.rng) for part in batch]
         marks = trainer.step(batch, _rate(1.5e-3, step, seconds / budget))
         step += 1
@@ -146,24 +149,27 @@ def train_tower(run: Run) -> None:
     run.done("tower")
 
 
-def _draw(parts: list[Scenes], count: int, rng: np.random.Generator) -> Scenes:
+def _draw(parts: list[Scenes], count: int, rng: np.random.Generator, chances: np.ndarray) -> Scenes:
     """One image of each of `count` clips."""
-    places = rng.choice(len(parts), min(count, len(parts)), replace=False)
+    places = rng.choice(len(parts), min(count, len(parts)), replace=False, p=chances)
     return joined([parts[place].some(rng.integers(len(parts[place]), size=1)) for place in places])
 
 
-def _all_scenes(run: Run, files: list[Path]) -> tuple[list[Scenes], list[Scenes]]:
-    """Of each clip: temporal pairs, and single frames."""
+def _all_scenes(run: Run, files: list[Path]) -> tuple[list[Scenes], list[Scenes], list[float]]:
+    """Of each clip: temporal pairs, single frames, and how lively it is."""
     return tuple(zip(*in_parallel(_clip_scenes, files, run.given.threads)))
 
 
-def _clip_scenes(file: Path) -> tuple[Scenes, Scenes]:
+def _clip_scenes(file: Path) -> tuple[Scenes, Scenes, float]:
     clip = read_clip(file)
     rng = np.random.default_rng(clip.seed)
     video = video_visual(clip)
-    pairs = np.sort(rng.choice(len(video.rows), CLIP_PAIRS, replace=False))
-    frames = image_visual(clip, rng.choice(len(clip), CLIP_FRAMES, replace=False))
-    return scenes(clip, video, VIDEO_GRID, pairs), scenes(clip, frames, FRAME_GRID, np.arange(CLIP_FRAMES))
+    lively = liveliness(video)
+    pairs = np.sort(rng.choice(len(lively), CLIP_PAIRS, replace=False, p=lively / lively.sum()))
+    of_frames = lively[np.arange(len(clip)) * len(lively) // len(clip)]
+    frames = rng.choice(len(clip), CLIP_FRAMES, replace=False, p=of_frames / of_frames.sum())
+    singles = scenes(clip, image_visual(clip, frames), FRAME_GRID, np.arange(CLIP_FRAMES))
+    return scenes(clip, video, VIDEO_GRID, pairs), singles, float(lively.max())
 
 
 def train_words(run: Run) -> None:

@@ -11,15 +11,16 @@ import numpy as np
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.tabletop.clip import Expression, TabletopClip
-from decaf_ros.tabletop.events import read_events
+from decaf_ros.tabletop.events import MOVING_WORDS, read_events
 from decaf_ros.tabletop.expressions import expressions
 from training.mllm_model import MIXED, NOTHING, UNCLEAR
-from training.mllm_words import object_facts, surface_facts, token_owners
+from training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 
 KEY_FRAMES = 16
 FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
 # How much oftener a question is asked that names one of several objects of a category.
 HARD = 3.0
+MOVING, FALLING = 3.0, 10.0
 # One frame shows no motion.
 NEEDS_VIDEO = ("motion", "temporal")
 
@@ -73,6 +74,16 @@ def _visual(clip: TabletopClip, rows: np.ndarray, grid: tuple[int, int]) -> Visu
     around = surface_facts(clip)[None]
     facts = np.stack([np.concatenate([around, object_facts(clip, *row)]) for row in rows])
     return Visual(rows, owners, facts)
+
+
+def liveliness(visual: Visual) -> np.ndarray:
+    """(T,) float64, of each row of tokens: how much oftener it is to be shown than one in which all rests."""
+    words = visual.facts[:, 1:, OFFSETS["motion"] :][..., : len(MOVING_WORDS)]
+    objects = np.arange(1, words.shape[1] + 1)
+    seen = (visual.owners[:, None] == objects[:, None, None]).any((2, 3))
+    moving = (seen & (words[..., MOVING_WORDS.index("still")] == 0)).any(1)
+    falling = (seen & (words[..., MOVING_WORDS.index("fell")] == 1)).any(1)
+    return np.where(falling, FALLING, np.where(moving, MOVING, 1.0))
 
 
 class Teacher:

@@ -239,12 +239,16 @@ class TowerTrainer:
         wrong = tokens - said[:, near:] @ self.meanings[near:] - wanted[:, :near] @ self.meanings[:near]
         loss = wrong.square().sum(1).mean() / NORM**2
         right = {}
+        # What moves is in few tokens, and what falls in fewer.
+        motion = OFFSETS["motion"] + np.array([GROUPS["motion"].index(name) for name in ("still", "fell")])
+        counts = 1 + (owners > 0) * (1 - wanted[:, motion[0]]) + 2 * wanted[:, motion[1]]
         for group, names in GROUPS.items():
             part = slice(OFFSETS[group], OFFSETS[group] + len(names))
             concerned = wanted[:, part].sum(1) > 0
             logits, truth = said[concerned, part] * SHARPNESS, wanted[concerned, part]
             if len(truth):
-                loss = loss + F.cross_entropy(logits, truth) * (2.0 if group == "category" else 1.0)
+                wrong = F.cross_entropy(logits, truth, reduction="none") * counts[concerned]
+                loss = loss + wrong.sum() / counts[concerned].sum() * (2.0 if group == "category" else 1.0)
                 right[group] = (logits.argmax(1) == truth.argmax(1)).float().mean().item()
         logits, truth = (said[owners > 0, near:] - 0.5) * SHARPNESS, wanted[owners > 0, near:]
         clear = truth != 0.5

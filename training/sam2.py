@@ -27,8 +27,10 @@ from training.sam2_check import clicked, followed
 from training.sam2_data import (
     CLICK_AREA,
     ClipPool,
+    Pair,
     augmented,
     clicks,
+    crossed,
     dense_targets,
     masks_at,
     occluded,
@@ -125,7 +127,7 @@ class Trainer:
         away = [
             pair if self.rng.random() < 0.85 else vanished(pair, other, self.rng) for pair, other in zip(raw, raw[1:])
         ]
-        raw = [pair if self.rng.random() < 0.5 else occluded(pair, raw, self.rng) for pair in [*away, raw[-1]]]
+        raw = [self._hidden(pair, raw) for pair in [*away, raw[-1]]]
         pairs = [augmented(pair, self.rng) for pair in raw]
         pixels, labels = torch.cat([part for part, _ in pairs]), [image for _, part in pairs for image in part]
         with torch.autocast("cpu", torch.bfloat16):
@@ -163,6 +165,10 @@ class Trainer:
         more = {"follow_mask": last.mask, "follow_presence": last.presence, "follow_sketch": first, "kept": kept}
         more = {name: float(value.detach()) for name, value in more.items()}
         return loss, {**report, "follow_iou": last.best_iou, **more}
+
+    def _hidden(self, pair: Pair, others: list[Pair]) -> Pair:
+        draw = self.rng.random()
+        return pair if draw < 0.35 else (occluded if draw < 0.55 else crossed)(pair, others, self.rng)
 
     def _clicked(
         self, pixels: torch.Tensor, labels: list[np.ndarray], each: int, embeddings: Any = None

@@ -145,6 +145,58 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     return images, labels
 
 
+def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
+    """An object of another clip, with its outline, passes in front of one of these, or stays there; from the first
+    frame on it can be followed itself. What hides an object is else taken for it."""
+    images, labels = pair[0].copy(), pair[1].copy()
+    count, height, width = labels.shape
+    present = _whole_objects(labels[0])
+    passing = _cut_out(others, rng)
+    if not present or passing is None:
+        return pair
+    rows, columns = np.nonzero(labels[0] == rng.choice(present))
+    size = np.array([np.ptp(columns), np.ptp(rows)]) + 1.0
+    pixels, mask = passing
+    scale = rng.uniform(0.8, 1.9) * np.sqrt(size.prod() / mask.sum())
+    shape = np.maximum(np.round(np.array(mask.shape[::-1]) * scale), 4).astype(int)
+    pixels, mask = (cv2.resize(part, shape, interpolation=cv2.INTER_LINEAR) for part in (pixels, mask))
+    # In front of it at `meets`, by then moving by a part of what it takes to uncover it again a frame.
+    meets, stops = rng.uniform(0.5, count), rng.uniform(0.5, count) if rng.random() < 0.3 else np.inf
+    angle = rng.normal(0, 0.4) + (np.pi if rng.random() < 0.5 else 0)
+    speed = rng.uniform(0.15, 0.7) * (size + shape) / 2 * (np.cos(angle), np.sin(angle))
+    place = np.array([columns.mean(), rows.mean()]) + rng.normal(0, 0.15, 2) * size
+    free = int(labels.max()) + 1
+    for index in range(count):
+        left, top = place + speed * (min(index, max(stops, meets)) - meets) - shape / 2
+        shift = np.array([[1, 0, left], [0, 1, top]])
+        moved = cv2.warpAffine(pixels, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
+        share = cv2.warpAffine(mask, shift, (width, height))[..., None]
+        images[index] = np.round(share * moved + (1 - share) * images[index])
+        labels[index][share[..., 0] > 0.5] = free
+    return images, labels
+
+
+def _cut_out(others: list[Pair], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """Some object of some frame in its box: (h, w, 3) uint8, and its mask (h, w) float32; None if that shows none."""
+    images, labels = others[rng.integers(len(others))]
+    index = rng.integers(len(labels))
+    objects = _whole_objects(labels[index])
+    if not objects:
+        return None
+    mask = (labels[index] == rng.choice(objects)).astype(np.uint8)
+    left, top, wide, tall = cv2.boundingRect(mask)
+    box = (slice(top, top + tall), slice(left, left + wide))
+    # A pixel less all around, which has some of what is behind it; and one of margin.
+    inner = cv2.erode(mask, np.ones((3, 3), np.uint8))[box]
+    return images[index][box], inner.astype(np.float32)
+
+
+def _whole_objects(labels: np.ndarray) -> list[int]:
+    """Those that a click would find and that the border does not cut off. labels: (H, W)."""
+    border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
+    return [int(one) for one in np.unique(labels) if one and one not in border and (labels == one).sum() >= CLICK_AREA]
+
+
 def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
     """For some of the frames after the first the camera sees another clip, with none of the objects."""
     images, labels = pair[0].copy(), pair[1].copy()

@@ -30,17 +30,17 @@ QUESTIONS = (
 
 
 def story() -> Scene:
-    """A red ball rolls to the right behind a purple cone, a blue mug is dropped, and a large green can slides to the
-    left in front of a white cube and stops. The camera stands still."""
+    """A red ball rolls to the right far behind a purple cone, a blue mug is dropped, and a large green can slides to
+    the left in front of a white cube and stops. The camera stands still."""
     return Scene(
         seed=NO_SEED,
         appearance_seed=3,
         objects=(
-            _placed("ball", "red", "small", (-0.19, 0.25), "rings", Event("slide", 4.4, 6.9, (0.145, 0.0))),
-            _placed("mug", "blue", "small", (-0.19, -0.06), "plain", _drop(11.0), -0.6),
-            _placed("can", "green", "large", (0.17, -0.05), "plain", Event("slide", 19.2, 21.4, (-0.092, 0.0))),
-            _placed("cube", "white", "small", (0.075, 0.066), "plain", None, 0.5),
-            _placed("cone", "purple", "small", (-0.11, 0.10), "plain", None),
+            _placed("ball", "red", "small", (-0.19, 0.28), "rings", Event("slide", 4.4, 6.9, (0.145, 0.0))),
+            _placed("mug", "blue", "small", (-0.185, -0.06), "plain", _drop(11.0), -0.6),
+            _placed("can", "green", "large", (0.17, -0.055), "plain", Event("slide", 19.2, 21.4, (-0.092, 0.0))),
+            _placed("cube", "white", "small", (0.082, 0.06), "plain", None, 0.5),
+            _placed("cone", "purple", "small", (-0.115, 0.06), "plain", None),
         ),
         surface="wood",
         table_m=(0.7, 0.55),
