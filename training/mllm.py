@@ -39,7 +39,7 @@ CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
 CLIP_PAIRS, CLIP_FRAMES = 4, 3
 # The tower is trained on the first clips, and the language model with the tower's tokens on the last: it is to know
 # how far these can be trusted on what the tower has never seen.
-TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.5
+TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.8
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
 # Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
@@ -183,7 +183,7 @@ def train_words(run: Run) -> None:
     learnt = False
     while not learnt and time.monotonic() - started < run.given.words_minutes * 60:
         visual = ("video", "image")[int(run.rng.random() < 0.4)]
-        packs = [_any(pupils, run.rng).pack(run.rng, visual, 4) for _ in range(32)]
+        packs = [pupils[place].pack(run.rng, visual, 4) for place in run.rng.integers(len(pupils), size=32)]
         said, looked = trainer.step(writer.batch(packs, 0.08, run.rng, short=True), _rate(2e-3, step, 0), 0.0)
         step += 1
         seconds = time.monotonic() - started
@@ -212,6 +212,8 @@ def train_prompts(run: Run) -> None:
     pupils = pupils_of(run.clips[-round(PROMPTS_SHARE * len(run.clips)) :], tower, run.given.threads)
     checks = pupils_of(run.check_clips, tower, run.given.threads)
     run.log(stage="prompts", clips=len(pupils))
+    chances = np.sqrt([liveliness(pupil.teacher.visuals["video"]).max() for pupil in pupils])
+    chances /= chances.sum()
     writer = Writer(run.tokenizer, CHAT_TEMPLATE)
     budget = run.given.prompts_minutes * 60
     started, saved = time.monotonic() - spent, time.monotonic()
@@ -220,7 +222,9 @@ def train_prompts(run: Run) -> None:
         draw = run.rng.random()
         # Sequences of like length together: a video has twice the tokens of a frame.
         visual, size = ("", 16) if draw < 0.06 else ("video", 10) if draw < 0.6 else ("image", 16)
-        packs = [_any(pupils, run.rng).pack(run.rng, visual, 4) for _ in range(2 * size if thin else size)]
+        # Few clips have falls in them, and what a video is needed for is the hardest.
+        chosen = run.rng.choice(len(pupils), 2 * size if thin else size, p=chances)
+        packs = [pupils[place].pack(run.rng, visual, 4) for place in chosen]
         rate = _rate(1.5e-3, step, seconds / budget)
         written = writer.batch(packs, THIN if thin else 1.0, run.rng)
         said, looked = trainer.step(written, rate, run.given.looking * (EARLY_LOOKING if thin else 1.0))
@@ -236,10 +240,6 @@ def train_prompts(run: Run) -> None:
     run.save("prompts", trainer, step, budget)
     run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
     run.done("prompts")
-
-
-def _any(pupils: list[Pupil], rng: np.random.Generator) -> Pupil:
-    return pupils[int(rng.integers(len(pupils)))]
 
 
 def _exam(pupils: list[Pupil], writer: Writer) -> Iterator[Batch]:

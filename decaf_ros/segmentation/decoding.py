@@ -1,8 +1,9 @@
 """SAM 2's mask decoder for many clicks on one image.
 
-The same sums as `sam2.modeling.sam.mask_decoder.MaskDecoder.predict_masks`, with less done twice: that repeats the
-image for every click first, though until it has attended to the clicks, in the first layer, it is the same for all;
-and it makes four masks of each, of which one is wanted.
+The same sums as `sam2.modeling.sam.mask_decoder.MaskDecoder.predict_masks`, in another order. That repeats the image
+for every click first, though until it has attended to the clicks, in the first layer, it is the same for all. It
+projects the image's thousands of places for every attention with a click's eight tokens, where the tokens can be
+projected instead. And it makes four masks of each click, of which one is wanted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
+from torch import nn
 
 _NO_SCORE = 10.0  # of a model without a head for the object's presence
 
@@ -36,57 +38,121 @@ def decode_clicks(
     own = torch.cat([token.weight for token in own])
     tokens = torch.cat([own.expand(len(clicks), -1, -1), clicks], dim=1)
     flat = [part.flatten(2).transpose(1, 2) for part in (image, position)]
-    tokens, seen = _two_way(decoder.transformer, *flat, tokens)
+    tokens, seen = _two_way(decoder.transformer, *flat, tokens, len(own))
 
     iou, best = decoder.iou_prediction_head(tokens[:, int(scored)])[:, 1:].float().max(dim=1)
-    masks = tokens[:, 1 + scored : 1 + scored + decoder.num_mask_tokens]
+    masks = tokens[:, 1 + scored :]
     kernels = torch.stack([mlp(masks[:, place]) for place, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
     kernels = kernels[torch.arange(len(best)), best + 1]
-    upscaled = _upscaled(decoder, seen.transpose(1, 2).unflatten(2, image.shape[2:]), fine)
-    logits = (kernels[:, None] @ upscaled.flatten(2)).unflatten(2, upscaled.shape[2:])
+    logits = _masks(decoder, seen, image.shape[2:], fine, kernels)
     score = decoder.pred_obj_score_head(tokens[:, 0])[:, 0].float() if scored else torch.full_like(iou, _NO_SCORE)
     return logits, iou, score
 
 
 def _two_way(
-    transformer: TwoWayTransformer, image: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor
+    transformer: TwoWayTransformer, image: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor, wanted: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the tokens (P, n, C) and the image become; image and its position: (1, h w, C)."""
-    queries, keys = tokens, image
+    """What the first `wanted` of the tokens (P, n, C) and the image become; image and its position: (1, h w, C)."""
+    queries = tokens
     for layer in transformer.layers:
-        queries, keys = _block(layer, queries, keys, tokens, position)
-    attended = _attend(transformer.final_attn_token_to_image, queries + tokens, keys + position, keys)
-    return transformer.norm_final_attn(queries + attended), keys
+        queries, image = _block(layer, queries, image, tokens, position)
+    queries, tokens = queries[:, :wanted], tokens[:, :wanted]
+    found = _read(transformer.final_attn_token_to_image, queries + tokens, image + position, image)
+    return transformer.norm_final_attn(queries + found), image
 
 
 def _block(
-    layer: TwoWayAttentionBlock, queries: torch.Tensor, keys: torch.Tensor, tokens: torch.Tensor, position: torch.Tensor
+    layer: TwoWayAttentionBlock,
+    queries: torch.Tensor,
+    image: torch.Tensor,
+    tokens: torch.Tensor,
+    position: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     if layer.skip_first_layer_pe:
-        queries = _attend(layer.self_attn, queries, queries, queries)
+        queries = layer.self_attn(queries, queries, queries)
     else:
-        placed = queries + tokens
-        queries = queries + _attend(layer.self_attn, placed, placed, queries)
+        own = queries + tokens
+        queries = queries + layer.self_attn(own, own, queries)
     queries = layer.norm1(queries)
-    placed = keys + position
-    queries = layer.norm2(queries + _attend(layer.cross_attn_token_to_image, queries + tokens, placed, keys))
+    placed = image + position
+    queries = layer.norm2(queries + _read(layer.cross_attn_token_to_image, queries + tokens, placed, image))
     queries = layer.norm3(queries + layer.mlp(queries))
-    keys = layer.norm4(keys + _attend(layer.cross_attn_image_to_token, placed, queries + tokens, queries))
-    return queries, keys
+    return queries, layer.norm4(_told(layer.cross_attn_image_to_token, image, placed, queries + tokens, queries))
 
 
-def _attend(attention: Attention, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Of batches of P or of 1, which then counts for all: repeated after its projection, and without a copy."""
-    projections = (attention.q_proj(query), attention.k_proj(key), attention.v_proj(value))
-    heads = [part.unflatten(2, (attention.num_heads, -1)).transpose(1, 2) for part in projections]
-    count = max(len(part) for part in heads)
-    attended = F.scaled_dot_product_attention(*(part.expand(count, -1, -1, -1) for part in heads))
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))
+def _read(attention: Attention, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """What tokens (P, n, C) find in the image, of each click (P, N, C) or one for all (1, N, C)."""
+    query, heads = attention.q_proj(query), attention.num_heads
+    if len(keys) == 1:
+        query = query.unflatten(2, (heads, -1)).permute(2, 0, 1, 3)  # (heads, P, n, d)
+        keys, values = (
+            part[0].unflatten(1, (heads, -1)).transpose(0, 1)
+            for part in (attention.k_proj(keys), attention.v_proj(values))
+        )
+        found = F.scaled_dot_product_attention(query.flatten(1, 2), keys, values).view_as(query)
+        return attention.out_proj(found.permute(1, 2, 0, 3).flatten(2))
+    # A click has few tokens and its image many places: what the tokens ask for is projected, once a head, and not the
+    # image. The bias of its keys is the same for all places, and makes no difference.
+    weights = (_asked(attention.k_proj.weight, query, heads) @ keys.transpose(1, 2)).softmax(2)
+    found = (weights @ values).unflatten(1, (heads, -1))  # (P, heads, n, C)
+    found = found @ attention.v_proj.weight.unflatten(0, (heads, -1)).transpose(1, 2)
+    return attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
 
 
-def _upscaled(decoder: MaskDecoder, image: torch.Tensor, fine: Sequence[torch.Tensor]) -> torch.Tensor:
-    """(P, C, h, w) to (P, c, 4 h, 4 w)."""
-    if not decoder.use_high_res_features:
-        return decoder.output_upscaling(image)
+def _told(
+    attention: Attention, image: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
+) -> torch.Tensor:
+    """The image and what it finds in tokens (P, n, C), which are projected as in `_read`."""
+    heads, keys = attention.num_heads, attention.k_proj(keys)
+    offset = _asked(attention.q_proj.bias[:, None], keys, heads)
+    asked = _asked(attention.q_proj.weight, keys, heads)
+    weights = torch.baddbmm(offset, asked, query.transpose(1, 2).expand(len(keys), -1, -1))
+    weights = weights.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)  # (P, heads * n, N)
+    values = attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2)
+    values = values @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (P, heads, n, C)
+    # Each head's weights sum to 1, so the bias can go along with the values.
+    values = values + attention.out_proj.bias / heads
+    return image + weights.transpose(1, 2) @ values.flatten(1, 2)
+
+
+def _asked(weight: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
+    """Projected tokens (P, n, D), each head's with that head's rows of a weight (D, C): (P, heads * n, C), scaled."""
+    tokens = tokens.unflatten(2, (heads, -1)).transpose(1, 2)
+    return ((tokens * tokens.shape[-1] ** -0.5) @ weight.unflatten(0, (heads, -1))).flatten(1, 2)
+
+
+def _masks(
+    decoder: MaskDecoder, image: torch.Tensor, size: torch.Size, fine: Sequence[torch.Tensor], kernels: torch.Tensor
+) -> torch.Tensor:
+    """Mask logits (P, 1, 4 h, 4 w) of an image (P, h w, C) of size h, w and a kernel (P, c) for each.
+
+    Stride and kernel of the transposed convolutions are equal, so they are linear maps of a place to 2 x 2 finer ones;
+    these stay side by side, and only the masks are put in order.
+    """
     first, norm, activation, second, last = decoder.output_upscaling
-    return last(second(activation(norm(first(image) + fine[1]))) + fine[0])
+    grid = image.unflatten(1, tuple(size))
+    halves = _finer(first, grid)
+    if decoder.use_high_res_features:
+        halves += _beside(fine[1], 1)
+    halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
+    quarters = _finer(second, halves)
+    if decoder.use_high_res_features:
+        quarters += _beside(fine[0], 2)
+    quarters = last(quarters)  # (P, h, w, 2, 2, 2, 2, c)
+    logits = (kernels[:, None] @ quarters.flatten(1, -2).transpose(1, 2)).view(quarters.shape[:-1])
+    return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(image), 1, 4 * size[0], 4 * size[1])
+
+
+def _finer(up: nn.ConvTranspose2d, places: torch.Tensor) -> torch.Tensor:
+    """(..., C) to (..., 2, 2, c)."""
+    weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * c, C)
+    return F.linear(places, weight, up.bias.repeat(4)).unflatten(-1, (2, 2, -1))
+
+
+def _beside(fine: torch.Tensor, halvings: int) -> torch.Tensor:
+    """(1, c, H, W) to (1, h, w, 2, 2, c), or halved twice to (1, h, w, 2, 2, 2, 2, c)."""
+    parts = fine.permute(0, 2, 3, 1)
+    if halvings == 1:
+        return parts.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5)
+    parts = parts.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2))
+    return parts.permute(0, 1, 4, 2, 5, 3, 6, 7)

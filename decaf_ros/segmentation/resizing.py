@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,30 +18,46 @@ def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tenso
     """
     if logits.device.type != "cpu":
         return F.interpolate(logits[:, None], size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
-    masks = torch.zeros((len(logits), *size_hw), dtype=torch.bool)
-    down, across = (_weights(*sides) for sides in zip(logits.shape[1:], size_hw))
+    # numpy's zeros take no memory before they are written to.
+    masks = torch.from_numpy(np.zeros((len(logits), *size_hw), bool))
+    down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))
     # Where it is is found by numpy, in which small steps cost less; the products are torch's, with its threads.
-    for mask, logit, seen in zip(masks, logits, (logits > 0).numpy()):
-        if seen.any():
-            (rows, low_rows), (columns, low_columns) = _span(down, seen.any(axis=1)), _span(across, seen.any(axis=0))
-            part = down[rows, low_rows] @ logit[low_rows, low_columns] @ across[columns, low_columns].T
+    seen = (logits > 0).numpy()
+    for mask, logit, in_rows, in_columns in zip(masks, logits, seen.any(axis=2), seen.any(axis=1)):
+        if in_rows.any():
+            (rows, low_rows), (columns, low_columns) = down.span(in_rows), across.span(in_columns)
+            part = down.weights[rows, low_rows] @ logit[low_rows, low_columns] @ across.weights[columns, low_columns].T
             torch.gt(part, 0, out=mask[rows, columns])
     return masks
 
 
-@lru_cache(maxsize=16)
-def _weights(low: int, high: int) -> torch.Tensor:
-    """(high, low) float32: bilinear interpolation along one side, as a matrix."""
-    return F.interpolate(torch.eye(low)[None], high, mode="linear", align_corners=False)[0].T.contiguous()
+class _Side(NamedTuple):
+    """Bilinear interpolation along one side, as a matrix. weights: (high, low) float32. reached: of each low place the
+    first and the last high one that it makes a difference to; needed: of each high place those that make one to it."""
+
+    weights: torch.Tensor
+    reached: list[tuple[int, int]]
+    needed: list[tuple[int, int]]
+
+    @classmethod
+    @lru_cache(maxsize=16)
+    def of(cls, low: int, high: int) -> _Side:
+        weights = F.interpolate(torch.eye(low)[None], high, mode="linear", align_corners=False)[0].T.contiguous()
+        matters = weights.numpy() != 0
+        return cls(weights, _first_and_last(matters.T), _first_and_last(matters))
+
+    def span(self, seen: np.ndarray) -> tuple[slice, slice]:
+        """What the foreground reaches, and all that this depends on. seen: (low,) bool, some of it True."""
+        places = np.flatnonzero(seen)
+        first, last = self.reached[places[0]][0], self.reached[places[-1]][1]
+        return slice(first, last + 1), slice(self.needed[first][0], self.needed[last][1] + 1)
 
 
-def _span(weights: torch.Tensor, seen: np.ndarray) -> tuple[slice, slice]:
-    """What the foreground reaches along one side, and all that this depends on. seen: (low,) bool, some of it True."""
-    counts = weights.numpy()
-    reached = _from_first_to_last(counts[:, _from_first_to_last(seen)].any(axis=1))
-    return reached, _from_first_to_last(counts[reached].any(axis=0))
-
-
-def _from_first_to_last(flags: np.ndarray) -> slice:
-    places = np.flatnonzero(flags)
-    return slice(places[0], places[-1] + 1) if len(places) else slice(0)
+def _first_and_last(flags: np.ndarray) -> list[tuple[int, int]]:
+    """Of each row, which has one or more, the first and the last True. Where it has none (a picture that becomes
+    smaller by more than half), the places of the row before it."""
+    found = []
+    for row in flags:
+        places = np.flatnonzero(row)
+        found.append((int(places[0]), int(places[-1])) if len(places) else found[-1] if found else (0, -1))
+    return found
