@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from pathlib import Path
 
 import cv2
@@ -87,6 +88,29 @@ def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
         pool.exchange(rng)
     assert sorted(seen) == ["clip_1", "clip_1", "clip_2"]
     assert len(pool.frames(rng, 5)) == 5 and len(pool.stretches(rng, 3, 2)) == 3
+
+
+def test_stretches_are_drawn_around_where_something_is_hidden(tmp_path):
+    """Of two clips the one in which an object is hidden for a while, and in most stretches of it the hidden frame."""
+    clips = []
+    for marker in (1, 2):
+        labels = np.zeros((20, 24, 32), np.uint8)
+        labels[:, 4:14, 4:14] = 1
+        images = np.full((20, 24, 32, 3), marker, np.uint8)
+        images[:, 0, 0, 0] = np.arange(20)  # which frame it is
+        clips.append(dataclasses.replace(drawn_clip(0, frames=2), images=images, labels=labels))
+        (tmp_path / f"clip_{marker - 1}.npz").touch()
+    clips[1].labels[11:13, 4:14, 4:13] = 0
+    pool = ClipPool(tmp_path, lambda path: clips[int(path.stem[-1])], capacity=2)
+    rng = np.random.default_rng(0)
+    for _ in range(2):
+        pool.exchange(rng)
+    drawn = [pool.stretches(rng, 1, 4)[0][0] for _ in range(400)]
+    hidden = [images for images in drawn if images[0, 1, 1, 0] == 2]
+    assert 0.68 < len(hidden) / len(drawn) < 0.82
+    there = [bool({11, 12} & set(images[:, 0, 0, 0].tolist())) for images in hidden]
+    assert np.mean(there) > 0.75
+    assert np.mean([images[0, 0, 0, 0] > images[-1, 0, 0, 0] for images in drawn]) == pytest.approx(0.5, abs=0.1)
 
 
 @pytest.fixture(scope="module")
@@ -211,10 +235,14 @@ def test_augmentation_moves_image_and_labels_together(clip):
 
 def test_an_occluder_hides_and_does_not_change_the_first_frame(clip):
     pair = (clip.images, clip.labels)
-    images, labels = occluded(pair, [(np.zeros_like(clip.images), clip.labels)], np.random.default_rng(0))
+    other = np.zeros_like(clip.labels)
+    other[:, ::2] = 4
+    images, labels = occluded(pair, [(np.zeros_like(clip.images), other)], np.random.default_rng(0))
     np.testing.assert_array_equal(labels[0], clip.labels[0])
     hidden = labels != clip.labels
-    assert hidden.any() and (labels[hidden] == 0).all() and (images[hidden] == 0).all()
+    assert hidden.any() and (images[hidden] == 0).all()
+    # What the patch shows of other objects is these, and nobody here.
+    assert set(labels[hidden]) == {0, 4 + clip.labels.max()}
     np.testing.assert_array_equal(images[~hidden & (clip.labels > 0)], clip.images[~hidden & (clip.labels > 0)])
 
 
@@ -237,18 +265,22 @@ def test_an_object_of_another_clip_passes_in_front_with_its_outline(clip):
         places = [np.argwhere(one).mean(0) for one in passing if one.any()]
         hides += len(places) > 1 and np.ptp(places, axis=0).max() > 5 and bool(clip.labels[passing].any())
     assert hides >= 6
-    # Nothing to hide, or nothing to hide it with: as it was.
+    # Nothing to hide, or nothing to hide it with, a sliver among it: as it was.
     empty = (clip.images, np.zeros_like(clip.labels))
-    for one, others in ((empty, [pair]), (pair, [empty])):
+    sliver = (clip.images, np.zeros_like(clip.labels))
+    sliver[1][:, 100:130, 50:52] = 1
+    for one, others in ((empty, [pair]), (pair, [empty]), (pair, [sliver])):
         np.testing.assert_array_equal(crossed(one, others, np.random.default_rng(0))[1], one[1])
 
 
 def test_a_vanished_object_is_gone_with_its_image(clip):
-    other = (np.full_like(clip.images, 7), np.ones_like(clip.labels))
+    other = (np.full_like(clip.images, 7), np.zeros_like(clip.labels))
+    other[1][:, 50:90, 60:100] = 1
     images, labels = vanished((clip.images, clip.labels), other, np.random.default_rng(0))
     gone = (images == 7).all((1, 2, 3))
     assert gone.any() and not gone[0]
-    assert not labels[gone].any()
+    # There are others.
+    assert set(np.unique(labels[gone])) == {0, 1 + clip.labels.max()}
     np.testing.assert_array_equal(images[~gone], clip.images[~gone])
     np.testing.assert_array_equal(labels[~gone], clip.labels[~gone])
 

@@ -143,7 +143,7 @@ def train_tower(run: Run) -> None:
         if step % 250 == 0:
             for name, scene in zip(("pairs", "frames"), checks):
                 run.log(stage="tower", step=step, check=name, **trainer.check(scene))
-    run.save("tower", trainer, step, budget)
+    run.save("tower", trainer, step, seconds)
     for name, scene in zip(("pairs", "frames"), checks):
         run.log(stage="tower", step=step, check=name, **trainer.check(scene))
     run.done("tower")
@@ -237,7 +237,7 @@ def train_prompts(run: Run) -> None:
             saved = time.monotonic()
         if step % 300 == 0:
             run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
-    run.save("prompts", trainer, step, budget)
+    run.save("prompts", trainer, step, seconds)
     run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
     run.done("prompts")
 

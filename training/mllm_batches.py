@@ -74,6 +74,8 @@ class Writer:
 
     def chat(self, kind: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Ids before and after the visual tokens; without any, all of them are after."""
+        if not kind:  # the choices, of which hardly two are the same
+            return self._chat(kind, text)
         if (kind, text) not in self._chats:
             self._chats[kind, text] = self._chat(kind, text)
         return self._chats[kind, text]

@@ -1,9 +1,9 @@
 """The second half of the demo MLLM's training: a language model that looks things up, and looks where the answer is.
 
 Two phases, each of them needed. Short questions with few visual tokens teach the look-up; full prompts follow at once
-when they come after it, and stay on a plateau when they come first. Then an auxiliary loss pulls the attention of the
-last prompt token in the upper layers, and the rollout through them, to the target: a model that answers perfectly need
-not look at what it names.
+when they come after it, and stay on a plateau when they come first. Then an auxiliary loss pulls to the target the
+attention of the last prompt token in the upper layers, and the difference that the method makes of the rollouts through
+them: a model that answers perfectly need not look at what it names.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TAP = "training_kept_attention"
 LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
 # Least share of the last token's attention that is visual: without a floor it learns to look at nothing.
 MASS_FLOOR = 0.3
-# Of the contrast at 0, in shares of the mean rollout of a visual token.
+# Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
 
@@ -155,12 +155,10 @@ class LanguageTrainer:
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """Divergence from what is to be looked at of where each looking layer's attention looks and, once more as much,
-        of what the method makes of the rollout; and a floor on how much of each layer's attention is visual.
-
-        What the method makes of it is the contrast with the background's question, the last one. Where there is no
-        target the rollout shall be the background's, so that no contrast is left. Besides, of each question, the share
-        of the contrast that lies where anything is to be looked at; not a number where there is no contrast."""
+        """The mean of two divergences from what is to be looked at, of where each looking layer's attention looks and
+        of the contrast (`contrast_losses`); and a floor on how much of each layer's attention is visual. Besides, of
+        each question, the share of the contrast that lies where anything is to be looked at; not a number where there
+        is no contrast."""
         asked = batch.look.any(2)
         if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
@@ -173,18 +171,27 @@ class LanguageTrainer:
         floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
 
         rolled = last_rows_of_rollout(kept, batch) * visual
-        background = rolled[:, -1:]
-        # Soft, or a target below the background would have no gradient.
-        soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
-        contrast = F.softplus((rolled - background) / soft) * soft * visual
-        shown = divergence(wanted, contrast)
-        alike = divergence((background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach(), rolled)
-        made = torch.where(batch.contrasted, shown, alike)[:, :-1][asked[:, :-1]].mean()
-
-        hard = (rolled - background).clamp(min=0).detach()
+        made = contrast_losses(rolled, batch, wanted)[asked[:, :-1]].mean()
+        hard = (rolled - rolled[:, -1:]).clamp(min=0).detach()
         share = (hard * (wanted > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
         share[~batch.contrasted] = math.nan
         return (layers + made) / 2 + torch.stack(floors).mean(), share.flatten().tolist()
+
+
+def contrast_losses(rolled: torch.Tensor, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+    """(B, Q - 1), how far each question's contrast with the background's, the last one, is from what is to be looked
+    at.
+
+    rolled: (B, Q, N) rollout, 0 where nothing is visual. wanted: (B, Q, N), a distribution. The method smooths both
+    maps first; here this is left out. Where a question has no target, its rollout shall be distributed as the
+    background's is, so that little contrast is left.
+    """
+    background, visual = rolled[:, -1:], batch.visual[:, None]
+    # Soft, or a target below the background would have no gradient.
+    soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
+    shown = divergence(wanted, F.softplus((rolled - background) / soft) * soft * visual)
+    alike = divergence((background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach(), rolled)
+    return torch.where(batch.contrasted, shown, alike)[:, :-1]
 
 
 def divergence(wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:

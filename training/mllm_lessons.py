@@ -12,7 +12,7 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERN
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.tabletop.clip import Expression, TabletopClip
 from decaf_ros.tabletop.events import MOVING_WORDS, read_events
-from decaf_ros.tabletop.expressions import expressions
+from decaf_ros.tabletop.expressions import MOVERS, expressions
 from training.mllm_model import MIXED, NOTHING, UNCLEAR
 from training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 
@@ -21,8 +21,6 @@ FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
 # How much oftener a question is asked that names one of several objects of a category.
 HARD = 3.0
 MOVING, FALLING = 3.0, 10.0
-# One frame shows no motion.
-NEEDS_VIDEO = ("motion", "temporal")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,6 +84,11 @@ def liveliness(visual: Visual) -> np.ndarray:
     return np.where(falling, FALLING, np.where(moving, MOVING, 1.0))
 
 
+def needs_video(asked: Expression) -> bool:
+    """One frame shows no motion."""
+    return asked.kind in ("motion", "temporal") or asked.text == MOVERS
+
+
 class Teacher:
     """Draws questions about one clip."""
 
@@ -112,7 +115,8 @@ class Teacher:
                 rows = int(rng.integers(2, len(owners)))
                 row = int(rng.integers(len(owners) - rows + 1))
                 # A part of the clip need not show what is asked for.
-                by_kind = {kind: said for kind, said in by_kind.items() if kind not in NEEDS_VIDEO}
+                kept = {kind: [one for one in said if not needs_video(one)] for kind, said in by_kind.items()}
+                by_kind = {kind: said for kind, said in kept.items() if said}
         owners = owners[row : row + rows]
         asked = [self._ask(by_kind, rng) for _ in range(count - 1)]
         found = [self._object(one, visual, row, owners, rng) for one in asked]
@@ -129,7 +133,7 @@ class Teacher:
     def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
         text = object_prompt(asked.text, _variant(rng))
         short = text.split("\n")[0]
-        if visual == "image" and asked.kind in NEEDS_VIDEO:
+        if visual == "image" and needs_video(asked):
             answer, targets = UNCLEAR, tuple(range(len(self.clip.objects)))
         elif not np.isin(owners, [k + 1 for k in asked.targets]).any():
             answer, targets = NOTHING, ()
@@ -157,7 +161,7 @@ class Teacher:
         truth = asked.category or (MIXED if asked.targets else NOTHING)
         present = [one.category for one in self.clip.objects]
         video = truth if rng.random() < 0.95 else present[int(rng.integers(len(present)))]
-        usual = UNCLEAR if asked.kind in NEEDS_VIDEO else truth
+        usual = UNCLEAR if needs_video(asked) else truth
         count = int(rng.integers(4, KEY_FRAMES + 1))
         draws = rng.random(count)
         frames = [

@@ -50,7 +50,6 @@ def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
         "away": "away",
         "fell": "fell",
         "dropped": "fell",
-        "moved": None,
     }
     found = {}
     for group in ("category", "color", "size", "surface"):
@@ -58,8 +57,7 @@ def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
             for text in (word, f" {word}", *([f" {word}s"] if group == "category" else [])):
                 found[_one(tokenizer, text)] = OFFSETS[group] + place
     for word, meaning in words.items():
-        if meaning:
-            found[_one(tokenizer, f" {word}")] = OFFSETS["motion"] + MOVING_WORDS.index(meaning)
+        found[_one(tokenizer, f" {word}")] = OFFSETS["motion"] + MOVING_WORDS.index(meaning)
     for word, meaning in (("largest", "large"), ("biggest", "large"), ("smallest", "small")):
         found[_one(tokenizer, f" {word}")] = OFFSETS["size"] + SIZES.index(meaning)
     return found

@@ -127,7 +127,8 @@ class Trainer:
         away = [
             pair if self.rng.random() < 0.85 else vanished(pair, other, self.rng) for pair, other in zip(raw, raw[1:])
         ]
-        raw = [self._hidden(pair, raw) for pair in [*away, raw[-1]]]
+        away.append(raw[-1])
+        raw = [self._hidden(pair, raw[:place] + raw[place + 1 :]) for place, pair in enumerate(away)]
         pairs = [augmented(pair, self.rng) for pair in raw]
         pixels, labels = torch.cat([part for part, _ in pairs]), [image for _, part in pairs for image in part]
         with torch.autocast("cpu", torch.bfloat16):
@@ -168,7 +169,7 @@ class Trainer:
 
     def _hidden(self, pair: Pair, others: list[Pair]) -> Pair:
         draw = self.rng.random()
-        return pair if draw < 0.35 else (occluded if draw < 0.55 else crossed)(pair, others, self.rng)
+        return pair if draw < 0.35 or not others else (occluded if draw < 0.55 else crossed)(pair, others, self.rng)
 
     def _clicked(
         self, pixels: torch.Tensor, labels: list[np.ndarray], each: int, embeddings: Any = None

@@ -69,7 +69,8 @@ class ClipPool:
         object is hidden for a while are taken three times as often, most of them where it is hidden."""
         result = []
         weights = np.where([at is None for at in self._hidden_at], 1.0, 3.0)
-        for one in rng.choice(len(self._clips), size=count, p=weights / weights.sum()):
+        several = count > len(self._clips)
+        for one in rng.choice(len(self._clips), size=count, p=weights / weights.sum(), replace=several):
             images, labels = self._clips[one]
             step = int(rng.integers(1, min(4, (len(images) - 1) // (length - 1)) + 1))
             last = len(images) - 1 - step * (length - 1)
@@ -132,8 +133,10 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     rows, columns = np.nonzero(labels[first] == rng.choice(present))
     half = np.array([np.ptp(columns), np.ptp(rows)]) / 2 * rng.uniform(0.7, 1.6) + 6
     centre = np.array([columns.mean(), rows.mean()])
-    source = others[rng.integers(len(others))][0]
-    source = np.roll(source[rng.integers(len(source))], tuple(rng.integers(0, (height, width))), (0, 1))
+    source, owners = others[rng.integers(len(others))]
+    index, shift = rng.integers(len(source)), tuple(rng.integers(0, (height, width)))
+    source, owners = (np.roll(part[index], shift, (0, 1)) for part in (source, owners))
+    owners = np.where(owners > 0, owners + labels.max(), 0)
     speed = rng.normal(0, 3, 2)
     round_one = rng.random() < 0.5
     y, x = np.mgrid[:height, :width]
@@ -141,7 +144,7 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
         away = np.abs(np.stack([x, y], -1) - centre - speed * (index - first)) / half
         patch = np.hypot(*np.moveaxis(away, -1, 0)) < 1.2 if round_one else (away < 1).all(-1)
         images[index][patch] = source[patch]
-        labels[index][patch] = 0
+        labels[index][patch] = owners[patch]
     return images, labels
 
 
@@ -150,7 +153,7 @@ def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     frame on it can be followed itself. What hides an object is else taken for it."""
     images, labels = pair[0].copy(), pair[1].copy()
     count, height, width = labels.shape
-    present = _whole_objects(labels[0])
+    present = _uncut(labels[0])
     passing = _cut_out(others, rng)
     if not present or passing is None:
         return pair
@@ -180,31 +183,32 @@ def _cut_out(others: list[Pair], rng: np.random.Generator) -> tuple[np.ndarray, 
     """Some object of some frame in its box: (h, w, 3) uint8, and its mask (h, w) float32; None if that shows none."""
     images, labels = others[rng.integers(len(others))]
     index = rng.integers(len(labels))
-    objects = _whole_objects(labels[index])
+    objects = _uncut(labels[index])
     if not objects:
         return None
     mask = (labels[index] == rng.choice(objects)).astype(np.uint8)
     left, top, wide, tall = cv2.boundingRect(mask)
     box = (slice(top, top + tall), slice(left, left + wide))
-    # A pixel less all around, which has some of what is behind it; and one of margin.
+    # A pixel less all around, which has some of what is behind it: of a sliver nothing is left.
     inner = cv2.erode(mask, np.ones((3, 3), np.uint8))[box]
-    return images[index][box], inner.astype(np.float32)
+    return (images[index][box], inner.astype(np.float32)) if inner.sum() >= CLICK_AREA else None
 
 
-def _whole_objects(labels: np.ndarray) -> list[int]:
-    """Those that a click would find and that the border does not cut off. labels: (H, W)."""
+def _uncut(labels: np.ndarray) -> list[int]:
+    """The objects that a click would find and that the border does not cut off. labels: (H, W)."""
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return [int(one) for one in np.unique(labels) if one and one not in border and (labels == one).sum() >= CLICK_AREA]
 
 
 def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
-    """For some of the frames after the first the camera sees another clip, with none of the objects."""
+    """For some of the frames after the first the camera sees another clip, with other objects."""
     images, labels = pair[0].copy(), pair[1].copy()
     if len(images) < 2:
         return pair
     first = int(rng.integers(1, len(images)))
     last = int(rng.integers(first + 1, len(images) + 1))
-    images[first:last], labels[first:last] = other[0][first:last], 0
+    cut = other[1][first:last]
+    images[first:last], labels[first:last] = other[0][first:last], np.where(cut > 0, cut + pair[1].max(), 0)
     return images, labels
 
 

@@ -22,6 +22,7 @@ ONE = ("the {} object", "the {} one", "the {} thing on the table", "which object
 LARGE = ("the large object", "the largest object", "the biggest thing on the table")
 SMALL = ("the small object", "the smallest object", "the smallest thing on the table")
 MOVING = ("the one that is moving", "the moving object", "which object moves?", "the object that moved")
+MOVERS = "the moving objects"
 STILL = ("the object that did not move", "the one that stays still")
 TOWARDS = {
     "left": ("the object that moved left", "the one moving to the left"),
@@ -150,7 +151,7 @@ class _About:
                     yield self._say("several", plural(value), *(k for k in self.all if values[k] == value))
         movers = np.flatnonzero(self.events.moved)
         if 2 <= len(movers) < len(self.objects) and (self.events.moved | self.events.stayed).all():
-            yield self._say("several", "the moving objects", *movers)
+            yield self._say("several", MOVERS, *movers)
 
     def absent(self) -> list[Expression]:
         """Three things that are not there: a colour, a category, and a pair of which most often one half is there."""
