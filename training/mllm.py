@@ -221,7 +221,7 @@ def train_prompts(run: Run) -> None:
         thin = seconds < THIN_UNTIL * budget
         draw = run.rng.random()
         # Sequences of like length together: a video has twice the tokens of a frame.
-        visual, size = ("", 16) if draw < 0.06 else ("video", 10) if draw < 0.6 else ("image", 16)
+        visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
         # Few clips have falls in them, and what a video is needed for is the hardest.
         chosen = run.rng.choice(len(pupils), 2 * size if thin else size, p=chances)
         packs = [pupils[place].pack(run.rng, visual, 4) for place in chosen]
@@ -263,9 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
     parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
-    parser.add_argument("--tower-minutes", type=float, default=42)
+    parser.add_argument("--tower-minutes", type=float, default=75)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
-    parser.add_argument("--prompts-minutes", type=float, default=90)
+    parser.add_argument("--prompts-minutes", type=float, default=150)
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)

@@ -157,18 +157,21 @@ class Teacher:
         return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, look)
 
     def _choice(self, asked: Expression, rng: np.random.Generator) -> Lesson:
-        """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them."""
+        """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them. Frames in
+        which the target cannot be seen say so, and count for nothing where another agrees with the video."""
         truth = asked.category or (MIXED if asked.targets else NOTHING)
         present = [one.category for one in self.clip.objects]
         video = truth if rng.random() < 0.95 else present[int(rng.integers(len(present)))]
         usual = UNCLEAR if needs_video(asked) else truth
         count = int(rng.integers(4, KEY_FRAMES + 1))
+        hidden = rng.uniform(0, 0.7) if rng.random() < 0.3 else 0.05
         draws = rng.random(count)
         frames = [
-            usual if draw < 0.85 else (NOTHING if draw < 0.9 else present[int(rng.integers(len(present)))])
+            NOTHING if draw < hidden else (present[int(rng.integers(len(present)))] if draw > 0.9 else usual)
             for draw in draws
         ]
-        votes = Counter(name for name in frames if name != UNCLEAR)
+        agreed = video != NOTHING and (video in frames or UNCLEAR in frames)
+        votes = Counter(name for name in frames if name != UNCLEAR and not (agreed and name == NOTHING))
         votes[video] += 3
         answer = votes.most_common(1)[0][0]
         # Variant v3 names no candidates.

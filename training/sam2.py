@@ -50,7 +50,7 @@ class Recipe:
     in memory.
     """
 
-    minutes: float = 90.0
+    minutes: float = 150.0
     single: float = 0.25
     frames: int = 10
     clips: int = 4
