@@ -247,8 +247,8 @@ class TowerTrainer:
             concerned = wanted[:, part].sum(1) > 0
             logits, truth = said[concerned, part] * SHARPNESS, wanted[concerned, part]
             if len(truth):
-                wrong = F.cross_entropy(logits, truth, reduction="none") * counts[concerned]
-                loss = loss + wrong.sum() / counts[concerned].sum() * (2.0 if group == "category" else 1.0)
+                surprise = F.cross_entropy(logits, truth, reduction="none") * counts[concerned]
+                loss = loss + surprise.sum() / counts[concerned].sum() * (2.0 if group == "category" else 1.0)
                 right[group] = (logits.argmax(1) == truth.argmax(1)).float().mean().item()
         logits, truth = (said[owners > 0, near:] - 0.5) * SHARPNESS, wanted[owners > 0, near:]
         clear = truth != 0.5
