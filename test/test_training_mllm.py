@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
+from lesson_scene import H, W, lessons, rolling_ball, teacher_of
 from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
 
 from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
-from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.grounding.rollout import rollout_last_row
-from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
+from decaf_ros.tabletop.clip import Expression, TabletopClip
 from decaf_ros.tabletop.expressions import MOVERS
 from training.cpu import speed_up
-from training.mllm_batches import Batch, Pack, Writer
-from training.mllm_language import LOOKING_LAYERS, TAP, LanguageTrainer, contrast_losses, last_rows_of_rollout
+from training.mllm_batches import Pack, Writer
 from training.mllm_lessons import (
     FALLING,
     FRAME_GRID,
     MOVING,
     VIDEO_GRID,
-    Lesson,
     Teacher,
-    image_visual,
     liveliness,
     video_visual,
 )
@@ -45,67 +39,15 @@ from training.mllm_model import (
 from training.mllm_tower import TowerTrainer, joined, patches, scenes
 from training.mllm_words import GROUPS, NEAR_NORM, NEIGHBOURS, NORM, OFFSETS, meanings, object_facts, token_owners
 
-F, H, W = 32, 240, 320
-# World to camera: x right, y up in the image as seen from above; see `clip`.
-LOOKING_AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
-
 
 @pytest.fixture(scope="module")
 def clip() -> TabletopClip:
-    """A red ball that rolls to the right below a large blue cube that stays where it is."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(90, 110, (F, H, W, 3)).astype(np.uint8)
-    labels = np.zeros((F, H, W), np.uint8)
-    poses = np.zeros((F, 2, 7))
-    poses[..., 3] = 1
-    poses[:, 0, 0] = np.linspace(-0.2, 0.2, F)
-    poses[:, 1, :2] = 0.0, 0.15
-    for frame in range(F):
-        x = 40 + round(frame / (F - 1) * 200)
-        labels[frame, 160:200, x : x + 40], images[frame, 160:200, x : x + 40] = 1, (200, 20, 20)
-    labels[:, 40:120, 120:200], images[:, 40:120, 120:200] = 2, (20, 20, 200)
-    return TabletopClip(
-        seed=0,
-        images=images,
-        labels=labels,
-        stamps_ns=np.arange(F, dtype=np.int64) * 100_000_000,
-        objects=(
-            TabletopObject("ball", "red", "small", 0.04, 0.08),
-            TabletopObject("cube", "blue", "large", 0.07, 0.1),
-        ),
-        poses=poses,
-        camera_poses=np.tile(np.array([0, -0.5, 0.3, *LOOKING_AHEAD]), (F, 1)),
-        intrinsics=np.eye(3),
-        surface="wood",
-    )
+    return rolling_ball()
 
 
 @pytest.fixture(scope="module")
 def teacher(clip: TabletopClip) -> Teacher:
-    return Teacher(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
-
-
-def packs(teacher: Teacher, count: int = 50) -> list[Pack]:
-    """Of four questions each, with ideal tokens."""
-    rng = np.random.default_rng(1)
-    found = []
-    for visual in ("video", "image", ""):
-        for _ in range(count):
-            asked = teacher.lessons(rng, visual, 4)
-            found.append(Pack(asked, ideal_tokens(teacher, asked[0])))
-    return found
-
-
-def lessons(teacher: Teacher) -> list[Lesson]:
-    return [lesson for pack in packs(teacher) for lesson in pack.lessons]
-
-
-def ideal_tokens(teacher: Teacher, lesson: Lesson) -> np.ndarray | None:
-    if not lesson.visual:
-        return None
-    rows = slice(lesson.row, lesson.row + lesson.rows)
-    facts = teacher.visuals[lesson.visual].facts[rows] @ meanings().numpy()
-    return np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
+    return teacher_of(clip)
 
 
 def test_every_word_that_matters_is_one_token():
@@ -303,131 +245,6 @@ def test_a_written_lesson_is_the_adapters_prompt(teacher: Teacher, clip: Tableto
         assert error.norm() < 0.1 * (seen.tokens - seen.tokens.mean(dim=0)).norm()
 
 
-@pytest.fixture(scope="module")
-def trainer() -> LanguageTrainer:
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer()
-    return LanguageTrainer(new_model(tokenizer), tokenizer)
-
-
-def written(packs: list[Pack], keep: float = 1.0, short: bool = False) -> Batch:
-    return Writer(new_tokenizer(), CHAT_TEMPLATE).batch(packs, keep, np.random.default_rng(0), short)
-
-
-def test_a_packed_question_is_the_real_model_s_alone(trainer: LanguageTrainer, teacher: Teacher):
-    """Logits, attention and rollout of each question of a pack, against the real model on that question alone."""
-    batch = written([packs(teacher, 2)[place] for place in (0, 1, 2, 4)])
-    assert len(set(batch.part[:, -1].tolist())) > 1, "expected some padding"
-    with torch.no_grad():
-        got = trainer.logits(batch)
-        kept = {layer: trainer.text.layers[layer].self_attn.kept.float() for layer in LOOKING_LAYERS}
-        rolled = last_rows_of_rollout(list(kept.values()), batch)
-        real = trainer.model.eval()
-        text = real.model.language_model
-        text.set_attn_implementation("eager")
-        embedded = text.embed_tokens(batch.ids).masked_scatter(batch.visual[..., None], batch.features)
-        for b, q in np.ndindex(*batch.ends.shape):
-            own = batch.rows[b, q].clone()
-            own[batch.ends[b, q]] = True
-            seen = text(
-                inputs_embeds=embedded[b : b + 1, own],
-                position_ids=batch.positions[:, b : b + 1, own],
-                output_attentions=True,
-            )
-            wanted = real.lm_head(seen.last_hidden_state[0, -2:])
-            assert (got[b, q] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
-            for layer, attention in kept.items():
-                row = attention[b, :, batch.ends[b, q] - 1]
-                assert torch.allclose(row[:, own], seen.attentions[layer][0, :, -2], atol=0.02)
-                assert row[:, ~own].abs().max() < 1e-6, "a question sees nothing of another"
-            if batch.visual[b].any():
-                # Of the same attention: its rounding is judged above, and would hide what is wrong here.
-                row, own = rolled[b, q], batch.rows[b, q]
-                alone = [attention[b][:, own][:, :, own] for attention in kept.values()]
-                visual = batch.visual[b, own]
-                torch.testing.assert_close(row[own][visual], _rollout_alone(alone, visual)[visual], rtol=0.01, atol=0)
-        text.set_attn_implementation(TAP)
-        text.train()
-
-
-def _rollout_alone(layers: list[torch.Tensor], visual: torch.Tensor) -> torch.Tensor:
-    """By `rollout_last_row`, from attention (heads, n, n) put as queries and keys whose softmax it is."""
-    recorded = []
-    for attention in layers:
-        keys = torch.eye(attention.shape[-1]).expand(1, len(attention), -1, -1)
-        recorded.append(LayerAttention(attention.clamp(min=1e-30).log()[None], keys, 1.0))
-    return rollout_last_row(recorded, visual[None])[0]
-
-
-@pytest.mark.parametrize("name, is_contrasted", [("attribute", True), ("absent", False)])
-def test_looking_loss_is_least_where_the_contrast_shows_the_target(
-    trainer: LanguageTrainer, teacher: Teacher, name: str, is_contrasted: bool
-):
-    """Attention of no token but the last one of each question; half of it on what both questions look at."""
-    pack = next(
-        pack
-        for pack in packs(teacher)
-        if pack.lessons[0].name == name and pack.lessons[0].visual and pack.lessons[0].look.any()
-    )
-    batch = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
-    assert batch.contrasted.tolist() == [[is_contrasted, False]]
-    visual = batch.visual[0]
-    on_object, around = batch.look[0]
-    owners = torch.zeros(len(visual), dtype=torch.int64)
-    owners[visual] = torch.from_numpy(pack.lessons[0].owners.reshape(-1).astype(np.int64))
-    wrong = (owners > 0) & (on_object == 0)  # an object that is not asked for
-
-    def loss_of(looks: torch.Tensor, common: torch.Tensor) -> tuple[float, float]:
-        """Of the object's question; what both questions look at besides."""
-        for layer in LOOKING_LAYERS:
-            kept = torch.zeros(1, 4, *[len(visual)] * 2)
-            for end, row in zip(batch.ends[0], (looks, around)):
-                kept[:, :, end - 1] = row / row.sum() / 2 + common / common.sum() / 2
-            trainer.text.layers[layer].self_attn.kept = kept
-        loss, shares = trainer._looking(batch)
-        return loss.item(), shares[0]
-
-    right, share = loss_of(on_object, visual.float())
-    elsewhere, no_share = loss_of(wrong.float(), visual.float())
-    both, _ = loss_of(on_object / on_object.sum() + wrong / wrong.sum(), visual.float())
-    assert right < both < elsewhere
-    if is_contrasted:
-        assert share == pytest.approx(1, abs=1e-3) and no_share == pytest.approx(0, abs=1e-3)
-        # What both questions look at is not in the contrast.
-        assert loss_of(on_object, wrong.float())[1] == pytest.approx(1, abs=1e-3)
-    else:
-        assert np.isnan(share)
-
-
-def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher: Teacher):
-    """The losses of the contrast alone, of maps that are put in."""
-
-    def losses(name: str, on: torch.Tensor, background: torch.Tensor) -> float:
-        rolled = torch.stack([on, background])[None] * batches[name].visual[:, None]
-        wanted = batches[name].look / batches[name].look.sum(2, keepdim=True)
-        return contrast_losses(rolled, batches[name], wanted).item()
-
-    found = {}
-    for pack in packs(teacher):
-        if pack.lessons[0].visual == "video" and pack.lessons[0].look.any():
-            found.setdefault(pack.lessons[0].name, Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens))
-    batches = {name: written([found[name]]) for name in ("attribute", "absent")}
-    look, around = batches["attribute"].look[0]
-    target, rest = look / look.sum(), around / around.sum()
-    # However much both questions look at the rest, the target alone is left.
-    right = losses("attribute", target + rest, rest)
-    assert right < 0.1 and losses("attribute", target + 5 * rest, 5 * rest) < right + 0.2
-    assert losses("attribute", target + rest, torch.zeros_like(rest)) > right + 0.3
-    assert losses("attribute", target, target) > right + 1
-    # Nothing to find: like the background, wherever that looks.
-    _, around = batches["absent"].look[0]
-    rest = around / around.sum()
-    other = torch.zeros_like(rest)
-    other[batches["absent"].visual[0].nonzero()[:5, 0]] = 0.2
-    assert losses("absent", rest, rest) == pytest.approx(0, abs=0.01)
-    assert losses("absent", other, rest) > 1 and losses("absent", other, other) == pytest.approx(0, abs=0.01)
-
-
 def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, teacher: Teacher):
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
@@ -466,17 +283,3 @@ def test_crops_show_the_same_object(clip: TabletopClip, teacher: Teacher):
         ys, xs = np.nonzero(fine == whole[0])
         assert np.allclose((boxes[whole[0], :2] * 48), (xs.mean() + 0.5, ys.mean() + 0.5), atol=1.5)
     assert (crops.facts[:, 1:, OFFSETS["neighbours"] :] == 0.5).all()
-
-
-def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):
-    torch.manual_seed(0)
-    tokenizer = new_tokenizer()
-    batch = written(packs(teacher, 4)[:8], 0.1, short=True)
-    trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
-    trainer.start_from_words(tokenizer)
-    losses = [trainer.step(batch, 2e-3, 0.3)[0] for _ in range(8)]
-    assert losses[-1] < 0.7 * losses[0]
-    again = LanguageTrainer(new_model(tokenizer), tokenizer)
-    again.load_state_dict(trainer.state_dict())
-    assert again.step(batch, 1e-3, 0.3) == pytest.approx(trainer.step(batch, 1e-3, 0.3), rel=1e-3)
-    assert "motion" in trainer.check([batch]) or "attribute" in trainer.check([batch])

@@ -1,0 +1,78 @@
+"""A drawn clip, and what the demo MLLM's training asks about it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
+from training.mllm_batches import Batch, Pack, Writer
+from training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
+from training.mllm_model import new_tokenizer
+from training.mllm_words import meanings
+
+F, H, W = 32, 240, 320
+# World to camera: x right, y up in the image as seen from above; see `rolling_ball`.
+LOOKING_AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
+
+
+def rolling_ball() -> TabletopClip:
+    """A red ball that rolls to the right below a large blue cube that stays where it is."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(90, 110, (F, H, W, 3)).astype(np.uint8)
+    labels = np.zeros((F, H, W), np.uint8)
+    poses = np.zeros((F, 2, 7))
+    poses[..., 3] = 1
+    poses[:, 0, 0] = np.linspace(-0.2, 0.2, F)
+    poses[:, 1, :2] = 0.0, 0.15
+    for frame in range(F):
+        x = 40 + round(frame / (F - 1) * 200)
+        labels[frame, 160:200, x : x + 40], images[frame, 160:200, x : x + 40] = 1, (200, 20, 20)
+    labels[:, 40:120, 120:200], images[:, 40:120, 120:200] = 2, (20, 20, 200)
+    return TabletopClip(
+        seed=0,
+        images=images,
+        labels=labels,
+        stamps_ns=np.arange(F, dtype=np.int64) * 100_000_000,
+        objects=(
+            TabletopObject("ball", "red", "small", 0.04, 0.08),
+            TabletopObject("cube", "blue", "large", 0.07, 0.1),
+        ),
+        poses=poses,
+        camera_poses=np.tile(np.array([0, -0.5, 0.3, *LOOKING_AHEAD]), (F, 1)),
+        intrinsics=np.eye(3),
+        surface="wood",
+    )
+
+
+def teacher_of(clip: TabletopClip) -> Teacher:
+    return Teacher(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
+
+
+def packs(teacher: Teacher, count: int = 50) -> list[Pack]:
+    """Of four questions each, with ideal tokens."""
+    rng = np.random.default_rng(1)
+    found = []
+    for visual in ("video", "image", ""):
+        for _ in range(count):
+            asked = teacher.lessons(rng, visual, 4)
+            found.append(Pack(asked, ideal_tokens(teacher, asked[0])))
+    return found
+
+
+def lessons(teacher: Teacher) -> list[Lesson]:
+    return [lesson for pack in packs(teacher) for lesson in pack.lessons]
+
+
+def ideal_tokens(teacher: Teacher, lesson: Lesson) -> np.ndarray | None:
+    if not lesson.visual:
+        return None
+    rows = slice(lesson.row, lesson.row + lesson.rows)
+    facts = teacher.visuals[lesson.visual].facts[rows] @ meanings().numpy()
+    return np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
+
+
+def written(packs: list[Pack], keep: float = 1.0, short: bool = False) -> Batch:
+    return Writer(new_tokenizer(), CHAT_TEMPLATE).batch(packs, keep, np.random.default_rng(0), short)

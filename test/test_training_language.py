@@ -1,0 +1,160 @@
+"""The language half of the demo MLLM's training: packed questions are the real model's, and where it learns to look."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from lesson_scene import packs, rolling_ball, teacher_of, written
+
+from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.grounding.rollout import rollout_last_row
+from training.mllm_batches import Pack
+from training.mllm_language import LOOKING_LAYERS, TAP, LanguageTrainer, contrast_losses, last_rows_of_rollout
+from training.mllm_lessons import (
+    Teacher,
+)
+from training.mllm_model import (
+    new_model,
+    new_tokenizer,
+)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Teacher:
+    return teacher_of(rolling_ball())
+
+
+@pytest.fixture(scope="module")
+def trainer() -> LanguageTrainer:
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    return LanguageTrainer(new_model(tokenizer), tokenizer)
+
+
+def test_a_packed_question_is_the_real_model_s_alone(trainer: LanguageTrainer, teacher: Teacher):
+    """Logits, attention and rollout of each question of a pack, against the real model on that question alone."""
+    batch = written([packs(teacher, 2)[place] for place in (0, 1, 2, 4)])
+    assert len(set(batch.part[:, -1].tolist())) > 1, "expected some padding"
+    with torch.no_grad():
+        got = trainer.logits(batch)
+        kept = {layer: trainer.text.layers[layer].self_attn.kept.float() for layer in LOOKING_LAYERS}
+        rolled = last_rows_of_rollout(list(kept.values()), batch)
+        real = trainer.model.eval()
+        text = real.model.language_model
+        text.set_attn_implementation("eager")
+        embedded = text.embed_tokens(batch.ids).masked_scatter(batch.visual[..., None], batch.features)
+        for b, q in np.ndindex(*batch.ends.shape):
+            own = batch.rows[b, q].clone()
+            own[batch.ends[b, q]] = True
+            seen = text(
+                inputs_embeds=embedded[b : b + 1, own],
+                position_ids=batch.positions[:, b : b + 1, own],
+                output_attentions=True,
+            )
+            wanted = real.lm_head(seen.last_hidden_state[0, -2:])
+            assert (got[b, q] - wanted).abs().max() < 0.1 * wanted.std(), "up to bfloat16's rounding"
+            for layer, attention in kept.items():
+                row = attention[b, :, batch.ends[b, q] - 1]
+                assert torch.allclose(row[:, own], seen.attentions[layer][0, :, -2], atol=0.02)
+                assert row[:, ~own].abs().max() < 1e-6, "a question sees nothing of another"
+            if batch.visual[b].any():
+                # Of the same attention: its rounding is judged above, and would hide what is wrong here.
+                row, own = rolled[b, q], batch.rows[b, q]
+                alone = [attention[b][:, own][:, :, own] for attention in kept.values()]
+                visual = batch.visual[b, own]
+                torch.testing.assert_close(row[own][visual], _rollout_alone(alone, visual)[visual], rtol=0.01, atol=0)
+        text.set_attn_implementation(TAP)
+        text.train()
+
+
+def _rollout_alone(layers: list[torch.Tensor], visual: torch.Tensor) -> torch.Tensor:
+    """By `rollout_last_row`, from attention (heads, n, n) put as queries and keys whose softmax it is."""
+    recorded = []
+    for attention in layers:
+        keys = torch.eye(attention.shape[-1]).expand(1, len(attention), -1, -1)
+        recorded.append(LayerAttention(attention.clamp(min=1e-30).log()[None], keys, 1.0))
+    return rollout_last_row(recorded, visual[None])[0]
+
+
+@pytest.mark.parametrize("name, is_contrasted", [("attribute", True), ("absent", False)])
+def test_looking_loss_is_least_where_the_contrast_shows_the_target(
+    trainer: LanguageTrainer, teacher: Teacher, name: str, is_contrasted: bool
+):
+    """Attention of no token but the last one of each question; half of it on what both questions look at."""
+    pack = next(
+        pack
+        for pack in packs(teacher)
+        if pack.lessons[0].name == name and pack.lessons[0].visual and pack.lessons[0].look.any()
+    )
+    batch = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
+    assert batch.contrasted.tolist() == [[is_contrasted, False]]
+    visual = batch.visual[0]
+    on_object, around = batch.look[0]
+    owners = torch.zeros(len(visual), dtype=torch.int64)
+    owners[visual] = torch.from_numpy(pack.lessons[0].owners.reshape(-1).astype(np.int64))
+    wrong = (owners > 0) & (on_object == 0)  # an object that is not asked for
+
+    def loss_of(looks: torch.Tensor, common: torch.Tensor) -> tuple[float, float]:
+        """Of the object's question; what both questions look at besides."""
+        for layer in LOOKING_LAYERS:
+            kept = torch.zeros(1, 4, *[len(visual)] * 2)
+            for end, row in zip(batch.ends[0], (looks, around)):
+                kept[:, :, end - 1] = row / row.sum() / 2 + common / common.sum() / 2
+            trainer.text.layers[layer].self_attn.kept = kept
+        loss, shares = trainer._looking(batch)
+        return loss.item(), shares[0]
+
+    right, share = loss_of(on_object, visual.float())
+    elsewhere, no_share = loss_of(wrong.float(), visual.float())
+    both, _ = loss_of(on_object / on_object.sum() + wrong / wrong.sum(), visual.float())
+    assert right < both < elsewhere
+    if is_contrasted:
+        assert share == pytest.approx(1, abs=1e-3) and no_share == pytest.approx(0, abs=1e-3)
+        # What both questions look at is not in the contrast.
+        assert loss_of(on_object, wrong.float())[1] == pytest.approx(1, abs=1e-3)
+    else:
+        assert np.isnan(share)
+
+
+def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher: Teacher):
+    """The losses of the contrast alone, of maps that are put in."""
+
+    def losses(name: str, on: torch.Tensor, background: torch.Tensor) -> float:
+        rolled = torch.stack([on, background])[None] * batches[name].visual[:, None]
+        wanted = batches[name].look / batches[name].look.sum(2, keepdim=True)
+        return contrast_losses(rolled, batches[name], wanted).item()
+
+    found = {}
+    for pack in packs(teacher):
+        if pack.lessons[0].visual == "video" and pack.lessons[0].look.any():
+            found.setdefault(pack.lessons[0].name, Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens))
+    batches = {name: written([found[name]]) for name in ("attribute", "absent")}
+    look, around = batches["attribute"].look[0]
+    target, rest = look / look.sum(), around / around.sum()
+    # However much both questions look at the rest, the target alone is left.
+    right = losses("attribute", target + rest, rest)
+    assert right < 0.1 and losses("attribute", target + 5 * rest, 5 * rest) < right + 0.2
+    assert losses("attribute", target + rest, torch.zeros_like(rest)) > right + 0.3
+    assert losses("attribute", target, target) > right + 1
+    # Nothing to find: like the background, wherever that looks.
+    _, around = batches["absent"].look[0]
+    rest = around / around.sum()
+    other = torch.zeros_like(rest)
+    other[batches["absent"].visual[0].nonzero()[:5, 0]] = 0.2
+    assert losses("absent", rest, rest) == pytest.approx(0, abs=0.01)
+    assert losses("absent", other, rest) > 1 and losses("absent", other, other) == pytest.approx(0, abs=0.01)
+
+
+def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer()
+    batch = written(packs(teacher, 4)[:8], 0.1, short=True)
+    trainer = LanguageTrainer(new_model(tokenizer), tokenizer)
+    trainer.start_from_words(tokenizer)
+    losses = [trainer.step(batch, 2e-3, 0.3)[0] for _ in range(8)]
+    assert losses[-1] < 0.7 * losses[0]
+    again = LanguageTrainer(new_model(tokenizer), tokenizer)
+    again.load_state_dict(trainer.state_dict())
+    assert again.step(batch, 1e-3, 0.3) == pytest.approx(trainer.step(batch, 1e-3, 0.3), rel=1e-3)
+    assert "motion" in trainer.check([batch]) or "attribute" in trainer.check([batch])
