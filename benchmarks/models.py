@@ -37,24 +37,26 @@ class Shape:
     vision_heads: int
     vision_feedforward: int
     full_attention: tuple[int, ...]
+    vocabulary: int
 
 
 # What a CPU can be asked for: the heads of `rollout`'s rows, and a vision tower that takes as much of the whole as the
 # 7B's does (0.4 of the language model's operations for a key frame). And the published sizes, for a GPU.
-MID = Shape(480, 12, 12, 2, 1280, 192, 6, 4, 512, (5,))
-QWEN_3B = Shape(2048, 36, 16, 2, 11008, 1280, 32, 16, 3420, (7, 15, 23, 31))
-QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 16, 3420, (7, 15, 23, 31))
+MID = Shape(480, 12, 12, 2, 1280, 192, 6, 4, 512, (5,), 1000)
+QWEN_3B = Shape(2048, 36, 16, 2, 11008, 1280, 32, 16, 3420, (7, 15, 23, 31), 151936)
+QWEN_7B = Shape(3584, 28, 28, 4, 18944, 1280, 32, 16, 3420, (7, 15, 23, 31), 152064)
 
 
 def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
     """Real Qwen2.5-VL classes and processor, random weights (float32 on a CPU, bfloat16 elsewhere). The tokenizer is
-    the tiny checkpoint's, the vocabulary its own too: nothing that is measured depends on it but the last layer."""
+    the tiny checkpoint's, which knows the first words of the vocabulary alone."""
     config = MllmConfig(checkpoint=str(write_tiny_mllm(folder)), local_files_only=True, device=device)
     tiny = load_mllm(config)
     sizes = tiny.model.config
     text, vision = sizes.text_config, sizes.vision_config
     text.hidden_size, text.num_hidden_layers = shape.hidden, shape.layers
     text.num_attention_heads, text.num_key_value_heads = shape.heads, shape.key_heads
+    text.vocab_size = max(shape.vocabulary, text.vocab_size)
     text.intermediate_size, text.layer_types = shape.feedforward, ["full_attention"] * shape.layers
     # Half of a head's dimension, for time, height and width.
     half = shape.hidden // shape.heads // 2
@@ -81,7 +83,7 @@ def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu", fill_holes_px:
 
 def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:
     """Frames of the demo's bag at another size, and a map (T, 24, 42) float32 in [0, 1] to be planted: a hill on each
-    of three objects that are there throughout, of about two tokens over 0.8."""
+    of three objects that are there throughout, of about two tokens over 0.8 on every frame."""
     bag = find_resource("demo/bags/story", Path(__file__))
     truth = read_ground_truth(bag)
     with BagReader(bag) as reader:
@@ -94,7 +96,7 @@ def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Wi
     for label in seen[:3]:
         for hill, mask in zip(planted, labels == label):
             row, column = np.argwhere(mask).mean(axis=0) / mask.shape * hill.shape
-            np.maximum(hill, np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 1.2**2)), out=hill)
+            np.maximum(hill, np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 1.4**2)), out=hill)
     images = [cv2.resize(frame.image, size_hw[::-1]) for frame in some]
     return Window(tuple(Frame(image, 10**8 * (k + 1), "", k) for k, image in enumerate(images))), planted
 

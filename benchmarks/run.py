@@ -1,8 +1,9 @@
 """Prints tables and, last, one line of JSON. Ratios are of two things measured in this same run; times are medians.
 
-    python benchmarks/run.py [--quick] [--device cuda] [--shape 7b]
+    python benchmarks/run.py [--quick] [--device cuda] [--shape 7b] [--only windows,tracking]
 
-Ends with status 1 where the two things that are compared do not give the same.
+Ends with status 1 where the two things that are compared do not give the same, or memory grows; `wrong` says what. What
+misses what this project asks of itself (`BARS`) is in `missed`, and no failure: a busy machine misses much.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import grounding
@@ -23,10 +25,30 @@ import transformers
 from tracker_memory import measure as measure_tracker_memory
 from window_memory import measure as measure_window_memory
 
-from models import MID, QWEN_3B, QWEN_7B
+from decaf_ros.grounding.mllm import Mllm
+from models import MID, QWEN_3B, QWEN_7B, random_mllm
 
 SHAPES = {"mid": MID, "3b": QWEN_3B, "7b": QWEN_7B}
+PARTS = ("rollout", "windows", "segmentation", "tracking", "memory")
 KEY_FRAMES, QUICK_KEY_FRAMES = 16, 4
+# Least and most: ratios of the mid shape on a CPU with 16 key frames; milliseconds of the 7B's on a GPU.
+BARS = {
+    "cpu": {
+        "rollout_speedup_1700": (8, None),
+        "rollout_speedup_3300": (8, None),
+        "rollout_memory_ratio_1700": (None, 0.25),
+        "rollout_memory_ratio_3300": (None, 0.25),
+        "window_cold_speedup": (2.5, None),
+        "window_warm_speedup": (8, None),
+        "second_query_ratio": (None, 0.35),
+        "segment_cold_speedup": (4, None),
+        "points64_speedup": (8, None),
+        "propagation4_speedup": (2, None),
+    },
+    "cuda": {"window_warm_ms": (None, 400), "window_cold_ms": (None, 1200)},
+}
+# Over the second half of the windows.
+MOST_GROWTH = 0.02
 
 
 def table(title: str, rows: Mapping[object, Mapping[str, float]]) -> None:
@@ -48,18 +70,35 @@ class Run:
     """What is measured goes into `result`, and what is not as it should be into `wrong`."""
 
     def __init__(self, given: argparse.Namespace) -> None:
-        self.quick, self.device, self.shape = given.quick, given.device, SHAPES[given.shape]
+        self.quick, self.device, self.shape = given.quick, given.device, given.shape
         # The first call of each thing measures memory, and is not timed where there are others.
         self.repeats = 1 if self.quick else 4
         self.frames = QUICK_KEY_FRAMES if self.quick else KEY_FRAMES
         self.result: dict[str, object] = {
             "quick": self.quick,
             "device": self.device,
-            "shape": given.shape,
+            "shape": self.shape,
             "key_frames": self.frames,
             "repeats": self.repeats,
         }
         self.wrong: list[str] = []
+
+    @cached_property
+    def mllm(self) -> Mllm:
+        """One for all that is measured: a large one has no room for another beside it."""
+        with tempfile.TemporaryDirectory() as folder:
+            return random_mllm(Path(folder), SHAPES[self.shape], self.device)
+
+    def missed(self) -> list[str]:
+        """Which of the bars are missed; none apply to a reduced run, or to other sizes."""
+        if self.quick or self.shape != ("mid" if self.device == "cpu" else "7b"):
+            return []
+        return [
+            f"{name} {self.result[name]:.2f}: expected {'at least' if least else 'at most'} {least or most}"
+            for name, (least, most) in BARS[self.device.split(":")[0]].items()
+            if name in self.result
+            and (self.result[name] < least if least is not None else self.result[name] > most)
+        ]
 
     def expect(self, holds: bool, what: str) -> None:
         if not holds:
@@ -79,23 +118,23 @@ class Run:
     def windows(self) -> None:
         # In bfloat16 the two differ in rounding.
         bound = 1e-6 if self.device == "cpu" else 1e-3
-        with tempfile.TemporaryDirectory() as folder:
-            rows, main = {}, None
-            for frames in (self.frames,) if self.quick else (4, 8, 16, 32):
-                compared = grounding.Windows(Path(folder), self.shape, frames, frames // 4, self.device)
-                rows[frames] = compared.measure(self.repeats if frames == self.frames else 1)
-                self.expect(rows[frames]["error"] <= bound, f"window of {frames}: {rows[frames]['error']:.1e} off")
-                main = compared if frames == self.frames else main
-            if not self.quick:
-                decoding = grounding.Windows(
-                    Path(folder), self.shape, self.frames, self.frames // 4, self.device, mode="paper"
-                )
-                rows[f"{self.frames}, mode paper"] = decoding.measure(1)
-                self.result["window_paper_cold_speedup"] = rows[f"{self.frames}, mode paper"]["cold_speedup"]
+        rows = {}
+        for frames in (self.frames,) if self.quick else (4, 8, 16, 32):
+            compared = grounding.Windows(self.mllm, frames, frames // 4, self.device)
+            rows[frames] = compared.measure(self.repeats if frames == self.frames else 1)
+        if not self.quick:
+            name = f"{self.frames}, mode paper"
+            decoding = grounding.Windows(self.mllm, self.frames, self.frames // 4, self.device, mode="paper")
+            rows[name] = decoding.measure(1)
+            self.result["window_paper_cold_speedup"] = rows[name]["cold_speedup"]
+        for name, figures in rows.items():
+            self.expect(figures["error"] <= bound, f"window of {name}: {figures['error']:.1e} off")
         table("grounding, key frames", rows)
-        table(f"its stages, ms, {self.frames} key frames", main.stages)
+        where = grounding.Windows(self.mllm, self.frames, self.frames // 4, self.device).parts()
+        table(f"where it goes, ms, {self.frames} key frames", where)
         figures = rows[self.frames]
-        names = ("cold_speedup", "warm_speedup", "cold_ms", "warm_ms", "literal_ms", "cold_mib", "literal_mib")
+        names = ("cold_speedup", "warm_speedup", "cold_ms", "warm_ms", "literal_ms")
+        names += ("cold_mib", "literal_mib", "peak_mib")
         self.result |= {f"window_{name}": figures[name] for name in names}
         self.result["second_query_ratio"] = figures["second_query_ratio"]
 
@@ -103,24 +142,37 @@ class Run:
         # bfloat16 moves edges.
         same = 0.9999 if self.device == "cpu" else 0.99
         counts = (64,) if self.quick else (8, 64, 256)
-        found = {count: segmentation.points(count, 3, self.device) for count in counts}
+        found = {count: segmentation.points(count, 9, self.device) for count in counts}
         table("points of a key frame", found)
         self.result["points64_speedup"] = found[64]["speedup"]
-        self.expect(found[64]["same_pixels"] >= same, f"points: {found[64]['same_pixels']:.4f} of the pixels the same")
+        self._expect_same_pixels("points", found, same)
         counts = (4,) if self.quick else (1, 4, 8)
         found = {count: segmentation.propagation(count, self.frames, self.repeats, self.device) for count in counts}
         table(f"objects over {self.frames} key frames", found)
         self.result["propagation4_speedup"] = found[4]["speedup"]
         self.result["propagation4_speedup_one_run"] = found[4]["speedup_one_run"]
-        with tempfile.TemporaryDirectory() as folder:
-            whole = segmentation.whole(Path(folder), self.shape, self.frames, self.repeats, self.device)
-        table("segment, cold", {f"{self.frames} key frames": whole})
+        self._expect_same_pixels("objects", found, same)
+        found = {f"{self.frames} key frames": segmentation.whole(self.mllm, self.frames, self.repeats, self.device)}
+        table("segment, cold", found)
+        (whole,) = found.values()
         self.result["segment_cold_speedup"] = whole["speedup"]
-        self.expect(whole["tracklets"] == whole["literal_tracklets"], "segment: another number of tracklets")
+        # Holes are filled in ours alone.
+        self._expect_same_pixels("segment", found, 0.999)
+        counts = whole["tracklets"], whole["literal_tracklets"]
+        self.expect(counts == (3, 3), f"segment: expected 3 tracklets, got {counts[0]} and, literally, {counts[1]}")
+        self.expect(whole["score_error"] <= 0.01, f"segment: scores differ by {whole['score_error']:.3f}")
+
+    def _expect_same_pixels(self, what: str, rows: Mapping[object, Mapping[str, float]], least: float) -> None:
+        for name, figures in rows.items():
+            share = figures["same_pixels"]
+            self.expect(share >= least, f"{what}, {name}: {share:.4f} of the pixels the same")
 
     def memory(self) -> None:
         print("\noverlapping windows, tiny checkpoint")
-        self.result["windows"] = measure_window_memory(50 if self.quick else 1000, self.device)
+        grown = self.result["windows"] = measure_window_memory(50 if self.quick else 1000, self.device)
+        # In a short run the caches have only just filled.
+        flat = self.quick or abs(grown["change"]) < MOST_GROWTH
+        self.expect(flat, f"memory over {grown['windows']} windows: changed by {grown['change']:.1%}")
         print("\nstreaming tracker, 2 objects")
         self.result["tracker"] = measure_tracker_memory(200 if self.quick else 2000, self.device)
 
@@ -128,15 +180,15 @@ class Run:
         """The published sizes of SAM 2: on a CPU the smallest, for a few frames."""
         sizes = ("tiny",) if self.device == "cpu" else tuple(tracking.SIZES)
         frames = 3 if self.device == "cpu" else 60
-        rows = {
-            f"{size}, {objects}": tracking.follow(size, objects, frames, self.device)
-            for size in sizes
-            for objects in (1, 4)
-        }
+        rows = {}
+        for size in sizes:
+            rows |= {f"{size}, {objects}": tracking.follow(size, objects, frames, self.device) for objects in (1, 4)}
+            rows[f"{size}, 4 apart"] = tracking.follow(size, 4, frames, self.device, groups=4)
+            if self.device != "cpu":
+                rows[f"{size}, 1 compiled"] = tracking.follow(size, 1, frames, self.device, compiles=True)
         table("live tracking, size, objects", rows)
-        self.result |= {
-            f"tracking_{row.replace(', ', '_')}_fps": figures["frames_per_s"] for row, figures in rows.items()
-        }
+        for row, figures in rows.items():
+            self.result[f"tracking_{row.replace(',', '').replace(' ', '_')}_fps"] = figures["frames_per_s"]
 
 
 def main() -> int:
@@ -144,19 +196,25 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="smaller sizes, fewer repeats")
     parser.add_argument("--device", default="cpu", help="torch device: cpu or cuda")
     parser.add_argument("--shape", choices=list(SHAPES), default="mid", help="size of the multimodal LLM")
-    run = Run(parser.parse_args())
+    parser.add_argument("--only", default=",".join(PARTS), help="parts, with commas: %(default)s")
+    given = parser.parse_args()
+    only = given.only.split(",")
+    if unknown := set(only) - set(PARTS):
+        parser.error(f"--only: expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    run = Run(given)
     name = torch.cuda.get_device_name() if run.device != "cpu" else f"{torch.get_num_threads()} threads"
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {platform.machine()}, {name}")
-    run.rollout()
-    run.windows()
-    run.segmentation()
-    if not run.quick:
-        run.tracking()
-    run.memory()
+    for part in PARTS:
+        # SAM 2 of the published sizes takes longer on a CPU than a reduced run should.
+        if part in only and not (part == "tracking" and run.quick):
+            getattr(run, part)()
+    missed = run.missed()
     for what in run.wrong:
-        print(f"NOT THE SAME: {what}")
+        print(f"WRONG: {what}")
+    for what in missed:
+        print(f"MISSED: {what}")
     result = {key: round(value, 4) if isinstance(value, float) else value for key, value in run.result.items()}
-    print(json.dumps({**result, "wrong": run.wrong}))
+    print(json.dumps({**result, "wrong": run.wrong, "missed": missed}))
     return 1 if run.wrong else 0
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -29,13 +31,45 @@ def _wait() -> None:
         torch.cuda.synchronize()
 
 
+def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], object]) -> dict[str, float]:
+    """Where one call of `function` spends its time: of each part, an attribute of an object or a module that is called
+    on the way, without the parts inside it; and the rest. On a GPU every part waits for its work, which takes longer.
+    """
+    spent = dict.fromkeys((*parts, "rest"), 0.0)
+    now = ["rest"]
+    since = time.perf_counter()
+
+    def switch(names: list[str]) -> None:
+        nonlocal now, since
+        _wait()
+        spent[now[-1]] += (time.perf_counter() - since) * 1e3
+        now, since = names, time.perf_counter()
+
+    def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*given: Any, **named: Any) -> Any:
+            switch([*now, name])
+            try:
+                return call(*given, **named)
+            finally:
+                switch(now[:-1])
+
+        return timed
+
+    with contextlib.ExitStack() as stack:
+        for name, (owner, attribute) in parts.items():
+            stack.enter_context(mock.patch.object(owner, attribute, watched(name, getattr(owner, attribute))))
+        function()
+        switch(now)
+    return spent
+
+
 class Measured:
     """Calls of one thing. mib: how far memory rose in the first one above what was held before: of the process on a CPU
-    (sampled every 2 ms), of torch's allocator on a GPU. ms: the median of the times of the others, which nobody
-    watches, or the first one's if it is alone. result: of the last one."""
+    (sampled every 2 ms), of torch's allocator on a GPU; peak_mib: how far it rose in all. ms: the median of the times
+    of the others, which nobody watches, or the first one's if it is alone. result: of the last one."""
 
     def __init__(self, device: str = "cpu") -> None:
-        self.mib = 0.0
+        self.mib = self.peak_mib = 0.0
         self.result: Any = None
         self._device = device
         self._times: list[float] = []
@@ -52,7 +86,7 @@ class Measured:
         meter = _GpuMeter() if self._device != "cpu" else _ProcessMeter()
         with meter:
             self._times.append(timed_ms(lambda: self._call(function)))
-        self.mib = meter.mib
+        self.peak_mib, self.mib = meter.peak, meter.peak - meter.before
 
     def _call(self, function: Callable[[], Any]) -> None:
         self.result = function()
@@ -61,17 +95,17 @@ class Measured:
 class _GpuMeter:
     def __enter__(self) -> None:
         torch.cuda.reset_peak_memory_stats()
-        self._before = torch.cuda.memory_allocated()
+        self.before = torch.cuda.memory_allocated() / 2**20
 
     def __exit__(self, *_: object) -> None:
-        self.mib = (torch.cuda.max_memory_allocated() - self._before) / 2**20
+        self.peak = torch.cuda.max_memory_allocated() / 2**20
 
 
 class _ProcessMeter:
     def __enter__(self) -> None:
         # What earlier calls have freed goes back to the system, or it would hide what this one takes.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        self._before = self._peak = resident_mib()
+        self.before = self.peak = resident_mib()
         self._over = threading.Event()
         self._watcher = threading.Thread(target=self._watch)
         self._watcher.start()
@@ -79,11 +113,11 @@ class _ProcessMeter:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._watcher.join()
-        self.mib = max(self._peak, resident_mib()) - self._before
+        self.peak = max(self.peak, resident_mib())
 
     def _watch(self) -> None:
         while not self._over.wait(0.002):
-            self._peak = max(self._peak, resident_mib())
+            self.peak = max(self.peak, resident_mib())
 
 
 def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, float]:

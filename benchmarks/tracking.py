@@ -13,6 +13,7 @@ from timing import Measured
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2, build_model
+from decaf_ros.types import Frame
 from models import SIZE_HW, window
 
 SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
@@ -20,20 +21,37 @@ SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 WARM_UP = 8
 
 
-def follow(size: str, objects: int, frames: int, device: str) -> dict[str, float]:
-    """Milliseconds a frame of 480x854, embedding and memory together; random weights, which take as long as others."""
+def follow(
+    size: str, objects: int, frames: int, device: str, groups: int = 1, compiles: bool = False
+) -> dict[str, float]:
+    """Milliseconds a frame of 480x854, embedding and memory together; random weights, which take as long as others.
+
+    groups: on how many frames the objects were taken up; those of one frame are followed together. compiles: as
+    sam2.compile.
+    """
     config = OmegaConf.load(Path(sam2.__file__).parent / f"configs/sam2.1/sam2.1_hiera_{SIZES[size]}.yaml")
     torch.manual_seed(0)
     model = build_model(OmegaConf.to_container(config, resolve=True)["model"]).to(device).eval()
+    if compiles:
+        model.image_encoder.compile(dynamic=False)
     network = Sam2(model, Sam2Config(device=device, embedding_cache=1))
     shots = window(WARM_UP + frames).frames
     masks = np.zeros((objects, *SIZE_HW), bool)
     for place, mask in enumerate(masks):
         mask[100 + 40 * place : 180 + 40 * place, 100 + 150 * place : 190 + 150 * place] = True
-    memory = ObjectMemory.start(network, network.embed(shots[0]), torch.from_numpy(masks).to(device))
+    memories = [
+        ObjectMemory.start(network, network.embed(shots[0]), torch.from_numpy(part).to(device))
+        for part in np.array_split(masks, groups)
+    ]
+
+    def step(frame: Frame) -> None:
+        embedding = network.embed(frame)
+        for memory in memories:
+            memory.step(embedding)
+
     for frame in shots[1:WARM_UP]:
-        memory.step(network.embed(frame))
+        step(frame)
     taken = Measured(device)
     for frame in shots[WARM_UP:]:
-        taken.run(lambda f=frame: memory.step(network.embed(f)))
-    return {"ms": taken.ms, "frames_per_s": 1000 / taken.ms, "mib": taken.mib}
+        taken.run(lambda f=frame: step(f))
+    return {"ms": taken.ms, "frames_per_s": 1000 / taken.ms, "mib": taken.mib, "peak_mib": taken.peak_mib}

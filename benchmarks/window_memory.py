@@ -1,4 +1,4 @@
-"""Does grounding's memory grow? Windows that overlap, two queries in turn, a tiny multimodal LLM; resident memory.
+"""Does memory grow? `segment` on windows that overlap, two queries in turn, tiny random models; resident memory.
 
     python benchmarks/window_memory.py --windows 1000
 
@@ -15,38 +15,45 @@ from pathlib import Path
 
 from timing import growth
 
-from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
+from decaf_ros.config import DecafConfig, replace
 from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.grounding.grounder import STAGES, Grounder
-from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.stages import StageClock
+from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
+from decaf_ros.pipeline import Decaf
 from models import window
 
 QUERIES = ("the mug that was just put down", "what can be used to cut bread")
 FRAMES = 4
+SMALL_CACHES = {
+    "grounding.mode": "fast",
+    "mllm.local_files_only": True,
+    "mllm.video_tokens": 48,
+    "engine.prefix_cache_mib": 8,
+    "engine.feature_cache_mib": 1,
+    "engine.map_cache_mib": 1,
+    "segmentation.max_points": 4,
+}
 
 
 def measure(windows: int, device: str = "cpu") -> dict[str, float]:
-    """Grounds so many windows (at least 2), each with one new key frame, and prints resident memory on the way."""
+    """Segments so many windows (at least 2), each with one new key frame, and prints resident memory on the way."""
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = str(write_tiny_mllm(Path(folder)))
-        mllm = load_mllm(MllmConfig(checkpoint, local_files_only=True, device=device, video_tokens=48))
-    engine = EngineConfig(prefix_cache_mib=8, feature_cache_mib=1, map_cache_mib=1)
-    grounder, config = Grounder(mllm, engine), replace(DecafConfig(), {"grounding.mode": "fast"})
+        mllm = write_tiny_mllm(Path(folder) / "mllm")
+        sam2 = write_tiny_sam2(Path(folder) / "sam2")
+        config = replace(DecafConfig(), SMALL_CACHES | {"mllm.checkpoint": str(mllm), "sam2.checkpoint": str(sam2)})
+        decaf = Decaf.from_config(replace(config, {"mllm.device": device, "sam2.device": device}))
 
-    def ground(number: int) -> None:
-        where = window(FRAMES, first=number, size_hw=(96, 128))
-        grounder.ground(where, QUERIES[number % 2], config, StageClock(STAGES))
+    def segment(number: int) -> None:
+        decaf.segment(window(FRAMES, first=number, size_hw=(96, 128)), QUERIES[number % 2])
 
-    grown = growth(ground, windows, "window")
-    caches = {name: getattr(grounder.engine, name) for name in ("prefixes", "features", "looks")}
+    grown = growth(segment, windows, "window")
+    caches = {name: getattr(decaf.grounder.engine, name) for name in ("prefixes", "features", "looks")}
     held = {f"{name}_mib": round(cache.held_bytes / 2**20, 2) for name, cache in caches.items()}
     return {"windows": windows, **grown, **held}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--windows", type=int, default=1000, help="windows to ground (at least 2)")
+    parser.add_argument("--windows", type=int, default=1000, help="windows to segment (at least 2)")
     parser.add_argument("--device", default="cpu", help="torch device, or auto")
     given = parser.parse_args()
     if given.windows < 2:

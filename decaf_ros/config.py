@@ -146,7 +146,8 @@ class Sam2Config(_Checked):
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     autocast: bool = _option(True, "bfloat16 autocast on cuda (no effect on the cpu)")
     embedding_cache: int = _option(
-        20, "frames whose image embeddings are kept; under window.size key frames are embedded again", 1, 1024
+        20, "frames whose image embeddings are kept, key frames before others; under window.size they are made again",
+        1, 1024,
     )
     point_batch: int = _option(32, "points that go through the mask decoder at once", 1, 1024)
     compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")

@@ -100,8 +100,11 @@ class OnlineSegmenter:
             text = f"stamp {frame.stamp_ns} ns comes after {newest.stamp_ns} ns: only frames in order can be key frames"
             self._emit(Notice("warn", text))
         is_keyframe = self.buffer.push(frame, self._config.window)
-        if is_keyframe and self._current:
-            self._current.due_in = max(0, self._current.due_in - 1)
+        if is_keyframe:
+            # What tracking makes of them now the next grounding need not make again.
+            self._decaf.sam2.hold(self.buffer.window().frames)
+            if self._current:
+                self._current.due_in = max(0, self._current.due_in - 1)
         self._follow(frame, is_keyframe)
         self._ground_if_due()
 
@@ -144,6 +147,7 @@ class OnlineSegmenter:
         """Starts the stream anew: window, buffer and targets go, the query stays and is grounded on the new window."""
         self._emit(Notice("warn", f"the stream starts anew: {reason}"))
         self.buffer.clear()
+        self._decaf.sam2.hold(())
         self._warned_of_stamps = False
         self._lose_all_targets()
         self._abandoned = True

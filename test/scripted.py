@@ -43,6 +43,9 @@ class World:
             mask[corner[1] : corner[1] + SIDE, corner[0] : corner[0] + SIDE] = True
         return mask
 
+    def hold(self, frames: Sequence[Frame]) -> None:
+        """As `Sam2.hold`: here nothing is kept that could be given up."""
+
 
 class WorldTracker:
     """StreamingTracker's interface; follows whatever object a mask was of. Its `sam2` is the world."""

@@ -259,6 +259,24 @@ def test_with_the_real_tracker(tiny_sam2_dir):
     assert ids == sorted(set(ids)) and ids[0] >= 1
 
 
+def test_what_tracking_saw_of_key_frames_is_there_for_the_next_grounding(tiny_sam2_dir):
+    decaf = ScriptedDecaf(THREE, settings(regrounding__enabled=False), [["a"]])
+    decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu", embedding_cache=8))
+    run = Recorder(decaf)
+    for number in range(16):
+        run.online.observe(_picture(number))
+    run.ask("q1")
+    for number in range(16, 40):
+        run.online.observe(_picture(number))
+    tracked = [key for key in run.online.buffer.window().frames if key.index >= 16]
+    assert [key.index for key in tracked] == [20, 25, 30, 35]
+    decaf.sam2._encode = None  # whatever is made again from here on fails
+    for key in tracked:
+        decaf.sam2.embed(key)
+    run.online.reset("another camera")
+    assert not decaf.sam2._held
+
+
 def test_a_grounding_that_is_slower_than_its_stride_leaves_the_tracker_its_time(world_tracker):
     """Key frames that come during a grounding do not make it due again."""
     number = itertools.count(16)

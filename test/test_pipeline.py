@@ -50,6 +50,20 @@ def test_whole_method(models):
     assert ((result.dense_labels[2 * source.source] == 1) & source.masks[source.source]).any()
 
 
+def test_caches_change_nothing(models, tiny_sam2_dir):
+    """Two windows that overlap, with all caches and with none, SAM 2's embeddings included."""
+    sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True, embedding_cache=1))
+    off = {f"engine__{name}_cache_mib": 0 for name in ("prefix", "feature", "map")}
+    with_caches, without = decaf(models), decaf((models[0], sam2), **off)
+    frames = moving_square(7)
+    for window in (Window(tuple(frames[:5])), Window(tuple(frames[2:]))):
+        one, other = (each.segment(window, "the red square") for each in (with_caches, without))
+        assert len(one.tracklets) == len(other.tracklets) > 0 and len(one.selected) == len(other.selected)
+        for a, b in zip(one.tracklets, other.tracklets):
+            assert np.array_equal(a.masks, b.masks) and a.scores == pytest.approx(b.scores, abs=1e-5)
+    assert not without.grounder.engine.prefixes.held_bytes and len(sam2._cache) == 1
+
+
 def test_same_input_same_answer(models):
     window = Window(tuple(moving_square()[::2]))
     first, second = (decaf(models).segment(window, "the red square") for _ in range(2))

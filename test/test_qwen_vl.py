@@ -166,6 +166,19 @@ def test_text_after_a_long_window_goes_on_from_its_largest_position():
     assert positions[:, 0, 38:].tolist() == [[13, 14, 15]] * 3
 
 
+def test_time_of_a_long_window_in_a_prompt(mllm):
+    """40 frames, two a second: one position a pair in Qwen2-VL, two in Qwen2.5-VL, and then the text."""
+    layout = mllm.layout("video", 40, (90, 130))
+    prompt = mllm.prompt(layout, "where is it?")
+    step = {"qwen2_vl": 1, "qwen2_5_vl": 2}[mllm.model.config.model_type]
+    first, last = int(prompt.cells[0]), int(prompt.cells[-1])
+    cells = prompt.positions[:, prompt.cells].reshape(3, *layout.grid)
+    assert layout.grid[0] == 20 and 19 * step > max(layout.grid[1:])
+    assert cells[0, :, 0, 0].tolist() == [first + step * pair for pair in range(20)]
+    assert cells[1:, -1, -1, -1].tolist() == [first + layout.grid[1] - 1, first + layout.grid[2] - 1]
+    assert prompt.positions[:, last + 1].tolist() == [first + 19 * step + 1] * 3
+
+
 def test_control_tokens_in_a_query_are_refused(mllm):
     with pytest.raises(ValueError, match=r"expected plain text, got the model's control token <\|image_pad\|>"):
         mllm.prompt(mllm.layout("video", 5, (90, 130)), "where is <|image_pad|> it?")

@@ -36,6 +36,16 @@ def test_equals_the_literal_formulas(method, block):
     torch.testing.assert_close(row, literal_rollout(layers, visual, method), atol=1e-6, rtol=0)
 
 
+def test_bfloat16_is_summed_in_float32():
+    visual = torch.zeros(2, 11, dtype=torch.bool)
+    visual[:, 2:8] = True
+    halves = [LayerAttention(layer.query.bfloat16(), layer.key.bfloat16(), layer.scaling) for layer in random_layers()]
+    whole = [LayerAttention(layer.query.float(), layer.key.float(), layer.scaling) for layer in halves]
+    row = rollout_last_row(halves, visual, block=4)
+    assert row.dtype == torch.float32
+    torch.testing.assert_close(row, rollout_last_row(whole, visual, block=4), atol=1e-6, rtol=0)
+
+
 def test_padding_changes_nothing():
     layers = random_layers(batch=1)
     visual = torch.zeros(1, 11, dtype=torch.bool)

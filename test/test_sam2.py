@@ -109,7 +109,7 @@ def test_no_points_give_no_masks(sam2):
     assert found.masks.shape == (0, 120, 200) and len(found.iou) == len(found.object_score) == 0
 
 
-@pytest.mark.parametrize("size_hw", [(48, 85), (12, 20), (9, 7)])
+@pytest.mark.parametrize("size_hw", [(48, 85), (12, 20), (9, 7), (5, 4)])
 def test_masks_of_size_are_interpolated(size_hw):
     """Also at the edges, with several parts, without any foreground and with nothing else."""
     logits = torch.randn(40, 12, 20, generator=torch.Generator().manual_seed(0)) - 2.5
@@ -210,6 +210,30 @@ def test_embeddings_are_cached_by_frame_up_to_the_limit(tiny_sam2_dir):
     sam2.embed(third)
     sam2.embed(second)
     assert len(encoded) == 5
+
+
+def test_held_frames_outlast_others(tiny_sam2_dir):
+    sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=3))
+    encoded = []
+    sam2._encode = lambda image: encoded.append(1) or object()
+    frames = moving_scene(9)
+    sam2.hold(frames[:2])
+    kept = [sam2.embed(frame) for frame in frames[:2]]
+    for frame in frames[2:]:
+        assert sam2.embed(frame) is sam2.embed(frame), "the newest one is there as well"
+    assert [sam2.embed(frame) for frame in frames[:2]] == kept and len(encoded) == 9
+    sam2.hold(frames[:4])  # more than there is room for: those that were used last
+    for frame in frames[:4]:
+        sam2.embed(frame)
+    assert len(encoded) == 11 and len(sam2._cache) == 3
+    sam2.embed(frames[3]), sam2.embed(frames[1])
+    assert len(encoded) == 11
+    sam2.hold(())
+    for frame in frames[4:7]:
+        sam2.embed(frame)
+    assert set(sam2._cache) == set(frames[4:7])
+    sam2.hold(frames[4:7])  # no room beside them: yet what is looked at now stays for a while
+    assert sam2.embed(frames[7]) is sam2.embed(frames[7])
 
 
 def test_images_that_are_views_embed_as_their_copies(sam2):

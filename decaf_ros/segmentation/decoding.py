@@ -34,7 +34,7 @@ def decode_clicks(
     Returns mask logits (P, 1, 4 h, 4 w), IoU (P,) and object score (P,), the last two float32.
     """
     scored = decoder.pred_obj_scores
-    own = [decoder.obj_score_token] * scored + [decoder.iou_token, decoder.mask_tokens]
+    own = [*([decoder.obj_score_token] if scored else []), decoder.iou_token, decoder.mask_tokens]
     own = torch.cat([token.weight for token in own])
     tokens = torch.cat([own.expand(len(clicks), -1, -1), clicks], dim=1)
     flat = [part.flatten(2).transpose(1, 2) for part in (image, position)]
@@ -43,7 +43,7 @@ def decode_clicks(
     iou, best = decoder.iou_prediction_head(tokens[:, int(scored)])[:, 1:].float().max(dim=1)
     masks = tokens[:, 1 + scored :]
     kernels = torch.stack([mlp(masks[:, place]) for place, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    kernels = kernels[torch.arange(len(best)), best + 1]
+    kernels = kernels[torch.arange(len(best), device=best.device), best + 1]
     logits = _masks(decoder, seen, image.shape[2:], fine, kernels)
     score = decoder.pred_obj_score_head(tokens[:, 0])[:, 0].float() if scored else torch.full_like(iou, _NO_SCORE)
     return logits, iou, score
@@ -86,10 +86,10 @@ def _read(attention: Attention, query: torch.Tensor, keys: torch.Tensor, values:
     if len(keys) == 1:
         query = query.unflatten(2, (heads, -1)).permute(2, 0, 1, 3)  # (heads, P, n, d)
         keys, values = (
-            part[0].unflatten(1, (heads, -1)).transpose(0, 1)
+            part.unflatten(2, (heads, -1)).transpose(1, 2)
             for part in (attention.k_proj(keys), attention.v_proj(values))
         )
-        found = F.scaled_dot_product_attention(query.flatten(1, 2), keys, values).view_as(query)
+        found = F.scaled_dot_product_attention(query.flatten(1, 2)[None], keys, values).view_as(query)
         return attention.out_proj(found.permute(1, 2, 0, 3).flatten(2))
     # A click has few tokens and its image many places: what the tokens ask for is projected, once a head, and not the
     # image. The bias of its keys is the same for all places, and makes no difference.

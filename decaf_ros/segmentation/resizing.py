@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 
 def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
-    """Mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners False), foreground over 0.
+    """Finite mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners False), foreground over 0.
 
     On a CPU only the surroundings of a mask's foreground are computed: among logits of at most 0 nothing else can
     come out, and most masks are small.
@@ -42,7 +42,8 @@ class _Side(NamedTuple):
     @classmethod
     @lru_cache(maxsize=16)
     def of(cls, low: int, high: int) -> _Side:
-        weights = F.interpolate(torch.eye(low)[None], high, mode="linear", align_corners=False)[0].T.contiguous()
+        with torch.inference_mode(False):  # they outlast whoever asks first
+            weights = F.interpolate(torch.eye(low)[None], high, mode="linear", align_corners=False)[0].T.contiguous()
         matters = weights.numpy() != 0
         return cls(weights, _first_and_last(matters.T), _first_and_last(matters))
 

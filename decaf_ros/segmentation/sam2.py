@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import pickle
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,7 +59,7 @@ class Sam2:
     """A SAM 2 model and its cache of image embeddings.
 
     model: the published network, in evaluation mode. fill_holes_px: holes of a mask up to this area, in pixels of the
-    mask grid (a quarter of image_size), are filled; 0 fills none. One thread at a time.
+    mask grid (a quarter of image_size), are filled; 0 fills none. One thread at a time; the model is not to change.
     """
 
     def __init__(self, model: SAM2Base, config: Sam2Config, fill_holes_px: int = 8) -> None:
@@ -72,6 +72,7 @@ class Sam2:
         self._cache_size = config.embedding_cache
         # The cache holds the frames themselves: a frame's identity is its key, and cannot be reused while it is here.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
+        self._held: frozenset[Frame] = frozenset()
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
         self._position: torch.Tensor | None = None
@@ -83,14 +84,22 @@ class Sam2:
             yield
 
     def embed(self, frame: Frame) -> FrameEmbedding:
-        """The image features of a frame; the config.embedding_cache frames that were used last are remembered."""
+        """The image features of a frame; config.embedding_cache frames are remembered: those that are held, and those
+        that were used last."""
         embedding = self._cache.pop(frame, None)
         if embedding is None:
             embedding = self._encode(frame.image)
         self._cache[frame] = embedding
         if len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+            # Where all others are held, the one that was used longest ago.
+            others = (one for one in self._cache if one not in self._held and one is not frame)
+            del self._cache[next(others, next(iter(self._cache)))]
         return embedding
+
+    def hold(self, frames: Iterable[Frame]) -> None:
+        """Frames whose image features are to outlast all others, once they are made: a window's key frames, between
+        which a camera delivers many that are looked at once. They take the place of those that were held before."""
+        self._held = frozenset(frames)
 
     def forget(self) -> None:
         """Drops all remembered image features."""
@@ -128,14 +137,12 @@ class Sam2:
             return PointMasks(no_masks, no_scores, no_scores)
         with self.inference():
             parts = [self._decode(embedding, chunk) for chunk in points.split(self._point_batch)]
-            logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
-            return PointMasks(masks_of_size(logits[:, 0], embedding.size_hw), iou, object_score)
+            return PointMasks(*(torch.cat(part) for part in zip(*parts)))
 
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mask logits (P, 1, h, w), IoU (P,) and object score (P,) of points (P, 1, 2) float32 in pixels of the square
-        input."""
+        """Masks (P, H, W), IoU (P,) and object score (P,) of points (P, 1, 2) float32 in pixels of the square input."""
         model = self.model
         *fine, coarse = embedding.features
         if model.directly_add_no_mem_embed:
@@ -145,7 +152,7 @@ class Sam2:
         logits, iou, object_score = decode_clicks(
             model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), fine, sparse
         )
-        return self.filled(logits.float()), iou, object_score
+        return masks_of_size(self.filled(logits.float())[:, 0], embedding.size_hw), iou, object_score
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits (K, 1, h, w) float32 with the small holes filled (`fill_holes`)."""
