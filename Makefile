@@ -16,7 +16,7 @@ QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
 
-.PHONY: help setup demo test test-slow test-floor test-quantised lint bench clips train-mllm train-sam2 clean
+.PHONY: help setup demo test test-slow test-floor test-quantised lint bench clips validation train-mllm train-sam2 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -65,6 +65,10 @@ lint: setup
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPE),--shape $(SHAPE))
 
+# For the curves of SAM 2's training.
+validation: setup
+	$(RUN) python -m decaf_ros.tabletop.store --out .training/validation --seeds 900000:900060
+
 # States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
 clips: setup
 	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:5000
@@ -72,8 +76,9 @@ clips: setup
 train-mllm: clips
 	$(RUN) python -m training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm
 
-train-sam2: clips
-	$(RUN) python -m training.sam2 --data .training/clips --out models/tabletop_sam2 --work .training/sam2
+train-sam2: clips validation
+	$(RUN) python -m training.sam2 --data .training/clips --out models/tabletop_sam2 --work .training/sam2 \
+		--validation .training/validation
 
 clean:
 	rm -rf .venv $(FLOOR) $(QUANTISERS) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info

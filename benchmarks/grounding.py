@@ -66,8 +66,8 @@ class Windows:
 
     def measure(self, repeats: int) -> dict[str, float]:
         """Milliseconds: a window with empty caches, the next one, another query on the first; and the literal. What
-        each takes of memory, in MiB, with the caches that it fills. error: the largest difference of a map, of the
-        first from the literal, of the other two from what comes without caches."""
+        each takes of memory, in MiB, with the caches that it fills. error: the largest difference of a map (see
+        `_difference`), of the first from the literal, of the other two from what comes without caches."""
         self.ground(Grounder(self.mllm), window(2))  # what is done once in a process
         runs: dict[str, Measured] = {}
         for _ in range(repeats):
@@ -90,9 +90,11 @@ class Windows:
             "literal_mib": runs["literal"].mib,
             "peak_mib": max(run.peak_mib for name, run in runs.items() if name != "literal"),
         }
+        ours, theirs = runs["cold"].result, runs["literal"].result
+        found["same_answers"] = float((ours.answers, ours.category) == (theirs.answers, theirs.category))
         bare = Grounder(self.mllm, EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0))
         found["error"] = max(
-            _difference(runs["cold"].result, runs["literal"].result),
+            _difference(ours, theirs),
             _difference(runs["second_query"].result, self.ground(bare, window(self.frames), OTHER)),
             _difference(runs["warm"].result, self.ground(bare, window(self.frames, first=self.new))),
         )
@@ -116,10 +118,10 @@ class Windows:
 
 
 def _difference(ours: Grounding, theirs: Grounding) -> float:
-    """The largest of any map of a branch."""
+    """The largest of any map of a branch, relative to the largest value of that map."""
     return float(
         max(
-            np.abs(getattr(branch, name) - getattr(other, name)).max()
+            np.abs(getattr(branch, name) - getattr(other, name)).max() / getattr(other, name).max()
             for branch, other in zip((ours.maps.video, ours.maps.frames), (theirs.maps.video, theirs.maps.frames))
             for name in ("object", "background")
         )

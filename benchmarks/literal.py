@@ -152,7 +152,7 @@ def literal_masks(sam2: Sam2, predictor: SAM2ImagePredictor, xy: np.ndarray) -> 
         with sam2.inference():
             masks, iou, _ = predictor.predict(point[None] * (width, height), np.array([1]), multimask_output=True)
         best = int(iou.argmax())
-        found.append((torch.from_numpy(masks[best] > 0), float(iou[best])))
+        found.append((torch.from_numpy(masks[best] > 0).to(sam2.device), float(iou[best])))
     return found
 
 

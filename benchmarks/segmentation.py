@@ -44,7 +44,7 @@ def points(count: int, repeats: int, device: str = "cpu") -> dict[str, float]:
         "one_by_one_ms": alone.ms,
         "speedup": alone.ms / together.ms,
         "batch_mib": together.mib,
-        "same_pixels": float((together.result.masks.cpu() == one_by_one).float().mean()),
+        "iou": overlap(together.result.masks, one_by_one),
     }
 
 
@@ -79,8 +79,15 @@ def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") ->
         "speedup": runs.ms / ours.ms,
         "speedup_one_run": one_run.ms / ours.ms,
         "together_mib": ours.mib,
-        "same_pixels": float((ours.result == runs.result).float().mean()),
+        "iou": overlap(ours.result, runs.result),
     }
+
+
+def overlap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """Mean IoU of masks (N, ..., H, W) bool, pair by pair; 1 where both are empty."""
+    ours, theirs = (masks.detach().cpu().flatten(0, -3) for masks in (ours, theirs))
+    union = (ours | theirs).sum(dim=(1, 2))
+    return float(torch.where(union > 0, (ours & theirs).sum(dim=(1, 2)) / union.clamp(min=1), 1.0).mean())
 
 
 class PlantedGrounder:
@@ -98,8 +105,8 @@ def with_map(found: Grounding, planted: np.ndarray) -> Grounding:
 
 
 def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """`Decaf.segment` with empty caches against the literal method, on a map that is planted in both. same_pixels and
-    score_error compare the tracklets, best first; no pixel is the same where their numbers differ."""
+    """`Decaf.segment` with empty caches against the literal method, on a map that is planted in both. iou and
+    score_error compare the tracklets, best first; iou is 0 where their numbers differ."""
     config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0})
     batched, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
     ours, literal = Measured(device), Measured(device)
@@ -111,6 +118,7 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
         ours.run(lambda d=decaf, w=where: d.segment(w, QUERY).tracklets)
         literal.run(lambda w=where, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
     pairs = list(zip(ours.result, literal.result)) if len(ours.result) == len(literal.result) else []
+    overlaps = [overlap(torch.from_numpy(one.masks), torch.from_numpy(masks)) for one, (_, masks) in pairs]
     return {
         "cold_ms": ours.ms,
         "literal_ms": literal.ms,
@@ -120,7 +128,7 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
         "points": len(literal_points(planted, config.segmentation.point_threshold)),
         "tracklets": len(ours.result),
         "literal_tracklets": len(literal.result),
-        "same_pixels": float(np.mean([(one.masks == masks).mean() for one, (_, masks) in pairs])) if pairs else 0.0,
+        "iou": sum(overlaps) / len(overlaps) if overlaps else 0.0,
         "score_error": max((abs(one.scores.combined - score) for one, (score, _) in pairs), default=1.0),
     }
 

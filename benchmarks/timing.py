@@ -122,18 +122,24 @@ class _ProcessMeter:
 
 def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, float]:
     """Runs step(1) to step(count), count at least 2, and prints resident memory on the way. change: how far it grew
-    over the second half, relative to its middle."""
+    over the second half, relative to its middle; gpu_change: the same of what torch holds on a GPU, 0 without one."""
     half, interval = count // 2, max(count // 20, 1)
-    half_mib = 0.0
+    half_mib = half_gpu = 0.0
     for number in range(1, count + 1):
         step(number)
         if number == half:
-            half_mib = resident_mib()
+            half_mib, half_gpu = resident_mib(), _gpu_mib()
         if number % interval == 0:
             print(f"{what} {number:6d}  resident {resident_mib():8.1f} MiB", flush=True)
     end_mib = resident_mib()
     change = round((end_mib - half_mib) / half_mib, 4)
-    return {"rss_mib_half": round(half_mib, 1), "rss_mib_end": round(end_mib, 1), "change": change}
+    gpu_change = round((_gpu_mib() - half_gpu) / half_gpu, 4) if half_gpu else 0.0
+    found = {"rss_mib_half": round(half_mib, 1), "rss_mib_end": round(end_mib, 1)}
+    return {**found, "change": change, "gpu_change": gpu_change}
+
+
+def _gpu_mib() -> float:
+    return torch.cuda.memory_allocated() / 2**20 if torch.cuda.is_available() else 0.0
 
 
 def resident_mib() -> float:

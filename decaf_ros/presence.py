@@ -5,9 +5,11 @@ cannot say "not there". What is measured here has not been through them:
 
 - contrast: how far the strongest object-minus-background token stands out of the map's own spread, as
   z / (z + CONTRAST_HALF) with z in robust standard deviations (median absolute deviation); mean over the branches.
-- separation: how much of the attention moves when the background is asked for instead of the object: the total
-  variation distance of the two maps, each divided by its sum; mean over the branches. Two near-equal maps mean that
-  asking for the object changed nothing.
+- separation: how much of the attention moves when the background is asked for instead of the object: d / (d +
+  SEPARATION_HALF) with d the total variation distance of the two maps, each divided by its sum; mean over the branches.
+  Two near-equal maps mean that asking for the object changed nothing; where most of both is what every question looks at,
+  a small difference says much. Where the background was not asked for (grounding.contrast: false), reported as
+  0 and left out of the score.
 - consistency: the best candidate's ratio of Eq. 8 before the division by the best, in [0, 1].
 - agreement: correlation of the video branch's and the frame branch's differences, negative ones as 0.
   One branch alone has nothing to agree with: reported as 0 and left out of the score.
@@ -29,15 +31,16 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, r
 from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
-# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints. Nothing in them
-# is these checkpoints' own, but how well they tell with a real model has not been measured: calibrate on your data.
+SEPARATION_HALF = 0.05
+# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints, which were trained
+# on absent targets too. How well they tell with a real model has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.2,
-    "separation": 0.55,
-    "consistency": 0.1,
-    "agreement": 0.12,
-    "iou": 0.01,
-    "object_presence": 0.02,
+    "contrast": 0.15,
+    "separation": 0.39,
+    "consistency": 0.01,
+    "agreement": 0.17,
+    "iou": 0.12,
+    "object_presence": 0.14,
 }
 
 
@@ -52,7 +55,8 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
         differences.append(difference(maps.frames, FRAME_KERNEL))
     contrast = float(np.mean([_standing_out(maps) for maps in differences]))
     branches = [branch for branch in (maps.video, maps.frames) if branch is not None]
-    separation = float(np.mean([_separation(branch) for branch in branches]))
+    separations = [_separation(branch) for branch in branches if branch.background.any()]
+    separation = float(np.mean(separations)) if separations else None
     agreement = None
     if len(differences) == 2:
         agreement = _correlation(resize_maps(differences[0], differences[1].shape[1:]), differences[1])
@@ -86,11 +90,12 @@ def _standing_out(maps: np.ndarray) -> float:
 
 
 def _separation(branch: BranchMaps) -> float:
-    """Total variation distance of a branch's two maps as distributions, in [0, 1]; 0 where one of them is all zeros."""
+    """How far a branch's two maps are from each other as distributions, in [0, 1); 0 where one of them is all zeros."""
     sums = float(branch.object.sum()), float(branch.background.sum())
     if min(sums) <= 0:
         return 0.0
-    return float(np.maximum(branch.object / sums[0] - branch.background / sums[1], 0).sum())
+    distance = float(np.maximum(branch.object / sums[0] - branch.background / sums[1], 0).sum())
+    return distance / (distance + SEPARATION_HALF)
 
 
 def _correlation(first: np.ndarray, second: np.ndarray) -> float:

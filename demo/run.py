@@ -86,9 +86,7 @@ def run(name: str, seconds: float | None, rate: float | None, out: Path, cache: 
     _say(f"[1/5] clip {name}: its first {clip.seconds:g} s, a bag in {_short(clip.bag.parent)}")
     _say(f"[2/5] {_SHORT_REMARKS[name]}")
     parameters = random_parameters(tiny_checkpoints(cache)) if clip.truth is None else EVERY_FRAME
-    if out.exists():
-        shutil.rmtree(out)
-    out.mkdir(parents=True)
+    _clear(out)
     configs = [out / "demo.yaml"] if clip.truth is None else [TABLETOP, out / "demo.yaml"]
     write_config(configs[-1], parameters)
     _say(f"[3/5] starting recorder and node (logs in {_short(out)})")
@@ -132,6 +130,14 @@ def run(name: str, seconds: float | None, rate: float | None, out: Path, cache: 
             _say(f"      {_short(out / name)}  ({what})")
     _say(f"{'Done' if holds else 'A CHECK FAILED'} after {time.monotonic() - began:.0f} s.")
     return 0 if holds else 1
+
+
+def _clear(out: Path) -> None:
+    """An empty folder, in place of an earlier run's. Raises FileExistsError for a folder with anything else in it."""
+    if out.exists() and any(out.iterdir()) and not (out / "demo.yaml").is_file():
+        raise FileExistsError(f"--out {out}: expected a new or empty folder, or an earlier demo's")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
 
 
 def tiny_checkpoints(cache: Path) -> Path:

@@ -57,3 +57,21 @@ def test_quality(tmp_path):
     assert overall["pointing"] >= 0.75 and overall["pointing"] > max(baseline.values()) + 0.3
     assert found["segmenter"]["one_click_iou"] >= 0.85 and found["segmenter"]["propagated_iou"] >= 0.7
     assert found["counts"]["not_found"]["absent"] >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_what_the_method_promises(tmp_path):
+    """On more clips of a seed that no figure in the docs is of, with the ablations."""
+    scores = tmp_path / "scores.json"
+    command = ["eval", "--dataset", "tabletop", "--seed", "1078", "--clips", "16", "--ablation-clips", "8"]
+    assert main([*command, "--json", str(scores), "--out", str(tmp_path / "report")]) == 0
+    found = json.loads(scores.read_text())
+    overall, by_type, ablation = found["overall"], found["by_type"], found["ablation"]
+    assert overall["j_and_f"] >= 0.75 and overall["pointing"] >= 0.9
+    for kind, category in (("attribute", 0.9), ("motion", 0.9), ("size", 0.9), ("relation", 0.8)):
+        assert by_type[kind]["category"] >= category and by_type[kind]["pointing"] >= 0.85, kind
+    assert found["absent"]["recall"] >= 0.8 and found["absent"]["precision"] >= 0.8
+    assert found["segmenter"]["one_click_iou"] >= 0.85 and found["segmenter"]["propagated_iou"] >= 0.75
+    assert ablation["full"]["j_and_f"] > ablation["object_only"]["j_and_f"] + 0.02
+    assert ablation["full"]["j_and_f"] > ablation["frames_only"]["j_and_f"]

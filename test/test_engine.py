@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -193,6 +195,25 @@ def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
     for ours, theirs in zip(found[0], fresh[0]):
         np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
         assert ours.map.base is None, "a part of a batch's array keeps all of it"
+
+
+def test_out_of_memory_nothing_keeps_the_prefix_that_was_held(mllm, frames, monkeypatch):
+    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
+    expected = Engine(mllm, EngineConfig()).look(some, TEXTS, Reading(2))[1]
+    engine.look(some, TEXTS[:1], Reading(2))
+    held = weakref.ref(engine.prefixes.peek((some[0].key,)))
+    still_there = []
+
+    def fails_with_a_prefix(model, given, *rest, **more):
+        still_there.append(held() is not None)
+        if len(still_there) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(model, given, *rest, **more)
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.run", fails_with_a_prefix)
+    found = engine.look(some, TEXTS[1:], Reading(2))[0]
+    assert still_there == [True, False, False]
+    np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
 
 
 def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeypatch):

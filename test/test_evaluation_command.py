@@ -145,6 +145,7 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
         (["--calibrate", "--kinds", "size,several"], "--kinds with absent and another one, got size, several"),
         (["--calibrate", "--kinds", "absent"], "--kinds with absent and another one, got absent"),
         (["--calibrate", "--set", "grounding.branches=video"], "expected grounding.branches both, got video"),
+        (["--calibrate", "--set", "grounding.contrast=false"], "expected grounding.contrast true, got false"),
     ],
 )
 def test_what_cannot_come_to_an_end_does_not_begin(given, stored, capsys, monkeypatch, arguments, words):
@@ -155,11 +156,11 @@ def test_what_cannot_come_to_an_end_does_not_begin(given, stored, capsys, monkey
     assert said.startswith("decaf: ") and said.count("\n") == 1 and words in said
 
 
-def test_seeds_that_would_be_anothers_are_refused(given, capsys):
+def test_a_negative_seed_is_refused(given, capsys):
     simulated = [argument for argument in given if "clips" not in argument]
     assert len(simulated) == len(given) - 2
-    assert main([*simulated, "--seed", "100"]) == 1
-    assert "--seed: expected 0 to 99, got 100" in capsys.readouterr().err
+    assert main([*simulated, "--seed", "-1"]) == 1
+    assert "--seed: expected 0 or more, got -1" in capsys.readouterr().err
 
 
 def test_bad_usage_is_exit_code_2(given, capsys):

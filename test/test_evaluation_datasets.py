@@ -73,12 +73,13 @@ def test_reports_share_no_clip_with_training_calibration_or_each_other():
         first = made.first_seed
         return {first + k for k in range(count)} | {first + 5000 + k for k in range(crossings)}
 
-    everything = [seeds(seed, 5000, 5000) for seed in (0, 1, 99)]
+    everything = [seeds(seed, 5000, 5000) for seed in (0, 1, 99, 100, 20_261_124)]
     assert min(everything[0]) == 1_000_000 and max(everything[2]) < calibration_clips(1).first_seed == 2_000_000
-    assert not everything[0] & everything[1]
-    for bad in ((-1, 5), (100, 5)):
-        with pytest.raises(ValueError, match="--seed: expected 0 to 99"):
-            report_clips(*bad, 0)
+    assert min(everything[3]) == 3_000_000 and len(set.union(*everything)) == 5 * 10_000
+    with pytest.raises(ValueError, match="--seed: expected 0 or more, got -1"):
+        report_clips(-1, 5, 0)
+    with pytest.raises(ValueError, match="--clips: expected 1 to 1000000, got 1000001"):
+        calibration_clips(1_000_001)
     for bad in (0, 5001):
         with pytest.raises(ValueError, match="--clips: expected 1 to 5000"):
             report_clips(0, bad, 0)
@@ -115,7 +116,7 @@ def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, 
 
 def test_clips_that_may_have_been_trained_on_are_refused(tmp_path, folder):
     write_clip(clip_path(tmp_path, 17), drawn_clip(17))
-    with pytest.raises(ValueError, match="expected a clip with a seed from 1000000 to 1999999, got 17"):
+    with pytest.raises(ValueError, match="a seed from 1000000 to 1999999 or from 3000000 on, got 17"):
         stored_clips(tmp_path, 1, calibration=False).clip(0)
     with pytest.raises(ValueError, match="expected a clip with a seed from 2000000 to .*, got 1000001"):
         stored_clips(folder, None, calibration=True).clip(1)

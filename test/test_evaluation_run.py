@@ -188,4 +188,5 @@ def test_the_report_says_how_much_was_played(found):
 
 def test_says():
     assert says("Ball.", "ball") is True and says("balls", "ball") is False
-    assert says("", "ball") is None and says("ball", "") is None
+    assert says("", "ball") is says(".", "ball") is False
+    assert says(None, "ball") is None and says("ball", "") is None

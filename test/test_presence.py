@@ -38,19 +38,26 @@ def test_contrast_does_not_depend_on_the_scale_of_the_map():
     assert abs(measure_presence(small, []).contrast - measure_presence(large, []).contrast) < 1e-4
 
 
-def test_separation_is_the_share_of_attention_that_moves():
+def test_separation_grows_with_the_share_of_attention_that_moves():
     half, other = np.zeros_like(ZERO), np.zeros_like(ZERO)
     half[:, 0], other[:, 0, :4], other[:, 1, :4] = 0.25, 8.0, 8.0
     branch = BranchMaps(half, other)
-    assert measure_presence(AttentionMaps(ZERO, None, branch), []).separation == 0.5
+    assert measure_presence(AttentionMaps(ZERO, None, branch), []).separation == 0.5 / 0.55
     equal = BranchMaps(half, half * 3)
-    assert measure_presence(AttentionMaps(ZERO, branch, equal), []).separation == 0.25
+    assert measure_presence(AttentionMaps(ZERO, branch, equal), []).separation == 0.5 / 0.55 / 2
     assert measure_presence(AttentionMaps(ZERO, BranchMaps(half, half * 0), None), []).separation == 0
 
 
 def test_branches_that_disagree_lower_the_score():
     agree, disagree = measure_presence(maps(peak=0.2), []), measure_presence(maps(peak=0.2, frame_peak=-0.2), [])
     assert agree.agreement > 0.9 and disagree.agreement == 0
+
+
+def test_without_a_background_there_is_no_separation():
+    both = maps(peak=0.2)
+    alone = AttentionMaps(ZERO, BranchMaps(both.video.object, ZERO), BranchMaps(both.frames.object, ZERO))
+    found, whole = measure_presence(alone, [tracklet(0.8)]), measure_presence(both, [tracklet(0.8)])
+    assert found.separation == 0 and abs(found.score - whole.score) < 0.2 and found.score > 0.6
 
 
 def test_one_branch_has_nothing_to_agree_with():

@@ -2,8 +2,8 @@
 
 Two phases, each of them needed. Short questions with few visual tokens teach the look-up; full prompts follow at once
 when they come after it, and stay on a plateau when they come first. Then an auxiliary loss pulls to the target the
-attention of the last prompt token in the upper layers, and the difference that the method makes of the rollouts through
-them: a model that answers perfectly need not look at what it names.
+difference that the method makes of the rollouts through the upper layers: a model that answers perfectly need not look
+at what it names.
 """
 
 from __future__ import annotations
@@ -155,10 +155,10 @@ class LanguageTrainer:
         return said, looked
 
     def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
-        """The mean of two divergences from what is to be looked at, of where each looking layer's attention looks and
-        of the contrast (`contrast_losses`); and a floor on how much of each layer's attention is visual. Besides, of
-        each question, the share of the contrast that lies where anything is to be looked at; not a number where there
-        is no contrast."""
+        """How far the contrast is from what is to be looked at (`contrast_losses`), and a floor on how much of each
+        looking layer's attention is visual. What the rollouts of both questions have in common is left to the model.
+        Besides, of each question, the share of the contrast that lies where anything is to be looked at; not a number
+        where there is no contrast."""
         asked = batch.look.any(2)
         if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
@@ -167,7 +167,6 @@ class LanguageTrainer:
         last = (torch.arange(len(batch.ends))[:, None], batch.ends - 1)
         visual = batch.visual[:, None]
         rows = [attention.transpose(1, 2)[last].float().mean(2) * visual for attention in kept]
-        layers = torch.stack([divergence(wanted, row)[asked].mean() for row in rows]).mean()
         floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
 
         rolled = last_rows_of_rollout(kept, batch) * visual
@@ -175,7 +174,7 @@ class LanguageTrainer:
         hard = (rolled - rolled[:, -1:]).clamp(min=0).detach()
         share = (hard * (wanted > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
         share[~batch.contrasted] = math.nan
-        return (layers + made) / 2 + torch.stack(floors).mean(), share.flatten().tolist()
+        return made + torch.stack(floors).mean(), share.flatten().tolist()
 
 
 def contrast_losses(rolled: torch.Tensor, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:

@@ -183,11 +183,11 @@ class Teacher:
 _WEIGHTS = {
     "explicit": 1.0,
     "attribute": 1.0,
-    "motion": 4.0,
+    "motion": 6.0,
     "size": 1.2,
     "relation": 3.0,
     "several": 2.0,
-    "temporal": 3.0,
+    "temporal": 4.0,
     "absent": 1.2,
 }
 

@@ -61,13 +61,14 @@ _OF_SCORING = ("segmentation.consistency", "segmentation.consistency_mask", "seg
 
 class VariantScore(NamedTuple):
     """masks: of every frame, something always being answered. attention: of the key frames, the masks being Otsu's of
-    the fused map (the paper's "Attn Mask"). pointing: None where the targets are on no key frame. said: the category.
+    the fused map (the paper's "Attn Mask"). pointing: None where the targets are on no key frame. said: the category,
+    None where none is decoded.
     """
 
     masks: MaskScore
     attention: MaskScore
     pointing: Pointing | None
-    said: str
+    said: str | None
 
 
 def changed(config: DecafConfig, variant: Variant, layers: int) -> DecafConfig:
@@ -101,7 +102,7 @@ def ablate(
             by_targets[_targets(variant)],
             mask_score(coarse_masks(fused, found.window.size_hw), at_key_frames),
             pointing(fused, at_key_frames),
-            variant.grounding.category,
+            variant.grounding.category if variant.grounding.answers else None,
         )
 
     scores = {FULL: scored(found)}

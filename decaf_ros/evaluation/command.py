@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(configure=configured, run=run)
     add = parser.add_argument
     add("--dataset", choices=("tabletop",), default="tabletop", help="where the clips come from")
-    add("--seed", type=int, help="which clips, and which of their expressions are asked: 0 to 99 (default: 0)")
+    add("--seed", type=int, help="which clips, and which of their expressions are asked: 0 or more (default: 0)")
     add("--clips", type=int, help="how many clips (default: 20; with --clips-from: all)")
     add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder; needs no renderer")
     add("--kinds", default="", metavar="A,B", help="types of expressions that are asked (default: all)")
@@ -114,18 +114,20 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     }
     text = report_text(found)
     print(text)
-    write_report(out, found, collected, text)
     if given.json:
         write_json(given.json, found)
+    write_report(out, found, collected, text)
     _say(f"report in {out}, {progress.seconds:.0f} s")
 
 
 def _check(given: argparse.Namespace, config: DecafConfig) -> None:
-    """What would come to light after hours. Raises ValueError, FileNotFoundError or IsADirectoryError."""
+    """What would come to light after hours. Raises OSError or ValueError."""
     if given.json and given.json.is_dir():
         raise IsADirectoryError(f"--json: expected a file, got the folder {given.json}")
     if given.json and not given.json.parent.is_dir():
         raise FileNotFoundError(f"--json: no folder {given.json.parent}")
+    if given.json and not os.access(given.json if given.json.exists() else given.json.parent, os.W_OK):
+        raise PermissionError(f"--json: {given.json} cannot be written")
     if given.ablation_clips is not None and given.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
     if not given.calibrate:
@@ -137,6 +139,9 @@ def _check(given: argparse.Namespace, config: DecafConfig) -> None:
     if config.grounding.branches != "both":
         # The node leaves agreement out of the score of one branch; the fit would take it for 0.
         raise ValueError(f"--calibrate: expected grounding.branches both, got {config.grounding.branches}")
+    if not config.grounding.contrast:
+        # Without a background there is no separation either.
+        raise ValueError("--calibrate: expected grounding.contrast true, got false")
     kinds = _kinds(given)
     if "absent" not in kinds or len(kinds) == 1:
         raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,16 @@ _HEADS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "categor
 
 
 def check_folder(folder: Path) -> None:
-    """Raises FileExistsError where `folder` holds anything but an earlier report, NotADirectoryError for a file."""
-    if folder.exists():
-        others = sorted(file.name for file in folder.iterdir() if file.name not in _PARTS)
-        if others:
-            raise FileExistsError(f"{folder}: holds something besides a report ({others[0]}); name another folder")
+    """Makes `folder` where there is none. Raises FileExistsError where it holds anything but an earlier report,
+    NotADirectoryError for a file, PermissionError where nothing can be written."""
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder}: expected a folder, got a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    others = sorted(file.name for file in folder.iterdir() if file.name not in _PARTS)
+    if others:
+        raise FileExistsError(f"{folder}: holds something besides a report ({others[0]}); name another folder")
+    with tempfile.TemporaryFile(dir=folder):
+        pass
 
 
 def write_report(folder: Path, found: Mapping[str, Any], collected: Collected, text: str) -> None:

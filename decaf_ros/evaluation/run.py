@@ -44,7 +44,7 @@ class Job:
 class Case:
     """One expression about one clip, and what became of it.
 
-    category: the right one, empty where there is not one. said: the method's; empty where it decodes none.
+    category: the right one, empty where there is not one. said: the method's; None where it decodes none.
     video_said, frames_said: the answers of each branch before the choice. found: whether a node would follow something;
     answer: in its words. always: the masks' score if something is always answered, as the paper does; None for an
     expression without targets, or where no masks were made. pointing: None without targets. ablation: by variant.
@@ -54,8 +54,8 @@ class Case:
     text: str
     kind: str
     category: str
-    said: str
-    video_said: str
+    said: str | None
+    video_said: str | None
     frames_said: tuple[str, ...]
     found: bool
     answer: str
@@ -75,9 +75,10 @@ class Case:
         return says(self.said, self.category)
 
 
-def says(answer: str, category: str) -> bool | None:
-    """Whether an answer names the category; None where there is no answer or no one category."""
-    return answer.strip(" .").lower() == category if answer and category else None
+def says(answer: str | None, category: str) -> bool | None:
+    """Whether an answer names the category, which an empty one does not; None where no answer was decoded or there is
+    no one category."""
+    return answer.strip(" .").lower() == category if answer is not None and category else None
 
 
 class Pictured(NamedTuple):
@@ -144,8 +145,8 @@ class Evaluator:
             text=expression.text,
             kind=expression.kind,
             category=expression.category,
-            said=grounding.category,
-            video_said=grounding.answers[0] if has_video else "",
+            said=grounding.category if grounding.answers else None,
+            video_said=grounding.answers[0] if has_video else None,
             frames_said=grounding.answers[has_video:],
             found=not missing,
             answer=missing or tracking_text(len(answered.selected), grounding.category),

@@ -47,6 +47,10 @@ class ByteCache(Generic[Value]):
         self._entries[key] = value, size, self._round
         return value
 
+    def peek(self, key: Hashable) -> Value | None:
+        """As `get`, but it is no use of the value."""
+        return self._entries[key][0] if key in self._entries else None
+
     def put(self, key: Hashable, value: Value, size: int) -> bool:
         """Keeps a value of `size` bytes if there is room for it; says whether."""
         self.drop(key)

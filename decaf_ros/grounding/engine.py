@@ -100,10 +100,11 @@ class _Prefix:
 
 
 class _Batch(NamedTuple):
-    """Views that go through the model together. prefix: where one is held, which may be of other views besides."""
+    """Views that go through the model together. held: the key of their prefix where one is held, which may be of other
+    views besides. (Not the prefix itself: out of memory, nothing but the cache may keep it.)"""
 
     views: list[View]
-    prefix: _Prefix | None = None
+    held: tuple[Hashable, ...] | None = None
 
 
 class Engine:
@@ -168,9 +169,8 @@ class Engine:
         for key in self.prefixes:
             wanted = [one for one in key if one in views]
             # What is not wanted goes along through the suffix: not too much of that.
-            prefix = self.prefixes.get(key) if 2 * len(wanted) >= len(key) else None
-            if prefix is not None and prefix.first_layer <= self._first_layer(reading):
-                yield _Batch([views.pop(one) for one in wanted], prefix)
+            if 2 * len(wanted) >= len(key) and self._serves(key, reading):
+                yield _Batch([views.pop(one) for one in wanted], key)
         rest = list(views.values())
         if not rest:
             return
@@ -178,12 +178,16 @@ class Engine:
         for start in range(0, len(rest), size):
             yield _Batch(rest[start : start + size])
 
+    def _serves(self, key: tuple[Hashable, ...], reading: Reading) -> bool:
+        prefix = self.prefixes.peek(key)
+        return prefix is not None and prefix.first_layer <= self._first_layer(reading)
+
     def _look_with_room(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
         """Where memory runs out, once more without what is only held for later, and one view after the other."""
         try:
             return self._look(batch, texts, reading)
         except torch.OutOfMemoryError as error:
-            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", error)
+            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", str(error))
         # Here, where the error no longer keeps what the failed pass has made.
         self.prefixes.clear()
         self.features.clear()
@@ -194,7 +198,8 @@ class Engine:
     @torch.inference_mode()
     def _look(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
-        prefix = batch.prefix or self._new_prefix(batch.views, prompts[0], reading)
+        prefix = self.prefixes.get(batch.held) if batch.held else None
+        prefix = prefix or self._new_prefix(batch.views, prompts[0], reading)
         suffixes, answers = [], []
         for prompt in prompts:
             layers, said = self._suffix(prefix, prompt, reading)

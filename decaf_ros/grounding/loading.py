@@ -65,6 +65,8 @@ def load_mllm(config: MllmConfig) -> Mllm:
         model = AutoModelForImageTextToText.from_pretrained(**where, **given).eval()
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
+    except torch.OutOfMemoryError:
+        raise
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: {error}") from error
     if "device_map" not in given:

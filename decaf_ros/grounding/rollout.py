@@ -175,7 +175,9 @@ def _resolved(kernel: str, layer: LayerAttention, block: int) -> str:
         raise ValueError(f"rollout kernel triton: expected a cuda device and the package triton, got device {device}")
     if kernel != "auto" or not runs_triton:
         return "triton" if kernel == "triton" else "torch"
-    kind = (device, layer.query.dtype, layer.query.shape[1], *layer.key.shape[1::2], block)
+    # Short sequences say little about long ones: one choice for each power of two.
+    tokens = layer.key.shape[2].bit_length()
+    kind = (device, layer.query.dtype, layer.query.shape[1], *layer.key.shape[1::2], tokens, block)
     if kind not in _faster:
         _faster[kind] = _measured(layer, block)
     return _faster[kind]

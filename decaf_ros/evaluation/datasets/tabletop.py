@@ -10,12 +10,12 @@ from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.tabletop.expressions import expressions_of
 from decaf_ros.tabletop.store import clip_path, read_clip
 
-# Clips with a seed below were trained on. Reports take seeds up to the next bound, the fit of the presence score those
-# from there on.
-REPORT_SEEDS, CALIBRATION_SEEDS = 1_000_000, 2_000_000
+# Clips with a seed below the first were trained on. Reports take seeds up to the next bound, the fit of the presence
+# score those up to the last, and later reports those from there on.
+REPORT_SEEDS, CALIBRATION_SEEDS, LATER_REPORT_SEEDS = 1_000_000, 2_000_000, 3_000_000
 # Of one report: the scored clips, and after them those in which one object passes before another.
 SEEDS_A_REPORT, MOST_CLIPS = 10_000, 5_000
-REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
+EARLIER_REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
 
 
 @dataclass(frozen=True)
@@ -42,19 +42,22 @@ class SimulatedTabletop:
 def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
     """The clips of report number `seed`: never trained on, and none of them in another report.
 
-    Raises ValueError for a seed outside 0..99 or a count outside 1..5000.
+    Raises ValueError for a negative seed or a count outside 1..5000.
     """
-    if not 0 <= seed < REPORTS:
-        raise ValueError(f"--seed: expected 0 to {REPORTS - 1}, got {seed}")
+    if seed < 0:
+        raise ValueError(f"--seed: expected 0 or more, got {seed}")
     if not 1 <= count <= MOST_CLIPS:
         raise ValueError(f"--clips: expected 1 to {MOST_CLIPS}, got {count}")
-    return SimulatedTabletop(REPORT_SEEDS + SEEDS_A_REPORT * seed, count, crossings)
+    place = seed - EARLIER_REPORTS
+    first = LATER_REPORT_SEEDS + SEEDS_A_REPORT * place if place >= 0 else REPORT_SEEDS + SEEDS_A_REPORT * seed
+    return SimulatedTabletop(first, count, crossings)
 
 
 def calibration_clips(count: int) -> SimulatedTabletop:
-    """Clips that are neither trained on nor in any report. Raises ValueError for a count under 1."""
-    if count < 1:
-        raise ValueError(f"--clips: expected at least 1, got {count}")
+    """Clips that are neither trained on nor in any report. Raises ValueError for a count outside 1..1,000,000."""
+    most = LATER_REPORT_SEEDS - CALIBRATION_SEEDS
+    if not 1 <= count <= most:
+        raise ValueError(f"--clips: expected 1 to {most}, got {count}")
     return SimulatedTabletop(CALIBRATION_SEEDS, count)
 
 
@@ -62,11 +65,12 @@ def calibration_clips(count: int) -> SimulatedTabletop:
 class StoredTabletop:
     """Clips that `decaf_ros.tabletop.store` wrote; all are scored.
 
-    seeds: from the first to below the second; a clip with another seed is refused, it may have been trained on.
+    calibration: whether they are for the fit of the presence score, and not for a report. A clip with a seed of another
+    purpose is refused: it may have been trained on.
     """
 
     files: tuple[Path, ...]
-    seeds: tuple[int, int]
+    calibration: bool
     crossings: int = field(default=0, init=False)
     name: str = "tabletop"
 
@@ -75,12 +79,15 @@ class StoredTabletop:
         return len(self.files)
 
     def clip(self, index: int) -> EvaluationClip:
-        """See `Dataset.clip`. Raises ValueError for a clip with a seed outside the allowed range."""
+        """See `Dataset.clip`. Raises ValueError for a clip with a seed of another purpose."""
         file = self.files[index]
         clip = read_clip(file)
-        first, end = self.seeds
-        if not first <= clip.seed < end:
-            raise ValueError(f"{file}: expected a clip with a seed from {first} to {end - 1}, got {clip.seed}")
+        held_out = CALIBRATION_SEEDS <= clip.seed < LATER_REPORT_SEEDS
+        if clip.seed < REPORT_SEEDS or held_out != self.calibration:
+            expected = f"{CALIBRATION_SEEDS} to {LATER_REPORT_SEEDS - 1}"
+            if not self.calibration:
+                expected = f"{REPORT_SEEDS} to {CALIBRATION_SEEDS - 1} or from {LATER_REPORT_SEEDS} on"
+            raise ValueError(f"{file}: expected a clip with a seed from {expected}, got {clip.seed}")
         return evaluation_clip(clip, file)
 
 
@@ -94,9 +101,7 @@ def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTa
         raise FileNotFoundError(f"{folder}: no clip there (clip_*.npz)")
     if count is not None and not 1 <= count <= len(files):
         raise ValueError(f"--clips: expected 1 to {len(files)}, which {folder} holds, got {count}")
-    files = files[:count]
-    seeds = (CALIBRATION_SEEDS, 2**63) if calibration else (REPORT_SEEDS, CALIBRATION_SEEDS)
-    return StoredTabletop(files, seeds)
+    return StoredTabletop(files[:count], calibration)
 
 
 def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
