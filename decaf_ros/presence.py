@@ -6,10 +6,10 @@ cannot say "not there". What is measured here has not been through them:
 - contrast: how far the strongest object-minus-background token stands out of the map's own spread, as
   z / (z + CONTRAST_HALF) with z in robust standard deviations (median absolute deviation); mean over the branches.
 - separation: how much of the attention moves when the background is asked for instead of the object: d / (d +
-  SEPARATION_HALF) with d the total variation distance of the two maps, each divided by its sum; mean over the branches.
-  Two near-equal maps mean that asking for the object changed nothing; where most of both is what every question looks at,
-  a small difference says much. Where the background was not asked for (grounding.contrast: false), reported as
-  0 and left out of the score.
+  SEPARATION_HALF) with d the total variation distance of the two maps, each divided by its sum; mean over the
+  branches. Two near-equal maps mean that asking for the object changed nothing; where most of both is what every
+  question looks at, a small difference says much. Where the background was not asked for (grounding.contrast: false),
+  reported as 0 and left out of the score.
 - consistency: the best candidate's ratio of Eq. 8 before the division by the best, in [0, 1].
 - agreement: correlation of the video branch's and the frame branch's differences, negative ones as 0.
   One branch alone has nothing to agree with: reported as 0 and left out of the score.
@@ -32,8 +32,8 @@ from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
-# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints, which were trained
-# on absent targets too. How well they tell with a real model has not been measured: calibrate on your data.
+# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints, which were
+# trained on absent targets too. How well they tell with a real model has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
     "contrast": 0.15,
     "separation": 0.39,
