@@ -150,9 +150,10 @@ def _finer(up: nn.ConvTranspose2d, places: torch.Tensor) -> torch.Tensor:
 
 
 def _beside(fine: torch.Tensor, halvings: int) -> torch.Tensor:
-    """(1, c, H, W) to (1, h, w, 2, 2, c), or halved twice to (1, h, w, 2, 2, 2, 2, c)."""
+    """(1, c, H, W) to (1, h, w, 2, 2, c), or halved twice to (1, h, w, 2, 2, 2, 2, c). In that order in memory too: it
+    is added to every click's."""
     parts = fine.permute(0, 2, 3, 1)
     if halvings == 1:
-        return parts.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5)
+        return parts.unflatten(2, (-1, 2)).unflatten(1, (-1, 2)).permute(0, 1, 3, 2, 4, 5).contiguous()
     parts = parts.unflatten(2, (-1, 2, 2)).unflatten(1, (-1, 2, 2))
-    return parts.permute(0, 1, 4, 2, 5, 3, 6, 7)
+    return parts.permute(0, 1, 4, 2, 5, 3, 6, 7).contiguous()

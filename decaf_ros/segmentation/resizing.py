@@ -10,14 +10,17 @@ import torch
 import torch.nn.functional as F
 
 
-def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
+def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int = 32) -> torch.Tensor:
     """Finite mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners False), foreground over 0.
 
-    On a CPU only the surroundings of a mask's foreground are computed: among logits of at most 0 nothing else can
-    come out, and most masks are small.
+    at_once: on a GPU, of how many masks logits of the full size are held. On a CPU only the surroundings of a mask's
+    foreground are computed: among logits of at most 0 nothing else can come out, and most masks are small.
     """
     if logits.device.type != "cpu":
-        return F.interpolate(logits[:, None], size_hw, mode="bilinear", align_corners=False)[:, 0] > 0
+        masks = torch.empty((len(logits), *size_hw), dtype=torch.bool, device=logits.device)
+        for some, part in zip(masks.split(at_once), logits[:, None].split(at_once)):
+            torch.gt(F.interpolate(part, size_hw, mode="bilinear", align_corners=False)[:, 0], 0, out=some)
+        return masks
     # numpy's zeros take no memory before they are written to.
     masks = torch.from_numpy(np.zeros((len(logits), *size_hw), bool))
     down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))

@@ -137,12 +137,14 @@ class Sam2:
             return PointMasks(no_masks, no_scores, no_scores)
         with self.inference():
             parts = [self._decode(embedding, chunk) for chunk in points.split(self._point_batch)]
-            return PointMasks(*(torch.cat(part) for part in zip(*parts)))
+            logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
+            return PointMasks(masks_of_size(logits, embedding.size_hw, self._point_batch), iou, object_score)
 
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Masks (P, H, W), IoU (P,) and object score (P,) of points (P, 1, 2) float32 in pixels of the square input."""
+        """Mask logits (P, h, w), IoU (P,) and object score (P,) of points (P, 1, 2) float32 in pixels of the square
+        input."""
         model = self.model
         *fine, coarse = embedding.features
         if model.directly_add_no_mem_embed:
@@ -152,7 +154,7 @@ class Sam2:
         logits, iou, object_score = decode_clicks(
             model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), fine, sparse
         )
-        return masks_of_size(self.filled(logits.float())[:, 0], embedding.size_hw), iou, object_score
+        return self.filled(logits.float())[:, 0], iou, object_score
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits (K, 1, h, w) float32 with the small holes filled (`fill_holes`)."""
