@@ -67,6 +67,7 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
     vision.hidden_size, vision.depth, vision.num_heads = shape.vision_hidden, shape.vision_layers, shape.vision_heads
     vision.intermediate_size, vision.out_hidden_size = shape.vision_feedforward, shape.hidden
     vision.fullatt_block_indexes, vision.window_size = list(shape.full_attention), 112
+    vision._attn_implementation = "sdpa"  # the adapter's own is for a model that is there
     torch.manual_seed(0)
     with torch.device(device):
         model = Qwen2_5_VLForConditionalGeneration._from_config(sizes, dtype=next(tiny.model.parameters()).dtype)

@@ -18,6 +18,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 
 from decaf_ros.config import MllmConfig
 from decaf_ros.grounding.mllm import Features, Layout, Prompt, check_text, embed_tokens, prepare_model
+from decaf_ros.grounding.vision_attention import install_chunks
 
 # Frames that are given as a list carry no rate; the published models then assume two frames a second. A robot's key
 # frames have stamps, but the model's time embedding is kept at what the method was measured with.
@@ -29,6 +30,7 @@ class QwenVl:
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, config: MllmConfig) -> None:
         self.model = prepare_model(model)
+        install_chunks(model.model.visual)
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.config = config
