@@ -73,7 +73,7 @@ class Run:
     def __init__(self, given: argparse.Namespace) -> None:
         self.quick, self.device, self.shape = given.quick, given.device, given.shape
         # The first call of each thing measures memory, and is not timed where there are others. Rows that only show
-        # how costs grow are of one timed call.
+        # how costs grow are of that first call alone.
         self.repeats = 1 if self.quick else 4
         self.frames = QUICK_KEY_FRAMES if self.quick else KEY_FRAMES
         self.result: dict[str, object] = {
@@ -123,11 +123,11 @@ class Run:
         rows = {}
         for frames in (self.frames,) if self.quick else (4, 8, 16, 32):
             compared = grounding.Windows(self.mllm, frames, frames // 4, self.device)
-            rows[frames] = compared.measure(self.repeats if frames == self.frames else 2)
+            rows[frames] = compared.measure(self.repeats if frames == self.frames else 1)
         if not self.quick:
             name = f"{self.frames}, mode paper"
             decoding = grounding.Windows(self.mllm, self.frames, self.frames // 4, self.device, mode="paper")
-            rows[name] = decoding.measure(2)
+            rows[name] = decoding.measure(1)
             self.result["window_paper_cold_speedup"] = rows[name]["cold_speedup"]
         for name, figures in rows.items():
             # Elsewhere the choice of a random model's next token hangs by a thread, and other answers have other maps.
