@@ -71,7 +71,7 @@ validation: setup
 
 # States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
 clips: setup
-	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:5000
+	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:9000
 
 train-mllm: clips
 	$(RUN) python -m training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm

@@ -143,6 +143,8 @@ def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher
     other = torch.zeros_like(rest)
     other[batches["absent"].visual[0].nonzero()[:5, 0]] = 0.2
     assert losses("absent", rest, rest) == pytest.approx(0, abs=0.01)
+    # A little of it elsewhere counts: the method would scale that up.
+    assert losses("absent", rest + 0.05 * other, rest) > 0.4
     assert losses("absent", other, rest) > 1 and losses("absent", other, other) == pytest.approx(0, abs=0.01)
 
 

@@ -39,7 +39,7 @@ CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
 CLIP_PAIRS, CLIP_FRAMES = 4, 3
 # The tower is trained on the first clips, and the language model with the tower's tokens on the last: it is to know
 # how far these can be trusted on what the tower has never seen.
-TOWER_SHARE, PROMPTS_SHARE = 0.8, 0.8
+TOWER_SHARE, PROMPTS_SHARE = 0.45, 0.55
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
 # Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
@@ -262,7 +262,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
-    parser.add_argument("--clips", type=int, default=5000, help="most clips of the folder that are used")
+    parser.add_argument("--clips", type=int, default=9000, help="most clips of the folder that are used")
     parser.add_argument("--tower-minutes", type=float, default=75)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=150)

@@ -28,6 +28,8 @@ TAP = "training_kept_attention"
 LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
 # Least share of the last token's attention that is visual: without a floor it learns to look at nothing.
 MASS_FLOOR = 0.3
+# Weight of the share of the attention that asking for what is not there moves.
+MOVED = 10.0
 # Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
@@ -189,7 +191,10 @@ def contrast_losses(rolled: torch.Tensor, batch: Batch, wanted: torch.Tensor) ->
     # Soft, or a target below the background would have no gradient.
     soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
     shown = divergence(wanted, F.softplus((rolled - background) / soft) * soft * visual)
-    alike = divergence((background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach(), rolled)
+    same = (background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach()
+    # The divergence of what is nearly the same is nearly nothing, and the method scales what is left up to 1.
+    moved = (rolled / rolled.sum(2, keepdim=True).clamp(min=1e-6) - same).clamp(min=0).sum(2)
+    alike = divergence(same, rolled) + MOVED * moved
     return torch.where(batch.contrasted, shown, alike)[:, :-1]
 
 
