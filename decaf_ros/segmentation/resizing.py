@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -26,11 +27,11 @@ def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int =
     down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))
     # Where it is is found by numpy, in which small steps cost less; the products are torch's, with its threads.
     seen = (logits > 0).numpy()
-    for mask, logit, in_rows, in_columns in zip(masks, logits, seen.any(axis=2), seen.any(axis=1)):
-        if in_rows.any():
-            (rows, low_rows), (columns, low_columns) = down.span(in_rows), across.span(in_columns)
-            part = down.weights[rows, low_rows] @ logit[low_rows, low_columns] @ across.weights[columns, low_columns].T
-            torch.gt(part, 0, out=mask[rows, columns])
+    spans = zip(down.spans(seen.any(axis=2)), across.spans(seen.any(axis=1)))
+    for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(seen.any(axis=(1, 2))), spans):
+        low = logits[place, low_rows, low_columns]
+        part = down.weights[rows, low_rows] @ low @ across.weights[columns, low_columns].T
+        torch.gt(part, 0, out=masks[place, rows, columns])
     return masks
 
 
@@ -39,8 +40,8 @@ class _Side(NamedTuple):
     first and the last high one that it makes a difference to; needed: of each high place those that make one to it."""
 
     weights: torch.Tensor
-    reached: list[tuple[int, int]]
-    needed: list[tuple[int, int]]
+    reached: np.ndarray
+    needed: np.ndarray
 
     @classmethod
     @lru_cache(maxsize=16)
@@ -50,18 +51,21 @@ class _Side(NamedTuple):
         matters = weights.numpy() != 0
         return cls(weights, _first_and_last(matters.T), _first_and_last(matters))
 
-    def span(self, seen: np.ndarray) -> tuple[slice, slice]:
-        """What the foreground reaches, and all that this depends on. seen: (low,) bool, some of it True."""
-        places = np.flatnonzero(seen)
-        first, last = self.reached[places[0]][0], self.reached[places[-1]][1]
-        return slice(first, last + 1), slice(self.needed[first][0], self.needed[last][1] + 1)
+    def spans(self, seen: np.ndarray) -> Iterator[tuple[slice, slice]]:
+        """Of each mask that has a foreground, what this reaches, and all that that depends on. seen: (K, low) bool."""
+        seen = seen[seen.any(axis=1)]
+        first = self.reached[seen.argmax(axis=1), 0]
+        last = self.reached[seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1), 1]
+        ends = np.stack([first, last, self.needed[first, 0], self.needed[last, 1]], axis=1)
+        for start, end, low_start, low_end in ends.tolist():
+            yield slice(start, end + 1), slice(low_start, low_end + 1)
 
 
-def _first_and_last(flags: np.ndarray) -> list[tuple[int, int]]:
-    """Of each row, which has one or more, the first and the last True. Where it has none (a picture that becomes
-    smaller by more than half), the places of the row before it."""
+def _first_and_last(flags: np.ndarray) -> np.ndarray:
+    """(N, 2): of each row, which has one or more, the first and the last True. Where it has none (a picture that
+    becomes smaller by more than half), the places of the row before it."""
     found = []
     for row in flags:
         places = np.flatnonzero(row)
-        found.append((int(places[0]), int(places[-1])) if len(places) else found[-1] if found else (0, -1))
-    return found
+        found.append((places[0], places[-1]) if len(places) else found[-1] if found else (0, -1))
+    return np.array(found)
