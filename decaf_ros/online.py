@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.catch_up import catch_up
 from decaf_ros.config import DecafConfig
@@ -267,6 +269,8 @@ class OnlineSegmenter:
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
                 self._lose_all_targets()
+                if isinstance(error, torch.OutOfMemoryError):
+                    self._decaf.release()
             self._forget_untracked(self._tracker)
         if had_targets and not self._targets.living:
             self._current.due_in = min(self._current.due_in, 1)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.grounding import grounder
@@ -18,6 +22,9 @@ from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, StageClock, no_progress
 from decaf_ros.types import Frame, Presence, Segmentation, Tracklet, Window
+
+Made = TypeVar("Made")
+_log = logging.getLogger(__name__)
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
 
@@ -64,7 +71,9 @@ class Decaf:
 
         # ... points become masks, masks become tracklets over the key frames, overlapping ones are suppressed, ...
         clock.start("tracklets")
-        proposals = propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
+        proposals = self._with_room(
+            lambda: propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
+        )
 
         # ... and a tracklet that does not agree with the attention is dropped (Eq. 6-8).
         clock.start("scoring")
@@ -77,7 +86,7 @@ class Decaf:
         if dense is not None:
             clock.start("dense")
             coarse = coarse_masks(attention, window.size_hw)
-            labels = dense_labels(self.sam2, window, selected, dense)
+            labels = self._with_room(lambda: dense_labels(self.sam2, window, selected, dense))
         clock.pause()
         return Segmentation(
             window,
@@ -92,6 +101,20 @@ class Decaf:
             labels,
             clock.stage_ms,
         )
+
+    def _with_room(self, work: Callable[[], Made]) -> Made:
+        """What SAM 2 makes; where memory runs out, once more without what the grounding has kept for later."""
+        try:
+            return work()
+        except torch.OutOfMemoryError as error:
+            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", str(error))
+        # Here, where the error no longer keeps what the failed work has made.
+        self.release()
+        return work()
+
+    def release(self) -> None:
+        """Drops what the grounding holds on the device for later, for whoever has found no room there."""
+        self.grounder.engine.release()
 
 
 def select_targets(tracklets: Sequence[Tracklet], presence: Presence, config: DecafConfig) -> list[Tracklet]:

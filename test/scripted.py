@@ -91,6 +91,10 @@ class ScriptedDecaf:
         self.category = "thing"
         self.source = -1
         self.masks = world
+        self.released = 0
+
+    def release(self) -> None:
+        self.released += 1
 
     def segment(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Segmentation:
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]

@@ -231,6 +231,8 @@ def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeyp
     monkeypatch.setattr("decaf_ros.grounding.engine.run", with_room_for_one)
     found = engine.look(some, TEXTS, Reading(2))
     assert max(sizes) > 1 and len(found[0]) == 4
+    # Nor does it take the room again: the next view may need it.
+    assert not engine.prefixes.held_bytes and not engine.features.held_bytes
     for ours, theirs in zip(found, expected):
         assert all(np.allclose(a.map, b.map, atol=1e-7) for a, b in zip(ours, theirs))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from decaf_ros.config import EngineConfig, MllmConfig
 from decaf_ros.demo.tiny_internvl import write_tiny_internvl
@@ -70,6 +71,21 @@ def test_extras_ask_for_what_loading_asks_for():
         (line,) = (line for line in text.splitlines() if line.strip().startswith(f'"{package}":'))
         for needed in (loading.QUANTISERS[package], loading.QUANTISERS["accelerate"]):
             assert f'"{needed},<' in line
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_weights_that_are_not_there_are_named(tmp_path, family):
+    """Of the vision tower, of the language model's last layer, and of what answers; without them it loads."""
+    weights = WRITERS[family](tmp_path) / "model.safetensors"
+    whole = load_file(weights)
+    last = max(name for name in whole if "language_model" in name or "visual" not in name and "layers" in name)
+    first = next(name for name in whole if "vis" in name)
+    for name in (first, last):
+        save_file({key: value for key, value in whole.items() if key != name}, weights, {"format": "pt"})
+        with pytest.raises(ValueError, match="damaged or not complete: expected all weights of .*, 1 are missing"):
+            load(tmp_path)
+    save_file(whole, weights, {"format": "pt"})
+    assert load(tmp_path).layers
 
 
 @pytest.fixture(scope="module")

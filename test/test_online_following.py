@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.config import Sam2Config
@@ -168,16 +169,18 @@ def test_a_new_query_during_a_grounding_of_the_old_ones_targets(world_tracker):
     np.testing.assert_array_equal(run.results[26].targets[0].mask, THREE.mask("b", frame(26)))
 
 
-def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker, monkeypatch):
+@pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
+def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker, monkeypatch, error, releases):
     run = _tracking(["a", "b"], regrounding__stride=100)
     run.watch(range(16, 18))
 
     def broken(where):
-        raise RuntimeError("cuDNN error\nmore")
+        raise error("cuDNN error\nmore")
 
     monkeypatch.setattr(run.online._tracker, "step", broken)
     run.watch(range(18, 24))
-    assert run.notices == ["error: tracking failed, all targets are lost: RuntimeError: cuDNN error"]
+    assert run.notices == [f"error: tracking failed, all targets are lost: {error.__name__}: cuDNN error"]
+    assert run.decaf.released == releases, "out of memory, the next grounding is to find room"
     assert [result.frame.index for result in run.results] == list(range(24))
     assert run.states(18) == {1: "LOST", 2: "LOST"} and not run.results[18].labels.any()
     assert run.states(19) == {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
+from decaf_ros import pipeline
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES, Decaf
@@ -62,6 +64,42 @@ def test_caches_change_nothing(models, tiny_sam2_dir):
         for a, b in zip(one.tracklets, other.tracklets):
             assert np.array_equal(a.masks, b.masks) and a.scores == pytest.approx(b.scores, abs=1e-5)
     assert not without.grounder.engine.prefixes.held_bytes and len(sam2._cache) == 1
+
+
+def test_a_frame_is_embedded_once(models, monkeypatch):
+    """For its points and for all that is followed over it."""
+    segmenter = decaf(models, segmentation__points="top_k", segmentation__top_k=1)
+    window = Window(tuple(moving_square()[::2]))
+    segmenter.sam2.forget()
+    encoded, encode = [], segmenter.sam2._encode
+    monkeypatch.setattr(segmenter.sam2, "_encode", lambda image: encoded.append(image) or encode(image))
+    found = segmenter.segment(window, "the red square")
+    assert len(np.unique(found.points.frame)) == len(window) and len(encoded) == len(window)
+
+
+@pytest.mark.parametrize("part", ["propose_tracklets", "dense_labels"])
+def test_out_of_memory_in_sam2_costs_what_the_grounding_has_kept(models, monkeypatch, part):
+    segmenter, frames = decaf(models), moving_square()
+    window, work, held = Window(tuple(frames[::2])), getattr(pipeline, part), []
+    expected = segmenter.segment(window, "the red square", frames)
+
+    def without_room(*given):
+        held.append(segmenter.grounder.engine.prefixes.held_bytes + segmenter.grounder.engine.features.held_bytes)
+        if held[-1]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return work(*given)
+
+    monkeypatch.setattr(pipeline, part, without_room)
+    found = segmenter.segment(window, "the red square", frames)
+    assert len(held) == 2 and held[0] > 0
+    assert np.array_equal(found.dense_labels, expected.dense_labels)
+
+    def never_room(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline, part, never_room)
+    with pytest.raises(torch.OutOfMemoryError):
+        segmenter.segment(window, "the red square", frames)
 
 
 def test_same_input_same_answer(models):

@@ -19,7 +19,7 @@ from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.demo.tiny_sam2 import model_config, write_tiny_sam2
-from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.memory import ObjectMemory, propagate
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.types import Frame
@@ -163,6 +163,18 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
             reference = stored[index]["pred_masks"][0]
             np.testing.assert_allclose(logits[index][object_id], reference, atol=2e-3, err_msg=f"frame {index}")
             assert (tracks[object_id, index] == expected[index][object_id]).float().mean() > 0.999
+
+
+def test_many_objects_are_followed_some_at_a_time(sam2: Sam2, monkeypatch):
+    frames = moving_scene(5)
+    places = [(0.3, 0.5, 0.18), (0.75, 0.4, 0.12), (0.5, 0.8, 0.1)]
+    masks = torch.from_numpy(np.stack([disc(frames[0].size_hw, *place) for place in places]))
+    expected = propagate(sam2, frames, 2, masks)
+    counts, start = [], ObjectMemory.start
+    monkeypatch.setattr(ObjectMemory, "start", lambda *given: counts.append(len(given[2])) or start(*given))
+    found = propagate(Sam2(sam2.model, Sam2Config(device="cpu", object_batch=2)), frames, 2, masks)
+    assert counts == [2, 1] and expected.flatten(1).any(1).all()
+    assert (found == expected).float().mean() > 0.999
 
 
 def _video_predictor(model: SAM2Base) -> SAM2Base:

@@ -189,17 +189,23 @@ class Engine:
         except torch.OutOfMemoryError as error:
             _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", str(error))
         # Here, where the error no longer keeps what the failed pass has made.
+        self.release()
+        alone = [self._look(_Batch([view]), texts, reading, keeps=False) for view in batch.views]
+        return [[look for (look,) in looks] for looks in zip(*alone)]
+
+    def release(self) -> None:
+        """Drops what is held on the device for later, for whoever has found no room there."""
         self.prefixes.clear()
         self.features.clear()
         torch.cuda.empty_cache()
-        alone = [self._look(_Batch([view]), texts, reading) for view in batch.views]
-        return [[look for (look,) in looks] for looks in zip(*alone)]
 
     @torch.inference_mode()
-    def _look(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
+    def _look(
+        self, batch: _Batch, texts: Sequence[str], reading: Reading, keeps: bool = True
+    ) -> list[list[Look]]:
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
         prefix = self.prefixes.get(batch.held) if batch.held else None
-        prefix = prefix or self._new_prefix(batch.views, prompts[0], reading)
+        prefix = prefix or self._new_prefix(batch.views, prompts[0], reading, keeps)
         suffixes, answers = [], []
         for prompt in prompts:
             layers, said = self._suffix(prefix, prompt, reading)
@@ -219,15 +225,16 @@ class Engine:
     def _first_layer(self, reading: Reading) -> int:
         return reading.start_layer if self.record_from is None else min(reading.start_layer, self.record_from)
 
-    def _new_prefix(self, views: list[View], prompt: Prompt, reading: Reading) -> _Prefix:
-        """Of these views together; kept for the next text if there is room."""
+    def _new_prefix(self, views: list[View], prompt: Prompt, reading: Reading, keeps: bool) -> _Prefix:
+        """Of these views together; keeps: for the next text, if there is room, and the features too."""
         key = tuple(view.key for view in views)
         length = int(prompt.slots.nonzero()[-1, 0]) + 1
-        given = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views))
+        given = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views, keeps))
         cache, first_layer = DynamicCache(), self._first_layer(reading)
         seen = run(self.mllm.model, given, prompt.positions[..., :length], cache, first_layer, wants_token=False)
         prefix = _Prefix(key, prompt, length, cache, seen.layers)
-        self.prefixes.put(key, prefix, prefix.bytes)
+        if keeps:
+            self.prefixes.put(key, prefix, prefix.bytes)
         return prefix
 
     def _suffix(self, prefix: _Prefix, prompt: Prompt, reading: Reading) -> tuple[list[LayerAttention], list[str]]:
@@ -250,7 +257,7 @@ class Engine:
         ]
         return layers, said
 
-    def _features(self, views: list[View]) -> list[list[Features]]:
+    def _features(self, views: list[View], keeps: bool) -> list[list[Features]]:
         """Of every unit of every view; those that are not held are encoded, in batches."""
         layout = views[0].layout
         units = {self._unit_key(layout, unit): unit for view in views for unit in view.units}
@@ -265,7 +272,8 @@ class Engine:
                 # Copies: a part of a batch's tensor would keep all of it.
                 features = found[key] = Features(tokens.clone(), tuple(part.clone() for part in deep))
                 held = (features.tokens, *features.deep)
-                self.features.put(key, features, sum(part.numel() * part.element_size() for part in held))
+                if keeps:
+                    self.features.put(key, features, sum(part.numel() * part.element_size() for part in held))
         return [[found[self._unit_key(layout, unit)] for unit in view.units] for view in views]
 
     @staticmethod

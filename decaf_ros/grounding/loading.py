@@ -62,13 +62,20 @@ def load_mllm(config: MllmConfig) -> Mllm:
         given["device_map"] = {"": str(device)}
     try:
         processor = AutoProcessor.from_pretrained(**where)
-        model = AutoModelForImageTextToText.from_pretrained(**where, **given).eval()
+        model, told = AutoModelForImageTextToText.from_pretrained(**where, **given, output_loading_info=True)
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError) as error:
         raise ValueError(f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: {error}") from error
+    if missing := sorted(told["missing_keys"]):
+        # transformers makes up what a checkpoint lacks, at random, and goes on.
+        raise ValueError(
+            f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: expected all weights of a {model_type}, "
+            f"{len(missing)} are missing, {missing[0]} first"
+        )
+    model.eval()
     if "device_map" not in given:
         model.to(device)
     module, adapter = FAMILIES[model_type]

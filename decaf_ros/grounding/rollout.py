@@ -192,7 +192,8 @@ def _measured(layer: LayerAttention, block: int) -> str:
         try:
             _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
         except Exception as error:
-            if kernel == "torch":
+            # Out of memory says nothing about a kernel.
+            if kernel == "torch" or isinstance(error, torch.OutOfMemoryError):
                 raise
             # Triton compiles with what it finds on the machine, and raises whatever its compilers do.
             _log.warning("rollout kernel: Triton cannot run here, PyTorch is used (%s)", str(error).split("\n")[0])

@@ -177,19 +177,21 @@ class ObjectMemory:
 
 
 def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> torch.Tensor:
-    """The masks of K objects on all T frames of a clip, forwards from the source frame and then backwards.
+    """The masks of K objects on all T frames of a clip, forwards from the source frame and then backwards; at most
+    sam2.object_batch of them at once.
 
     frames: of one size, in order of time. source: index of the frame of the prompts, masks (K, H, W) bool.
     Returns (K, T, H, W) bool on the model's device. Raises as `ObjectMemory.start`.
     """
-    memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), masks, source, len(frames))
     tracks = masks.new_zeros((len(masks), len(frames), *masks.shape[1:]))
-    tracks[:, source] = memory.latest.masks
-    for index in range(source + 1, len(frames)):
-        tracks[:, index] = memory.step(sam2.embed(frames[index])).masks
-    memory.rewind()
-    for index in reversed(range(source)):
-        tracks[:, index] = memory.step(sam2.embed(frames[index])).masks
+    for track, some in zip(tracks.split(sam2.object_batch), masks.split(sam2.object_batch)):
+        memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), some, source, len(frames))
+        track[:, source] = memory.latest.masks
+        for index in range(source + 1, len(frames)):
+            track[:, index] = memory.step(sam2.embed(frames[index])).masks
+        memory.rewind()
+        for index in reversed(range(source)):
+            track[:, index] = memory.step(sam2.embed(frames[index])).masks
     return tracks
 
 

@@ -69,6 +69,7 @@ class Sam2:
         self.device: torch.device = model.device
         self._autocast = config.autocast and self.device.type == "cuda"
         self._point_batch = config.point_batch
+        self.object_batch = config.object_batch
         self._cache_size = config.embedding_cache
         # The cache holds the frames themselves: a frame's identity is its key, and cannot be reused while it is here.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()

@@ -123,5 +123,7 @@ def propose_tracklets(
         for place, track in zip(keep, tracks):
             x, y = points.xy[here[place]].tolist()
             attention = float(points.value[here[place]])
-            proposals.append(Proposal(track, source, (x, y), attention, float(iou[place]), float(object_score[place])))
+            scored = float(iou[place]), float(object_score[place])
+            # A copy: one that is left would keep the masks of all that were followed with it.
+            proposals.append(Proposal(track.clone(), source, (x, y), attention, *scored))
     return proposals
