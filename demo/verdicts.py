@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 
 # From which mean overlap on the object that is meant is masked, not just touched.
 _RIGHT_J = 0.6
+# Of what is seen of an object that is not meant: from where on it counts as masked too.
+_TAKEN_ALONG = 0.5
 
 
 class Verdict(NamedTuple):
     """An answer and the truth. meant, masked: names of objects, empty for none; masked: on which most of the masks'
-    pixels lie. frames: on which it was tracked; j: region similarity, mean over these, None where there are none."""
+    pixels lie, and what else is masked that is not meant. frames: on which it was tracked; j: region similarity, mean
+    over these, None where there are none."""
 
     query_id: str
     text: str
@@ -52,7 +55,11 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
         j = float(np.mean(overlaps)) if overlaps else None
         covered = np.sum([np.bincount(label[mask], minlength=256) for mask, label in zip(masks, labels)], axis=0)
         most = int(np.argmax(covered)) if np.any(covered) else None
-        tracked = state.state == QueryState.TRACKING and most in meant and j is not None and j >= _RIGHT_J
+        visible = np.sum([np.bincount(label.ravel(), minlength=256) for label in labels], axis=0)
+        others = np.setdiff1d(np.arange(1, len(truth.objects) + 1), meant)
+        along = [int(k) for k in others if np.any(covered) and covered[k] > _TAKEN_ALONG * visible[k]]
+        tracked = state.state == QueryState.TRACKING and most in meant and not along and j >= _RIGHT_J
+        masked = [k for k in dict.fromkeys([most, *along]) if k is not None]
         found.append(
             Verdict(
                 query_id=state.query_id,
@@ -62,7 +69,7 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
                 category=state.category,
                 presence=state.presence,
                 meant=", ".join(_name(truth.objects[target]) for target in said.targets),
-                masked="" if most is None else _name(truth.objects[most - 1]) if most else "the surroundings",
+                masked=", ".join(_name(truth.objects[k - 1]) if k else "the surroundings" for k in masked),
                 j=j,
                 frames=len(stamps),
                 right=tracked if said.targets else state.state == QueryState.NOT_FOUND,

@@ -123,6 +123,23 @@ def test_an_object_that_is_only_touched_is_not_masked():
     assert ball.masked == "red ball" and ball.j == pytest.approx(0.2) and not ball.right
 
 
+def test_an_object_that_is_taken_along_is_named_and_is_wrong():
+    """However small it is."""
+    both = recording()
+    small = truth()
+    for stamp_ns, labels in small.labels.items():
+        labels[labels == CUBE] = 0
+        labels[18:, 28:] = CUBE
+        if both.tracked[stamp_ns] == "q1":
+            both.labels[stamp_ns] = np.where(labels > 0, 7, 0)
+    ball = judge(both, small)[0]
+    assert (ball.masked, ball.right) == ("red ball, blue cube", False) and ball.j > 0.95
+    for stamp_ns, query_id in both.tracked.items():
+        if query_id == "q1":
+            both.labels[stamp_ns][19:] = 0
+    assert judge(both, small)[0].right, "half of it is an edge, not an object"
+
+
 def test_the_summary_shows_verdicts():
     given = recording(cube=0)
     text = summary(given, [], {}, "", judge(given, truth()))
