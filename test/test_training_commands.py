@@ -6,13 +6,14 @@ import json
 from importlib.util import find_spec
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.store import clip_path, write_clip
 from training import mllm, sam2
-from training.clips import training_clips
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")]
 
@@ -56,6 +57,16 @@ def test_mllm(data, tmp_path, monkeypatch):
     mllm.main([*given, "--stage", "prompts", "--prompts-minutes", "0.2"])
     assert entries(work)[-1]["step"] > stopped > 0
 
+    # With finished weights instead of states: the tower stays as it is.
+    later, end = tmp_path / "later", tmp_path / "end"
+    given = ["--data", str(data), "--out", str(end), "--work", str(later), "--threads", "1"]
+    with pytest.raises(SystemExit):
+        mllm.main([*given, "--go-on-from", str(out)])
+    mllm.main([*given, "--stage", "prompts", "--go-on-from", str(out), "--prompts-minutes", "0.1"])
+    before, after = (load_file(folder / "model.safetensors") for folder in (out, end))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "visual" not in name} < set(before)
+
 
 def test_sam2(data, tmp_path, monkeypatch, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
@@ -68,12 +79,3 @@ def test_sam2(data, tmp_path, monkeypatch, capsys):
     assert "goes on from step" in capsys.readouterr().out
     # At the end of each, however slow the machine is.
     assert sum("one_click_iou" in entry for entry in entries(work)) == 2
-
-
-def test_clips_of_the_evaluation_are_refused(data, tmp_path):
-    assert len(training_clips(data)) == 8
-    (tmp_path / "clip_01000003.npz").touch()
-    with pytest.raises(ValueError, match="expected seeds below 1000000"):
-        training_clips(tmp_path)
-    with pytest.raises(FileNotFoundError, match="expected clips of"):
-        training_clips(tmp_path / "nowhere")

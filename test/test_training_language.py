@@ -9,15 +9,18 @@ from lesson_scene import packs, rolling_ball, teacher_of, written
 
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.rollout import rollout_last_row
+from training import mllm_language
 from training.mllm_batches import Pack
-from training.mllm_language import LOOKING_LAYERS, TAP, LanguageTrainer, contrast_losses, last_rows_of_rollout
-from training.mllm_lessons import (
-    Teacher,
+from training.mllm_language import (
+    LOOKING_LAYERS,
+    TAP,
+    LanguageTrainer,
+    contrast_losses,
+    last_rows_of_rollout,
+    unevenness,
 )
-from training.mllm_model import (
-    new_model,
-    new_tokenizer,
-)
+from training.mllm_lessons import Teacher
+from training.mllm_model import new_model, new_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +149,38 @@ def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher
     # A little of it elsewhere counts: the method would scale that up.
     assert losses("absent", rest + 0.05 * other, rest) > 0.4
     assert losses("absent", other, rest) > 1 and losses("absent", other, other) == pytest.approx(0, abs=0.01)
+
+
+def test_targets_are_to_be_equally_high_in_every_row(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
+    """Whatever their size: the cube of this clip has five times the tokens of the ball."""
+    pack = next(pack for pack in packs(teacher) if pack.lessons[0].name == "motion frame")
+    assert pack.lessons[0].look[pack.lessons[0].owners.reshape(-1) == 2].any(), "expected both objects to be asked for"
+    frame = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
+    pack = next(pack for pack in packs(teacher) if pack.lessons[0].name == "motion" and pack.lessons[0].rows == 8)
+    video = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
+    for batch, segments in ((frame, 2), (video, 8)):
+        look = batch.look
+        assert len(batch.segments[0][look[0, 0] > 0].unique()) == segments
+        assert unevenness(look, batch)[0, 0] == pytest.approx(0, abs=1e-6)
+        found = []
+        for segment in batch.segments[0][look[0, 0] > 0].unique():
+            lower = torch.where(batch.segments[:, None] == segment, 0.5 * look, look)
+            found.append(unevenness(lower, batch)[0, 0].item())
+            assert unevenness(7 * lower, batch)[0, 0] == pytest.approx(found[-1], rel=1e-5), "of heights in relation"
+            nothing = torch.where(batch.segments[:, None] == segment, 0, look)
+            assert found[-1] < unevenness(nothing, batch)[0, 0] < 10
+        assert min(found) > 0.1 and max(found) == pytest.approx(min(found), rel=0.01)
+    # What is not asked for has no height.
+    assert unevenness(video.look + (video.look == 0), video)[0, 0] == pytest.approx(0, abs=1e-6)
+    # Of two contrasts with the same divergence, the even one is the better.
+    monkeypatch.setattr(mllm_language, "divergence", lambda wanted, weights: torch.zeros(weights.shape[:-1]))
+    wanted, background = video.look / video.look.sum(2, keepdim=True), torch.zeros_like(video.look)
+    first = video.segments[:, None] == video.segments[0][video.look[0, 0] > 0][0]
+    even, uneven = (
+        contrast_losses(torch.cat([rolled[:, :1], background[:, 1:]], 1), video, wanted).item()
+        for rolled in (wanted, torch.where(first, 0.5 * wanted, wanted))
+    )
+    assert even < 0.1 < uneven - even
 
 
 def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers import Qwen2_5_VLForConditionalGeneration
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.tabletop.store import read_clip
@@ -45,6 +46,8 @@ CROP = 6
 # Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
 # As long, where to look counts for less than what to say.
 THIN, THIN_UNTIL, EARLY_LOOKING = 0.25, 0.55, 0.3
+# Highest learning rate of the prompts, and that of going on with a checkpoint (--go-on-from).
+RATE, RATE_GOING_ON = 1.5e-3, 7e-4
 # Share of right answers at which short questions have done their work.
 WORDS_LEARNT = 0.9
 WORD_KINDS = ("attribute", "explicit", "motion", "size", "relation", "temporal")
@@ -74,6 +77,9 @@ class Run:
         self.rng = np.random.default_rng(given.seed)
         self.tokenizer = new_tokenizer()
         self.model = new_model(self.tokenizer)
+        if given.go_on_from:
+            learnt = Qwen2_5_VLForConditionalGeneration.from_pretrained(given.go_on_from, dtype=torch.float32)
+            self.model.load_state_dict(learnt.state_dict())
         self.log = Log(given.work / "log.jsonl")
         clips = training_clips(given.data)[: given.clips]
         if len(clips) <= CHECK_CLIPS:
@@ -202,14 +208,17 @@ def train_words(run: Run) -> None:
 
 def train_prompts(run: Run) -> None:
     """The real prompts on the tower's tokens, with the looking loss."""
+    begun = run.given.go_on_from is not None
     tower = TowerTrainer(run.model)
-    run.read("tower", tower)
+    if not begun:
+        run.read("tower", tower)
     trainer = LanguageTrainer(run.model, run.tokenizer)
     step, spent = run.load("prompts", trainer)
-    if not step:
+    if not (step or begun):
         run.read("words", trainer)
         trainer.new_optimizer()
-    pupils = pupils_of(run.clips[-round(PROMPTS_SHARE * len(run.clips)) :], tower, run.given.threads)
+    share, thin_until, peak = (1.0, 0.0, RATE_GOING_ON) if begun else (PROMPTS_SHARE, THIN_UNTIL, RATE)
+    pupils = pupils_of(run.clips[-round(share * len(run.clips)) :], tower, run.given.threads)
     checks = pupils_of(run.check_clips, tower, run.given.threads)
     run.log(stage="prompts", clips=len(pupils))
     chances = np.sqrt([liveliness(pupil.teacher.visuals["video"]).max() for pupil in pupils])
@@ -218,14 +227,14 @@ def train_prompts(run: Run) -> None:
     budget = run.given.prompts_minutes * 60
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
-        thin = seconds < THIN_UNTIL * budget
+        thin = seconds < thin_until * budget
         draw = run.rng.random()
         # Sequences of like length together: a video has twice the tokens of a frame.
         visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
         # Few clips have falls in them, and what a video is needed for is the hardest.
         chosen = run.rng.choice(len(pupils), 2 * size if thin else size, p=chances)
         packs = [pupils[place].pack(run.rng, visual, 4) for place in chosen]
-        rate = _rate(1.5e-3, step, seconds / budget)
+        rate = _rate(peak, step, seconds / budget)
         written = writer.batch(packs, THIN if thin else 1.0, run.rng)
         said, looked = trainer.step(written, rate, run.given.looking * (EARLY_LOOKING if thin else 1.0))
         step += 1
@@ -251,7 +260,8 @@ def _exam(pupils: list[Pupil], writer: Writer) -> Iterator[Batch]:
 
 
 def export(run: Run) -> None:
-    run.read("tower", TowerTrainer(run.model))
+    if not run.given.go_on_from:
+        run.read("tower", TowerTrainer(run.model))
     run.read("prompts", LanguageTrainer(run.model, run.tokenizer))
     write_checkpoint(run.given.out, run.model.eval(), run.tokenizer)
 
@@ -266,10 +276,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tower-minutes", type=float, default=75)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=150)
+    parser.add_argument(
+        "--go-on-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="with --stage prompts: begin at the weights of a finished checkpoint, and use all clips of the folder, "
+        "which should be ones that its tower was not trained on",
+    )
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
+    if given.go_on_from and given.stage != "prompts":
+        parser.error(f"--go-on-from: expected --stage prompts, got {given.stage}")
     keep_freed_memory()
     wanted = STAGES if given.stage == "all" else (given.stage,)
     for stage in wanted:

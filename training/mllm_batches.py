@@ -34,7 +34,9 @@ class Batch:
     ids: (B, N). part: (B, N) int64, 0 shared, k the k-th question, -1 padding. visual: (B, N) bool.
     positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
     answers: (B, Q). look: (B, Q, N) float32, how much is to be looked at a token, in shares of
-    any sum. contrasted: (B, Q) bool, see `Lesson`. kinds: (B, Q) names.
+    any sum. segments: (B, N) int64, tokens of the same object in the same temporal row have the same number from 0 on,
+    and the surroundings of a row count as one; -1 where nothing is visual. contrasted: (B, Q) bool, see `Lesson`.
+    kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
@@ -45,6 +47,7 @@ class Batch:
     ends: torch.Tensor
     answers: torch.Tensor
     look: torch.Tensor
+    segments: torch.Tensor
     contrasted: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
@@ -107,10 +110,12 @@ class Writer:
         visual = torch.zeros(size, dtype=torch.bool)
         positions = torch.ones(3, *size, dtype=torch.int64)
         look = torch.zeros(size[0], questions, size[1])
+        segments = torch.full(size, -1)
         for place, row in enumerate(rows):
             own = slice(len(row.ids))
             ids[place, own], part[place, own], visual[place, own] = row.ids, row.part, row.visual
             positions[:, place, own], look[place, :, own] = row.positions, row.look
+            segments[place, own] = row.segments
         ends = torch.stack([row.ends for row in rows])
         return Batch(
             ids,
@@ -121,6 +126,7 @@ class Writer:
             ends,
             ids.gather(1, ends),
             look,
+            segments,
             torch.tensor([[lesson.contrasted for lesson in pack.lessons] for pack in packs]),
             tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
         )
@@ -147,11 +153,14 @@ class Writer:
         shared = len(before) + count
         stays = torch.ones(shared, dtype=torch.bool)
         look = torch.zeros(len(tails), shared)
+        segments = torch.full((shared,), -1)
         features = torch.zeros(0, HIDDEN)
         if count:
             kept = (one.owners.reshape(-1) > 0) | (rng.random(count) < keep)
             stays[len(before) :] = torch.from_numpy(kept)
             look[:, len(before) :] = torch.from_numpy(np.stack([lesson.look for lesson in pack.lessons]))
+            starts = np.arange(one.rows)[:, None, None] * (one.owners.max() + 1)
+            segments[len(before) :] = torch.from_numpy((starts + one.owners).reshape(-1))
             features = torch.from_numpy(pack.tokens[kept].astype(np.float32))
         pad = self.tokenizer.convert_tokens_to_ids(f"<|{one.visual or 'video'}_pad|>")
         lengths = torch.tensor([len(tail) for tail in tails])
@@ -166,6 +175,7 @@ class Writer:
                 [places[:, :shared][:, stays], *(places[:, shared : shared + len(tail)] for tail in tails)], dim=1
             ),
             torch.cat([look[:, stays], torch.zeros(len(tails), len(questions))], dim=1),
+            torch.cat([segments[stays], torch.full((len(questions),), -1)]),
             len(shared_ids) + lengths.cumsum(0) - 1,
             features,
         )
@@ -179,5 +189,6 @@ class _Row(NamedTuple):
     visual: torch.Tensor
     positions: torch.Tensor
     look: torch.Tensor
+    segments: torch.Tensor
     ends: torch.Tensor
     features: torch.Tensor

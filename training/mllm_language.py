@@ -30,6 +30,8 @@ LOOKING_LAYERS = range(LAYERS // 2, LAYERS)
 MASS_FLOOR = 0.3
 # Weight of the share of the attention that asking for what is not there moves.
 MOVED = 10.0
+# Weight of how unevenly high the targets are, and what share of their mean height is next to nothing in that.
+UNEVEN, LEAST_HEIGHT = 2.0, 0.05
 # Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
@@ -190,7 +192,9 @@ def contrast_losses(rolled: torch.Tensor, batch: Batch, wanted: torch.Tensor) ->
     background, visual = rolled[:, -1:], batch.visual[:, None]
     # Soft, or a target below the background would have no gradient.
     soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
-    shown = divergence(wanted, F.softplus((rolled - background) / soft) * soft * visual)
+    contrast = F.softplus((rolled - background) / soft) * soft * visual
+    # The divergence is that of all tokens, most of which are the larger objects'.
+    shown = divergence(wanted, contrast) + UNEVEN * unevenness(contrast, batch)
     same = (background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach()
     # The divergence of what is nearly the same is nearly nothing, and the method scales what is left up to 1.
     moved = (rolled / rolled.sum(2, keepdim=True).clamp(min=1e-6) - same).clamp(min=0).sum(2)
@@ -202,6 +206,27 @@ def divergence(wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Kullback-Leibler divergence of weights (..., N), of any sum, from the distribution wanted (..., N): (...)."""
     parts = torch.log((weights + 1e-6) / (weights.sum(-1, keepdim=True) + 1e-4))
     return -(torch.special.entr(wanted) + wanted * parts).sum(-1)
+
+
+def unevenness(contrast: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, Q), how far the heights are from each other that the targets have in the rows of tokens where they are seen:
+    the mean deviation of their logarithms, absolute and squared. Each target in each row counts alike, however small it
+    is.
+
+    contrast: (B, Q, N). A height is in relation to what is to be looked at, so that the method's smoothing is allowed
+    for.
+    """
+    asked = batch.look > 0
+    places = (batch.segments + 1)[:, None].expand(batch.look.shape)
+    sums = batch.look.new_zeros(*batch.look.shape[:2], int(batch.segments.max()) + 2)
+    there = sums.scatter_add(2, places, asked.float()) > 0
+    heights = sums.scatter_add(2, places, contrast * asked) / sums.scatter_add(2, places, batch.look).clamp(min=1e-6)
+    counts = there.sum(2, keepdim=True).clamp(min=1)
+    mean = (heights * there).sum(2, keepdim=True) / counts
+    logs = torch.log(heights / mean.clamp(min=1e-9) + LEAST_HEIGHT)
+    middle = (logs * there).sum(2, keepdim=True) / counts
+    off = (logs - middle) * there
+    return (off.abs() + off.square()).sum(2) / counts[..., 0]
 
 
 def last_rows_of_rollout(layers: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:
