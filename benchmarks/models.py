@@ -7,7 +7,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import sam2
 import torch
+from omegaconf import OmegaConf
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from decaf_ros.bags import BagReader
@@ -16,11 +18,12 @@ from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.resources import find_resource
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_ros.types import Frame, Window
 
 SIZE_HW = (480, 854)
+SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,15 @@ def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu", fill_holes_px:
     folder = find_resource("models/tabletop_sam2")
     config = Sam2Config(str(folder), device=device, embedding_cache=embedding_cache)
     return load_sam2(config, fill_holes_px)
+
+
+def published_sam2(size: str, device: str = "cpu", fill_holes_px: int = 8) -> Sam2:
+    """SAM 2.1 of a published size (`SIZES`); random weights, which take as long as others. One frame's embedding is
+    remembered."""
+    config = OmegaConf.load(Path(sam2.__file__).parent / f"configs/sam2.1/sam2.1_hiera_{SIZES[size]}.yaml")
+    torch.manual_seed(0)
+    model = build_model(OmegaConf.to_container(config, resolve=True)["model"]).to(device).eval()
+    return Sam2(model, Sam2Config(device=device, embedding_cache=1), fill_holes_px)
 
 
 def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:

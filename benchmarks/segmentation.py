@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from grounding import QUERY
@@ -23,13 +25,15 @@ from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import AttentionMaps, Grounding, Window
-from models import recorded_window, tabletop_sam2
+from models import published_sam2, recorded_window, tabletop_sam2
 
 
-def points(count: int, repeats: int, device: str = "cpu") -> dict[str, float]:
+def points(count: int, repeats: int, device: str = "cpu", size: str = "") -> dict[str, float]:
     """Masks of so many points of one key frame: batches of sam2.point_batch against one call of the published predictor
-    a point. The embedding is there. Without filled holes, which that predictor does not know."""
-    sam2, (where, _) = tabletop_sam2(device=device, fill_holes_px=0), recorded_window(1)
+    a point. The embedding is there. Without filled holes, which that predictor does not know. size: of a published
+    SAM 2 with random weights; without it the demo's."""
+    sam2 = published_sam2(size, device, fill_holes_px=0) if size else tabletop_sam2(device=device, fill_holes_px=0)
+    where, _ = recorded_window(1)
     xy = np.random.default_rng(0).uniform(0.05, 0.95, (count, 2)).astype(np.float32)
     embedding, predictor = sam2.embed(where.frames[0]), literal_predictor(sam2, where.frames[0])
     together, alone = Measured(device), Measured(device)
@@ -104,9 +108,9 @@ def with_map(found: Grounding, planted: np.ndarray) -> Grounding:
     return Grounding(AttentionMaps(planted, found.maps.video, found.maps.frames), found.category, found.answers)
 
 
-def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
+def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
     """`Decaf.segment` with empty caches against the literal method, on a map that is planted in both. iou and
-    score_error compare the tracklets, best first; iou is 0 where their numbers differ."""
+    score_error compare the tracklets, best first; iou is 0 where their numbers differ. stage_ms: of the last call."""
     config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0})
     batched, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
     ours, literal = Measured(device), Measured(device)
@@ -115,9 +119,10 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
         batched.forget()
         decaf = Decaf(mllm, batched, config)
         decaf.grounder = PlantedGrounder(Grounder(mllm, EngineConfig()), planted)
-        ours.run(lambda d=decaf, w=where: d.segment(w, QUERY).tracklets)
+        ours.run(lambda d=decaf, w=where: d.segment(w, QUERY))
         literal.run(lambda w=where, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
-    pairs = list(zip(ours.result, literal.result)) if len(ours.result) == len(literal.result) else []
+    found = ours.result.tracklets
+    pairs = list(zip(found, literal.result)) if len(found) == len(literal.result) else []
     overlaps = [overlap(torch.from_numpy(one.masks), torch.from_numpy(masks)) for one, (_, masks) in pairs]
     return {
         "cold_ms": ours.ms,
@@ -126,9 +131,10 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
         "cold_mib": ours.mib,
         "literal_mib": literal.mib,
         "points": len(literal_points(planted, config.segmentation.point_threshold)),
-        "tracklets": len(ours.result),
+        "tracklets": len(found),
         "literal_tracklets": len(literal.result),
         "iou": sum(overlaps) / len(overlaps) if overlaps else 0.0,
+        "stage_ms": dict(ours.result.stage_ms),
         "score_error": max((abs(one.scores.combined - score) for one, (score, _) in pairs), default=1.0),
     }
 

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import sam2
 import torch
-from omegaconf import OmegaConf
 from timing import Measured
 
-from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
-from decaf_ros.segmentation.sam2 import Sam2, build_model
 from decaf_ros.types import Frame
-from models import SIZE_HW, window
+from models import SIZE_HW, published_sam2, window
 
-SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 # Frames before the clock starts: from then on the memory is full.
 WARM_UP = 8
 
@@ -29,12 +22,9 @@ def follow(
     groups: on how many frames the objects were taken up; those of one frame are followed together. compiles: as
     sam2.compile.
     """
-    config = OmegaConf.load(Path(sam2.__file__).parent / f"configs/sam2.1/sam2.1_hiera_{SIZES[size]}.yaml")
-    torch.manual_seed(0)
-    model = build_model(OmegaConf.to_container(config, resolve=True)["model"]).to(device).eval()
+    network = published_sam2(size, device)
     if compiles:
-        model.image_encoder.compile(dynamic=False)
-    network = Sam2(model, Sam2Config(device=device, embedding_cache=1))
+        network.model.image_encoder.compile(dynamic=False)
     shots = window(WARM_UP + frames).frames
     masks = np.zeros((objects, *SIZE_HW), bool)
     for place, mask in enumerate(masks):

@@ -13,7 +13,9 @@ from decaf_ros.bags import BagReader
 from decaf_ros.cli import main
 from decaf_ros.config import load_config
 from decaf_ros.evaluation.metrics import pointing
+from decaf_ros.matching import mask_iou
 from decaf_ros.pipeline import Decaf
+from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_ros.types import Window
 
@@ -43,6 +45,27 @@ def test_a_question_about_the_demos_bag():
     assert pointing(found.grounding.maps.fused, target).hit >= 0.9
     masks = np.any([one.masks for one in found.selected], axis=0)
     assert (masks & target).sum() / (masks | target).sum() > 0.8
+
+
+def test_the_predicted_iou_means_something():
+    """Clicks all over some frames of the demo's bag, most of them beside every object."""
+    bag, across = ROOT / "demo" / "bags" / "story", 16
+    truth = read_ground_truth(bag)
+    with BagReader(bag) as reader:
+        frames = [one for one in reader.frames(COMPRESSED_TOPIC) if one.stamp_ns in truth.labels][::80]
+    sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
+    xy = np.stack(np.meshgrid(*[(np.arange(across, dtype=np.float32) + 0.5) / across] * 2), axis=-1).reshape(-1, 2)
+    said, real = [], []
+    for frame in frames:
+        labels = truth.labels[frame.stamp_ns]
+        found = sam2.masks_at_points(sam2.embed(frame), xy)
+        rows, columns = (xy[:, ::-1] * labels.shape).astype(int).T
+        for mask, iou, label in zip(found.masks.numpy(), found.iou.tolist(), labels[rows, columns]):
+            said.append(iou)
+            real.append(mask_iou(mask, labels == label) if label else 0.0)
+    said, real = np.array(said), np.array(real)
+    assert (real > 0).sum() > 50 and said[real == 0].mean() < 0.2 and said[real > 0].mean() > 0.8
+    assert np.corrcoef(said, real)[0, 1] > 0.75
 
 
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")

@@ -13,6 +13,7 @@ from decaf_ros.cli import main
 from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.command import configured
+from decaf_ros.evaluation.report import check_folder
 from decaf_ros.resources import find_resource
 from decaf_ros.tabletop.clip import KINDS
 from decaf_ros.tabletop.store import clip_path, write_clip
@@ -175,3 +176,14 @@ def test_default_parameters_are_the_tabletops():
     config = configured(nothing)
     assert config == replace(load_config(find_resource("config/tabletop.yaml")), {"window.size": 8})
     assert "tabletop" in config.mllm.checkpoint and "tabletop" in config.sam2.checkpoint
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+    numbers = tmp_path / "scores.json"
+    for name in ("report.md", "scores.json"):
+        (tmp_path / name).touch()
+    check_folder(tmp_path, numbers)  # its own numbers may lie there
+    with pytest.raises(FileExistsError, match=r"holds something besides a report \(scores.json\)"):
+        check_folder(tmp_path)
+    with pytest.raises(NotADirectoryError, match="expected a folder, got a file"):
+        check_folder(numbers)

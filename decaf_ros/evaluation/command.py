@@ -83,7 +83,7 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     dataset = _dataset(given)
     out = given.out or Path("decaf_eval")
     if not given.calibrate:
-        check_folder(out)
+        check_folder(out, given.json)
     config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDINGS)})
     if given.calibrate:
         config = replace(config, {"presence.threshold": 0.0})

@@ -23,13 +23,15 @@ _PARTS = ("report.md", "report.json", "cases.json", "contact_sheet.png", "roc.pn
 _HEADS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "category": "category"}
 
 
-def check_folder(folder: Path) -> None:
-    """Makes `folder` where there is none. Raises FileExistsError where it holds anything but an earlier report,
-    NotADirectoryError for a file, PermissionError where nothing can be written."""
+def check_folder(folder: Path, numbers: Path | None = None) -> None:
+    """Makes `folder` where there is none. Raises FileExistsError where it holds anything but an earlier report (and the
+    file `numbers`, which may lie in it), NotADirectoryError for a file, PermissionError where nothing can be
+    written."""
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: expected a folder, got a file")
     folder.mkdir(parents=True, exist_ok=True)
-    others = sorted(file.name for file in folder.iterdir() if file.name not in _PARTS)
+    known = {folder / name for name in _PARTS} | ({numbers.resolve()} if numbers else set())
+    others = sorted(file.name for file in folder.iterdir() if not {file, file.resolve()} & known)
     if others:
         raise FileExistsError(f"{folder}: holds something besides a report ({others[0]}); name another folder")
     with tempfile.TemporaryFile(dir=folder):
