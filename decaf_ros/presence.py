@@ -33,7 +33,8 @@ from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
 # Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints, which were
-# trained on absent targets too. How well they tell with a real model has not been measured: calibrate on your data.
+# trained on absent targets too, with a loss on just what `separation` measures. How well they tell with a real model
+# has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
     "contrast": 0.15,
     "separation": 0.39,

@@ -1,0 +1,64 @@
+"""What runs on a GPU, bfloat16 for the multimodal LLM and autocast for SAM 2, on the CPU: the numbers of float32, up to
+rounding."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sam2_scenes import disc, moving_scene
+
+from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
+from decaf_ros.demo.tiny_internvl import write_tiny_internvl
+from decaf_ros.demo.tiny_llava_onevision import write_tiny_llava_onevision
+from decaf_ros.demo.tiny_mllm import write_tiny_mllm
+from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
+from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.matching import mask_iou
+from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.types import Frame
+
+WRITERS = [write_tiny_mllm, write_tiny_qwen3_vl, write_tiny_internvl, write_tiny_llava_onevision]
+TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+@pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_tiny_"))
+def test_maps_in_bfloat16(tmp_path, write, kind):
+    folder, found = write(tmp_path), {}
+    images = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
+    frames = tuple(Frame(image, number + 1) for number, image in enumerate(images))
+    for dtype in ("float32", "bfloat16"):
+        config = MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, dtype=dtype)
+        mllm = load_mllm(config)
+        assert {weight.dtype for weight in mllm.model.parameters()} == {getattr(torch, dtype)}
+        views = [View(mllm.layout("video", 4, (96, 128)), frames)]
+        if kind == "frames":
+            layout = mllm.layout("frames", 1, (96, 128))
+            views = [View(layout, (frame,)) for frame in frames]
+        looks = Engine(mllm, EngineConfig()).look(views, TEXTS, Reading(2, max_new_tokens=2))
+        found[dtype] = np.stack([[look.map for look in some] for some in looks])
+    exact, rounded = found.values()
+    assert rounded.dtype == np.float32 and exact.std() > 0
+    assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.99
+    # These random models attend to single tokens, whose share a rounded logit moves most.
+    assert np.abs(exact - rounded).max() < 0.2 * exact.max()
+
+
+def test_sam2_under_autocast(tiny_sam2_dir):
+    frames = moving_scene(4)
+    found = []
+    for autocast in (False, True):
+        sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu"))
+        sam2._autocast = autocast  # elsewhere on a GPU alone
+        clicked = sam2.masks_at_points(sam2.embed(frames[0]), np.array([[0.3, 0.5], [0.75, 0.4]], np.float32))
+        prompts = np.stack([disc(frames[0].size_hw, 0.3, 0.5, 0.18), disc(frames[0].size_hw, 0.75, 0.4, 0.12)])
+        found.append((clicked, propagate(sam2, frames, 1, torch.from_numpy(prompts))))
+    (clicked, tracks), (rough_clicked, rough_tracks) = found
+    assert clicked.masks.flatten(1).any(1).all() and tracks.flatten(2).any(2).all()
+    pairs = [*zip(clicked.masks, rough_clicked.masks), *zip(tracks.flatten(0, 1), rough_tracks.flatten(0, 1))]
+    assert all(mask_iou(one.numpy(), other.numpy()) > 0.9 for one, other in pairs)
+    assert rough_clicked.iou.dtype == torch.float32
+    torch.testing.assert_close(clicked.iou, rough_clicked.iou, atol=0.05, rtol=0)
