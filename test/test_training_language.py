@@ -8,6 +8,7 @@ import torch
 from lesson_scene import packs, rolling_ball, teacher_of, written
 
 from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.rollout import rollout_last_row
 from training import mllm_language
 from training.mllm_batches import Pack
@@ -17,6 +18,7 @@ from training.mllm_language import (
     LanguageTrainer,
     contrast_losses,
     last_rows_of_rollout,
+    smoothed,
     unevenness,
 )
 from training.mllm_lessons import Teacher
@@ -125,8 +127,7 @@ def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher
 
     def losses(name: str, on: torch.Tensor, background: torch.Tensor) -> float:
         rolled = torch.stack([on, background])[None] * batches[name].visual[:, None]
-        wanted = batches[name].look / batches[name].look.sum(2, keepdim=True)
-        return contrast_losses(rolled, batches[name], wanted).item()
+        return contrast_losses(rolled, batches[name]).item()
 
     found = {}
     for pack in packs(teacher):
@@ -159,28 +160,51 @@ def test_targets_are_to_be_equally_high_in_every_row(teacher: Teacher, monkeypat
     pack = next(pack for pack in packs(teacher) if pack.lessons[0].name == "motion" and pack.lessons[0].rows == 8)
     video = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
     for batch, segments in ((frame, 2), (video, 8)):
-        look = batch.look
-        assert len(batch.segments[0][look[0, 0] > 0].unique()) == segments
-        assert unevenness(look, batch)[0, 0] == pytest.approx(0, abs=1e-6)
+        ideal = smoothed(batch.look, batch)
+        assert ideal[0, 0].max() == pytest.approx(1, abs=0.01), "every target is to come out as 1"
+        assert len(batch.segments[0][batch.look[0, 0] > 0].unique()) == segments
+        assert unevenness(ideal, ideal, batch)[0, 0] == pytest.approx(0, abs=1e-6)
         found = []
-        for segment in batch.segments[0][look[0, 0] > 0].unique():
-            lower = torch.where(batch.segments[:, None] == segment, 0.5 * look, look)
-            found.append(unevenness(lower, batch)[0, 0].item())
-            assert unevenness(7 * lower, batch)[0, 0] == pytest.approx(found[-1], rel=1e-5), "of heights in relation"
-            nothing = torch.where(batch.segments[:, None] == segment, 0, look)
-            assert found[-1] < unevenness(nothing, batch)[0, 0] < 10
+        for segment in batch.segments[0][batch.look[0, 0] > 0].unique():
+            lower = torch.where(batch.segments[:, None] == segment, 0.5 * ideal, ideal)
+            found.append(unevenness(lower, ideal, batch)[0, 0].item())
+            again = unevenness(7 * lower, ideal, batch)[0, 0]
+            assert again == pytest.approx(found[-1], rel=1e-5), "of heights in relation"
+            nothing = torch.where(batch.segments[:, None] == segment, 0, ideal)
+            assert found[-1] < unevenness(nothing, ideal, batch)[0, 0] < 10
         assert min(found) > 0.1 and max(found) == pytest.approx(min(found), rel=0.01)
     # What is not asked for has no height.
-    assert unevenness(video.look + (video.look == 0), video)[0, 0] == pytest.approx(0, abs=1e-6)
+    ideal = smoothed(video.look, video)
+    assert unevenness(ideal + (video.look == 0), ideal, video)[0, 0] == pytest.approx(0, abs=1e-6)
     # Of two contrasts with the same divergence, the even one is the better.
     monkeypatch.setattr(mllm_language, "divergence", lambda wanted, weights: torch.zeros(weights.shape[:-1]))
     wanted, background = video.look / video.look.sum(2, keepdim=True), torch.zeros_like(video.look)
     first = video.segments[:, None] == video.segments[0][video.look[0, 0] > 0][0]
     even, uneven = (
-        contrast_losses(torch.cat([rolled[:, :1], background[:, 1:]], 1), video, wanted).item()
+        contrast_losses(torch.cat([rolled[:, :1], background[:, 1:]], 1), video).item()
         for rolled in (wanted, torch.where(first, 0.5 * wanted, wanted))
     )
     assert even < 0.1 < uneven - even
+
+
+@pytest.mark.parametrize("visual, kernel", [("video", VIDEO_KERNEL), ("image", FRAME_KERNEL)])
+def test_maps_are_smoothed_as_the_method_does(teacher: Teacher, visual: str, kernel: int):
+    """Each row of tokens by itself, tokens that are left out as 0, whatever the number of rows."""
+    some = [pack for pack in packs(teacher) if pack.lessons[0].visual == visual]
+    some = list({pack.lessons[0].rows: pack for pack in some}.values())
+    assert len(some) > 1 or visual == "image"
+    for keep in (1.0, 0.3):
+        batch = written(some, keep)
+        maps = torch.from_numpy(np.random.default_rng(0).random(batch.look.shape, np.float32)) * batch.visual[:, None]
+        found = smoothed(maps, batch)
+        assert not found[~batch.visual[:, None].expand(found.shape)].any()
+        for place, pack in enumerate(some):
+            seen, h_w = batch.visual[place], pack.lessons[0].owners.shape[1:]
+            for question in range(len(pack.lessons)):
+                image = np.zeros(pack.lessons[0].owners.size, np.float32)
+                image[batch.cells[place, seen]] = maps[place, question, seen]
+                expected = smooth(image.reshape(-1, *h_w), kernel).reshape(-1)[batch.cells[place, seen]]
+                np.testing.assert_allclose(found[place, question, seen], expected, atol=1e-6)
 
 
 def test_language_training_reduces_the_loss_and_resumes(teacher: Teacher):

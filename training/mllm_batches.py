@@ -35,8 +35,9 @@ class Batch:
     positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
     answers: (B, Q). look: (B, Q, N) float32, how much is to be looked at a token, in shares of
     any sum. segments: (B, N) int64, tokens of the same object in the same temporal row have the same number from 0 on,
-    and the surroundings of a row count as one; -1 where nothing is visual. contrasted: (B, Q) bool, see `Lesson`.
-    kinds: (B, Q) names.
+    and the surroundings of a row count as one; -1 where nothing is visual. cells: (B, N) int64, of a visual token the
+    place in (rows, h, w); -1 elsewhere. grid: h, w; (0, 0) where nothing is visual. contrasted: (B, Q) bool, see
+    `Lesson`. kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
@@ -48,6 +49,8 @@ class Batch:
     answers: torch.Tensor
     look: torch.Tensor
     segments: torch.Tensor
+    cells: torch.Tensor
+    grid: tuple[int, int]
     contrasted: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
@@ -110,12 +113,12 @@ class Writer:
         visual = torch.zeros(size, dtype=torch.bool)
         positions = torch.ones(3, *size, dtype=torch.int64)
         look = torch.zeros(size[0], questions, size[1])
-        segments = torch.full(size, -1)
+        segments, cells = torch.full(size, -1), torch.full(size, -1)
         for place, row in enumerate(rows):
             own = slice(len(row.ids))
             ids[place, own], part[place, own], visual[place, own] = row.ids, row.part, row.visual
             positions[:, place, own], look[place, :, own] = row.positions, row.look
-            segments[place, own] = row.segments
+            segments[place, own], cells[place, own] = row.segments, row.cells
         ends = torch.stack([row.ends for row in rows])
         return Batch(
             ids,
@@ -127,6 +130,8 @@ class Writer:
             ids.gather(1, ends),
             look,
             segments,
+            cells,
+            GRIDS.get(packs[0].lessons[0].visual, (0, 0)),
             torch.tensor([[lesson.contrasted for lesson in pack.lessons] for pack in packs]),
             tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
         )
@@ -153,7 +158,7 @@ class Writer:
         shared = len(before) + count
         stays = torch.ones(shared, dtype=torch.bool)
         look = torch.zeros(len(tails), shared)
-        segments = torch.full((shared,), -1)
+        segments, cells = torch.full((shared,), -1), torch.full((shared,), -1)
         features = torch.zeros(0, HIDDEN)
         if count:
             kept = (one.owners.reshape(-1) > 0) | (rng.random(count) < keep)
@@ -161,6 +166,7 @@ class Writer:
             look[:, len(before) :] = torch.from_numpy(np.stack([lesson.look for lesson in pack.lessons]))
             starts = np.arange(one.rows)[:, None, None] * (one.owners.max() + 1)
             segments[len(before) :] = torch.from_numpy((starts + one.owners).reshape(-1))
+            cells[len(before) :] = torch.arange(count)
             features = torch.from_numpy(pack.tokens[kept].astype(np.float32))
         pad = self.tokenizer.convert_tokens_to_ids(f"<|{one.visual or 'video'}_pad|>")
         lengths = torch.tensor([len(tail) for tail in tails])
@@ -176,6 +182,7 @@ class Writer:
             ),
             torch.cat([look[:, stays], torch.zeros(len(tails), len(questions))], dim=1),
             torch.cat([segments[stays], torch.full((len(questions),), -1)]),
+            torch.cat([cells[stays], torch.full((len(questions),), -1)]),
             len(shared_ids) + lengths.cumsum(0) - 1,
             features,
         )
@@ -190,5 +197,6 @@ class _Row(NamedTuple):
     positions: torch.Tensor
     look: torch.Tensor
     segments: torch.Tensor
+    cells: torch.Tensor
     ends: torch.Tensor
     features: torch.Tensor

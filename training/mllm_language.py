@@ -19,7 +19,8 @@ from torch import nn
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 from transformers.modeling_utils import AttentionInterface
 
-from training.mllm_batches import Batch
+from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth_tensor
+from training.mllm_batches import GRIDS, Batch
 from training.mllm_model import LAYERS
 from training.mllm_words import meanings, word_meanings
 
@@ -31,7 +32,7 @@ MASS_FLOOR = 0.3
 # Weight of the share of the attention that asking for what is not there moves.
 MOVED = 10.0
 # Weight of how unevenly high the targets are, and what share of their mean height is next to nothing in that.
-UNEVEN, LEAST_HEIGHT = 2.0, 0.05
+UNEVEN, LEAST_HEIGHT = 1.0, 0.05
 # Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
@@ -166,7 +167,6 @@ class LanguageTrainer:
         asked = batch.look.any(2)
         if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
-        wanted = batch.look / batch.look.sum(2, keepdim=True).clamp(min=1e-6)
         kept = [self.text.layers[layer].self_attn.kept for layer in LOOKING_LAYERS]
         last = (torch.arange(len(batch.ends))[:, None], batch.ends - 1)
         visual = batch.visual[:, None]
@@ -174,27 +174,29 @@ class LanguageTrainer:
         floors = [F.relu(math.log(MASS_FLOOR) - torch.log(row.sum(2) + 1e-5))[asked].mean() for row in rows]
 
         rolled = last_rows_of_rollout(kept, batch) * visual
-        made = contrast_losses(rolled, batch, wanted)[asked[:, :-1]].mean()
+        made = contrast_losses(rolled, batch)[asked[:, :-1]].mean()
         hard = (rolled - rolled[:, -1:]).clamp(min=0).detach()
-        share = (hard * (wanted > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
+        share = (hard * (batch.look > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
         share[~batch.contrasted] = math.nan
         return made + torch.stack(floors).mean(), share.flatten().tolist()
 
 
-def contrast_losses(rolled: torch.Tensor, batch: Batch, wanted: torch.Tensor) -> torch.Tensor:
+def contrast_losses(rolled: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B, Q - 1), how far each question's contrast with the background's, the last one, is from what is to be looked
     at.
 
-    rolled: (B, Q, N) rollout, 0 where nothing is visual. wanted: (B, Q, N), a distribution. The method smooths both
-    maps first; here this is left out. Where a question has no target, its rollout shall be distributed as the
-    background's is, so that little contrast is left.
+    rolled: (B, Q, N) rollout, 0 where nothing is visual. As the method has it, both maps are smoothed first: the
+    background's question looks at what is around a target, and of a small one smoothing then leaves little. Where a
+    question has no target, its rollout shall be distributed as the background's is, so that little contrast is left.
     """
     background, visual = rolled[:, -1:], batch.visual[:, None]
     # Soft, or a target below the background would have no gradient.
     soft = (SOFTNESS * rolled.sum(2, keepdim=True) / visual.sum(2, keepdim=True).clamp(min=1)).detach() + 1e-9
-    contrast = F.softplus((rolled - background) / soft) * soft * visual
+    contrast = F.softplus(smoothed(rolled - background, batch) / soft) * soft * visual
+    ideal = smoothed(batch.look, batch)
+    wanted = ideal / ideal.sum(2, keepdim=True).clamp(min=1e-6)
     # The divergence is that of all tokens, most of which are the larger objects'.
-    shown = divergence(wanted, contrast) + UNEVEN * unevenness(contrast, batch)
+    shown = divergence(wanted, contrast) + UNEVEN * unevenness(contrast, ideal, batch)
     same = (background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach()
     # The divergence of what is nearly the same is nearly nothing, and the method scales what is left up to 1.
     moved = (rolled / rolled.sum(2, keepdim=True).clamp(min=1e-6) - same).clamp(min=0).sum(2)
@@ -208,19 +210,32 @@ def divergence(wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     return -(torch.special.entr(wanted) + wanted * parts).sum(-1)
 
 
-def unevenness(contrast: torch.Tensor, batch: Batch) -> torch.Tensor:
+def smoothed(maps: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, Q, N), as the method smooths maps. maps: (B, Q, N), of which the visual tokens count; those that were left
+    out count as 0."""
+    (h, w), (count, questions) = batch.grid, maps.shape[:2]
+    rows = -(-(int(batch.cells.max()) + 1) // (h * w))
+    # What is not visual goes to one more place, which is none.
+    places = torch.where(batch.cells < 0, rows * h * w, batch.cells)[:, None].expand(maps.shape)
+    images = maps.new_zeros(count, questions, rows * h * w + 1).scatter(2, places, maps)[..., :-1]
+    kernel = VIDEO_KERNEL if batch.grid == GRIDS["video"] else FRAME_KERNEL
+    images = smooth_tensor(images.reshape(-1, h, w), kernel).reshape(count, questions, -1)
+    return F.pad(images, (0, 1)).gather(2, places)
+
+
+def unevenness(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B, Q), how far the heights are from each other that the targets have in the rows of tokens where they are seen:
     the mean deviation of their logarithms, absolute and squared. Each target in each row counts alike, however small it
     is.
 
-    contrast: (B, Q, N). A height is in relation to what is to be looked at, so that the method's smoothing is allowed
-    for.
+    contrast, ideal: (B, Q, N), that of the model and one that is as it should be; heights are in relation to that.
     """
     asked = batch.look > 0
     places = (batch.segments + 1)[:, None].expand(batch.look.shape)
     sums = batch.look.new_zeros(*batch.look.shape[:2], int(batch.segments.max()) + 2)
     there = sums.scatter_add(2, places, asked.float()) > 0
-    heights = sums.scatter_add(2, places, contrast * asked) / sums.scatter_add(2, places, batch.look).clamp(min=1e-6)
+    heights = sums.scatter_add(2, places, contrast * asked)
+    heights = heights / sums.scatter_add(2, places, ideal * asked).clamp(min=1e-6)
     counts = there.sum(2, keepdim=True).clamp(min=1)
     mean = (heights * there).sum(2, keepdim=True) / counts
     logs = torch.log(heights / mean.clamp(min=1e-9) + LEAST_HEIGHT)

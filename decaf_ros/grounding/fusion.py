@@ -16,11 +16,16 @@ FRAME_KERNEL = 7
 
 def smooth(maps: np.ndarray, kernel: int) -> np.ndarray:
     """Gaussian smoothing with zeros outside. maps: (T, h, w) float32. kernel: odd width in tokens."""
+    return smooth_tensor(torch.from_numpy(maps), kernel).numpy()
+
+
+def smooth_tensor(maps: torch.Tensor, kernel: int) -> torch.Tensor:
+    """As `smooth`, of (T, h, w) float32, with gradients."""
     offsets = torch.arange(kernel, dtype=torch.float32) - kernel // 2
     weights = torch.exp(-(offsets**2) / (2 * SMOOTHING_SIGMA**2))
     weights /= weights.sum()
-    smoothed = F.conv2d(torch.from_numpy(maps)[:, None], weights.view(1, 1, -1, 1), padding=(kernel // 2, 0))
-    return F.conv2d(smoothed, weights.view(1, 1, 1, -1), padding=(0, kernel // 2))[:, 0].numpy()
+    smoothed = F.conv2d(maps[:, None], weights.view(1, 1, -1, 1), padding=(kernel // 2, 0))
+    return F.conv2d(smoothed, weights.view(1, 1, 1, -1), padding=(0, kernel // 2))[:, 0]
 
 
 def difference(branch: BranchMaps, kernel: int) -> np.ndarray:
