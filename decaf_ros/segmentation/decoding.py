@@ -16,6 +16,7 @@ from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import nn
 
+_LEAST_WEIGHT = 1e-20
 _NO_SCORE = 10.0  # of a model without a head for the object's presence
 
 
@@ -93,7 +94,7 @@ def _read(attention: Attention, query: torch.Tensor, keys: torch.Tensor, values:
         return attention.out_proj(found.permute(1, 2, 0, 3).flatten(2))
     # A click has few tokens and its image many places: what the tokens ask for is projected, once a head, and not the
     # image. The bias of its keys is the same for all places, and makes no difference.
-    weights = (_asked(attention.k_proj.weight, query, heads) @ keys.transpose(1, 2)).softmax(2)
+    weights = _weights(_asked(attention.k_proj.weight, query, heads) @ keys.transpose(1, 2), 2)
     found = (weights @ values).unflatten(1, (heads, -1))  # (P, heads, n, C)
     found = found @ attention.v_proj.weight.unflatten(0, (heads, -1)).transpose(1, 2)
     return attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
@@ -107,12 +108,21 @@ def _told(
     offset = _asked(attention.q_proj.bias[:, None], keys, heads)
     asked = _asked(attention.q_proj.weight, keys, heads)
     weights = torch.baddbmm(offset, asked, query.transpose(1, 2).expand(len(keys), -1, -1))
-    weights = weights.unflatten(1, (heads, -1)).softmax(2).flatten(1, 2)  # (P, heads * n, N)
+    weights = _weights(weights.unflatten(1, (heads, -1)), 2).flatten(1, 2)  # (P, heads * n, N)
     values = attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2)
     values = values @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (P, heads, n, C)
     # Each head's weights sum to 1, so the bias can go along with the values.
     values = values + attention.out_proj.bias / heads
-    return image + weights.transpose(1, 2) @ values.flatten(1, 2)
+    # Put in order first: on a CPU the product with transposed weights takes three times as long.
+    found = weights.transpose(1, 2).contiguous() @ values.flatten(1, 2)
+    # In place where that rounds nothing, for fresh memory costs as much as the sum.
+    return found.add_(image) if found.dtype == image.dtype else image + found
+
+
+def _weights(logits: torch.Tensor, dim: int) -> torch.Tensor:
+    """Their softmax, but for what is next to nothing: with numbers too small to be normal ones a CPU multiplies ten
+    times as slowly, and trained attention has many of them."""
+    return logits.softmax(dim).clamp_(min=_LEAST_WEIGHT)
 
 
 def _asked(weight: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
@@ -131,22 +141,20 @@ def _masks(
     """
     first, norm, activation, second, last = decoder.output_upscaling
     grid = image.unflatten(1, tuple(size))
-    halves = _finer(first, grid)
+    finer, finest = first.bias, second.bias
     if decoder.use_high_res_features:
-        halves += _beside(fine[1], 1)
+        finer, finest = _beside(fine[1], 1) + finer, _beside(fine[0], 2) + finest
+    halves = _finer(first, grid).add_(finer)
     halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
-    quarters = _finer(second, halves)
-    if decoder.use_high_res_features:
-        quarters += _beside(fine[0], 2)
-    quarters = last(quarters)  # (P, h, w, 2, 2, 2, 2, c)
+    quarters = last(_finer(second, halves).add_(finest))  # (P, h, w, 2, 2, 2, 2, c)
     logits = (kernels[:, None] @ quarters.flatten(1, -2).transpose(1, 2)).view(quarters.shape[:-1])
     return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(image), 1, 4 * size[0], 4 * size[1])
 
 
 def _finer(up: nn.ConvTranspose2d, places: torch.Tensor) -> torch.Tensor:
-    """(..., C) to (..., 2, 2, c)."""
+    """(..., C) to (..., 2, 2, c), without the bias."""
     weight = up.weight.permute(2, 3, 1, 0).flatten(0, 2)  # (2 * 2 * c, C)
-    return F.linear(places, weight, up.bias.repeat(4)).unflatten(-1, (2, 2, -1))
+    return F.linear(places, weight).unflatten(-1, (2, 2, -1))
 
 
 def _beside(fine: torch.Tensor, halvings: int) -> torch.Tensor:

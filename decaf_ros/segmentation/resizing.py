@@ -23,16 +23,17 @@ def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int =
             torch.gt(F.interpolate(part, size_hw, mode="bilinear", align_corners=False)[:, 0], 0, out=some)
         return masks
     # numpy's zeros take no memory before they are written to.
-    masks = torch.from_numpy(np.zeros((len(logits), *size_hw), bool))
+    masks = np.zeros((len(logits), *size_hw), bool)
     down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))
-    # Where it is is found by numpy, in which small steps cost less; the products are torch's, with its threads.
+    # Small steps are numpy's, in which they cost less; the products are torch's, with its threads.
     seen = (logits > 0).numpy()
     spans = zip(down.spans(seen.any(axis=2)), across.spans(seen.any(axis=1)))
-    for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(seen.any(axis=(1, 2))), spans):
-        low = logits[place, low_rows, low_columns]
-        part = down.weights[rows, low_rows] @ low @ across.weights[columns, low_columns].T
-        torch.gt(part, 0, out=masks[place, rows, columns])
-    return masks
+    with torch.autocast("cpu", enabled=False):  # edges are to lie where they are
+        for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(seen.any(axis=(1, 2))), spans):
+            low = logits[place, low_rows, low_columns]
+            part = down.weights[rows, low_rows] @ low @ across.weights[columns, low_columns].T
+            np.greater(part.numpy(), 0, out=masks[place, rows, columns])
+    return torch.from_numpy(masks)
 
 
 class _Side(NamedTuple):
