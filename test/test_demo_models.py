@@ -95,6 +95,10 @@ def test_what_the_method_promises(tmp_path):
     for kind, category in (("attribute", 0.9), ("motion", 0.9), ("size", 0.9), ("relation", 0.8)):
         assert by_type[kind]["category"] >= category and by_type[kind]["pointing"] >= 0.85, kind
     assert found["absent"]["recall"] >= 0.8 and found["absent"]["precision"] >= 0.8
-    assert found["segmenter"]["one_click_iou"] >= 0.85 and found["segmenter"]["propagated_iou"] >= 0.75
+    # One frame shows no motion: here the video branch alone must know.
+    assert found["category_by_branch"]["by_type"]["motion"]["video"] >= 0.9
+    segmenter = found["segmenter"]
+    assert segmenter["one_click_iou"] >= 0.85 and segmenter["propagated_iou"] >= 0.75
+    assert segmenter["crossed"] >= 3 and segmenter["crossed_iou"] >= 0.65, "few objects, of which one may be lost"
     assert ablation["full"]["j_and_f"] > ablation["object_only"]["j_and_f"] + 0.02
-    assert ablation["full"]["j_and_f"] > ablation["frames_only"]["j_and_f"]
+    assert ablation["full"]["j_and_f"] > max(ablation[name]["j_and_f"] for name in ("frames_only", "video_only"))
