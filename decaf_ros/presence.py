@@ -36,12 +36,12 @@ SEPARATION_HALF = 0.05
 # trained on absent targets too, with a loss on just what `separation` measures. How well they tell with a real model
 # has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.15,
-    "separation": 0.39,
-    "consistency": 0.01,
-    "agreement": 0.17,
-    "iou": 0.12,
-    "object_presence": 0.14,
+    "contrast": 0.24,
+    "separation": 0.49,
+    "consistency": 0.0,
+    "agreement": 0.14,
+    "iou": 0.06,
+    "object_presence": 0.06,
 }
 
 
