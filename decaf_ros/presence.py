@@ -32,16 +32,16 @@ from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
-# Fitted by `decaf eval --calibrate --clips 32` on the simulated tabletop with the demo's checkpoints, which were
+# Fitted by `decaf eval --calibrate --clips 64` on the simulated tabletop with the demo's checkpoints, which were
 # trained on absent targets too, with a loss on just what `separation` measures. How well they tell with a real model
 # has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.24,
+    "contrast": 0.25,
     "separation": 0.49,
     "consistency": 0.0,
-    "agreement": 0.14,
-    "iou": 0.06,
-    "object_presence": 0.06,
+    "agreement": 0.11,
+    "iou": 0.07,
+    "object_presence": 0.08,
 }
 
 
