@@ -113,15 +113,12 @@ def _told(
     values = values @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (P, heads, n, C)
     # Each head's weights sum to 1, so the bias can go along with the values.
     values = values + attention.out_proj.bias / heads
-    # Put in order first: on a CPU the product with transposed weights takes three times as long.
-    found = weights.transpose(1, 2).contiguous() @ values.flatten(1, 2)
-    # In place where that rounds nothing, for fresh memory costs as much as the sum.
-    return found.add_(image) if found.dtype == image.dtype else image + found
+    return image + weights.transpose(1, 2) @ values.flatten(1, 2)
 
 
 def _weights(logits: torch.Tensor, dim: int) -> torch.Tensor:
-    """Their softmax, but for what is next to nothing: with numbers too small to be normal ones a CPU multiplies ten
-    times as slowly, and trained attention has many of them."""
+    """Their softmax, but for what is next to nothing: with numbers too small to be normal ones some CPUs multiply
+    many times as slowly, and trained attention has many of them."""
     return logits.softmax(dim).clamp_(min=_LEAST_WEIGHT)
 
 
