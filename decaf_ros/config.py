@@ -149,7 +149,9 @@ class Sam2Config(_Checked):
         20, "frames whose image embeddings are kept, key frames before others; under window.size they are made again",
         1, 1024,
     )
-    point_batch: int = _option(32, "points that go through the mask decoder at once", 1, 1024)
+    point_batch: int = _option(
+        64, "points that go through the mask decoder at once; of a large model fewer on a cpu", 1, 1024
+    )
     object_batch: int = _option(16, "objects that are followed over the key frames at once", 1, 1024)
     compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")
 

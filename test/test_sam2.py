@@ -58,6 +58,20 @@ def recorded_logits(sam2: Sam2) -> list[torch.Tensor]:
     return record
 
 
+def test_a_cpu_decodes_fewer_points_at_once_of_larger_features(random_model, monkeypatch):
+    sam2 = Sam2(random_model, Sam2Config(device="cpu", point_batch=4), fill_holes_px=0)
+    embedding = sam2.embed(moving_scene(1)[0])
+    xy = np.random.default_rng(1).random((5, 2)).astype(np.float32)
+    logits = recorded_logits(sam2)
+    sizes = {}
+    for room in (0.5, 2.5, 100):
+        monkeypatch.setattr("decaf_ros.segmentation.sam2.CPU_BATCH_BYTES", int(room * embedding.features[-1].nbytes))
+        logits.clear()
+        sam2.masks_at_points(embedding, xy)
+        sizes[room] = [len(part) for part in logits]
+    assert sizes == {0.5: [1] * 5, 2.5: [2, 2, 1], 100: [4, 1]}
+
+
 def test_points_equal_the_image_predictor(random_model):
     frame = moving_scene(1)[0]
     height, width = frame.size_hw

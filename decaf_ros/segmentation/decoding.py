@@ -8,6 +8,7 @@ projected instead. And it makes four masks of each click, of which one is wanted
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +17,7 @@ from sam2.modeling.sam.mask_decoder import MaskDecoder
 from sam2.modeling.sam.transformer import Attention, TwoWayAttentionBlock, TwoWayTransformer
 from torch import nn
 
+# With numbers too small to be normal ones some CPUs multiply many times as slowly, and trained attention has many.
 _LEAST_WEIGHT = 1e-20
 _NO_SCORE = 10.0  # of a model without a head for the object's presence
 
@@ -43,8 +45,9 @@ def decode_clicks(
 
     iou, best = decoder.iou_prediction_head(tokens[:, int(scored)])[:, 1:].float().max(dim=1)
     masks = tokens[:, 1 + scored :]
-    kernels = torch.stack([mlp(masks[:, place]) for place, mlp in enumerate(decoder.output_hypernetworks_mlps)], dim=1)
-    kernels = kernels[torch.arange(len(best), device=best.device), best + 1]
+    wanted = list(enumerate(decoder.output_hypernetworks_mlps))[1:]
+    kernels = torch.stack([mlp(masks[:, place]) for place, mlp in wanted], dim=1)
+    kernels = kernels[torch.arange(len(best), device=best.device), best]
     logits = _masks(decoder, seen, image.shape[2:], fine, kernels)
     score = decoder.pred_obj_score_head(tokens[:, 0])[:, 0].float() if scored else torch.full_like(iou, _NO_SCORE)
     return logits, iou, score
@@ -94,7 +97,8 @@ def _read(attention: Attention, query: torch.Tensor, keys: torch.Tensor, values:
         return attention.out_proj(found.permute(1, 2, 0, 3).flatten(2))
     # A click has few tokens and its image many places: what the tokens ask for is projected, once a head, and not the
     # image. The bias of its keys is the same for all places, and makes no difference.
-    weights = _weights(_asked(attention.k_proj.weight, query, heads) @ keys.transpose(1, 2), 2)
+    weights = (_asked(attention.k_proj.weight, query, heads) @ keys.transpose(1, 2)).softmax(2)
+    weights = weights.clamp_(min=_LEAST_WEIGHT)
     found = (weights @ values).unflatten(1, (heads, -1))  # (P, heads, n, C)
     found = found @ attention.v_proj.weight.unflatten(0, (heads, -1)).transpose(1, 2)
     return attention.out_proj(found.transpose(1, 2).flatten(2) + attention.v_proj.bias)
@@ -103,12 +107,18 @@ def _read(attention: Attention, query: torch.Tensor, keys: torch.Tensor, values:
 def _told(
     attention: Attention, image: torch.Tensor, query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor
 ) -> torch.Tensor:
-    """The image and what it finds in tokens (P, n, C), which are projected as in `_read`."""
+    """The image and what it finds in tokens (P, n, C). query: the image of each click (P, N, C), for which the tokens
+    are projected as in `_read`, or one for all (1, N, C)."""
     heads, keys = attention.num_heads, attention.k_proj(keys)
-    offset = _asked(attention.q_proj.bias[:, None], keys, heads)
-    asked = _asked(attention.q_proj.weight, keys, heads)
-    weights = torch.baddbmm(offset, asked, query.transpose(1, 2).expand(len(keys), -1, -1))
-    weights = _weights(weights.unflatten(1, (heads, -1)), 2).flatten(1, 2)  # (P, heads * n, N)
+    if len(query) == 1:
+        query = attention.q_proj(query)[0].unflatten(1, (heads, -1)).permute(1, 2, 0)  # (heads, d, N)
+        asked = keys.unflatten(2, (heads, -1)).permute(2, 0, 1, 3) * query.shape[1] ** -0.5  # (heads, P, n, d)
+        logits = (asked.flatten(1, 2) @ query).view(*asked.shape[:3], -1).transpose(0, 1)
+    else:
+        offset = _asked(attention.q_proj.bias[:, None], keys, heads)
+        logits = torch.baddbmm(offset, _asked(attention.q_proj.weight, keys, heads), query.transpose(1, 2))
+        logits = logits.unflatten(1, (heads, -1))
+    weights = _softmax(logits).flatten(1, 2)  # (P, heads * n, N)
     values = attention.v_proj(values).unflatten(2, (heads, -1)).transpose(1, 2)
     values = values @ attention.out_proj.weight.unflatten(1, (heads, -1)).permute(1, 2, 0)  # (P, heads, n, C)
     # Each head's weights sum to 1, so the bias can go along with the values.
@@ -116,10 +126,11 @@ def _told(
     return image + weights.transpose(1, 2) @ values.flatten(1, 2)
 
 
-def _weights(logits: torch.Tensor, dim: int) -> torch.Tensor:
-    """Their softmax, but for what is next to nothing: with numbers too small to be normal ones some CPUs multiply
-    many times as slowly, and trained attention has many of them."""
-    return logits.softmax(dim).clamp_(min=_LEAST_WEIGHT)
+def _softmax(logits: torch.Tensor) -> torch.Tensor:
+    """Over dimension 2, in place: that of torch takes longer, but for a last dimension."""
+    logits = logits.float()  # as it is under autocast
+    weights = logits.sub_(logits.amax(2, keepdim=True)).clamp_(min=math.log(_LEAST_WEIGHT)).exp_()
+    return weights.div_(weights.sum(2, keepdim=True))
 
 
 def _asked(weight: torch.Tensor, tokens: torch.Tensor, heads: int) -> torch.Tensor:
@@ -145,7 +156,10 @@ def _masks(
     halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     quarters = last(_finer(second, halves).add_(finest))  # (P, h, w, 2, 2, 2, 2, c)
     logits = (kernels[:, None] @ quarters.flatten(1, -2).transpose(1, 2)).view(quarters.shape[:-1])
-    return logits.permute(0, 1, 3, 5, 2, 4, 6).reshape(len(image), 1, 4 * size[0], 4 * size[1])
+    # The last two of each row stay beside each other: moved as one number of twice the size, which takes a fifth.
+    pairs = logits.view({2: torch.int32, 4: torch.int64}[logits.element_size()])
+    pairs = pairs.permute(0, 1, 3, 5, 2, 4, 6).contiguous()
+    return pairs.view(logits.dtype).view(len(image), 1, 4 * size[0], 4 * size[1])
 
 
 def _finer(up: nn.ConvTranspose2d, places: torch.Tensor) -> torch.Tensor:

@@ -26,10 +26,10 @@ def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int =
     masks = np.zeros((len(logits), *size_hw), bool)
     down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))
     # Small steps are numpy's, in which they cost less; the products are torch's, with its threads.
-    seen = (logits > 0).numpy()
-    spans = zip(down.spans(seen.any(axis=2)), across.spans(seen.any(axis=1)))
+    rows_seen, columns_seen = ((logits.amax(dim) > 0).numpy() for dim in (2, 1))
+    spans = zip(down.spans(rows_seen), across.spans(columns_seen))
     with torch.autocast("cpu", enabled=False):  # edges are to lie where they are
-        for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(seen.any(axis=(1, 2))), spans):
+        for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(rows_seen.any(axis=1)), spans):
             low = logits[place, low_rows, low_columns]
             part = down.weights[rows, low_rows] @ low @ across.weights[columns, low_columns].T
             np.greater(part.numpy(), 0, out=masks[place, rows, columns])

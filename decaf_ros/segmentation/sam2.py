@@ -30,6 +30,8 @@ from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.types import Frame
 
+# A decoder call's image features on a CPU: in its caches. Of what is much more, every step also waits for new pages.
+CPU_BATCH_BYTES = 16 * 2**20
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -123,7 +125,8 @@ class Sam2:
         return FrameEmbedding((image.shape[0], image.shape[1]), tuple(levels), self._position)
 
     def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
-        """One mask a point: each a positive click and an object of its own, config.point_batch decoded at once.
+        """One mask a point: each a positive click and an object of its own, config.point_batch decoded at once
+        (on a CPU fewer of a large model).
 
         xy: (P, 2) in [0, 1], x right and y down. Of the three masks of the multimask output the one with the best
         predicted IoU is taken, whatever its object score. Equals SAM2ImagePredictor up to the filled holes.
@@ -137,9 +140,15 @@ class Sam2:
             no_scores = torch.zeros(0, device=self.device)
             return PointMasks(no_masks, no_scores, no_scores)
         with self.inference():
-            parts = [self._decode(embedding, chunk) for chunk in points.split(self._point_batch)]
+            parts = [self._decode(embedding, chunk) for chunk in points.split(self._at_once(embedding))]
             logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
             return PointMasks(masks_of_size(logits, embedding.size_hw, self._point_batch), iou, object_score)
+
+    def _at_once(self, embedding: FrameEmbedding) -> int:
+        """How many points share a decoder call."""
+        if self.device.type != "cpu":
+            return self._point_batch
+        return min(self._point_batch, max(1, CPU_BATCH_BYTES // embedding.features[-1].nbytes))
 
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
