@@ -195,7 +195,8 @@ class PresenceConfig(_Checked):
     """The honest "not found" (`decaf_ros.presence`)."""
 
     threshold: float = _option(
-        0.3, "presence score under which the answer is NOT_FOUND; 0 switches the test off", 0.0, 1.0, live=True
+        0.3, "presence score under which the answer is NOT_FOUND, as it is where the model names the category none; "
+        "0 switches both off", 0.0, 1.0, live=True
     )
 
 

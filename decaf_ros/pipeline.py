@@ -14,7 +14,7 @@ from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
-from decaf_ros.presence import measure_presence
+from decaf_ros.presence import measure_presence, names_nothing
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.points import attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
@@ -79,7 +79,7 @@ class Decaf:
         clock.start("scoring")
         tracklets = score_tracklets(proposals, attention, config.segmentation)
         presence = measure_presence(grounding.maps, tracklets)
-        selected = select_targets(tracklets, presence, config)
+        selected = select_targets(tracklets, presence, grounding.category, config)
 
         # The evaluation protocol: masks of the attention alone, and every frame masked.
         coarse, labels = None, None
@@ -117,8 +117,12 @@ class Decaf:
         self.grounder.engine.release()
 
 
-def select_targets(tracklets: Sequence[Tracklet], presence: Presence, config: DecafConfig) -> list[Tracklet]:
-    """The tracklets (best first) that are the answer; none where the evidence says that the target is not there."""
-    if presence.score < config.presence.threshold:
+def select_targets(
+    tracklets: Sequence[Tracklet], presence: Presence, category: str, config: DecafConfig
+) -> list[Tracklet]:
+    """The tracklets (best first) that are the answer; none where the evidence, or the model by the category that it
+    names, says that the target is not there. A presence.threshold of 0 switches both off."""
+    threshold = config.presence.threshold
+    if presence.score < threshold or (threshold > 0 and names_nothing(category)):
         return []
     return select_tracklets(tracklets, config.segmentation)

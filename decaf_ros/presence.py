@@ -16,6 +16,9 @@ cannot say "not there". What is measured here has not been through them:
 - iou: SAM 2's predicted IoU of the best candidate.
 - object_presence: SAM 2's object-presence logit of the best candidate, through a sigmoid.
 
+The answer is no part of it: a model that names the category "none" has said itself that nothing is there
+(`names_nothing`), and one that always names something has not said that anything is.
+
 The score is their mean, weighted by WEIGHTS. `decaf eval --calibrate` fits these on clips with known answers and
 prints them with the threshold that belongs to them.
 """
@@ -30,18 +33,20 @@ import numpy as np
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, resize_maps
 from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
+# What a category that is none begins with.
+NO_OBJECT = frozenset({"none", "nothing", "no", "not", "nobody"})
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
 # Fitted by `decaf eval --calibrate --clips 64` on the simulated tabletop with the demo's checkpoints, which were
 # trained on absent targets too, with a loss on just what `separation` measures. How well they tell with a real model
 # has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.25,
-    "separation": 0.49,
+    "contrast": 0.26,
+    "separation": 0.52,
     "consistency": 0.0,
-    "agreement": 0.11,
-    "iou": 0.07,
-    "object_presence": 0.08,
+    "agreement": 0.1,
+    "iou": 0.05,
+    "object_presence": 0.07,
 }
 
 
@@ -68,6 +73,12 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
     parts = (contrast, separation, consistency, agreement, iou, object_presence)
     score = weighted_score(dict(zip(WEIGHTS, parts)), WEIGHTS)
     return Presence(score, *(part or 0.0 for part in parts))
+
+
+def names_nothing(category: str) -> bool:
+    """Whether an answer to the question for the target's category says that there is none. Empty is no answer."""
+    words = category.casefold().replace(",", " ").replace(".", " ").split()
+    return bool(words) and words[0] in NO_OBJECT
 
 
 def weighted_score(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float:

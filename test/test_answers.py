@@ -34,6 +34,14 @@ def test_absence_names_the_score_and_the_threshold(found):
     assert "no candidate object at all" in absence(dataclasses.replace(nothing, tracklets=()), config)
 
 
+def test_a_model_that_says_none_is_believed(found):
+    said = dataclasses.replace(found, grounding=dataclasses.replace(found.grounding, category="none"))
+    score = f"{found.presence.score:.2f}"
+    expected = f"not found: asked what it is, the model says 'none' (presence score {score})"
+    assert absence(said, settings(presence__threshold=0.3)) == expected
+    assert absence(said, settings(presence__threshold=0.0)) == ""
+
+
 def test_tracking_text():
     assert tracking_text(2, "mug") == "tracking 2 targets: mug"
     assert tracking_text(1, "") == "tracking 1 target"

@@ -69,6 +69,19 @@ def test_a_wrong_not_found_is_worth_nothing(collected):
     assert case.answer == "not found: presence score 0.20 is under presence.threshold 0.50"
 
 
+def test_a_model_that_says_none_is_taken_at_its_word():
+    """The score is not touched by that: what it tells alone is counted apart."""
+    plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
+    told, collected = functools.partial(evaluator, **{"the mug": ((0,), 0.6, "none")}), Collected()
+    for scores in clip_scores(DrawnClips(1), plan, told, workers=0):
+        collected.take(scores)
+    case = by_text(collected, "the mug")
+    assert not case.found and case.answer.startswith("not found: asked what it is, the model says 'none'")
+    found = summary(collected, KINDS, 0.5)
+    assert found["absent"] == {"precision": pytest.approx(2 / 3), "recall": 1}
+    assert found["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
+
+
 def test_half_of_the_targets(collected):
     clip = evaluation_clip()
     expected = np.mean([(labels == 2).sum() / (labels > 1).sum() for labels in clip.labels])
@@ -92,6 +105,7 @@ def test_summary(collected, found):
     assert found["by_type"]["explicit"] == dict.fromkeys(MEASURES, 1.0)
     assert found["by_type"]["motion"] == {"j_and_f": 0, "j": 0, "f": 0, "pointing": 1, "category": 1}
     assert found["absent"] == {"precision": 0.5, "recall": 0.5}
+    assert found["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
     assert 0 < found["baseline"]["chance_pointing"] < 0.3
     assert found["category_by_branch"]["overall"] == {"video": 0.75, "frames": 0.5}
     assert found["counts"]["by_type"]["attribute"] == 2 and found["counts"]["clips"] == 2

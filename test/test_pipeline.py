@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 
 from decaf_ros import pipeline
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
+from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES, Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -118,6 +121,19 @@ def test_not_found_is_an_empty_selection(models):
     for segmenter in (nothing, absent):
         result = segmenter.segment(window, "the green mug", frames)
         assert result.selected == () and result.tracklets and not result.dense_labels.any()
+
+
+def test_a_model_that_says_none_is_believed_where_absence_is_asked_for(models, monkeypatch):
+    window = Window(tuple(moving_square()[::2]))
+    ground = Grounder.ground
+
+    def says_none(*given):
+        return dataclasses.replace(ground(*given), category="none")
+
+    monkeypatch.setattr(Grounder, "ground", says_none)
+    for threshold, is_selected in ((0.0, True), (1e-6, False)):
+        result = decaf(models, presence__threshold=threshold).segment(window, "the green mug")
+        assert result.tracklets and bool(result.selected) == is_selected
 
 
 def test_aborting_leaves_the_segmenter_usable(models):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from decaf_ros.presence import WEIGHTS, measure_presence, weighted_score
+from decaf_ros.presence import WEIGHTS, measure_presence, names_nothing, weighted_score
 from decaf_ros.types import AttentionMaps, BranchMaps, Tracklet, TrackletScores
 
 ZERO = np.zeros((4, 6, 8), np.float32)
@@ -82,3 +82,10 @@ def test_score_is_the_weighted_mean_of_the_parts():
     found = measure_presence(maps(peak=0.2), [tracklet(0.8)])
     parts = {name: getattr(found, name) for name in WEIGHTS}
     assert found.score == weighted_score(parts, WEIGHTS)
+
+
+def test_an_answer_that_names_nothing():
+    for nothing in ("none", "None.", "Nothing", "no object", "No, there is none", "not visible"):
+        assert names_nothing(nothing)
+    for something in ("", "mug", "Notebook", "nozzle", "nonstick pan", "the mug, not the can"):
+        assert not names_nothing(something)

@@ -79,3 +79,11 @@ def test_sam2(data, tmp_path, monkeypatch, capsys):
     assert "goes on from step" in capsys.readouterr().out
     # At the end of each, however slow the machine is.
     assert sum("one_click_iou" in entry for entry in entries(work)) == 2
+
+    source = "package://decaf_ros/models/tabletop_sam2"
+    given = [*given[:-1], str(tmp_path / "later"), "--minutes", "0.2", "--go-on-from", source]
+    monkeypatch.setattr("sys.argv", given)
+    sam2.main()
+    before, after = (load_sam2(Sam2Config(place, device="cpu")).model.state_dict() for place in (source, str(out)))
+    changes = [float((after[name] - value).norm() / value.norm()) for name, value in before.items() if value.any()]
+    assert 0 < max(changes) and sorted(changes)[len(changes) // 2] < 0.05, "not from nothing"

@@ -14,11 +14,13 @@ from training import mllm_language
 from training.mllm_batches import Pack
 from training.mllm_language import (
     LOOKING_LAYERS,
+    SPILL_FROM,
     TAP,
     LanguageTrainer,
     contrast_losses,
     last_rows_of_rollout,
     smoothed,
+    spill,
     unevenness,
 )
 from training.mllm_lessons import Teacher
@@ -185,6 +187,32 @@ def test_targets_are_to_be_equally_high_in_every_row(teacher: Teacher, monkeypat
         for rolled in (wanted, torch.where(first, 0.5 * wanted, wanted))
     )
     assert even < 0.1 < uneven - even
+
+
+def test_what_stands_high_beside_the_targets_is_spilt(teacher: Teacher, monkeypatch):
+    pack = next(pack for pack in packs(teacher) if pack.lessons[0].visual == "video" and pack.lessons[0].look.any())
+    batch = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
+    ideal = smoothed(batch.look, batch)
+    assert spill(ideal, ideal, batch)[0, 0] == 0
+    others = (batch.segments[0] >= 0) & (batch.look[0, 0] == 0) & (ideal[0, 0] == 0)
+    mean, rows = ideal[0, 0][batch.look[0, 0] > 0].mean(), len(pack.lessons[0].owners)
+    for height, expected in ((0.9 * SPILL_FROM, 0), (1.0, 1 - SPILL_FROM)):
+        token = ideal.clone()
+        token[0, 0, others.nonzero()[0]] = height * mean
+        assert spill(7 * token, ideal, batch)[0, 0] == pytest.approx(expected / rows, abs=1e-5), "one row, in relation"
+    everywhere = ideal + (batch.look == 0) * batch.visual[:, None] * mean
+    seen = batch.segments[0][(batch.segments[0] >= 0) & (batch.look[0, 0] == 0)].unique()
+    assert spill(everywhere, ideal, batch)[0, 0] == pytest.approx(len(seen) * (1 - SPILL_FROM) / rows, rel=1e-4)
+    # It is in the loss.
+    for name in ("divergence", "unevenness"):
+        monkeypatch.setattr(mllm_language, name, lambda first, second, *_: torch.zeros(first.shape[:-1]))
+    spilt = batch.look.clone()
+    spilt[0, 0, others.nonzero()[0]] = batch.look.max()
+    clean, dirty = (
+        contrast_losses(torch.cat([rolled[:, :1], torch.zeros_like(rolled[:, 1:])], 1), batch).item()
+        for rolled in (batch.look, spilt)
+    )
+    assert clean < 0.05 < dirty - clean
 
 
 @pytest.mark.parametrize("visual, kernel", [("video", VIDEO_KERNEL), ("image", FRAME_KERNEL)])

@@ -75,6 +75,24 @@ def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
         assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
 
 
+def test_going_on_from_weights_is_the_end_of_the_schedule_without_the_aids(pool):
+    recipe, weights = Recipe(**{**vars(SMALL), "minutes": 10.0}), fresh_model(3)
+    trainer = Trainer(recipe, seed=0)
+    trainer.go_on_from(weights)
+    assert trainer.progress == 0.75 and trainer.aid == 0 and Trainer(recipe, seed=0).aid == 0.5
+    resumed = Trainer(recipe, seed=1)
+    resumed.restore(copy.deepcopy(trainer.state()))
+    for one in (trainer, resumed):
+        assert one.progress == 0.75 and one.aid == 0
+        for model in (one.model, one.average):
+            assert all(torch.equal(value, weights.state_dict()[name]) for name, value in model.state_dict().items())
+    heads = copy.deepcopy(trainer.heads.state_dict())
+    trainer.train(pool)
+    moved = [(one - other).abs().max() for one, other in zip(trainer.model.parameters(), weights.parameters())]
+    assert 0 < max(moved) < 0.01, "a small step"
+    assert all(torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items() if value.ndim <= 1)
+
+
 def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
     seen = []
     pool = ClipPool(tmp_path, lambda path: seen.append(path.stem) or drawn_clip(0, frames=2), capacity=2)

@@ -33,6 +33,9 @@ MASS_FLOOR = 0.3
 MOVED = 10.0
 # Weight of how unevenly high the targets are, and what share of their mean height is next to nothing in that.
 UNEVEN, LEAST_HEIGHT = 1.0, 0.05
+# Weight of what else stands high, and from what share of the targets' mean height it counts: well below the share of
+# the maximum from which the method clicks.
+SPILL, SPILL_FROM = 1.0, 0.3
 # Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
@@ -197,6 +200,7 @@ def contrast_losses(rolled: torch.Tensor, batch: Batch) -> torch.Tensor:
     wanted = ideal / ideal.sum(2, keepdim=True).clamp(min=1e-6)
     # The divergence is that of all tokens, most of which are the larger objects'.
     shown = divergence(wanted, contrast) + UNEVEN * unevenness(contrast, ideal, batch)
+    shown = shown + SPILL * spill(contrast, ideal, batch)
     same = (background / background.sum(2, keepdim=True).clamp(min=1e-6)).detach()
     # The divergence of what is nearly the same is nearly nothing, and the method scales what is left up to 1.
     moved = (rolled / rolled.sum(2, keepdim=True).clamp(min=1e-6) - same).clamp(min=0).sum(2)
@@ -242,6 +246,28 @@ def unevenness(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> tor
     middle = (logs * there).sum(2, keepdim=True) / counts
     off = (logs - middle) * there
     return (off.abs() + off.square()).sum(2) / counts[..., 0]
+
+
+def spill(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B, Q), how high the contrast stands where it should not, as the method sees it, which clicks on peaks: of each
+    object that is not asked for, and of the surroundings, in each row of tokens the highest token, as a share of the
+    targets' mean height, so far as that is above what smoothing an ideal one would leave there and SPILL_FROM; summed
+    over the objects, mean over the rows.
+
+    contrast, ideal: (B, Q, N), that of the model and one that is as it should be.
+    """
+    asked, others = batch.look > 0, (batch.look == 0) & batch.visual[:, None]
+
+    def shares(maps: torch.Tensor) -> torch.Tensor:
+        mean = (maps * asked).sum(2, keepdim=True) / asked.sum(2, keepdim=True).clamp(min=1)
+        return maps / mean.clamp(min=1e-9)
+
+    above = F.relu(shares(contrast) - shares(ideal) - SPILL_FROM) * others
+    places = (batch.segments + 1)[:, None].expand(batch.look.shape)
+    highest = above.new_zeros(*above.shape[:2], int(batch.segments.max()) + 2)
+    highest = highest.scatter_reduce(2, places, above, "amax")
+    h, w = batch.grid
+    return highest.sum(2) / (batch.cells.amax(1)[:, None] // (h * w) + 1)
 
 
 def last_rows_of_rollout(layers: Sequence[torch.Tensor], batch: Batch) -> torch.Tensor:

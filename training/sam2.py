@@ -18,9 +18,10 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
 from training.cpu import keep_freed_memory
 from training.sam2_check import clicked, followed
@@ -40,6 +41,9 @@ from training.sam2_data import (
 from training.sam2_losses import Answers, Losses, losses, mask_loss
 from training.sam2_model import fresh_model, write_model
 from training.sam2_steps import DenseHeads, cheap_attention, click, embed, follow
+
+# What of the schedule there is to be gone through again with weights that are gone on from.
+LAST_PART = 0.25
 
 
 @dataclass(frozen=True)
@@ -78,11 +82,24 @@ class Trainer:
         self.rng = np.random.default_rng(seed)
         self.step = 0
         self.elapsed_s = 0.0
+        self.aided = True
 
     @property
     def progress(self) -> float:
         """In [0, 1]."""
         return min(1.0, self.elapsed_s / (60 * self.recipe.minutes))
+
+    @property
+    def aid(self) -> float:
+        """Weight of the losses by heads that are no part of the network."""
+        return 0.5 - 0.4 * self.progress if self.aided else 0.0
+
+    def go_on_from(self, model: SAM2Base) -> None:
+        """The last part of the schedule, from these weights. Without the aids: their heads are not stored with them."""
+        for one in (self.model, self.average):
+            one.load_state_dict(model.state_dict())
+        self.elapsed_s = (1 - LAST_PART) * 60 * self.recipe.minutes
+        self.aided = False
 
     def state(self) -> dict[str, Any]:
         return {
@@ -93,13 +110,14 @@ class Trainer:
             "rng": self.rng.bit_generator.state,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
+            "aided": self.aided,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         for name in ("model", "heads", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.rng.bit_generator.state = state["rng"]
-        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
+        self.step, self.elapsed_s, self.aided = state["step"], state["elapsed_s"], state["aided"]
 
     def train(self, pool: ClipPool) -> dict[str, float]:
         """One step; its losses."""
@@ -160,8 +178,7 @@ class Trainer:
         first = [sum(mask_loss(one, goal) for one in some[:2]) for some, goal in zip(sketches, wanted[1:])]
         first = sum(first) / len(first)
         kept = sum(mask_loss(some[2][told], goal.of(told)) for some, goal in zip(sketches, wanted[1:])) / len(sketches)
-        aid = 0.5 - 0.4 * self.progress
-        loss = loss + sum(_total(part) for part in parts) / len(parts) + aid * (first + kept)
+        loss = loss + sum(_total(part) for part in parts) / len(parts) + self.aid * (first + kept)
         last = parts[-1]
         more = {"follow_mask": last.mask, "follow_presence": last.presence, "follow_sketch": first, "kept": kept}
         more = {name: float(value.detach()) for name, value in more.items()}
@@ -185,8 +202,7 @@ class Trainer:
         found: Losses = losses(several, chosen.targets)
         also: Losses = losses(single, chosen.targets)
         first = mask_loss(sketch, chosen.targets)
-        aid = 0.5 - 0.4 * self.progress
-        loss = _total(found) + 0.3 * (also.mask + also.iou) + aid * (dense + first)
+        loss = _total(found) + 0.3 * (also.mask + also.iou) + self.aid * (dense + first)
         report = {"mask": found.mask.item(), "iou_error": found.iou.item(), "presence": found.presence.item()}
         return loss, {**report, "dense": dense.item(), "sketch": first.item(), "click_iou": found.best_iou}
 
@@ -223,7 +239,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model.yaml and model.safetensors")
     parser.add_argument("--validation", type=Path, help="folder of clips to measure on meanwhile")
     parser.add_argument("--work", type=Path, help="folder of checkpoint and log; default: OUT with .training added")
-    parser.add_argument("--minutes", type=float, default=Recipe.minutes)
+    parser.add_argument("--minutes", type=float, help=f"default: {Recipe.minutes:.0f}, a quarter with --go-on-from")
+    parser.add_argument("--go-on-from", help="folder of a model: the end of the schedule again, from there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -232,7 +249,11 @@ def main() -> None:
     cv2.setNumThreads(arguments.threads)
     work = arguments.work or arguments.out.with_name(arguments.out.name + ".training")
     work.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(Recipe(arguments.minutes), arguments.seed)
+    part = LAST_PART if arguments.go_on_from else 1.0
+    minutes = arguments.minutes or part * Recipe.minutes
+    trainer = Trainer(Recipe(minutes / part), arguments.seed)
+    if arguments.go_on_from:
+        trainer.go_on_from(load_sam2(Sam2Config(arguments.go_on_from, device="cpu")).model)
     if (work / "checkpoint.pt").exists():
         trainer.restore(torch.load(work / "checkpoint.pt", weights_only=False))
         print(f"{work}: goes on from step {trainer.step}", flush=True)

@@ -133,7 +133,7 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     # As they were found: key frame by key frame, the best first.
     proposals.sort(key=lambda one: (one.source, -one.score))
     tracklets = score_tracklets(proposals, found.grounding.maps.fused, config.segmentation)
-    selected = select_targets(tracklets, found.presence, config)
+    selected = select_targets(tracklets, found.presence, found.grounding.category, config)
     return dataclasses.replace(found, tracklets=tuple(tracklets), selected=tuple(selected), dense_labels=None)
 
 

@@ -130,6 +130,8 @@ def _others(found: Mapping[str, Any]) -> str:
         ("J&F if something is always answered, as in the paper", found["always_answered"]["j_and_f"]),
         ('absent targets: precision of "not found"', found["absent"]["precision"]),
         ('absent targets: recall of "not found"', found["absent"]["recall"]),
+        ("absent targets: precision by the presence score alone", found["absent_by_score"]["precision"]),
+        ("absent targets: recall by the presence score alone", found["absent_by_score"]["recall"]),
         (f"presence score: area under the ROC (threshold {curve['threshold']:.2f})", curve["area"]),
         *((f"presence score: area of {name} alone", area) for name, area in curve["parts"].items()),
         (f"online: J of the followed masks (clips: {online['clips']})", online["j"]),

@@ -177,7 +177,7 @@ def as_node(found: Segmentation, config: DecafConfig) -> Segmentation:
 
     Its masks are the same wherever it answers at all: the configurations differ in the selection alone.
     """
-    selected = tuple(select_targets(found.tracklets, found.presence, config))
+    selected = tuple(select_targets(found.tracklets, found.presence, found.grounding.category, config))
     labels = found.dense_labels if selected or found.dense_labels is None else np.zeros_like(found.dense_labels)
     return dataclasses.replace(found, selected=selected, dense_labels=labels)
 

@@ -64,12 +64,15 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
     present = [case for case in cases if not is_absent(case)]
     listed = [kind for kind in kinds if kind != "absent"]
     of_kind = {kind: [case for case in present if case.kind == kind] for kind in listed}
-    absent = detection([not case.found for case in cases], [is_absent(case) for case in cases])
+    missing = [is_absent(case) for case in cases]
+    absent = detection([not case.found for case in cases], missing)
+    by_score = detection([case.presence.score < threshold for case in cases], missing)
     pointings = [case.pointing for case in present if case.pointing]
     return {
         "overall": measures(present, _published),
         "by_type": {kind: measures(found, _published) for kind, found in of_kind.items()},
         "absent": absent._asdict(),
+        "absent_by_score": by_score._asdict(),
         "ablation": _ablation(present),
         "baseline": {
             "chance_pointing": mean(one.chance for one in pointings),
