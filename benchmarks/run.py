@@ -163,7 +163,7 @@ class Run:
         self._expect_overlap("objects", found, same)
         found = {f"{self.frames} key frames": segmentation.whole(self.mllm, self.frames, self.repeats, self.device)}
         (whole,) = found.values()
-        stages = {"": whole.pop("stage_ms")}
+        stages = {f"{self.frames} key frames": whole.pop("stage_ms")}
         table("segment, cold", found)
         table("where it goes, ms", stages)
         self.result["segment_cold_speedup"] = whole["speedup"]
