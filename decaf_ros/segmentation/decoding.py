@@ -128,7 +128,8 @@ def _told(
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
     """Over dimension 2, in place: that of torch takes longer, but for a last dimension."""
-    logits = logits.float()  # as it is under autocast
+    if logits.element_size() < 4:  # as softmax is under autocast
+        logits = logits.float()
     weights = logits.sub_(logits.amax(2, keepdim=True)).clamp_(min=math.log(_LEAST_WEIGHT)).exp_()
     return weights.div_(weights.sum(2, keepdim=True))
 
@@ -157,7 +158,7 @@ def _masks(
     quarters = last(_finer(second, halves).add_(finest))  # (P, h, w, 2, 2, 2, 2, c)
     logits = (kernels[:, None] @ quarters.flatten(1, -2).transpose(1, 2)).view(quarters.shape[:-1])
     # The last two of each row stay beside each other: moved as one number of twice the size, which takes a fifth.
-    pairs = logits.view({2: torch.int32, 4: torch.int64}[logits.element_size()])
+    pairs = logits.view({2: torch.int32, 4: torch.int64, 8: torch.complex128}[logits.element_size()])
     pairs = pairs.permute(0, 1, 3, 5, 2, 4, 6).contiguous()
     return pairs.view(logits.dtype).view(len(image), 1, 4 * size[0], 4 * size[1])
 
