@@ -16,11 +16,11 @@ cannot say "not there". What is measured here has not been through them:
 - iou: SAM 2's predicted IoU of the best candidate.
 - object_presence: SAM 2's object-presence logit of the best candidate, through a sigmoid.
 
-The answer is no part of it: a model that names the category "none" has said itself that nothing is there
-(`names_nothing`), and one that always names something has not said that anything is.
-
 The score is their mean, weighted by WEIGHTS. `decaf eval --calibrate` fits these on clips with known answers and
 prints them with the threshold that belongs to them.
+
+The answer is no part of it: a model that names the category "none" has said itself that nothing is there
+(`names_nothing`), and one that always names something has not said that anything is.
 """
 
 from __future__ import annotations

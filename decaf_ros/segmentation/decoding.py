@@ -157,7 +157,7 @@ def _masks(
     halves = activation(F.layer_norm(halves, norm.weight.shape, norm.weight, norm.bias, norm.eps))
     quarters = last(_finer(second, halves).add_(finest))  # (P, h, w, 2, 2, 2, 2, c)
     logits = (kernels[:, None] @ quarters.flatten(1, -2).transpose(1, 2)).view(quarters.shape[:-1])
-    # The last two of each row stay beside each other: moved as one number of twice the size, which takes a fifth.
+    # The last two of each row stay beside each other: they are moved as one number of twice the size.
     pairs = logits.view({2: torch.int32, 4: torch.int64, 8: torch.complex128}[logits.element_size()])
     pairs = pairs.permute(0, 1, 3, 5, 2, 4, 6).contiguous()
     return pairs.view(logits.dtype).view(len(image), 1, 4 * size[0], 4 * size[1])
