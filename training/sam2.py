@@ -34,6 +34,7 @@ from training.sam2_data import (
     crossed,
     dense_targets,
     masks_at,
+    meeting,
     occluded,
     targets,
     vanished,
@@ -43,7 +44,7 @@ from training.sam2_model import fresh_model, write_model
 from training.sam2_steps import DenseHeads, cheap_attention, click, embed, follow
 
 # What of the schedule there is to be gone through again with weights that are gone on from.
-LAST_PART = 0.25
+LAST_PART = 0.4
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,10 @@ class Trainer:
         loss, report = self._clicked(pixels, labels, each=1, embeddings=embeddings)
 
         objects = [(clip, one) for clip, (_, part) in enumerate(pairs) for one in _visible(part[0])]
-        objects = [objects[place] for place in self.rng.permutation(len(objects))[: self.recipe.most_objects]]
+        objects = [objects[place] for place in self.rng.permutation(len(objects))]
+        # Objects that others pass in front of, or behind, are the hard ones.
+        together = [meeting(part) for _, part in pairs]
+        objects = sorted(objects, key=lambda one: one[1] not in together[one[0]])[: self.recipe.most_objects]
         if not objects:
             return loss, report
         clip = torch.tensor([one for one, _ in objects])
@@ -239,7 +243,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model.yaml and model.safetensors")
     parser.add_argument("--validation", type=Path, help="folder of clips to measure on meanwhile")
     parser.add_argument("--work", type=Path, help="folder of checkpoint and log; default: OUT with .training added")
-    parser.add_argument("--minutes", type=float, help=f"default: {Recipe.minutes:.0f}, a quarter with --go-on-from")
+    parser.add_argument("--minutes", type=float, help=f"default: {Recipe.minutes:.0f}; with --go-on-from {LAST_PART * Recipe.minutes:.0f}")
     parser.add_argument("--go-on-from", help="folder of a model: the end of the schedule again, from there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

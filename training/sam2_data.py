@@ -150,16 +150,21 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
 
 def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     """An object of another clip, with its outline, passes in front of one of these, or stays there; from the first
-    frame on it can be followed itself. What hides an object is else taken for it."""
+    frame on it can be followed itself. Half of them are given the colour of what they pass: what hides an object, and what
+    comes out from behind it, is else taken for it, above all where both are alike."""
     images, labels = pair[0].copy(), pair[1].copy()
     count, height, width = labels.shape
     present = _uncut(labels[0])
     passing = _cut_out(others, rng)
     if not present or passing is None:
         return pair
-    rows, columns = np.nonzero(labels[0] == rng.choice(present))
+    passed = labels[0] == rng.choice(present)
+    rows, columns = np.nonzero(passed)
     size = np.array([np.ptp(columns), np.ptp(rows)]) + 1.0
     pixels, mask = passing
+    if rng.random() < 0.5:
+        gain = (images[0][passed].mean(0) + 1) / (pixels[mask > 0].mean(0) + 1)
+        pixels = np.round(pixels * gain).clip(0, 255).astype(np.uint8)
     scale = rng.uniform(0.8, 1.9) * np.sqrt(size.prod() / mask.sum())
     shape = np.maximum(np.round(np.array(mask.shape[::-1]) * scale), 4).astype(int)
     pixels, mask = (cv2.resize(part, shape, interpolation=cv2.INTER_LINEAR) for part in (pixels, mask))
@@ -198,6 +203,15 @@ def _uncut(labels: np.ndarray) -> list[int]:
     """The objects that a click would find and that the border does not cut off. labels: (H, W)."""
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
     return [int(one) for one in np.unique(labels) if one and one not in border and (labels == one).sum() >= CLICK_AREA]
+
+
+def meeting(labels: np.ndarray) -> set[int]:
+    """The objects that touch another one in some frame, up to a gap of two pixels. labels: (T, H, W)."""
+    found: set[int] = set()
+    for first, second in ((labels[:, :, 3:], labels[:, :, :-3]), (labels[:, 3:], labels[:, :-3])):
+        touch = (first != second) & (first > 0) & (second > 0)
+        found.update(np.unique(first[touch]).tolist(), np.unique(second[touch]).tolist())
+    return found
 
 
 def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
