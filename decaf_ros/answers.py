@@ -7,17 +7,15 @@ from collections.abc import Iterator
 import cv2
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.presence import names_nothing
+from decaf_ros.presence import absence_reason
 from decaf_ros.types import Heatmap, Keypoint, PointPrompts, Query, Segmentation
 
 
 def absence(found: Segmentation, config: DecafConfig) -> str:
     """Why the target counts as not there, with the score and its threshold; empty if it is there."""
-    presence, need, category = found.presence.score, config.presence.threshold, found.grounding.category
-    if need > 0 and names_nothing(category):
-        return f"not found: asked what it is, the model says {category!r} (presence score {presence:.2f})"
-    if presence < need:
-        return f"not found: presence score {presence:.2f} is under presence.threshold {need:.2f}"
+    reason = absence_reason(found.presence, found.grounding.category, config.presence.threshold)
+    if reason:
+        return f"not found: {reason}"
     if found.selected:
         return ""
     need = config.segmentation.tracklet_threshold

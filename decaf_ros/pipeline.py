@@ -14,7 +14,7 @@ from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
-from decaf_ros.presence import measure_presence, names_nothing
+from decaf_ros.presence import absence_reason, measure_presence
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.points import attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
@@ -120,9 +120,7 @@ class Decaf:
 def select_targets(
     tracklets: Sequence[Tracklet], presence: Presence, category: str, config: DecafConfig
 ) -> list[Tracklet]:
-    """The tracklets (best first) that are the answer; none where the evidence, or the model by the category that it
-    names, says that the target is not there. A presence.threshold of 0 switches both off."""
-    threshold = config.presence.threshold
-    if presence.score < threshold or (threshold > 0 and names_nothing(category)):
+    """The tracklets (best first) that are the answer; none where there is an `absence_reason`."""
+    if absence_reason(presence, category, config.presence.threshold):
         return []
     return select_tracklets(tracklets, config.segmentation)

@@ -81,6 +81,18 @@ def names_nothing(category: str) -> bool:
     return bool(words) and words[0] in NO_OBJECT
 
 
+def absence_reason(presence: Presence, category: str, threshold: float) -> str:
+    """Why the target is not there, by the evidence or by what the model says that it is; empty if it may be there.
+
+    category: the model's answer. threshold: presence.threshold; 0 switches both off.
+    """
+    if threshold > 0 and names_nothing(category):
+        return f"asked what it is, the model says {category!r} (presence score {presence.score:.2f})"
+    if presence.score < threshold:
+        return f"presence score {presence.score:.2f} is under presence.threshold {threshold:.2f}"
+    return ""
+
+
 def weighted_score(parts: Mapping[str, float | None], weights: Mapping[str, float]) -> float:
     """The weighted mean of the parts that are there (not None), each in [0, 1]; 0 where none of them has a weight.
 

@@ -18,6 +18,7 @@ from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.types import Frame
+from training import sam2_check
 from training.sam2 import LAST_PART, Recipe, Trainer
 from training.sam2_check import clicked
 from training.sam2_data import (
@@ -342,3 +343,19 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
     means = clicked(Oracle(), [clip], frames=(0, 3)).means()
     assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
     assert means["predicted_beside"] == 0 and means["correlation"] == pytest.approx(1)
+
+
+def test_the_check_counts_tracks_that_take_another_object_along(monkeypatch):
+    clip = drawn_clip(0, frames=8)
+    ids = [int(one) for one in np.unique(clip.labels[0]) if one]
+    masks = np.stack([clip.labels == one for one in ids])
+    scores = np.where(masks.any((2, 3)), 5.0, -5.0)
+    monkeypatch.setattr(sam2_check, "tracked", lambda _sam2, _clip: (ids, sam2_check.Tracks(masks, scores)))
+    right = sam2_check.followed(None, [clip]).means()
+    assert right["followed_iou"] == 1 and right["took_another"] == 0
+    assert right["score_right_seen"] == 1
+
+    taken = int(np.bincount(clip.labels[-1].ravel())[1:].argmax())
+    masks[1 - min(taken, 1), -1] |= clip.labels[-1] == ids[taken]
+    wrong = sam2_check.followed(None, [clip])
+    assert sum(wrong.took_another) == 1 and wrong.means()["followed_iou"] < 1

@@ -243,7 +243,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for model.yaml and model.safetensors")
     parser.add_argument("--validation", type=Path, help="folder of clips to measure on meanwhile")
     parser.add_argument("--work", type=Path, help="folder of checkpoint and log; default: OUT with .training added")
-    parser.add_argument("--minutes", type=float, help=f"default: {Recipe.minutes:.0f}; with --go-on-from {LAST_PART * Recipe.minutes:.0f}")
+    whole, last = Recipe.minutes, LAST_PART * Recipe.minutes
+    parser.add_argument("--minutes", type=float, help=f"default: {whole:.0f}; with --go-on-from {last:.0f}")
     parser.add_argument("--go-on-from", help="folder of a model: the end of the schedule again, from there")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -23,6 +23,7 @@ from decaf_ros.tabletop.clip import TabletopClip
 CLICK_AREA = 60  # pixels that an object must show to be clicked, or to begin a track
 SURE_AREA = 20  # with fewer, but some, an object counts neither as seen nor as gone
 LAST = 3  # frames at the end of a clip over which a track's IoU is averaged
+TAKEN = 0.3  # share of another object's pixels in a track's last mask, from which it counts as taken along
 
 
 @dataclass
@@ -55,11 +56,13 @@ class Clicked:
 
 @dataclass
 class Followed:
-    """One entry a track: IoU at its end, whether it was hidden on the way; and per frame of all tracks, whether the
-    object score was right where the object is seen, and where it is not."""
+    """One entry a track: IoU at its end, whether it was hidden on the way, whether it then has TAKEN of another object
+    as well; and per frame of all tracks, whether the object score was right where the object is seen, and where it is
+    not."""
 
     iou: list[float] = field(default_factory=list)
     hidden: list[bool] = field(default_factory=list)
+    took_another: list[bool] = field(default_factory=list)
     right_seen: list[bool] = field(default_factory=list)
     right_gone: list[bool] = field(default_factory=list)
 
@@ -69,6 +72,7 @@ class Followed:
         return {
             "followed_iou": float(np.mean(iou if len(iou) else [np.nan])),
             "followed_iou_hidden": float(np.mean(iou[hidden] if hidden.any() else [np.nan])),
+            "took_another": float(np.mean(self.took_another or [np.nan])),
             "tracks": len(iou),
             "tracks_hidden": int(hidden.sum()),
             "score_right_seen": float(np.mean(self.right_seen or [np.nan])),
@@ -118,9 +122,17 @@ def followed(sam2: Sam2, clips: Sequence[TabletopClip]) -> Followed:
             ends = [index for index in range(len(clip) - LAST, len(clip)) if area[index] >= CLICK_AREA]
             if ends:
                 result.iou.append(float(np.mean([_iou(tracks.masks[place][index], truth[index]) for index in ends])))
+                result.took_another.append(_takes(tracks.masks[place][ends[-1]], clip.labels[ends[-1]], one))
                 middle = np.median(area)
                 result.hidden.append(bool(area[1:-LAST].min() < 0.4 * middle and area[ends].mean() > 0.6 * middle))
     return result
+
+
+def _takes(mask: np.ndarray, labels: np.ndarray, one: int) -> bool:
+    """Whether a mask of object `one` has TAKEN of any other that shows. Both (H, W)."""
+    shown, taken = (np.bincount(part.ravel(), minlength=256) for part in (labels, labels[mask]))
+    others = (shown >= CLICK_AREA) & ~np.isin(np.arange(len(shown)), (0, one))
+    return bool((taken[others] > TAKEN * shown[others]).any())
 
 
 @dataclass

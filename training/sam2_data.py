@@ -150,7 +150,7 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
 
 def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     """An object of another clip, with its outline, passes in front of one of these, or stays there; from the first
-    frame on it can be followed itself. Half of them are given the colour of what they pass: what hides an object, and what
+    frame on it can be followed itself. Half of them are given the colour of what they pass: what hides an object, or
     comes out from behind it, is else taken for it, above all where both are alike."""
     images, labels = pair[0].copy(), pair[1].copy()
     count, height, width = labels.shape
