@@ -2,8 +2,9 @@
 
     python benchmarks/run.py [--quick] [--device cuda] [--shape 7b] [--only windows,tracking]
 
-Ends with status 1 where the two things that are compared do not give the same, or memory grows; `wrong` says what. What
-misses what this project asks of itself (`BARS`) is in `missed`, and no failure: a busy machine misses much.
+Ends with status 1 where the two things that are compared do not give the same, memory grows, or the rollout takes more
+of it than it may; `wrong` says what. What misses what this project asks of itself (`BARS`) is in `missed`, and no
+failure: a busy machine misses much.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ from models import MID, QWEN_3B, QWEN_7B, SIZES, random_mllm
 SHAPES = {"mid": MID, "3b": QWEN_3B, "7b": QWEN_7B}
 PARTS = ("rollout", "windows", "segmentation", "tracking", "memory")
 KEY_FRAMES, QUICK_KEY_FRAMES = 16, 4
+# Of the literal rollout's. Memory hardly depends on what else a machine does, so to miss it is a failure.
+MOST_MEMORY = 0.25
 # Least and most: ratios of the mid shape on a CPU with 16 key frames; milliseconds of the 7B's on a GPU.
 BARS = {
     "cpu": {
         "rollout_speedup_1700": (8, None),
         "rollout_speedup_3300": (8, None),
-        "rollout_memory_ratio_1700": (None, 0.25),
-        "rollout_memory_ratio_3300": (None, 0.25),
+        "rollout_memory_ratio_1700": (None, MOST_MEMORY),
+        "rollout_memory_ratio_3300": (None, MOST_MEMORY),
         "window_cold_speedup": (2.5, None),
         "window_warm_speedup": (8, None),
         "second_query_ratio": (None, 0.35),
@@ -48,7 +51,7 @@ BARS = {
     },
     "cuda": {"window_warm_ms": (None, 400), "window_cold_ms": (None, 1200)},
 }
-# Over the second half of the windows.
+# Over the second half of the windows, or of the frames.
 MOST_GROWTH = 0.02
 
 
@@ -115,9 +118,9 @@ class Run:
             self.result[f"rollout_speedup_{tokens}"] = found[tokens]["speedup"]
             self.result[f"rollout_memory_ratio_{tokens}"] = found[tokens]["memory_ratio"]
             self.expect(found[tokens]["error"] <= 1e-6, f"rollout of {tokens} tokens: {found[tokens]['error']:.1e} off")
-            if tokens >= 1700:  # memory, unlike time, does not depend on what else the machine does
+            if tokens >= 1700:
                 share = found[tokens]["memory_ratio"]
-                self.expect(share <= 0.25, f"rollout of {tokens} tokens: {share:.2f} of the literal one's memory")
+                self.expect(share <= MOST_MEMORY, f"rollout of {tokens} tokens: {share:.2f} of the literal's memory")
         table("rollout, tokens", found)
 
     def windows(self) -> None:

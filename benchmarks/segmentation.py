@@ -98,7 +98,8 @@ class PlantedGrounder:
     """Grounds as the real one does, and then puts the planted map in the place of the fused one."""
 
     def __init__(self, grounder: Grounder, planted: np.ndarray) -> None:
-        self.mllm, self.grounder, self.planted = grounder.mllm, grounder, planted
+        self.mllm, self.engine = grounder.mllm, grounder.engine
+        self.grounder, self.planted = grounder, planted
 
     def ground(self, *given: object) -> Grounding:
         return with_map(self.grounder.ground(*given), self.planted)

@@ -150,7 +150,8 @@ class Sam2Config(_Checked):
         1, 1024,
     )
     point_batch: int = _option(
-        64, "points that go through the mask decoder at once; of a large model fewer on a cpu", 1, 1024
+        64, "points that go through the mask decoder at once, in less memory if fewer; of a large model fewer on a cpu",
+        1, 1024,
     )
     object_batch: int = _option(16, "objects that are followed over the key frames at once", 1, 1024)
     compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")
@@ -195,8 +196,9 @@ class PresenceConfig(_Checked):
     """The honest "not found" (`decaf_ros.presence`)."""
 
     threshold: float = _option(
-        0.3, "presence score under which the answer is NOT_FOUND, as it is where the model names the category none; "
-        "0 switches both off", 0.0, 1.0, live=True
+        # Low, for models on which it was not calibrated: only what hardly any evidence speaks for is not there.
+        0.3, "presence score under which the answer is NOT_FOUND, as it is where the model names the category none "
+        "(mode paper); 0 switches both off; calibrate it for your model", 0.0, 1.0, live=True
     )
 
 

@@ -188,6 +188,7 @@ class OnlineSegmenter:
             self._tell(current.query, QueryState.GROUNDING, text, window)
         clock = StageClock(_STAGES, self._checkpoint)
         tracker = StreamingTracker(self._decaf.sam2)
+        failed = out_of_memory = False
         try:
             found = self._decaf.segment(window, current.query.text.strip(), progress=self._checkpoint)
             if self._want_heatmaps():
@@ -199,6 +200,10 @@ class OnlineSegmenter:
             return
         except Exception as error:  # whatever a model may raise, out of memory included: the stream goes on
             self._fail(current, error)
+            failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # only here: the error keeps what the failed work has made
+            self._decaf.release()
+        if failed:
             return
         # From here to the end no frame can come in: the new tracker stands where the old one does.
         self._targets.take_in(candidates, current.query, found.grounding.category, self.buffer.newest, self._config)
@@ -261,7 +266,7 @@ class OnlineSegmenter:
 
     def _follow(self, frame: Frame, is_keyframe: bool) -> None:
         """Tracks the targets on `frame` and emits its FrameResult. A tracker that raises loses all targets."""
-        had_targets = bool(self._targets.living)
+        had_targets, out_of_memory = bool(self._targets.living), False
         if had_targets:
             try:
                 self._targets.update(frame, self._tracker.step(frame), self._config.tracking, is_keyframe)
@@ -269,8 +274,9 @@ class OnlineSegmenter:
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
                 self._lose_all_targets()
-                if isinstance(error, torch.OutOfMemoryError):
-                    self._decaf.release()
+                out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if out_of_memory:  # only here, as in _ground
+                self._decaf.release()
             self._forget_untracked(self._tracker)
         if had_targets and not self._targets.living:
             self._current.due_in = min(self._current.due_in, 1)

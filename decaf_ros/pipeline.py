@@ -54,7 +54,8 @@ class Decaf:
         dense: frames to mask besides, in order of time, the key frames among them (the evaluation protocol).
         progress: called with (stage, fraction) between stages; it may raise to abort, and nothing has changed then.
 
-        Nothing selected is an honest answer: no tracklet passed, or the presence score is under its threshold.
+        Nothing selected is an honest answer: no tracklet passed, the presence score is under its threshold, or the
+        model says that nothing is there (`answers.absence` says which).
         Raises ValueError for an empty query or a configuration that the models do not fit.
         """
         config = self.config

@@ -20,12 +20,13 @@ The score is their mean, weighted by WEIGHTS. `decaf eval --calibrate` fits thes
 prints them with the threshold that belongs to them.
 
 The answer is no part of it: a model that names the category "none" has said itself that nothing is there
-(`names_nothing`), and one that always names something has not said that anything is.
+(`names_nothing`), and one that always names something has not said that anything is. Only mode `paper` asks for it.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -33,8 +34,9 @@ import numpy as np
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, resize_maps
 from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
-# What a category that is none begins with.
-NO_OBJECT = frozenset({"none", "nothing", "no", "not", "nobody"})
+# What says that there is none: what such an answer begins with, and whole answers. "no parking sign" is an object.
+_NONE = frozenset({"none", "nothing", "nobody"})
+_NO_OBJECT = frozenset({"no", "no object", "no target", "not visible", "not present", "not found", "n a"})
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
 # Fitted by `decaf eval --calibrate --clips 64` on the simulated tabletop with the demo's checkpoints, which were
@@ -77,8 +79,8 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
 
 def names_nothing(category: str) -> bool:
     """Whether an answer to the question for the target's category says that there is none. Empty is no answer."""
-    words = category.casefold().replace(",", " ").replace(".", " ").split()
-    return bool(words) and words[0] in NO_OBJECT
+    words = re.findall(r"\w+", category.casefold())
+    return bool(_NONE.intersection(words[:1])) or " ".join(words) in _NO_OBJECT
 
 
 def absence_reason(presence: Presence, category: str, threshold: float) -> str:

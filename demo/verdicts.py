@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from decaf_ros.evaluation.metrics import says
 from decaf_ros.matching import mask_iou
 from decaf_ros.tabletop.bag import GroundTruth
 from decaf_ros.tabletop.clip import TabletopObject
@@ -23,7 +24,7 @@ _TAKEN_ALONG = 0.5
 class Verdict(NamedTuple):
     """An answer and the truth. meant, masked: names of objects, empty for none; masked: on which most of the masks'
     pixels lie, and what else is masked that is not meant. frames: on which it was tracked; j: region similarity, mean
-    over these, None where there are none."""
+    over these, None where there are none. right: the right objects are masked, and no wrong category is named."""
 
     query_id: str
     text: str
@@ -59,6 +60,7 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
         others = np.setdiff1d(np.arange(1, len(truth.objects) + 1), meant)
         along = [int(k) for k in others if np.any(covered) and covered[k] > _TAKEN_ALONG * visible[k]]
         tracked = state.state == QueryState.TRACKING and most in meant and not along and j >= _RIGHT_J
+        named = says(state.category or None, said.category) is not False
         masked = [k for k in dict.fromkeys([most, *along]) if k is not None]
         found.append(
             Verdict(
@@ -72,7 +74,7 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
                 masked=", ".join(_name(truth.objects[k - 1]) if k else "the surroundings" for k in masked),
                 j=j,
                 frames=len(stamps),
-                right=tracked if said.targets else state.state == QueryState.NOT_FOUND,
+                right=tracked and named if said.targets else state.state == QueryState.NOT_FOUND,
             )
         )
     return found

@@ -104,6 +104,14 @@ def test_wrong_answers_are_wrong():
     assert not cube.right
 
 
+@pytest.mark.parametrize(("category", "right"), [("Ball.", True), ("", True), ("cube", False)])
+def test_the_right_mask_under_a_wrong_name_is_wrong(category, right):
+    """In mode fast there is no name."""
+    named = recording()
+    named.states = [one._replace(category=category) if one.query_id == "q1" else one for one in named.states]
+    assert judge(named, truth())[0].right is right
+
+
 def test_every_question_that_was_due_wants_a_right_answer():
     due = [said.text for said in truth().expressions]
     assert answers_check(judge(recording(), truth()), due) == ("every answer is right", True, "3 of 3")

@@ -12,6 +12,7 @@ from decaf_ros.evaluation.metrics import (
     pointing,
     region_similarity,
     roc,
+    says,
 )
 
 EMPTY = np.zeros((60, 80), bool)  # its diagonal is 100 px: the tolerance is 0.8 px, rounded up to 1
@@ -151,6 +152,14 @@ def test_id_switches():
     assert id_switches([({0: here}, {1: here}), ({0: here}, {3: here}), ({0: here}, {1: here})]) == 2
 
 
+def test_an_id_that_passes_to_another_object_is_counted_the_other_way_round():
+    here, there = box(0, 0), box(30, 50)
+    objects = {0: here, 1: there}
+    drifting = [(objects, {1: here}), (objects, {1: there}), (objects, {1: there})]
+    assert id_switches(drifting) == 0, "neither object had another id"
+    assert id_switches((published, objects) for objects, published in drifting) == 1
+
+
 def test_an_id_that_was_gone_for_a_time_is_compared_with_the_one_before():
     here = box(0, 0)
     lost = ({0: here}, {1: EMPTY})
@@ -179,3 +188,9 @@ def test_roc():
 def test_mean():
     assert mean([1, None, 0.5]) == 0.75 and mean([True, False]) == 0.5
     assert mean([None]) is None and mean([]) is None
+
+
+def test_says():
+    assert says("Ball.", "ball") is True and says("balls", "ball") is False
+    assert says("", "ball") is says(".", "ball") is False
+    assert says(None, "ball") is None and says("ball", "") is None

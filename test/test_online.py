@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+import torch
 from scripted import ABSENT, PRESENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
+from decaf_ros import online
 from decaf_ros.types import FrameResult, Heatmap, Query, QueryEvent, QueryState, StageEvent
 
 TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
@@ -156,6 +158,20 @@ def test_a_model_that_raises_fails_the_query_and_the_stream_goes_on():
     run.ask("q2")
     run.watch(range(18, 20))
     assert run.answers("q2") == [QueryState.TRACKING] and run.states() == {1: "TRACKED"}
+
+
+@pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
+@pytest.mark.parametrize("where", ["segment", "catch_up"])
+def test_a_grounding_without_room_leaves_room_for_the_next(monkeypatch, where, error, releases):
+    def broken(*_given):
+        raise error("no room")
+
+    run = _recorder(error("no room") if where == "segment" else ["a"], ["a"])
+    if where == "catch_up":
+        monkeypatch.setattr(online, "catch_up", broken)
+    run.watch(range(16))
+    run.ask("q1")
+    assert run.answers("q1") == [QueryState.FAILED] and run.decaf.released == releases
 
 
 def test_cancel_while_waiting():

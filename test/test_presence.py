@@ -85,7 +85,7 @@ def test_score_is_the_weighted_mean_of_the_parts():
 
 
 def test_an_answer_that_names_nothing():
-    for nothing in ("none", "None.", "Nothing", "no object", "No, there is none", "not visible"):
+    for nothing in ("none", "None.", '"none"', "None of them", "Nothing", "no object", "No.", "not visible", "N/A"):
         assert names_nothing(nothing)
-    for something in ("", "mug", "Notebook", "nozzle", "nonstick pan", "the mug, not the can"):
+    for something in ("", "mug", "Notebook", "nonstick pan", "mug, not can", "no parking sign", "No. 7 ball"):
         assert not names_nothing(something)

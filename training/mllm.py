@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration
+from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.tabletop.store import read_clip
@@ -77,7 +77,11 @@ class Run:
         self.rng = np.random.default_rng(given.seed)
         self.tokenizer = new_tokenizer()
         self.model = new_model(self.tokenizer)
+        self.begun_from = str(given.go_on_from or "")
         if given.go_on_from:
+            words = Qwen2TokenizerFast.from_pretrained(given.go_on_from).get_vocab()
+            if words != self.tokenizer.get_vocab():
+                raise SystemExit(f"{given.go_on_from}: expected a checkpoint with the words of this recipe, got others")
             learnt = Qwen2_5_VLForConditionalGeneration.from_pretrained(given.go_on_from, dtype=torch.float32)
             self.model.load_state_dict(learnt.state_dict())
         self.log = Log(given.work / "log.jsonl")
@@ -95,17 +99,21 @@ class Run:
         return state["step"], state["seconds"]
 
     def read(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> dict[str, Any]:
-        """What an earlier stage has learnt. Raises FileNotFoundError where it has not begun."""
+        """What an earlier stage has learnt. Raises FileNotFoundError where it has not begun, ValueError where that was
+        with other weights."""
         file = self.given.work / f"{stage}.pt"
         if not file.exists():
             raise FileNotFoundError(f"{file}: expected the state of stage {stage}; run that first, or name its --work")
         state = torch.load(file, weights_only=True)
+        if state["begun_from"] != self.begun_from:
+            began, ours = (f"from {place or 'nothing'}" for place in (state["begun_from"], self.begun_from))
+            raise ValueError(f"{file}: expected a training that began {ours}, it began {began}: name another --work")
         trainer.load_state_dict(state["trainer"])
         return state
 
     def save(self, stage: str, trainer: TowerTrainer | LanguageTrainer, step: int, seconds: float) -> None:
         file = self.given.work / f"{stage}.pt"
-        state = {"trainer": trainer.state_dict(), "step": step, "seconds": seconds}
+        state = {"trainer": trainer.state_dict(), "step": step, "seconds": seconds, "begun_from": self.begun_from}
         torch.save({**state, "rng": self.rng.bit_generator.state}, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
 

@@ -83,7 +83,7 @@ class Trainer:
         self.rng = np.random.default_rng(seed)
         self.step = 0
         self.elapsed_s = 0.0
-        self.aided = True
+        self.begun_from = ""
 
     @property
     def progress(self) -> float:
@@ -93,14 +93,15 @@ class Trainer:
     @property
     def aid(self) -> float:
         """Weight of the losses by heads that are no part of the network."""
-        return 0.5 - 0.4 * self.progress if self.aided else 0.0
+        return 0.0 if self.begun_from else 0.5 - 0.4 * self.progress
 
-    def go_on_from(self, model: SAM2Base) -> None:
-        """The last part of the schedule, from these weights. Without the aids: their heads are not stored with them."""
+    def go_on_from(self, place: str, model: SAM2Base) -> None:
+        """The last part of the schedule, from the weights of a checkpoint. Without the aids: their heads are not stored
+        with them."""
         for one in (self.model, self.average):
             one.load_state_dict(model.state_dict())
         self.elapsed_s = (1 - LAST_PART) * 60 * self.recipe.minutes
-        self.aided = False
+        self.begun_from = place
 
     def state(self) -> dict[str, Any]:
         return {
@@ -111,14 +112,18 @@ class Trainer:
             "rng": self.rng.bit_generator.state,
             "step": self.step,
             "elapsed_s": self.elapsed_s,
-            "aided": self.aided,
+            "begun_from": self.begun_from,
         }
 
     def restore(self, state: dict[str, Any]) -> None:
+        """Raises ValueError for the state of a training that began elsewhere."""
+        if state["begun_from"] != self.begun_from:
+            began, ours = (f"from {place or 'nothing'}" for place in (state["begun_from"], self.begun_from))
+            raise ValueError(f"expected a training that began {ours}, this one began {began}: name another --work")
         for name in ("model", "heads", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.rng.bit_generator.state = state["rng"]
-        self.step, self.elapsed_s, self.aided = state["step"], state["elapsed_s"], state["aided"]
+        self.step, self.elapsed_s = state["step"], state["elapsed_s"]
 
     def train(self, pool: ClipPool) -> dict[str, float]:
         """One step; its losses."""
@@ -246,7 +251,7 @@ def main() -> None:
     whole, last = Recipe.minutes, LAST_PART * Recipe.minutes
     parser.add_argument("--minutes", type=float, help=f"default: {whole:.0f}; with --go-on-from {last:.0f}")
     parser.add_argument("--go-on-from", help="folder of a model: the end of the schedule again, from there")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     keep_freed_memory()
@@ -258,7 +263,8 @@ def main() -> None:
     minutes = arguments.minutes or part * Recipe.minutes
     trainer = Trainer(Recipe(minutes / part), arguments.seed)
     if arguments.go_on_from:
-        trainer.go_on_from(load_sam2(Sam2Config(arguments.go_on_from, device="cpu")).model)
+        place = arguments.go_on_from
+        trainer.go_on_from(place, load_sam2(Sam2Config(place, device="cpu")).model)
     if (work / "checkpoint.pt").exists():
         trainer.restore(torch.load(work / "checkpoint.pt", weights_only=False))
         print(f"{work}: goes on from step {trainer.step}", flush=True)

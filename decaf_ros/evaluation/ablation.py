@@ -32,8 +32,8 @@ PREFIXES_MIB = 8192
 
 
 class Variant(NamedTuple):
-    """table: of the paper. text: in words. changes: of the configuration, by dotted name. start: the rollout's first
-    layer, in layers of the model."""
+    """table: of the paper, empty for what it has not. text: in words. changes: of the configuration, by dotted name.
+    start: the rollout's first layer, in layers of the model."""
 
     table: str
     text: str
@@ -47,12 +47,18 @@ VARIANTS: Mapping[str, Variant] = {
     "frames_only": Variant("4b", "frame branch alone", {"grounding.branches": "frames"}),
     "rollout_mean": Variant("5a", "rollout of all heads alike", {"grounding.rollout": "mean"}),
     "rollout_max": Variant("5a", "heads weighed by all columns", {"grounding.rollout": "max"}),
-    "start_layer_0": Variant("5b", "rollout from the first layer", start=0.0),
+    "start_layer_0": Variant("", "rollout from the first layer", start=0.0),
     "start_layer_quarter": Variant("5b", "rollout from a quarter of the layers", start=0.25),
     "start_layer_half": Variant("5b", "rollout from half of the layers", start=0.5),
-    "start_layer_last": Variant("5b", "rollout of the last layer alone", start=1.0),
+    "start_layer_three_quarters": Variant("5b", "rollout from three quarters of the layers", start=0.75),
+    "start_layer_last": Variant("", "rollout of the last layer alone", start=1.0),
     "no_consistency": Variant("7", "no consistency score", {"segmentation.consistency": False}),
     "consistency_otsu": Variant("7", "Otsu's threshold in it", {"segmentation.consistency_mask": "otsu"}),
+    "consistency_otsu_no_penalty": Variant(
+        "7",
+        "Otsu's threshold and no penalty in it",
+        {"segmentation.consistency_mask": "otsu", "segmentation.consistency_penalty": False},
+    ),
     "no_penalty": Variant("7", "no penalty in it", {"segmentation.consistency_penalty": False}),
 }
 # What can be changed after the candidates are there.

@@ -142,6 +142,12 @@ def hidden(areas: np.ndarray) -> np.ndarray:
     return areas < HIDDEN * min(areas[0], areas[-1])
 
 
+def says(answer: str | None, category: str) -> bool | None:
+    """Whether an answer names the category, which an empty one does not; None where no answer was decoded or there is
+    no one category."""
+    return answer.strip(" .").lower() == category if answer is not None and category else None
+
+
 class Detection(NamedTuple):
     """precision: of those that were said to be so, how many are. recall: of those that are so, how many were said to
     be."""
@@ -157,7 +163,8 @@ def detection(said: Sequence[bool], true: Sequence[bool]) -> Detection:
 
 
 def id_switches(frames: Iterable[tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]]]) -> int:
-    """How often the id under which an object is published changes.
+    """How often the id under which an object is published changes; with the two of each frame exchanged, how often the
+    object changes that is published under an id.
 
     frames: in order of time, each (objects, published): masks (H, W) bool by the object's and by the published id.
     Per frame objects and published masks are paired one to one by the largest sum of IoUs, each at least MATCH_IOU. A

@@ -23,7 +23,7 @@ _FOLLOWED_BEFORE = 5
 class OnlineScore:
     """tracked: the query was answered with targets. frames: those after it was asked. hidden: a target is hidden for a
     time while it is followed. j: mean region similarity of these frames, all published masks together; a frame without
-    an answer has none. switches: changes of a target's id."""
+    an answer has none. switches: changes of a target's id. drifts: of the object, meant or not, that has an id."""
 
     clip: str
     text: str
@@ -33,6 +33,7 @@ class OnlineScore:
     hidden: bool
     j: float
     switches: int
+    drifts: int
 
 
 def to_ask(clip: EvaluationClip, expressions: Iterable[Referral]) -> Referral | None:
@@ -72,6 +73,7 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
     results = [one for one in outputs if isinstance(one, FrameResult) and one.frame.index > asked]
     truth = clip.mask(expression.targets)
     overlaps = [region_similarity(result.labels > 0, truth[result.frame.index]) for result in results]
+    everything = range(int(clip.labels.max()))
     states = {output.state for output in outputs if isinstance(output, QueryEvent)}
     return OnlineScore(
         clip.name,
@@ -81,15 +83,15 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
         len(results),
         any(is_hidden[result.frame.index] for result in results if result.query),
         float(np.mean(overlaps)),
-        id_switches(_followed(clip, expression, result) for result in results),
+        id_switches((_visible(clip, result, expression.targets), _published(result)) for result in results),
+        id_switches((_published(result), _visible(clip, result, everything)) for result in results),
     )
 
 
-def _followed(
-    clip: EvaluationClip, expression: Referral, result: FrameResult
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """The visible targets and the published masks of one frame, for `id_switches`."""
+def _visible(clip: EvaluationClip, result: FrameResult, objects: Iterable[int]) -> dict[int, np.ndarray]:
     labels = clip.labels[result.frame.index]
-    objects = {target: labels == target + 1 for target in expression.targets}
-    published = {target.id: target.mask for target in result.targets}
-    return objects, published
+    return {one: labels == one + 1 for one in objects}
+
+
+def _published(result: FrameResult) -> dict[int, np.ndarray]:
+    return {target.id: target.mask for target in result.targets}

@@ -144,8 +144,9 @@ def _others(found: Mapping[str, Any]) -> str:
     ]
     table = _table(("measure", "%"), [(name, _percent(value)) for name, value in rows])
     return (
-        f"{table}\n\nOnline, ids changed {online['id_switches']} times in {online['frames']} frames of "
-        f"{online['clips']} clips; in {online['hidden']} of these a target is hidden while it is followed."
+        f"{table}\n\nOnline, ids of targets changed {online['id_switches']} times, and an id passed to another object "
+        f"{online['id_drifts']} times, in {online['frames']} frames of {online['clips']} clips; in {online['hidden']} "
+        "of these a target is hidden while it is followed."
     )
 
 
@@ -154,7 +155,8 @@ def _ablation(found: Mapping[str, Any]) -> str:
     rows = []
     for name, scores in found["ablation"].items():
         variant = VARIANTS.get(name)
-        text = f"{variant.text} (Tab. {variant.table})" if variant else "the whole method"
+        text = variant.text if variant else "the whole method"
+        text += f" (Tab. {variant.table})" if variant and variant.table else ""
         margins = (_margin(full[one], scores[one]) if variant else "" for one in ("j_and_f", "pointing"))
         rows.append((name, text, *(_percent(scores[one]) for one in _HEADS), _percent(attention[name]), *margins))
     heads = ("variant", "", *_HEADS.values(), "attention J&F", "full is better by: J&F", "pointing")

@@ -15,7 +15,7 @@ from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
-from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing
+from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing, says
 from decaf_ros.evaluation.online import OnlineScore, play
 from decaf_ros.evaluation.pictures import case_strip
 from decaf_ros.evaluation.sam2 import SegmenterScore, score_segmenter
@@ -73,12 +73,6 @@ class Case:
     @property
     def category_right(self) -> bool | None:
         return says(self.said, self.category)
-
-
-def says(answer: str | None, category: str) -> bool | None:
-    """Whether an answer names the category, which an empty one does not; None where no answer was decoded or there is
-    no one category."""
-    return answer.strip(" .").lower() == category if answer is not None and category else None
 
 
 class Pictured(NamedTuple):

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.metrics import MaskScore, Roc, detection, mean, roc
+from decaf_ros.evaluation.metrics import MaskScore, Roc, detection, mean, roc, says
 from decaf_ros.evaluation.online import OnlineScore
-from decaf_ros.evaluation.run import Case, ClipScores, Pictured, is_absent, says
+from decaf_ros.evaluation.run import Case, ClipScores, Pictured, is_absent
 from decaf_ros.evaluation.sam2 import SegmenterScore
 from decaf_ros.presence import WEIGHTS
 
@@ -183,6 +183,7 @@ def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
         "hidden": sum(one.hidden for one in scores),
         "frames": sum(one.frames for one in scores),
         "id_switches": sum(one.switches for one in scores),
+        "id_drifts": sum(one.drifts for one in scores),
         "tracked": mean(one.tracked for one in scores),
         "j": mean(one.j for one in scores),
     }
