@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,15 @@ import transformers
 # The models are tiny, and the tests start processes of their own: more threads only wait for each other.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
-# Without ROS its tests are left out; where it has to be there (`make test`), that it is missing is a failure.
+# Without ROS or the renderer their tests are left out; where they have to be there (`make test`), that one is missing is a
+# failure.
 if os.environ.get("DECAF_REQUIRE_ROS"):
     import rclpy  # noqa: F401
 
     import decaf_ros.msg  # noqa: F401
+
+    if find_spec("mujoco") is None:
+        raise ModuleNotFoundError("mujoco: expected it to be there, `make setup` installs it")
 
 # The package runs with transformers 4.57, the training of the demo's MLLM with 5 alone.
 collect_ignore = ["test_training_language.py", "test_training_mllm.py"] if transformers.__version__ < "5" else []

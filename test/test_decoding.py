@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from sam2.modeling.sam.mask_decoder import MaskDecoder
-from sam2.modeling.sam.transformer import TwoWayTransformer
+from sam2.modeling.sam.transformer import Attention, TwoWayTransformer
 
 from decaf_ros.segmentation.decoding import decode_clicks
 
 WIDTH, H, W = 32, 5, 6
 
 
-def random_decoder(fine: bool, scored: bool, favourite: int) -> MaskDecoder:
-    """favourite: which of the three masks is predicted to be the best of most clicks."""
+def random_decoder(fine: bool, scored: bool, favourite: int, sharpness: float) -> MaskDecoder:
+    """favourite: which of the three masks is predicted to be the best of most clicks. sharpness: of attention."""
     torch.manual_seed(0)
     decoder = MaskDecoder(
         transformer_dim=WIDTH,
@@ -28,14 +28,17 @@ def random_decoder(fine: bool, scored: bool, favourite: int) -> MaskDecoder:
         for part in decoder.parameters():  # fresh ones have norms of 1 and 0, and no bias, which hide mistakes
             part += 0.2 * torch.randn_like(part)
         decoder.iou_prediction_head.layers[-1].bias[favourite] += 3
+        for part in decoder.modules():
+            if isinstance(part, Attention):
+                part.q_proj.weight *= sharpness
     return decoder.double().eval()
 
 
 @pytest.mark.parametrize(("fine", "scored", "favourite"), [(True, True, 1), (True, False, 2), (False, True, 3)])
-@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.parametrize(("count", "sharpness"), [(1, 1), (7, 1), (7, 100)])
 @torch.inference_mode()
-def test_clicks_equal_the_published_decoder(fine, scored, favourite, count):
-    decoder = random_decoder(fine, scored, favourite)
+def test_clicks_equal_the_published_decoder(fine, scored, favourite, count, sharpness):
+    decoder = random_decoder(fine, scored, favourite, sharpness)
     image, position = torch.randn(2, 1, WIDTH, H, W, dtype=torch.float64)
     levels = [torch.randn(1, WIDTH // 8, 4 * H, 4 * W), torch.randn(1, WIDTH // 4, 2 * H, 2 * W)] if fine else []
     levels = [level.double() for level in levels]

@@ -127,7 +127,9 @@ def _told(
 
 
 def _softmax(logits: torch.Tensor) -> torch.Tensor:
-    """Over dimension 2, in place: that of torch takes longer, but for a last dimension."""
+    """Over dimension 2; on a CPU in place, where that of torch takes longer but for a last dimension."""
+    if not logits.is_cpu:
+        return logits.softmax(2)
     if logits.element_size() < 4:  # as softmax is under autocast
         logits = logits.float()
     weights = logits.sub_(logits.amax(2, keepdim=True)).clamp_(min=math.log(_LEAST_WEIGHT)).exp_()

@@ -184,14 +184,14 @@ def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Ten
     Returns (K, T, H, W) bool on the model's device. Raises as `ObjectMemory.start`.
     """
     tracks = masks.new_zeros((len(masks), len(frames), *masks.shape[1:]))
-    for track, some in zip(tracks.split(sam2.object_batch), masks.split(sam2.object_batch)):
+    for part, some in zip(tracks.split(sam2.object_batch), masks.split(sam2.object_batch)):
         memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), some, source, len(frames))
-        track[:, source] = memory.latest.masks
+        part[:, source] = memory.latest.masks
         for index in range(source + 1, len(frames)):
-            track[:, index] = memory.step(sam2.embed(frames[index])).masks
+            part[:, index] = memory.step(sam2.embed(frames[index])).masks
         memory.rewind()
         for index in reversed(range(source)):
-            track[:, index] = memory.step(sam2.embed(frames[index])).masks
+            part[:, index] = memory.step(sam2.embed(frames[index])).masks
     return tracks
 
 

@@ -30,7 +30,7 @@ from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.types import Frame
 
-# A decoder call's image features on a CPU: in its caches. Of what is much more, every step also waits for new pages.
+# Image features of one decoder call on a CPU: what its caches hold. Larger batches are slower.
 CPU_BATCH_BYTES = 16 * 2**20
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
