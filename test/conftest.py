@@ -13,8 +13,7 @@ import transformers
 # The models are tiny, and the tests start processes of their own: more threads only wait for each other.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
-# Without ROS or the renderer their tests are left out; where they have to be there (`make test`), that one is missing is a
-# failure.
+# Without ROS or the renderer their tests are left out; where both have to be there (`make test`), it is a failure.
 if os.environ.get("DECAF_REQUIRE_ROS"):
     import rclpy  # noqa: F401
 
