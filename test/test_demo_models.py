@@ -18,6 +18,7 @@ from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_ros.types import Window
+from training.sam2_check import followed
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20
@@ -84,6 +85,18 @@ def test_quality(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_objects_that_pass_one_another_are_told_apart():
+    """One clip in four of a report is a crossing, which are few objects. Here are enough."""
+    from decaf_ros.tabletop.simulator import make_clip
+
+    sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
+    found = followed(sam2, [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]).means()
+    assert found["tracks_hidden"] >= 20 and found["followed_iou_hidden"] >= 0.75
+    assert found["took_another"] <= 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 def test_what_the_method_promises(tmp_path):
     """On more clips of a seed that no figure in the docs is of, with the ablations."""
     scores = tmp_path / "scores.json"
@@ -97,8 +110,9 @@ def test_what_the_method_promises(tmp_path):
     # What the model says of an absent target is learned; the score must tell it by itself.
     for absent in (found["absent"], found["absent_by_score"]):
         assert absent["recall"] >= 0.8 and absent["precision"] >= 0.8
-    # One frame shows no motion: here the video branch alone must know.
-    assert found["category_by_branch"]["by_type"]["motion"]["video"] >= 0.9
+    video = found["category_by_branch"]["by_type"]
+    assert all(video[kind]["video"] >= 0.9 for kind in ("attribute", "motion", "size"))
+    assert video["relation"]["video"] >= 0.8
     segmenter = found["segmenter"]
     assert segmenter["one_click_iou"] >= 0.85 and segmenter["propagated_iou"] >= 0.75
     assert segmenter["crossed"] >= 3 and segmenter["crossed_iou"] >= 0.65, "few objects, of which one may be lost"
