@@ -174,7 +174,7 @@ class Run:
         self._expect_overlap("segment", found, min(same, 0.99))
         # SAM 2 may lose one of the three objects between key frames and find it again, in both alike.
         ours, literal = whole["tracklets"], whole["literal_tracklets"]
-        self.expect(ours == literal >= 3, f"segment: expected 3 tracklets, got {ours} and, literally, {literal}")
+        self.expect(ours == literal >= 3, f"segment: expected as many tracklets, 3 or more, got {ours}, {literal}")
         self.expect(whole["score_error"] <= 0.01, f"segment: scores differ by {whole['score_error']:.3f}")
 
     def _expect_overlap(self, what: str, rows: Mapping[object, Mapping[str, float]], least: float) -> None:

@@ -110,9 +110,9 @@ def test_what_the_method_promises(tmp_path):
     # What the model says of an absent target is learned; the score must tell it by itself.
     for absent in (found["absent"], found["absent_by_score"]):
         assert absent["recall"] >= 0.8 and absent["precision"] >= 0.8
-    video = found["category_by_branch"]["by_type"]
-    assert all(video[kind]["video"] >= 0.9 for kind in ("attribute", "motion", "size"))
-    assert video["relation"]["video"] >= 0.8
+    branches = found["category_by_branch"]["by_type"]
+    assert all(branches[kind]["video"] >= 0.9 for kind in ("attribute", "motion", "size"))
+    assert branches["relation"]["video"] >= 0.8
     segmenter = found["segmenter"]
     assert segmenter["one_click_iou"] >= 0.85 and segmenter["propagated_iou"] >= 0.75
     assert segmenter["crossed"] >= 3 and segmenter["crossed_iou"] >= 0.65, "few objects, of which one may be lost"

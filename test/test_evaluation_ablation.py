@@ -61,7 +61,7 @@ def test_variants_are_those_of_the_tables():
     base = changed(CONFIG, Variant("", ""), LAYERS)
     same = [name for name, variant in VARIANTS.items() if changed(CONFIG, variant, LAYERS) == base]
     assert same == ["start_layer_half"]
-    # Beside the method itself, and our own.
+    # The rows of the paper's tables, but for the method itself; those of no table are ours.
     counts = Counter(variant.table for variant in VARIANTS.values())
     assert counts == {"4a": 1, "4b": 2, "5a": 2, "5b": 3, "7": 4, "": 2}
 

@@ -5,6 +5,7 @@ The objects' motion is scripted (see `scripted`): what is tested is the state ma
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -163,15 +164,24 @@ def test_a_model_that_raises_fails_the_query_and_the_stream_goes_on():
 @pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
 @pytest.mark.parametrize("where", ["segment", "catch_up"])
 def test_a_grounding_without_room_leaves_room_for_the_next(monkeypatch, where, error, releases):
-    def broken(*_given):
+    class Work:
+        """What a pass has made so far."""
+
+    made = []
+
+    def broken(*_given, **_options):
+        work = Work()
+        made.append(weakref.ref(work))
         raise error("no room")
 
-    run = _recorder(error("no room") if where == "segment" else ["a"], ["a"])
-    if where == "catch_up":
-        monkeypatch.setattr(online, "catch_up", broken)
+    run = _recorder(["a"])
+    monkeypatch.setattr(*((run.decaf, "segment", broken) if where == "segment" else (online, "catch_up", broken)))
+    kept = []
+    monkeypatch.setattr(run.decaf, "release", lambda: kept.append(made[-1]()))
     run.watch(range(16))
     run.ask("q1")
-    assert run.answers("q1") == [QueryState.FAILED] and run.decaf.released == releases
+    assert run.answers("q1") == [QueryState.FAILED] and len(made) == 1
+    assert kept == [None] * releases, "released when nothing holds the work any more"
 
 
 def test_cancel_while_waiting():

@@ -85,7 +85,9 @@ def test_score_is_the_weighted_mean_of_the_parts():
 
 
 def test_an_answer_that_names_nothing():
-    for nothing in ("none", "None.", '"none"', "None of them", "Nothing", "no object", "No.", "not visible", "N/A"):
-        assert names_nothing(nothing)
-    for something in ("", "mug", "Notebook", "nonstick pan", "mug, not can", "no parking sign", "No. 7 ball"):
-        assert not names_nothing(something)
+    nothings = ("none", "None.", '"none"', "None of them", "Nothing!", "no", "No.", "No, there is none", "N/A")
+    for nothing in (*nothings, "no object", "no object visible", "no such thing", "not visible", "Not in the image"):
+        assert names_nothing(nothing), nothing
+    objects = ("", "mug", "Notebook", "nonstick pan", "mug, not can", "no parking sign", "No. 7 ball", "knot")
+    for something in (*objects, "not sure"):
+        assert not names_nothing(something), something

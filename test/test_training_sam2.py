@@ -90,12 +90,18 @@ def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
 def test_going_on_from_weights_is_the_end_of_the_schedule_without_the_aids(pool):
     recipe, weights = Recipe(**{**vars(SMALL), "minutes": 10.0}), fresh_model(3)
     trainer = Trainer(recipe, seed=0)
-    trainer.go_on_from("models/theirs", weights)
+    trainer.go_on_from(weights)
     assert trainer.progress == pytest.approx(1 - LAST_PART) and trainer.aid == 0 and Trainer(recipe, seed=0).aid == 0.5
     resumed = Trainer(recipe, seed=1)
-    with pytest.raises(ValueError, match="expected a training that began from nothing, .* began from models/theirs"):
-        resumed.restore(copy.deepcopy(trainer.state()))
-    resumed.go_on_from("models/theirs", fresh_model(4))
+    state = copy.deepcopy(trainer.state())
+    with pytest.raises(ValueError, match="expected a training that began from nothing, it began from others"):
+        resumed.restore(state)
+    resumed.go_on_from(fresh_model(4))
+    with pytest.raises(ValueError, match="expected a training that began from the same weights, it began from others"):
+        resumed.restore(state)
+    with pytest.raises(ValueError, match="its state does not say"):
+        resumed.restore({name: value for name, value in state.items() if name != "begun_from"})
+    resumed.go_on_from(fresh_model(3))
     resumed.restore(copy.deepcopy(trainer.state()))
     for one in (trainer, resumed):
         assert one.progress == pytest.approx(1 - LAST_PART) and one.aid == 0

@@ -30,6 +30,7 @@ from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, liveline
 from training.mllm_model import new_model, new_tokenizer, write_checkpoint
 from training.mllm_pupils import Pupil, pupils_of
 from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
+from training.origin import check_origin, digest
 
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
@@ -77,13 +78,14 @@ class Run:
         self.rng = np.random.default_rng(given.seed)
         self.tokenizer = new_tokenizer()
         self.model = new_model(self.tokenizer)
-        self.begun_from = str(given.go_on_from or "")
+        self.begun_from = ""
         if given.go_on_from:
             words = Qwen2TokenizerFast.from_pretrained(given.go_on_from).get_vocab()
             if words != self.tokenizer.get_vocab():
                 raise SystemExit(f"{given.go_on_from}: expected a checkpoint with the words of this recipe, got others")
             learnt = Qwen2_5_VLForConditionalGeneration.from_pretrained(given.go_on_from, dtype=torch.float32)
             self.model.load_state_dict(learnt.state_dict())
+            self.begun_from = digest(learnt.state_dict())
         self.log = Log(given.work / "log.jsonl")
         clips = training_clips(given.data)[: given.clips]
         if len(clips) <= CHECK_CLIPS:
@@ -105,9 +107,7 @@ class Run:
         if not file.exists():
             raise FileNotFoundError(f"{file}: expected the state of stage {stage}; run that first, or name its --work")
         state = torch.load(file, weights_only=True)
-        if state["begun_from"] != self.begun_from:
-            began, ours = (f"from {place or 'nothing'}" for place in (state["begun_from"], self.begun_from))
-            raise ValueError(f"{file}: expected a training that began {ours}, it began {began}: name another --work")
+        check_origin(state, self.begun_from)
         trainer.load_state_dict(state["trainer"])
         return state
 

@@ -24,6 +24,7 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
 from training.cpu import keep_freed_memory
+from training.origin import check_origin, digest
 from training.sam2_check import clicked, followed
 from training.sam2_data import (
     CLICK_AREA,
@@ -95,13 +96,12 @@ class Trainer:
         """Weight of the losses by heads that are no part of the network."""
         return 0.0 if self.begun_from else 0.5 - 0.4 * self.progress
 
-    def go_on_from(self, place: str, model: SAM2Base) -> None:
-        """The last part of the schedule, from the weights of a checkpoint. Without the aids: their heads are not stored
-        with them."""
+    def go_on_from(self, model: SAM2Base) -> None:
+        """The last part of the schedule, from these weights. Without the aids: their heads are not stored with them."""
         for one in (self.model, self.average):
             one.load_state_dict(model.state_dict())
         self.elapsed_s = (1 - LAST_PART) * 60 * self.recipe.minutes
-        self.begun_from = place
+        self.begun_from = digest(model.state_dict())
 
     def state(self) -> dict[str, Any]:
         return {
@@ -117,9 +117,7 @@ class Trainer:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError for the state of a training that began elsewhere."""
-        if state["begun_from"] != self.begun_from:
-            began, ours = (f"from {place or 'nothing'}" for place in (state["begun_from"], self.begun_from))
-            raise ValueError(f"expected a training that began {ours}, this one began {began}: name another --work")
+        check_origin(state, self.begun_from)
         for name in ("model", "heads", "average", "optimiser"):
             getattr(self, name).load_state_dict(state[name])
         self.rng.bit_generator.state = state["rng"]
@@ -263,8 +261,7 @@ def main() -> None:
     minutes = arguments.minutes or part * Recipe.minutes
     trainer = Trainer(Recipe(minutes / part), arguments.seed)
     if arguments.go_on_from:
-        place = arguments.go_on_from
-        trainer.go_on_from(place, load_sam2(Sam2Config(place, device="cpu")).model)
+        trainer.go_on_from(load_sam2(Sam2Config(arguments.go_on_from, device="cpu")).model)
     if (work / "checkpoint.pt").exists():
         trainer.restore(torch.load(work / "checkpoint.pt", weights_only=False))
         print(f"{work}: goes on from step {trainer.step}", flush=True)
