@@ -119,8 +119,17 @@ class Teacher:
                 by_kind = {kind: said for kind, said in kept.items() if said}
         owners = owners[row : row + rows]
         asked = [self._ask(by_kind, rng) for _ in range(count - 1)]
-        found = [self._object(one, visual, row, owners, rng) for one in asked]
-        return [*found, self._background(asked[int(rng.integers(len(asked)))], visual, row, owners, rng)]
+        about = asked[int(rng.integers(len(asked)))]
+        variant, told = _variant(rng), about.category or (MIXED if about.targets else NOTHING)
+        if visual == "image" and rng.random() < 0.1:
+            told = UNCLEAR
+        if visual == "image" and needs_video(about):
+            # The background's question then looks at what has another category, which suits no other expression.
+            asked = [about] * len(asked)
+        text = background_prompt(about.text, told, variant)
+        known = told if told in text else ""  # not all variants name the category
+        found = [self._object(one, visual, row, owners, known if one is about else "", rng) for one in asked]
+        return [*found, self._background(text, visual, row, owners)]
 
     def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([_WEIGHTS[kind] for kind in by_kind])
@@ -130,11 +139,17 @@ class Teacher:
         weights = np.array([HARD if categories.count(one.category) > len(one.targets) else 1.0 for one in said])
         return said[int(rng.choice(len(said), p=weights / weights.sum()))]
 
-    def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
+    def _object(
+        self, asked: Expression, visual: str, row: int, owners: np.ndarray, told: str, rng: np.random.Generator
+    ) -> Lesson:
+        """told: the category that the background's question about this names, if it does. Of what a frame cannot show
+        that is all that is known: what has it is to be looked at, and all objects alike where nothing has."""
         text = object_prompt(asked.text, _variant(rng))
         short = text.split("\n")[0]
         if visual == "image" and needs_video(asked):
-            answer, targets = UNCLEAR, tuple(range(len(self.clip.objects)))
+            every = tuple(range(len(self.clip.objects)))
+            alike = tuple(k for k in every if self.clip.objects[k].category == told and (owners == k + 1).any())
+            answer, targets = UNCLEAR, alike or every
         elif not np.isin(owners, [k + 1 for k in asked.targets]).any():
             answer, targets = NOTHING, ()
         else:
@@ -145,13 +160,7 @@ class Teacher:
         look = _look(owners, targets, visual)
         return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, look, bool(targets))
 
-    def _background(
-        self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
-    ) -> Lesson:
-        category = asked.category or (MIXED if asked.targets else NOTHING)
-        if visual == "image" and rng.random() < 0.1:
-            category = UNCLEAR
-        text = background_prompt(asked.text, category, _variant(rng))
+    def _background(self, text: str, visual: str, row: int, owners: np.ndarray) -> Lesson:
         short = "Describe the background."
         look = _look(owners, (), visual)
         return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, look)
