@@ -56,9 +56,9 @@ class Clicked:
 
 @dataclass
 class Followed:
-    """One entry a track: IoU at its end, whether it was hidden on the way, whether it then has TAKEN of another object
-    as well; and per frame of all tracks, whether the object score was right where the object is seen, and where it is
-    not."""
+    """One entry a track: IoU at its end, whether it was hidden on the way, whether it ends with more than TAKEN of
+    another object in the mask; and per frame of all tracks, whether the object score was right where the object is
+    seen, and where it is not."""
 
     iou: list[float] = field(default_factory=list)
     hidden: list[bool] = field(default_factory=list)
@@ -129,7 +129,8 @@ def followed(sam2: Sam2, clips: Sequence[TabletopClip]) -> Followed:
 
 
 def _takes(mask: np.ndarray, labels: np.ndarray, one: int) -> bool:
-    """Whether a mask of object `one` has TAKEN of any other that shows. Both (H, W)."""
+    """Whether a mask of object `one` covers more than TAKEN of any other that shows. mask: (H, W) bool. labels: (H, W)
+    uint8."""
     shown, taken = (np.bincount(part.ravel(), minlength=256) for part in (labels, labels[mask]))
     others = (shown >= CLICK_AREA) & ~np.isin(np.arange(len(shown)), (0, one))
     return bool((taken[others] > TAKEN * shown[others]).any())
