@@ -99,8 +99,9 @@ class Teacher:
 
     def lessons(self, rng: np.random.Generator, visual: str, count: int) -> list[Lesson]:
         """Questions about one and the same: `visual` "video" (all of it or some rows), "image" (one of them), or "",
-        the choice of a category from text alone. Of what is seen the last question is the background's, about one of
-        the others' expressions: the method's map is the difference."""
+        the choice of a category from text alone. Of what is seen the last question is the background's, and all others
+        have the answer that it excludes: the method's map is the difference, and what has another category may be
+        looked at in both."""
         by_kind: dict[str, list[Expression]] = {}
         for one in expressions(self.clip, rng, self.events):
             by_kind.setdefault(one.kind, []).append(one)
@@ -118,17 +119,16 @@ class Teacher:
                 kept = {kind: [one for one in said if not needs_video(one)] for kind, said in by_kind.items()}
                 by_kind = {kind: said for kind, said in kept.items() if said}
         owners = owners[row : row + rows]
-        asked = [self._ask(by_kind, rng) for _ in range(count - 1)]
-        about = asked[int(rng.integers(len(asked)))]
-        variant, told = _variant(rng), about.category or (MIXED if about.targets else NOTHING)
+        about = self._ask(by_kind, rng)
+        told = _category(about)
+        fitting = {kind: [one for one in said if _category(one) == told] for kind, said in by_kind.items()}
+        fitting = {kind: said for kind, said in fitting.items() if said}
+        asked = [about, *(self._ask(fitting, rng) for _ in range(count - 2))]
         if visual == "image" and rng.random() < 0.1:
             told = UNCLEAR
-        if visual == "image" and needs_video(about):
-            # The background's question then looks at what has another category, which suits no other expression.
-            asked = [about] * len(asked)
-        text = background_prompt(about.text, told, variant)
-        known = told if told in text else ""  # not all variants name the category
-        found = [self._object(one, visual, row, owners, known if one is about else "", rng) for one in asked]
+        text = background_prompt(about.text, told, variant := _variant(rng))
+        known = "" if variant in ("v1", "v3") else told  # which name no category
+        found = [self._object(one, visual, row, owners, known, rng) for one in asked]
         return [*found, self._background(text, visual, row, owners)]
 
     def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
@@ -142,14 +142,13 @@ class Teacher:
     def _object(
         self, asked: Expression, visual: str, row: int, owners: np.ndarray, told: str, rng: np.random.Generator
     ) -> Lesson:
-        """told: the category that the background's question about this names, if it does. Of what a frame cannot show
-        that is all that is known: what has it is to be looked at, and all objects alike where nothing has."""
+        """told: the category that the background's question names, if it does. Of what a frame cannot show that is all
+        that is known: the contrast is to show what has it, and all objects alike where it names none of them."""
         text = object_prompt(asked.text, _variant(rng))
         short = text.split("\n")[0]
         if visual == "image" and needs_video(asked):
-            every = tuple(range(len(self.clip.objects)))
-            alike = tuple(k for k in every if self.clip.objects[k].category == told and (owners == k + 1).any())
-            answer, targets = UNCLEAR, alike or every
+            named = [k for k, one in enumerate(self.clip.objects) if told in (one.category, "", UNCLEAR, MIXED)]
+            answer, targets = UNCLEAR, tuple(k for k in named if (owners == k + 1).any())
         elif not np.isin(owners, [k + 1 for k in asked.targets]).any():
             answer, targets = NOTHING, ()
         else:
@@ -168,7 +167,7 @@ class Teacher:
     def _choice(self, asked: Expression, rng: np.random.Generator) -> Lesson:
         """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them. Frames in
         which the target cannot be seen say so, and count for nothing where another agrees with the video."""
-        truth = asked.category or (MIXED if asked.targets else NOTHING)
+        truth = _category(asked)
         present = [one.category for one in self.clip.objects]
         video = truth if rng.random() < 0.95 else present[int(rng.integers(len(present)))]
         usual = UNCLEAR if needs_video(asked) else truth
@@ -199,6 +198,11 @@ _WEIGHTS = {
     "temporal": 4.0,
     "absent": 1.2,
 }
+
+
+def _category(asked: Expression) -> str:
+    """What is to be answered where the whole clip is seen."""
+    return asked.category or (MIXED if asked.targets else NOTHING)
 
 
 def _variant(rng: np.random.Generator) -> str:
