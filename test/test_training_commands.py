@@ -14,6 +14,7 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.store import clip_path, write_clip
 from training import mllm, sam2
+from training.mllm_language import LanguageTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")]
 
@@ -60,9 +61,17 @@ def test_mllm(data, tmp_path, monkeypatch):
     # With finished weights instead of states: the tower stays as it is.
     later, end = tmp_path / "later", tmp_path / "end"
     given = ["--data", str(data), "--out", str(end), "--work", str(later), "--threads", "1"]
-    with pytest.raises(SystemExit):
-        mllm.main([*given, "--go-on-from", str(out)])
-    mllm.main([*given, "--stage", "prompts", "--go-on-from", str(out), "--prompts-minutes", "0.1"])
+    prompts = ["--stage", "prompts"]
+    going_on = ["--go-on-from", str(out)]
+    for wrong in (going_on, [*prompts, "--excluding", "0.5"], [*prompts, *going_on, "--excluding", "1.5"]):
+        with pytest.raises(SystemExit):
+            mllm.main([*given, *wrong])
+    minutes = ["--prompts-minutes", "0.2", "--excluding", "0.5"]
+    step, excluded = LanguageTrainer.step, []
+    noted = lambda *given: (excluded.append(given[-1]), step(*given))[1]  # noqa: E731
+    monkeypatch.setattr(LanguageTrainer, "step", noted)
+    mllm.main([*given, "--stage", "prompts", "--go-on-from", str(out), *minutes])
+    assert excluded == sorted(excluded, reverse=True) and set(excluded) == {True, False}
     before, after = (load_file(folder / "model.safetensors") for folder in (out, end))
     # What came out of it is another beginning, and a tokenizer with other words is none at all.
     with pytest.raises(ValueError, match="expected a training that began from the same weights, it began from others"):

@@ -15,6 +15,7 @@ from training.mllm_batches import Pack
 from training.mllm_language import (
     LOOKING_LAYERS,
     SPILL_FROM,
+    SPILL_MOST,
     TAP,
     LanguageTrainer,
     contrast_losses,
@@ -23,7 +24,7 @@ from training.mllm_language import (
     spill,
     unevenness,
 )
-from training.mllm_lessons import Teacher
+from training.mllm_lessons import Lesson, Teacher
 from training.mllm_model import new_model, new_tokenizer
 
 
@@ -92,34 +93,42 @@ def test_looking_loss_is_least_where_the_contrast_shows_the_target(
     pack = next(
         pack
         for pack in packs(teacher)
-        if pack.lessons[0].name == name and pack.lessons[0].visual and pack.lessons[0].look.any()
+        if pack.lessons[0].name == name and pack.lessons[0].visual and pack.lessons[-1].contrasted == is_contrasted
     )
     batch = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
-    assert batch.contrasted.tolist() == [[is_contrasted, False]]
+    assert batch.contrasted.tolist() == [[is_contrasted, is_contrasted]]
     visual = batch.visual[0]
     on_object, around = batch.look[0]
     owners = torch.zeros(len(visual), dtype=torch.int64)
     owners[visual] = torch.from_numpy(pack.lessons[0].owners.reshape(-1).astype(np.int64))
     wrong = (owners > 0) & (on_object == 0)  # an object that is not asked for
 
-    def loss_of(looks: torch.Tensor, common: torch.Tensor) -> tuple[float, float]:
-        """Of the object's question; what both questions look at besides."""
+    def loss_of(
+        looks: torch.Tensor, common: torch.Tensor, background: torch.Tensor, excluding: bool = False
+    ) -> tuple[float, float]:
+        """Of the object's question; what both questions look at besides; of the background's question."""
         for layer in LOOKING_LAYERS:
             kept = torch.zeros(1, 4, *[len(visual)] * 2)
-            for end, row in zip(batch.ends[0], (looks, around)):
+            for end, row in zip(batch.ends[0], (looks, background)):
                 kept[:, :, end - 1] = row / row.sum() / 2 + common / common.sum() / 2
             trainer.text.layers[layer].self_attn.kept = kept
-        loss, shares = trainer._looking(batch)
+        loss, shares = trainer._looking(batch, excluding)
         return loss.item(), shares[0]
 
-    right, share = loss_of(on_object, visual.float())
-    elsewhere, no_share = loss_of(wrong.float(), visual.float())
-    both, _ = loss_of(on_object / on_object.sum() + wrong / wrong.sum(), visual.float())
+    surroundings = (visual & (owners == 0)).float()
+    right, share = loss_of(on_object, visual.float(), surroundings)
+    elsewhere, no_share = loss_of(wrong.float(), visual.float(), surroundings)
+    both, _ = loss_of(on_object / on_object.sum() + wrong / wrong.sum(), visual.float(), surroundings)
     assert right < both < elsewhere
     if is_contrasted:
         assert share == pytest.approx(1, abs=1e-3) and no_share == pytest.approx(0, abs=1e-3)
         # What both questions look at is not in the contrast.
-        assert loss_of(on_object, wrong.float())[1] == pytest.approx(1, abs=1e-3)
+        assert loss_of(on_object, wrong.float(), surroundings)[1] == pytest.approx(1, abs=1e-3)
+        # The background's question excludes this category, and is to look at the other object, not around it.
+        others, around_all = (
+            loss_of(on_object, visual.float(), looks, excluding=True)[0] for looks in (around, surroundings)
+        )
+        assert others < around_all - 1
     else:
         assert np.isnan(share)
 
@@ -154,10 +163,14 @@ def test_the_contrast_is_pulled_to_the_target_and_to_nothing_without_one(teacher
     assert losses("absent", other, rest) > 1 and losses("absent", other, other) == pytest.approx(0, abs=0.01)
 
 
+def _looked(lesson: Lesson) -> np.ndarray:
+    return lesson.look.reshape(lesson.owners.shape) > 0
+
+
 def test_targets_are_to_be_equally_high_in_every_row(teacher: Teacher, monkeypatch: pytest.MonkeyPatch):
     """Whatever their size: the cube of this clip has five times the tokens of the ball."""
-    pack = next(pack for pack in packs(teacher) if pack.lessons[0].name == "motion frame")
-    assert pack.lessons[0].look[pack.lessons[0].owners.reshape(-1) == 2].any(), "expected both objects to be asked for"
+    frames = [pack for pack in packs(teacher) if pack.lessons[0].name == "motion frame"]
+    pack = next(pack for pack in frames if len(set(pack.lessons[0].owners[_looked(pack.lessons[0])])) == 2)
     frame = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
     pack = next(pack for pack in packs(teacher) if pack.lessons[0].name == "motion" and pack.lessons[0].rows == 8)
     video = written([Pack([pack.lessons[0], pack.lessons[-1]], pack.tokens)])
@@ -196,7 +209,7 @@ def test_what_stands_high_beside_the_targets_is_spilt(teacher: Teacher, monkeypa
     assert spill(ideal, ideal, batch)[0, 0] == 0
     others = (batch.segments[0] >= 0) & (batch.look[0, 0] == 0) & (ideal[0, 0] == 0)
     mean, rows = ideal[0, 0][batch.look[0, 0] > 0].mean(), len(pack.lessons[0].owners)
-    for height, expected in ((0.9 * SPILL_FROM, 0), (1.0, 1 - SPILL_FROM)):
+    for height, expected in ((0.9 * SPILL_FROM, 0), (1.0, 1 - SPILL_FROM), (99.0, SPILL_MOST)):
         token = ideal.clone()
         token[0, 0, others.nonzero()[0]] = height * mean
         assert spill(7 * token, ideal, batch)[0, 0] == pytest.approx(expected / rows, abs=1e-5), "one row, in relation"

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
-from lesson_scene import H, W, lessons, rolling_ball, teacher_of
+from lesson_scene import H, W, lessons, packs, rolling_ball, teacher_of
 from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
 
@@ -155,14 +158,23 @@ def test_lessons_are_true(teacher: Teacher):
         owners = None if lesson.owners is None else lesson.owners.reshape(-1)
         text = lesson.text.split("\n")[0] if "What is the main" in lesson.text else None
         if lesson.kind == "background":
-            assert lesson.answer == "wood" and (owners[lesson.look > 0] == 0).all()
+            # At the objects of categories that it does not exclude; where it names none, at what surrounds all.
+            (excluded,) = re.findall(r"excluding any (\w+)", lesson.text) or [""]
+            others = {"ball": {2}, "cube": {1}}.get(excluded, {0})
+            assert lesson.answer == "wood" and set(owners[lesson.look > 0]) == others, lesson.text
+            assert lesson.contrasted == (others != {0})
+            seen.add(f"background excludes {excluded}")
         elif lesson.kind == "absent" and lesson.visual:
             assert lesson.answer == "none" and (owners[lesson.look > 0] == 0).all()
         elif lesson.name in ("motion", "temporal"):
             rests = "did not move" in lesson.text or "stays still" in lesson.text
             assert (lesson.answer, set(owners[lesson.look > 0])) == (("cube", {2}) if rests else ("ball", {1}))
         elif lesson.name in ("motion frame", "temporal frame"):
-            assert lesson.answer == "object" and set(owners[lesson.look > 0]) == {1, 2}
+            # What has the category that the background's question names, or both where it names none.
+            rests = "did not move" in lesson.text or "stays still" in lesson.text
+            looked = set(owners[lesson.look > 0])
+            assert lesson.answer == "object" and looked in ({2} if rests else {1}, {1, 2})
+            seen.add(f"{lesson.name} at {len(looked)}")
         elif lesson.kind in ("explicit", "attribute", "size") and text:
             is_ball = any(word in text for word in ("red", "small", "ball"))
             assert (lesson.answer, set(owners[lesson.look > 0])) == (("ball", {1}) if is_ball else ("cube", {2}))
@@ -181,15 +193,42 @@ def test_lessons_are_true(teacher: Teacher):
                 peaks = smoothed.max(axis=(1, 2))
                 np.testing.assert_allclose(peaks[alone.any(axis=(1, 2))], 1, atol=1e-4)
     assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= seen
+    assert {"motion frame at 1", "motion frame at 2", "background excludes ball", "background excludes none"} <= seen
+
+
+def test_all_of_a_pack_have_the_answer_that_its_background_excludes(teacher: Teacher):
+    told, mixed = Counter(), 0
+    for pack in packs(teacher):
+        *asked, background = pack.lessons
+        if background.kind != "background":
+            continue
+        names = {lesson.name for lesson in asked}
+        mixed += len(names) > 1
+        shown = {lesson.answer for lesson in asked if lesson.visual == "video"}
+        assert len(shown) < 2
+        (excluded,) = re.findall(r"excluding any (\w+)", background.text) or [""]
+        for lesson in asked:
+            told[lesson.name, excluded] += 1
+            looked = set(lesson.owners[lesson.look.reshape(lesson.owners.shape) > 0].tolist())
+            if excluded in ("ball", "cube"):
+                assert looked <= {("ball", "cube").index(excluded) + 1}
+                assert lesson.answer == excluded or lesson.visual == "image"
+    assert mixed > 5
+    for name in ("motion", "motion frame", "attribute", "attribute frame"):
+        assert told[name, "ball"] and told[name, ""], name
+
+
+_TOLD = {"": {1, 2}, "object": {1, 2}, "objects": {1, 2}, "ball": {1}, "cube": {2}, "cone": {0}}
 
 
 @pytest.mark.parametrize("text, kind", [(MOVERS, "several"), ("the moving object", "motion")])
 def test_what_one_frame_cannot_show_is_not_asked_of_it(teacher: Teacher, text: str, kind: str):
     asked = Expression(text, kind, (0,), "ball")
     owners = teacher.visuals["image"].owners[:1]
-    lesson = teacher._object(asked, "image", 0, owners, np.random.default_rng(0))
-    assert lesson.answer == "object" and set(owners.reshape(-1)[lesson.look > 0]) == {1, 2}
-    assert teacher._object(asked, "video", 0, owners, np.random.default_rng(0)).answer == "ball"
+    for told, looked in _TOLD.items():
+        lesson = teacher._object(asked, "image", 0, owners, told, np.random.default_rng(0))
+        assert lesson.answer == "object" and set(owners.reshape(-1)[lesson.look > 0]) == looked
+    assert teacher._object(asked, "video", 0, owners, "", np.random.default_rng(0)).answer == "ball"
     votes = teacher._choice(asked, np.random.default_rng(0))
     assert "object" in votes.short.split(", ") and votes.answer == "ball"
 

@@ -45,8 +45,10 @@ TOWER_SHARE, PROMPTS_SHARE = 0.45, 0.55
 # Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
 CROP = 6
 # Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
-# As long, where to look counts for less than what to say.
-THIN, THIN_UNTIL, EARLY_LOOKING = 0.25, 0.55, 0.3
+# At first, where to look counts for less than what to say; then, still with few tokens, the background's question
+# learns what not to look at. Going on with a checkpoint has all of them at once, but for that while (--excluding).
+THIN, EARLY_LOOKING = 0.25, 0.3
+EXCLUDING = 0.4, 0.55
 # Highest learning rate of the prompts, and that of going on with a checkpoint (--go-on-from).
 RATE, RATE_GOING_ON = 1.5e-3, 7e-4
 # Share of right answers at which short questions have done their work.
@@ -225,7 +227,9 @@ def train_prompts(run: Run) -> None:
     if not (step or begun):
         run.read("words", trainer)
         trainer.new_optimizer()
-    share, thin_until, peak = (1.0, 0.0, RATE_GOING_ON) if begun else (PROMPTS_SHARE, THIN_UNTIL, RATE)
+    share, (excluding_from, thin_until), peak = PROMPTS_SHARE, EXCLUDING, RATE
+    if begun:
+        share, (excluding_from, thin_until), peak = 1.0, (0.0, run.given.excluding), RATE_GOING_ON
     pupils = pupils_of(run.clips[-round(share * len(run.clips)) :], tower, run.given.threads)
     checks = pupils_of(run.check_clips, tower, run.given.threads)
     run.log(stage="prompts", clips=len(pupils))
@@ -236,6 +240,7 @@ def train_prompts(run: Run) -> None:
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
         thin = seconds < thin_until * budget
+        excluding = thin and seconds >= excluding_from * budget
         draw = run.rng.random()
         # Sequences of like length together: a video has twice the tokens of a frame.
         visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
@@ -244,11 +249,13 @@ def train_prompts(run: Run) -> None:
         packs = [pupils[place].pack(run.rng, visual, 4) for place in chosen]
         rate = _rate(peak, step, seconds / budget)
         written = writer.batch(packs, THIN if thin else 1.0, run.rng)
-        said, looked = trainer.step(written, rate, run.given.looking * (EARLY_LOOKING if thin else 1.0))
+        looking = run.given.looking * (EARLY_LOOKING if thin and not excluding else 1.0)
+        said, looked = trainer.step(written, rate, looking, excluding)
         step += 1
         if step % 50 == 0:
             marks = trainer.marks.line()
-            run.log(stage="prompts", step=step, seconds=int(seconds), said=said, looked=looked, marks=marks)
+            losses = {"said": said, "looked": looked, "excluding": excluding}
+            run.log(stage="prompts", step=step, seconds=int(seconds), **losses, marks=marks)
         if time.monotonic() - saved > SAVE_EVERY_S:
             run.save("prompts", trainer, step, seconds)
             saved = time.monotonic()
@@ -291,12 +298,22 @@ def main(arguments: list[str] | None = None) -> int:
         help="with --stage prompts: begin at the weights of a finished checkpoint, and use all clips of the folder, "
         "which should be ones that its tower was not trained on",
     )
+    parser.add_argument(
+        "--excluding",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="with --go-on-from: the first part of the time, for which it learns, on few of the tokens, above all what "
+        "the background's question excludes; 0 for a checkpoint that does that already",
+    )
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args(arguments)
     if given.go_on_from and given.stage != "prompts":
         parser.error(f"--go-on-from: expected --stage prompts, got {given.stage}")
+    if given.excluding and not (given.go_on_from and 0 < given.excluding <= 1):
+        parser.error(f"--excluding: expected a share up to 1, with --go-on-from, got {given.excluding}")
     keep_freed_memory()
     wanted = STAGES if given.stage == "all" else (given.stage,)
     for stage in wanted:

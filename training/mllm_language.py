@@ -32,10 +32,16 @@ MASS_FLOOR = 0.3
 # Weight of the share of the attention that asking for what is not there moves.
 MOVED = 10.0
 # Weight of how unevenly high the targets are, and what share of their mean height is next to nothing in that.
-UNEVEN, LEAST_HEIGHT = 1.0, 0.05
+UNEVEN, LEAST_HEIGHT = 2.0, 0.05
 # Weight of what else stands high, and from what share of the targets' mean height it counts: well below the share of
-# the maximum from which the method clicks.
-SPILL, SPILL_FROM = 1.0, 0.3
+# the maximum from which the method clicks. More than SPILL_MOST counts as that: where the targets hardly show at all,
+# anything else is any number of times as high.
+SPILL, SPILL_FROM, SPILL_MOST = 2.0, 0.3, 3.0
+# Weights of where the background's question looks, if it names a category, and of all contrasts. Between looking at no
+# object and at those of other categories lies looking at all of them, which costs every contrast its target: these are
+# for a while in which it learns to exclude. Afterwards the contrasts alone keep it up, and are better for it: from what
+# else the object's question looks at a little, it then takes away the surroundings, too.
+EXCLUDING_WEIGHTS = 3.0, 0.1
 # Width of the soft corner that the contrast has at 0 here, in shares of the mean rollout of a visual token.
 SOFTNESS = 0.05
 
@@ -114,11 +120,12 @@ class LanguageTrainer:
             table[token] = vectors[fact]
         self.model.lm_head.weight.copy_(table)
 
-    def step(self, batch: Batch, rate: float, looking: float) -> tuple[float, float]:
-        """One update. looking: weight of the auxiliary loss. Returns both losses."""
+    def step(self, batch: Batch, rate: float, looking: float, excluding: bool = False) -> tuple[float, float]:
+        """One update. looking: weight of the auxiliary loss. excluding: above all, of where the background's question
+        looks. Returns both losses."""
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        said, looked = self._losses(batch, self.marks)
+        said, looked = self._losses(batch, self.marks, excluding)
         self.optimizer.zero_grad()
         (said + looking * looked).backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
@@ -150,23 +157,24 @@ class LanguageTrainer:
             hidden = hidden[torch.arange(len(hidden))[:, None, None], places]
             return self.model.lm_head(hidden).float()
 
-    def _losses(self, batch: Batch, marks: Marks) -> tuple[torch.Tensor, torch.Tensor]:
+    def _losses(self, batch: Batch, marks: Marks, excluding: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
         logits = self.logits(batch)
         said = F.cross_entropy(logits[:, :, 0].flatten(0, 1), batch.answers.flatten())
         ends = torch.full((batch.answers.numel(),), self.end)
         said = said + 0.1 * F.cross_entropy(logits[:, :, 1].flatten(0, 1), ends)
-        looked, shares = self._looking(batch)
+        looked, shares = self._looking(batch, excluding)
         right = (logits[:, :, 0].argmax(-1) == batch.answers).flatten().tolist()
         kinds = [kind for of_one in batch.kinds for kind in of_one]
         for kind, is_right, share in zip(kinds, right, shares):
             marks.add(kind, is_right, share)
         return said, looked
 
-    def _looking(self, batch: Batch) -> tuple[torch.Tensor, list[float]]:
+    def _looking(self, batch: Batch, excluding: bool = False) -> tuple[torch.Tensor, list[float]]:
         """How far the contrast is from what is to be looked at (`contrast_losses`), and a floor on how much of each
-        looking layer's attention is visual. What the rollouts of both questions have in common is left to the model.
-        Besides, of each question, the share of the contrast that lies where anything is to be looked at; not a number
-        where there is no contrast."""
+        looking layer's attention is visual. What the rollouts of both questions have in common is left to the model,
+        but for a while (`excluding`), see `background_losses`. Besides, of each question, the share of the contrast, of
+        the background's that of its rollout, that lies where anything is to be looked at; not a number where there are
+        no objects to look at."""
         asked = batch.look.any(2)
         if not bool(asked.any()):
             return torch.zeros(()), [math.nan] * batch.ends.numel()
@@ -178,7 +186,11 @@ class LanguageTrainer:
 
         rolled = last_rows_of_rollout(kept, batch) * visual
         made = contrast_losses(rolled, batch)[asked[:, :-1]].mean()
+        if excluding and bool((excludes := batch.contrasted[:, -1]).any()):
+            others, contrast = EXCLUDING_WEIGHTS
+            made = contrast * made + others * background_losses(rolled, batch)[excludes].mean()
         hard = (rolled - rolled[:, -1:]).clamp(min=0).detach()
+        hard[:, -1] = rolled[:, -1].detach()
         share = (hard * (batch.look > 0)).sum(2) / hard.sum(2).clamp(min=1e-9)
         share[~batch.contrasted] = math.nan
         return made + torch.stack(floors).mean(), share.flatten().tolist()
@@ -189,7 +201,7 @@ def contrast_losses(rolled: torch.Tensor, batch: Batch) -> torch.Tensor:
     at.
 
     rolled: (B, Q, N) rollout, 0 where nothing is visual. As the method has it, both maps are smoothed first: the
-    background's question looks at what is around a target, and of a small one smoothing then leaves little. Where a
+    background's question looks at what is beside a target, and of a small one smoothing then leaves little. Where a
     question has no target, its rollout shall be distributed as the background's is, so that little contrast is left.
     """
     background, visual = rolled[:, -1:], batch.visual[:, None]
@@ -206,6 +218,16 @@ def contrast_losses(rolled: torch.Tensor, batch: Batch) -> torch.Tensor:
     moved = (rolled / rolled.sum(2, keepdim=True).clamp(min=1e-6) - same).clamp(min=0).sum(2)
     alike = divergence(same, rolled) + MOVED * moved
     return torch.where(batch.contrasted, shown, alike)[:, :-1]
+
+
+def background_losses(rolled: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """(B,), how far the rollout of the background's question is from what it is to look at. rolled: as above.
+
+    The contrast asks for that only where a frame cannot show which object is meant, and alone does not teach it.
+    """
+    ideal = smoothed(batch.look, batch)[:, -1]
+    wanted = ideal / ideal.sum(1, keepdim=True).clamp(min=1e-6)
+    return divergence(wanted, smoothed(rolled, batch)[:, -1] * batch.visual)
 
 
 def divergence(wanted: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -251,8 +273,8 @@ def unevenness(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> tor
 def spill(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> torch.Tensor:
     """(B, Q), how high the contrast stands where it should not, as the method sees it, which clicks on peaks: of each
     object that is not asked for, and of the surroundings, in each row of tokens the highest token, as a share of the
-    targets' mean height, so far as that is above what smoothing an ideal one would leave there and SPILL_FROM; summed
-    over the objects, mean over the rows.
+    targets' mean height, so far as that is above what smoothing an ideal one would leave there and SPILL_FROM, at most
+    SPILL_MOST; summed over the objects, mean over the rows.
 
     contrast, ideal: (B, Q, N), that of the model and one that is as it should be.
     """
@@ -262,7 +284,7 @@ def spill(contrast: torch.Tensor, ideal: torch.Tensor, batch: Batch) -> torch.Te
         mean = (maps * asked).sum(2, keepdim=True) / asked.sum(2, keepdim=True).clamp(min=1)
         return maps / mean.clamp(min=1e-9)
 
-    above = F.relu(shares(contrast) - shares(ideal) - SPILL_FROM) * others
+    above = F.relu(shares(contrast) - shares(ideal) - SPILL_FROM).clamp(max=SPILL_MOST) * others
     places = (batch.segments + 1)[:, None].expand(batch.look.shape)
     highest = above.new_zeros(*above.shape[:2], int(batch.segments.max()) + 2)
     highest = highest.scatter_reduce(2, places, above, "amax")

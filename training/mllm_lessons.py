@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
-from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
-from decaf_ros.tabletop.clip import Expression, TabletopClip
+from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt
+from decaf_ros.tabletop.clip import CATEGORIES, Expression, TabletopClip
 from decaf_ros.tabletop.events import MOVING_WORDS, read_events
 from decaf_ros.tabletop.expressions import MOVERS, expressions
 from training.mllm_model import MIXED, NOTHING, UNCLEAR
@@ -37,7 +37,8 @@ class Visual:
 class Lesson:
     """One question. visual: "video", "image" or "" for text alone. row: first visual row, rows: how many.
     owners: (rows, h, w), of these rows. look: (rows * h * w,), see `_look`. contrasted: there are targets, and they are
-    what the contrast with the background's question is to show."""
+    what the contrast with the background's question is to show; of that question itself: there are objects for it to
+    look at."""
 
     visual: str
     row: int
@@ -99,8 +100,9 @@ class Teacher:
 
     def lessons(self, rng: np.random.Generator, visual: str, count: int) -> list[Lesson]:
         """Questions about one and the same: `visual` "video" (all of it or some rows), "image" (one of them), or "",
-        the choice of a category from text alone. Of what is seen the last question is the background's, about one of
-        the others' expressions: the method's map is the difference."""
+        the choice of a category from text alone. Of what is seen the last question is the background's, and all others
+        have the answer that it excludes: the method's map is the difference, and what has another category may be
+        looked at in both."""
         by_kind: dict[str, list[Expression]] = {}
         for one in expressions(self.clip, rng, self.events):
             by_kind.setdefault(one.kind, []).append(one)
@@ -118,9 +120,17 @@ class Teacher:
                 kept = {kind: [one for one in said if not needs_video(one)] for kind, said in by_kind.items()}
                 by_kind = {kind: said for kind, said in kept.items() if said}
         owners = owners[row : row + rows]
-        asked = [self._ask(by_kind, rng) for _ in range(count - 1)]
-        found = [self._object(one, visual, row, owners, rng) for one in asked]
-        return [*found, self._background(asked[int(rng.integers(len(asked)))], visual, row, owners, rng)]
+        about = self._ask(by_kind, rng)
+        told = _category(about)
+        fitting = {kind: [one for one in said if _category(one) == told] for kind, said in by_kind.items()}
+        fitting = {kind: said for kind, said in fitting.items() if said}
+        asked = [about, *(self._ask(fitting, rng) for _ in range(count - 2))]
+        if visual == "image" and rng.random() < 0.1:
+            told = UNCLEAR
+        text = background_prompt(about.text, told, variant := _variant(rng))
+        known = told if "{category}" in BACKGROUND[variant] else ""
+        found = [self._object(one, visual, row, owners, known, rng) for one in asked]
+        return [*found, self._background(text, visual, row, owners, known)]
 
     def _ask(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([_WEIGHTS[kind] for kind in by_kind])
@@ -130,11 +140,16 @@ class Teacher:
         weights = np.array([HARD if categories.count(one.category) > len(one.targets) else 1.0 for one in said])
         return said[int(rng.choice(len(said), p=weights / weights.sum()))]
 
-    def _object(self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator) -> Lesson:
+    def _object(
+        self, asked: Expression, visual: str, row: int, owners: np.ndarray, told: str, rng: np.random.Generator
+    ) -> Lesson:
+        """told: the category that the background's question names, if it does. Of what a frame cannot show that is all
+        that is known: the contrast is to show what has it, and all objects alike where it names none of them."""
         text = object_prompt(asked.text, _variant(rng))
         short = text.split("\n")[0]
         if visual == "image" and needs_video(asked):
-            answer, targets = UNCLEAR, tuple(range(len(self.clip.objects)))
+            named = [k for k, one in enumerate(self.clip.objects) if told in (one.category, "", UNCLEAR, MIXED)]
+            answer, targets = UNCLEAR, tuple(k for k in named if (owners == k + 1).any())
         elif not np.isin(owners, [k + 1 for k in asked.targets]).any():
             answer, targets = NOTHING, ()
         else:
@@ -145,21 +160,20 @@ class Teacher:
         look = _look(owners, targets, visual)
         return Lesson(visual, row, len(owners), text, short, answer, asked.kind, owners, look, bool(targets))
 
-    def _background(
-        self, asked: Expression, visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
-    ) -> Lesson:
-        category = asked.category or (MIXED if asked.targets else NOTHING)
-        if visual == "image" and rng.random() < 0.1:
-            category = UNCLEAR
-        text = background_prompt(asked.text, category, _variant(rng))
+    def _background(self, text: str, visual: str, row: int, owners: np.ndarray, told: str) -> Lesson:
+        """Looks at what it does not exclude: where it names a category, at the objects of others."""
         short = "Describe the background."
-        look = _look(owners, (), visual)
-        return Lesson(visual, row, len(owners), text, short, self.clip.surface, "background", owners, look)
+        categories = [one.category for one in self.clip.objects]
+        others = [k for k, category in enumerate(categories) if told in CATEGORIES and category != told]
+        others = tuple(k for k in others if (owners == k + 1).any())
+        look = _look(owners, others, visual)
+        answer = self.clip.surface
+        return Lesson(visual, row, len(owners), text, short, answer, "background", owners, look, bool(others))
 
     def _choice(self, asked: Expression, rng: np.random.Generator) -> Lesson:
         """Candidates as the two branches would give them, with mistakes; the answer is the likeliest of them. Frames in
         which the target cannot be seen say so, and count for nothing where another agrees with the video."""
-        truth = asked.category or (MIXED if asked.targets else NOTHING)
+        truth = _category(asked)
         present = [one.category for one in self.clip.objects]
         video = truth if rng.random() < 0.95 else present[int(rng.integers(len(present)))]
         usual = UNCLEAR if needs_video(asked) else truth
@@ -190,6 +204,11 @@ _WEIGHTS = {
     "temporal": 4.0,
     "absent": 1.2,
 }
+
+
+def _category(asked: Expression) -> str:
+    """What is to be answered where the whole clip is seen."""
+    return asked.category or (MIXED if asked.targets else NOTHING)
 
 
 def _variant(rng: np.random.Generator) -> str:
