@@ -68,7 +68,11 @@ def test_mllm(data, tmp_path, monkeypatch):
             mllm.main([*given, *wrong])
     minutes = ["--prompts-minutes", "0.2", "--excluding", "0.5"]
     step, excluded = LanguageTrainer.step, []
-    noted = lambda *given: (excluded.append(given[-1]), step(*given))[1]  # noqa: E731
+
+    def noted(trainer, batch, rate, looking, excluding):
+        excluded.append(excluding)
+        return step(trainer, batch, rate, looking, excluding)
+
     monkeypatch.setattr(LanguageTrainer, "step", noted)
     mllm.main([*given, "--stage", "prompts", "--go-on-from", str(out), *minutes])
     assert excluded == sorted(excluded, reverse=True) and set(excluded) == {True, False}

@@ -304,7 +304,7 @@ def main(arguments: list[str] | None = None) -> int:
         default=0.0,
         metavar="SHARE",
         help="with --go-on-from: the first part of the time, for which it learns, on few of the tokens, above all what "
-        "the background's question excludes; 0 for a checkpoint that does that already",
+        "the background's question excludes; 0 for a checkpoint that does that already; the same again to resume",
     )
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
     parser.add_argument("--threads", type=int, default=2)
