@@ -14,6 +14,8 @@ from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, Tracklet, TrackletScores
 
 _LABELS = range(1, 256)
+# In `LivingTarget.together`: the two have been seen apart, and are two objects.
+_APART = -1
 
 
 def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
@@ -53,7 +55,8 @@ class LivingTarget:
     mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. key_mask: the same on `key_frame`, the last
     key frame on which it was seen. seen_count: followed frames on which it was seen, not counting the catch-up.
     unseen_since_ns: stamp of the last such frame, or of the one before the first. misses: groundings in a row that did
-    not find it again.
+    not find it again. together: by the id of an older target, the frames in a row on which both had the same mask, up to
+    `segmentation.suppression_iou`, or _APART.
     """
 
     id: int
@@ -71,6 +74,7 @@ class LivingTarget:
     misses: int = 0
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
+    together: dict[int, int] = field(default_factory=dict)
 
     def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
         """Takes in the tracker's result on the next frame. A tentative target stays so until it is confirmed."""
@@ -92,8 +96,9 @@ class LivingTarget:
         self.misses = 0
 
     def on(self, frame: Frame) -> Target:
-        """As published for `frame`, the last one that was followed: all zero where it is not seen."""
-        mask = self.mask if self.seen_frame is frame else np.zeros(frame.size_hw, bool)
+        """As published for `frame`, the last one that was followed: all zero where it is not seen, or lost."""
+        is_there = self.seen_frame is frame and self.state is not TargetState.LOST
+        mask = self.mask if is_there else np.zeros(frame.size_hw, bool)
         return Target(
             self.id, self.label, self.query_id, self.category, self.state, mask, self.scores, self.source_stamp_ns
         )
@@ -118,11 +123,30 @@ class Targets:
         return [target for target in self._targets if target.state is not TargetState.LOST]
 
     def update(
-        self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig, is_keyframe: bool = False
+        self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
     ) -> None:
         """Takes in the tracker's results on the next frame, by key."""
         for target in self.living:
-            target.update(frame, steps[target.key], config, is_keyframe)
+            target.update(frame, steps[target.key], config.tracking, is_keyframe)
+        self._lose_doubles(frame, config)
+
+    def _lose_doubles(self, frame: Frame, config: DecafConfig) -> None:
+        """Tracklets of one object that begin on different key frames may differ there, where one of them shows a part,
+        by more than suppression allows, and come together later: the younger one is lost then. Not so two objects that
+        were seen apart: where their masks come together the tracker errs, and which of them errs is not known."""
+        seen = [target for target in self.living if target.seen_frame is frame]
+        for older, younger in itertools.combinations(seen, 2):
+            count = younger.together.get(older.id, 0)
+            if count == _APART:
+                continue
+            overlap = mask_iou(older.mask, younger.mask)
+            if overlap < config.regrounding.match_iou:
+                count = _APART
+            else:
+                count = count + 1 if overlap > config.segmentation.suppression_iou else 0
+            younger.together[older.id] = count
+            if count >= config.tracking.confirm_frames:
+                younger.state = TargetState.LOST
 
     def lose_all(self) -> None:
         for target in self._targets:
@@ -137,10 +161,12 @@ class Targets:
     ) -> None:
         """One grounding's result, caught up to `newest`, best first; no candidate: a miss for every target.
 
-        A candidate that matches a living target continues it. The others become new targets while there is room.
+        A candidate that matches a living target continues it. The others become new targets while there is room, but
+        for those that have come to be on an object that a living target or a better candidate is on already.
         """
         living = self.living
-        pairs = assign(_overlaps(living, candidates), config.regrounding.match_iou)
+        overlaps = _overlaps(living, candidates)
+        pairs = assign(overlaps, config.regrounding.match_iou)
         for row, column in pairs:
             living[row].renew(candidates[column])
         matched, continued = {row for row, _ in pairs}, {column for _, column in pairs}
@@ -149,7 +175,15 @@ class Targets:
                 target.misses += 1
                 if target.misses >= config.regrounding.max_misses:
                     target.state = TargetState.LOST
-        unknown = [candidate for column, candidate in enumerate(candidates) if column not in continued]
+        most = config.segmentation.suppression_iou
+        taken_in = [candidates[column] for column in continued]
+        unknown = []
+        for column, candidate in enumerate(candidates):
+            if column in continued or (overlaps[:, column] > most).any():
+                continue
+            if not any(_overlap_now(candidate, other) > most for other in taken_in):
+                unknown.append(candidate)
+                taken_in.append(candidate)
         room = config.tracking.max_targets - len(self.living)
         taken = {target.label for target in self._targets}
         free_labels = [label for label in _LABELS if label not in taken][:room]
@@ -178,6 +212,11 @@ class Targets:
             labels[target.mask] = target.label
         self._targets = self.living
         return FrameResult(frame, labels, query, targets)
+
+
+def _overlap_now(one: Candidate, other: Candidate) -> float:
+    """Mask IoU on the last frame on which both were seen; 0 where that is not the same one."""
+    return mask_iou(one.seen_mask, other.seen_mask) if one.seen_frame is other.seen_frame else 0.0
 
 
 def _overlaps(living: Sequence[LivingTarget], candidates: Sequence[Candidate]) -> np.ndarray:

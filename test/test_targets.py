@@ -39,7 +39,7 @@ HIDDEN = TrackStep(np.zeros(SIZE_HW, bool), -3.0)
 def _follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: DecafConfig) -> FrameResult:
     """One more frame: what the tracker says of it, then its result."""
     now = frame(number)
-    targets.update(now, steps, config.tracking)
+    targets.update(now, steps, config)
     return targets.publish(now, QUERY)
 
 
@@ -165,8 +165,8 @@ def test_a_hidden_target_is_matched_where_it_was_last_seen():
     targets = Targets()
     targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
     seen, hidden = frame(1), frame(2)
-    targets.update(seen, {0: _seen(5)}, config.tracking)
-    targets.update(hidden, {0: HIDDEN}, config.tracking)
+    targets.update(seen, {0: _seen(5)}, config)
+    targets.update(hidden, {0: HIDDEN}, config)
     found = _candidate(1, 0)
     found.masks = {seen: _mask(6), hidden: _mask(12)}  # the new grounding sees it again
     targets.take_in([found], QUERY, "", hidden, config)
@@ -179,9 +179,9 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     targets = Targets()
     targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
     first, second, third = frame(1), frame(2), frame(5)
-    targets.update(first, {0: _seen(2)}, config.tracking, is_keyframe=True)
-    targets.update(second, {0: _seen(4)}, config.tracking)
-    targets.update(third, {0: HIDDEN}, config.tracking)
+    targets.update(first, {0: _seen(2)}, config, is_keyframe=True)
+    targets.update(second, {0: _seen(4)}, config)
+    targets.update(third, {0: HIDDEN}, config)
     scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
     for left, ids in ((30, [1, 2]), (2, [1, 2])):  # elsewhere on that key frame: another object; there: the same one
         masks = np.stack([_mask(left), _mask(40)])
@@ -189,3 +189,39 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
         targets.take_in([again], QUERY, "", third, config)
         assert [target.id for target in targets.living] == ids
     assert targets.living[0].key == 9
+
+
+def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
+    """One began as a part of it, with too little in common to be suppressed."""
+    config = settings(tracking__confirm_frames=2)
+    targets = Targets()
+    part, whole = TrackStep(_mask(0, 5), 3.0), _seen(0)
+    other = _candidate(1, 0, 0.95)
+    other.seen_mask = part.mask
+    targets.take_in([_candidate(0, 0), other], QUERY, "", NOW, config)
+    # In a row: a smaller overlap begins anew, a frame on which one is hidden does not count.
+    steps = [whole, part, whole, HIDDEN, whole]
+    for number, step in enumerate(steps, start=1):
+        result = _follow(targets, number, {0: whole, 1: step}, config)
+        assert [target.id for target in result.targets] == [1, 2]
+    assert [target.state.name for target in result.targets] == ["TRACKED", "LOST"]
+    assert [target.area_px for target in result.targets] == [64, 0] and set(np.unique(result.labels)) == {0, 1}
+    assert _states(_follow(targets, 6, {0: whole}, config)) == [(1, "TRACKED")]
+
+
+def test_two_objects_that_were_seen_apart_stay_two():
+    config = settings(tracking__confirm_frames=2)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, config)
+    for number, left in enumerate((20, 0, 0, 0, 0), start=1):
+        result = _follow(targets, number, {0: _seen(0), 1: _seen(left)}, config)
+    assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]
+
+
+def test_a_grounding_brings_no_object_twice():
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
+    assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
+    targets.take_in([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 40)], QUERY, "", NOW, config)
+    assert [(target.id, target.key) for target in targets.living] == [(1, 4), (2, 5), (3, 6)]
