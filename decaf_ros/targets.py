@@ -55,7 +55,7 @@ class LivingTarget:
     mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. key_mask: the same on `key_frame`, the last
     key frame on which it was seen. seen_count: followed frames on which it was seen, not counting the catch-up.
     unseen_since_ns: stamp of the last such frame, or of the one before the first. misses: groundings in a row that did
-    not find it again. together: by the id of an older target, the frames in a row on which both had the same mask, up to
+    not find it again. together: by the id of an older target, on how many frames in a row both had one mask, by
     `segmentation.suppression_iou`, or _APART.
     """
 

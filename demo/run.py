@@ -140,10 +140,18 @@ def _clear(out: Path) -> None:
     out.mkdir(parents=True)
 
 
+_TINY_SOURCES = (
+    "decaf_ros.demo.tiny_mllm",
+    "decaf_ros.demo.tiny_sam2",
+    "decaf_ros.demo.sam2_shape",
+    "decaf_ros.grounding.prompts",
+)
+
+
 def tiny_checkpoints(cache: Path) -> Path:
     """A folder with `mllm` and `sam2`; made anew when the code that writes them has changed."""
     # Found, not imported: they bring torch and transformers along, which takes seconds.
-    modules = map(importlib.util.find_spec, ("decaf_ros.demo.tiny_mllm", "decaf_ros.demo.tiny_sam2"))
+    modules = map(importlib.util.find_spec, _TINY_SOURCES)
     sources = b"".join(Path(module.origin).read_bytes() for module in modules)
     folder = cache / f"checkpoints_{hashlib.sha256(sources).hexdigest()[:12]}"
     if not folder.exists():

@@ -12,11 +12,14 @@ import pytest
 from decaf_ros.bags import BagReader
 from decaf_ros.cli import main
 from decaf_ros.config import load_config
+from decaf_ros.evaluation.datasets.tabletop import evaluation_clip
 from decaf_ros.evaluation.metrics import pointing
+from decaf_ros.evaluation.sam2 import score_segmenter
 from decaf_ros.matching import mask_iou
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
+from decaf_ros.tabletop.store import clip_path
 from decaf_ros.types import Window
 from training.sam2_check import followed
 
@@ -90,9 +93,16 @@ def test_objects_that_pass_one_another_are_told_apart():
     from decaf_ros.tabletop.simulator import make_clip
 
     sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
-    found = followed(sam2, [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]).means()
+    clips = [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]
+    found = followed(sam2, clips).means()
     assert found["tracks_hidden"] >= 20 and found["followed_iou_hidden"] >= 0.75
     assert found["took_another"] <= 0.15
+    # From a click, by the code of `decaf eval`.
+    scores = [score_segmenter(sam2, evaluation_clip(clip, clip_path(ROOT, clip.seed, True))) for clip in clips]
+    propagated = [one for score in scores for one in score.propagated]
+    crossed = [one.iou for one in propagated if one.crossed]
+    assert np.mean([one.iou for one in propagated]) >= 0.75
+    assert len(crossed) >= 15 and np.mean(crossed) >= 0.75
 
 
 @pytest.mark.slow
@@ -116,5 +126,7 @@ def test_what_the_method_promises(tmp_path):
     segmenter = found["segmenter"]
     assert segmenter["one_click_iou"] >= 0.85 and segmenter["propagated_iou"] >= 0.75
     assert segmenter["crossed"] >= 3 and segmenter["crossed_iou"] >= 0.65, "few objects, of which one may be lost"
+    online = found["online"]
+    assert online["tracked"] >= 0.8 and online["j"] >= 0.7 and online["id_switches"] <= 0.1 * online["frames"]
     assert ablation["full"]["j_and_f"] > ablation["object_only"]["j_and_f"] + 0.02
     assert ablation["full"]["j_and_f"] > max(ablation[name]["j_and_f"] for name in ("frames_only", "video_only"))

@@ -80,10 +80,12 @@ def test_evaluation(given, tmp_path, capsys):
     assert found["ablation"]["object_only"] != found["ablation"][FULL]
 
     assert found["online"]["clips"] == 2 and found["online"]["frames"] == 2 * 2
+    assert [one["frames"] for one in found["online"]["played"]] == [2, 2]
     segmenter = found["segmenter"]
     assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # two clips of three balls, one click a ball
     assert 0 <= segmenter["propagated_iou"] <= 1 and segmenter["crossed_iou"] is None
     assert found["settings"]["seed"] == 3 and found["settings"]["parameters"]["window.size"] == 3
+    assert found["settings"]["mujoco"] is None, "stored clips, which were not rendered here"
     assert json.loads((tmp_path / "decaf_eval" / "report.json").read_text()) == found
     assert cv2.imread(str(tmp_path / "decaf_eval" / "contact_sheet.png")).shape[1] > 4 * 128
     assert cv2.imread(str(tmp_path / "decaf_eval" / "roc.png")) is not None

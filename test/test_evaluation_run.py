@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from evaluation_scenes import DrawnClips, KnownDecaf, evaluation_clip
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.datasets.clips import ExpressionChoice
 from decaf_ros.evaluation.jobs import Plan, clip_scores
-from decaf_ros.evaluation.online import TIMELESS
+from decaf_ros.evaluation.online import TIMELESS, OnlineScore
 from decaf_ros.evaluation.report import caption, report_text, write_report
 from decaf_ros.evaluation.run import CaseError, Evaluator, Job
 from decaf_ros.evaluation.summary import MEASURES, Collected, summary
@@ -194,7 +195,10 @@ def test_jobs():
 
 def test_the_report_says_how_much_was_played(found):
     online = {"clips": 9, "hidden": 5, "frames": 152, "id_switches": 2, "id_drifts": 1, "tracked": 1.0, "j": 0.5}
+    one = OnlineScore("01000007", "the red ball", "explicit", True, 16, True, 0.5, 2, 1)
+    online["played"] = [asdict(one)]
     text = report_text(found | {"online": online})
     assert "| online: J of the followed masks (clips: 9)" in text
-    assert text.endswith("152 frames of 9 clips; in 5 of these a target is hidden while it is followed.")
+    assert "152 frames of 9 clips; in 5 of these a target is hidden while it is followed.\n\n| clip" in text
+    assert text.splitlines()[-1].split() == "| 01000007 | the red ball | yes | 16 | 50.0 | 2 | 1 |".split()
     assert "ids of targets changed 2 times, and an id passed to another object 1 times" in text

@@ -1,10 +1,10 @@
-"""Which clips may be trained on."""
+"""Which clips may be trained on, and which may be measured on."""
 
 from __future__ import annotations
 
 import pytest
 
-from training.clips import training_clips
+from training.clips import training_clips, validation_clips
 
 
 def test_clips_to_measure_on_are_refused(tmp_path):
@@ -18,3 +18,14 @@ def test_clips_to_measure_on_are_refused(tmp_path):
         with pytest.raises(ValueError, match=f"{name}: expected seeds below 900000"):
             training_clips(tmp_path)
         (tmp_path / name).unlink()
+
+
+def test_clips_that_may_be_trained_on_are_not_measured_on(tmp_path):
+    with pytest.raises(FileNotFoundError, match="expected clips of"):
+        validation_clips(tmp_path / "nowhere")
+    for name in ("clip_00900000.npz", "clip_01000003_crossing.npz"):
+        (tmp_path / name).touch()
+    assert len(validation_clips(tmp_path)) == 2
+    (tmp_path / "clip_00899999.npz").touch()
+    with pytest.raises(ValueError, match="clip_00899999.npz: expected seeds from 900000 on"):
+        validation_clips(tmp_path)

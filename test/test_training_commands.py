@@ -14,19 +14,28 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.store import clip_path, write_clip
 from training import mllm, sam2
+from training.clips import VALIDATION_SEEDS
 from training.mllm_language import LanguageTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")]
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
+def clips(folder, seeds):
     from decaf_ros.tabletop.simulator import make_clip
 
-    folder = tmp_path_factory.mktemp("clips")
-    for seed in range(8):
+    for seed in seeds:
         write_clip(clip_path(folder, seed), make_clip(seed))
     return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return clips(tmp_path_factory.mktemp("clips"), range(8))
+
+
+@pytest.fixture(scope="module")
+def validation(tmp_path_factory):
+    return clips(tmp_path_factory.mktemp("validation"), range(VALIDATION_SEEDS, VALIDATION_SEEDS + 4))
 
 
 def entries(work):
@@ -51,6 +60,7 @@ def test_mllm(data, tmp_path, monkeypatch):
     towers = (work / "tower.pt").stat().st_mtime_ns
     mllm.main([*given, *short[:2], "--words-minutes", "20", *short[4:]])
     assert (work / "tower.pt").stat().st_mtime_ns == towers
+    assert any("remove tower.done" in entry.get("done", "") for entry in entries(work))
     assert load_mllm(MllmConfig(checkpoint=str(out), local_files_only=True)).layers == 6
 
     stopped = next(entry["step"] for entry in reversed(entries(work)) if "check" in entry)
@@ -91,9 +101,9 @@ def test_mllm(data, tmp_path, monkeypatch):
     assert changed == {name for name in before if "visual" not in name} < set(before)
 
 
-def test_sam2(data, tmp_path, monkeypatch, capsys):
+def test_sam2(data, validation, tmp_path, monkeypatch, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
-    given = ["sam2", "--data", str(data), "--validation", str(data), "--out", str(out), "--work", str(work)]
+    given = ["sam2", "--data", str(data), "--validation", str(validation), "--out", str(out), "--work", str(work)]
     for minutes in ("0.3", "0.5"):
         monkeypatch.setattr("sys.argv", [*given, "--minutes", minutes])
         sam2.main()

@@ -320,7 +320,9 @@ def main(arguments: list[str] | None = None) -> int:
         run = Run(given)
         if stage == "export":
             break
-        if not run.is_done(stage):
+        if run.is_done(stage):
+            run.log(stage=stage, done=f"already; to go on with it, remove {stage}.done from {given.work}")
+        else:
             {"tower": train_tower, "words": train_words, "prompts": train_prompts}[stage](run)
     if given.stage in ("all", "export", "prompts"):
         export(Run(given))

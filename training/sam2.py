@@ -23,6 +23,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
+from training.clips import validation_clips
 from training.cpu import keep_freed_memory
 from training.origin import check_origin, digest
 from training.sam2_check import clicked, followed
@@ -277,7 +278,11 @@ def run(
     out: Path,
 ) -> None:
     """Trains until the recipe's minutes are over, with a checkpoint every two minutes and a measurement every seven;
-    then writes the model. A folder with a checkpoint is gone on with."""
+    then writes the model. A folder with a checkpoint is gone on with.
+
+    Raises FileNotFoundError where a folder has no clips, ValueError for clips with seeds of the other one's range.
+    """
+    chosen = [read_clip(path) for path in validation_clips(validation)[:24]] if validation else []
     pool = ClipPool(data, read_clip, trainer.recipe.pool)
     for _ in range(trainer.recipe.pool // 2):
         pool.exchange(trainer.rng)
@@ -292,12 +297,10 @@ def run(
             saved = trainer.elapsed_s
             torch.save(trainer.state(), work / "checkpoint.part")
             (work / "checkpoint.part").replace(work / "checkpoint.pt")
-        if validation and (trainer.elapsed_s - measured > 420 or trainer.progress == 1):
+        if chosen and (trainer.elapsed_s - measured > 420 or trainer.progress == 1):
             measured = trainer.elapsed_s
             sam2 = Sam2(trainer.average, Sam2Config(device="cpu"))
-            chosen = [read_clip(path) for path in sorted(validation.glob("clip_*.npz"))[:24]]
-            if chosen:
-                _log(work, trainer, [{**clicked(sam2, chosen).means(), **followed(sam2, chosen[::4]).means()}])
+            _log(work, trainer, [{**clicked(sam2, chosen).means(), **followed(sam2, chosen[::4]).means()}])
     # Only now: until then there may be a good model in its place.
     write_model(out, trainer.average)
 

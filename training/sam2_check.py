@@ -19,6 +19,7 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.tabletop.clip import TabletopClip
+from training.clips import validation_clips
 
 CLICK_AREA = 60  # pixels that an object must show to be clicked, or to begin a track
 SURE_AREA = 20  # with fewer, but some, an object counts neither as seen nor as gone
@@ -206,9 +207,10 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also writes a contact sheet of the first eight clips, PNG")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    paths = sorted(arguments.data.glob("clip_*.npz"))[: arguments.clips]
-    if not paths:
-        parser.error(f"{arguments.data}: expected clips of `python -m decaf_ros.tabletop.store`")
+    try:
+        paths = validation_clips(arguments.data)[: arguments.clips]
+    except (FileNotFoundError, ValueError) as error:
+        parser.error(str(error))
     sam2 = load_sam2(Sam2Config(str(arguments.model), device="cpu"))
     clips = [read_clip(path) for path in paths]
     clicks = clicked(sam2, clips)

@@ -8,6 +8,7 @@ import math
 import os
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -184,6 +185,8 @@ def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], con
         "seed": given.seed or 0,
         "clips": dataset.scored,
         "stored": given.clips_from is not None,
+        # Another version makes other clips of a seed.
+        "mujoco": None if given.clips_from else version("mujoco"),
         "kinds": kinds,
         "expressions_a_clip": {"present": PRESENT, "absent": ABSENT},
         "parameters": {option.name: option.value for option in options(config)},

@@ -144,10 +144,34 @@ def _others(found: Mapping[str, Any]) -> str:
     ]
     table = _table(("measure", "%"), [(name, _percent(value)) for name, value in rows])
     return (
-        f"{table}\n\nOnline, ids of targets changed {online['id_switches']} times, and an id passed to another object "
+        "A map points at a target where the cell of its strongest token and the target meet; the random token and the "
+        f"middle of the image have the same tolerance.\n\n{table}\n\n{_played(online)}"
+    )
+
+
+def _played(online: Mapping[str, Any]) -> str:
+    """How the clips went that were played as a robot sees them."""
+    text = (
+        f"Online, ids of targets changed {online['id_switches']} times, and an id passed to another object "
         f"{online['id_drifts']} times, in {online['frames']} frames of {online['clips']} clips; in {online['hidden']} "
         "of these a target is hidden while it is followed."
     )
+    if not online["played"]:
+        return text
+    rows = [
+        (
+            one["clip"],
+            one["text"],
+            "yes" if one["tracked"] else "no",
+            str(one["frames"]),
+            _percent(one["j"]),
+            str(one["switches"]),
+            str(one["drifts"]),
+        )
+        for one in online["played"]
+    ]
+    heads = ("clip", "asked", "answered", "frames", "J", "ids changed", "ids passed on")
+    return f"{text}\n\n{_table(heads, rows)}"
 
 
 def _ablation(found: Mapping[str, Any]) -> str:

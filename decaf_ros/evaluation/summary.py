@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -186,6 +187,7 @@ def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
         "id_drifts": sum(one.drifts for one in scores),
         "tracked": mean(one.tracked for one in scores),
         "j": mean(one.j for one in scores),
+        "played": [dataclasses.asdict(one) for one in scores],
     }
 
 
