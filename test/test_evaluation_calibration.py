@@ -44,6 +44,8 @@ def test_weights_go_to_what_tells_and_none_is_negative():
     assert fitted.curve.area > fitted.before + 0.1
     assert fitted.held_out == pytest.approx(fitted.curve.area, abs=0.05)
     assert fitted.parts["consistency"] > 0.9 and fitted.parts["iou"] < 0.2
+    assert fitted.parts["contrast"] < fitted.without["consistency"] + 0.1 < fitted.curve.area
+    assert fitted.without["iou"] == pytest.approx(fitted.curve.area, abs=0.01)
     assert fitted.not_found.precision > 0.8 and fitted.not_found.recall > 0.8
 
 

@@ -24,7 +24,8 @@ _RIDGE = 1e-3
 class Calibration:
     """weights: sum to 1. threshold: of the weighted score. curve: of the fit on its own cases; before: with the weights
     that stand in presence.py now; held_out: area where either half of the clips was scored by a fit on the other one.
-    parts: area of each part by itself. not_found: at the threshold."""
+    parts: area of each part by itself. without: of a fit that lacks it; None where the others tell nothing. not_found:
+    at the threshold."""
 
     weights: Mapping[str, float]
     threshold: float
@@ -32,6 +33,7 @@ class Calibration:
     before: float
     held_out: float | None
     parts: Mapping[str, float]
+    without: Mapping[str, float | None]
     not_found: Detection
 
 
@@ -57,6 +59,7 @@ def calibrate(cases: Sequence[Case]) -> Calibration:
         roc(_scores(parts, np.array(list(WEIGHTS.values()))), there).area,
         _held_out(parts, there, halves),
         {name: roc(column, there).area for name, column in zip(WEIGHTS, parts.T)},
+        {name: _without(parts, there, place) for place, name in enumerate(WEIGHTS)},
         detection((scores < threshold) | ~passed, ~there),
     )
 
@@ -105,6 +108,14 @@ def _scores(parts: np.ndarray, weights: np.ndarray) -> np.ndarray:
 def _rounded(weights: np.ndarray) -> np.ndarray:
     """To what is written down, so that it is that which was measured."""
     return weights.round(2) if weights.round(2).any() else weights
+
+
+def _without(parts: np.ndarray, there: np.ndarray, place: int) -> float | None:
+    rest = np.delete(parts, place, axis=1)
+    try:
+        return roc(rest @ fit_weights(rest, there), there).area
+    except ValueError:  # no other part tells anything
+        return None
 
 
 def _held_out(parts: np.ndarray, there: np.ndarray, halves: np.ndarray) -> float | None:

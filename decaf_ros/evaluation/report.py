@@ -89,6 +89,7 @@ def calibration_text(found: Calibration, cases: int) -> str:
         ("the same with either half scored by the other half's fit", found.held_out),
         ("with the weights that stand there now", found.before),
         *((f"{name} alone", area) for name, area in found.parts.items()),
+        *((f"fitted without {name}", area) for name, area in found.without.items()),
         ('"not found" at the threshold: precision', found.not_found.precision),
         ('"not found" at the threshold: recall', found.not_found.recall),
     ]
