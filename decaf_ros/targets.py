@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
+from decaf_ros.doubles import Together, are_apart, seen_apart, without_doubles
 from decaf_ros.matching import assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, Tracklet, TrackletScores
 
 _LABELS = range(1, 256)
-# In `LivingTarget.together`: the two have been seen apart, and are two objects.
-_APART = -1
 
 
 def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
@@ -55,8 +54,7 @@ class LivingTarget:
     mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. key_mask: the same on `key_frame`, the last
     key frame on which it was seen. seen_count: followed frames on which it was seen, not counting the catch-up.
     unseen_since_ns: stamp of the last such frame, or of the one before the first. misses: groundings in a row that did
-    not find it again. together: by the id of an older target, on how many frames in a row both had one mask, by
-    `segmentation.suppression_iou`, or _APART.
+    not find it again.
     """
 
     id: int
@@ -74,7 +72,6 @@ class LivingTarget:
     misses: int = 0
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
-    together: dict[int, int] = field(default_factory=dict)
 
     def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
         """Takes in the tracker's result on the next frame. A tentative target stays so until it is confirmed."""
@@ -116,6 +113,7 @@ class Targets:
 
     def __init__(self, ids: Iterator[int] | None = None) -> None:
         self._targets: list[LivingTarget] = []
+        self._together = Together()
         self._ids = itertools.count(1) if ids is None else ids
 
     @property
@@ -125,28 +123,14 @@ class Targets:
     def update(
         self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
     ) -> None:
-        """Takes in the tracker's results on the next frame, by key."""
+        """Takes in the tracker's results on the next frame, by key. Of two targets that turn out to be one object the
+        younger one is lost, but not where no other grounding could bring it back."""
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
-        self._lose_doubles(frame, config)
-
-    def _lose_doubles(self, frame: Frame, config: DecafConfig) -> None:
-        """Tracklets of one object that begin on different key frames may differ there, where one of them shows a part,
-        by more than suppression allows, and come together later: the younger one is lost then. Not so two objects that
-        were seen apart: where their masks come together the tracker errs, and which of them errs is not known."""
-        seen = [target for target in self.living if target.seen_frame is frame]
-        for older, younger in itertools.combinations(seen, 2):
-            count = younger.together.get(older.id, 0)
-            if count == _APART:
-                continue
-            overlap = mask_iou(older.mask, younger.mask)
-            if overlap < config.regrounding.match_iou:
-                count = _APART
-            else:
-                count = count + 1 if overlap > config.segmentation.suppression_iou else 0
-            younger.together[older.id] = count
-            if count >= config.tracking.confirm_frames:
-                younger.state = TargetState.LOST
+        if config.regrounding.enabled:
+            seen = [target for target in self.living if target.seen_frame is frame]
+            for target in self._together.doubles(seen, config.segmentation.suppression_iou):
+                target.state = TargetState.LOST
 
     def lose_all(self) -> None:
         for target in self._targets:
@@ -161,48 +145,53 @@ class Targets:
     ) -> None:
         """One grounding's result, caught up to `newest`, best first; no candidate: a miss for every target.
 
-        A candidate that matches a living target continues it. The others become new targets while there is room, but
-        for those that have come to be on an object that a living target or a better candidate is on already.
+        A candidate that matches a living target continues it. The others become new targets while there is room. What
+        has come to be on the object of a better candidate is none.
         """
+        if config.regrounding.enabled:
+            candidates = without_doubles(candidates, config.segmentation.suppression_iou)
         living = self.living
-        overlaps = _overlaps(living, candidates)
-        pairs = assign(overlaps, config.regrounding.match_iou)
+        pairs = assign(_overlaps(living, candidates), config.regrounding.match_iou)
         for row, column in pairs:
             living[row].renew(candidates[column])
+            self._together.begin_anew(living[row].id)
         matched, continued = {row for row, _ in pairs}, {column for _, column in pairs}
         for row, target in enumerate(living):
             if row not in matched:
                 target.misses += 1
                 if target.misses >= config.regrounding.max_misses:
                     target.state = TargetState.LOST
-        most = config.segmentation.suppression_iou
-        taken_in = [candidates[column] for column in continued]
-        unknown = []
-        for column, candidate in enumerate(candidates):
-            if column in continued or (overlaps[:, column] > most).any():
-                continue
-            if not any(_overlap_now(candidate, other) > most for other in taken_in):
-                unknown.append(candidate)
-                taken_in.append(candidate)
+        sources = {living[row].id: candidates[column] for row, column in pairs}
+        unknown = [candidate for column, candidate in enumerate(candidates) if column not in continued]
         room = config.tracking.max_targets - len(self.living)
         taken = {target.label for target in self._targets}
         free_labels = [label for label in _LABELS if label not in taken][:room]
         for label, candidate in zip(free_labels, unknown):
             key, scores, source_stamp_ns = _origin(candidate)
-            self._targets.append(
-                LivingTarget(
-                    id=next(self._ids),
-                    label=label,
-                    key=key,
-                    query_id=query.id,
-                    category=category,
-                    scores=scores,
-                    source_stamp_ns=source_stamp_ns,
-                    seen_frame=candidate.seen_frame,
-                    mask=candidate.seen_mask,
-                    unseen_since_ns=newest.stamp_ns,
-                )
+            target = LivingTarget(
+                id=next(self._ids),
+                label=label,
+                key=key,
+                query_id=query.id,
+                category=category,
+                scores=scores,
+                source_stamp_ns=source_stamp_ns,
+                seen_frame=candidate.seen_frame,
+                mask=candidate.seen_mask,
+                unseen_since_ns=newest.stamp_ns,
             )
+            self._set_apart(target, candidate, sources)
+            sources[target.id] = candidate
+            self._targets.append(target)
+
+    def _set_apart(self, new: LivingTarget, candidate: Candidate, sources: Mapping[int, Candidate]) -> None:
+        """Notes which living targets are other objects than a new one: for one that is hidden now, later frames might
+        not tell. sources: the candidates of this grounding by the targets that have them."""
+        for target in self.living:
+            compared = _compared(target, candidate)
+            found = sources.get(target.id)
+            if (compared and are_apart(*compared)) or (found and seen_apart(found, candidate)):
+                self._together.set_apart(target.id, new.id)
 
     def publish(self, frame: Frame, query: Query | None) -> FrameResult:
         """The result for `frame`, on which `update` was just called; a lost target appears in one result only."""
@@ -211,24 +200,25 @@ class Targets:
         for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
             labels[target.mask] = target.label
         self._targets = self.living
+        self._together.keep({target.id for target in self._targets})
         return FrameResult(frame, labels, query, targets)
 
 
-def _overlap_now(one: Candidate, other: Candidate) -> float:
-    """Mask IoU on the last frame on which both were seen; 0 where that is not the same one."""
-    return mask_iou(one.seen_mask, other.seen_mask) if one.seen_frame is other.seen_frame else 0.0
-
-
 def _overlaps(living: Sequence[LivingTarget], candidates: Sequence[Candidate]) -> np.ndarray:
-    """(targets, candidates) mask IoU, each target on the last frame on which it was seen: the newest one, or for a
-    hidden target the one before it vanished. The catch-up goes forward from a candidate's source, so a target that was
-    seen last before that is compared on the last key frame on which it was seen. 0 where the candidate was not seen."""
+    """(targets, candidates) mask IoU; 0 where there is no frame to compare them on."""
     overlaps = np.zeros((len(living), len(candidates)))
     for row, target in enumerate(living):
         for column, candidate in enumerate(candidates):
-            frame, mask = target.seen_frame, target.mask
-            if frame.index < candidate.source.index:
-                frame, mask = target.key_frame, target.key_mask
-            if frame in candidate.masks:
-                overlaps[row, column] = mask_iou(mask, candidate.masks[frame])
+            if compared := _compared(target, candidate):
+                overlaps[row, column] = mask_iou(*compared)
     return overlaps
+
+
+def _compared(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:
+    """Their masks on the last frame on which the target was seen: the newest one, or for a hidden target the one before
+    it vanished. The catch-up goes forward from a candidate's source, so a target that was seen last before that is
+    compared on the last key frame on which it was seen. None where the candidate was not seen."""
+    frame, mask = target.seen_frame, target.mask
+    if frame.index < candidate.source.index:
+        frame, mask = target.key_frame, target.key_mask
+    return (mask, candidate.masks[frame]) if frame in candidate.masks else None

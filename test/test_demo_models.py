@@ -127,6 +127,7 @@ def test_what_the_method_promises(tmp_path):
     assert segmenter["one_click_iou"] >= 0.85 and segmenter["propagated_iou"] >= 0.75
     assert segmenter["crossed"] >= 3 and segmenter["crossed_iou"] >= 0.65, "few objects, of which one may be lost"
     online = found["online"]
-    assert online["tracked"] >= 0.8 and online["j"] >= 0.7 and online["id_switches"] <= 0.1 * online["frames"]
+    assert online["tracked"] >= 0.8 and online["j"] >= 0.7
+    assert online["id_switches"] <= 3 and online["id_drifts"] <= 1
     assert ablation["full"]["j_and_f"] > ablation["object_only"]["j_and_f"] + 0.02
     assert ablation["full"]["j_and_f"] > max(ablation[name]["j_and_f"] for name in ("frames_only", "video_only"))

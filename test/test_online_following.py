@@ -115,6 +115,16 @@ def test_a_hidden_target_is_lost_after_a_while_and_looked_for_at_the_next_key_fr
     assert [window.frames[-1].index for window in run.decaf.windows] == [15, 35, 70]
 
 
+def test_two_tracklets_that_come_to_be_on_one_object_are_one_target(world_tracker):
+    world = World(a=lambda time_s: (0, 0), part=lambda time_s: (3, 0) if time_s < 102.05 else (0, 0))
+    run = _tracking(["a", "part"], world=world, regrounding__stride=100)
+    run.watch(range(16, 30))
+    assert run.states(22) == {1: "TRACKED", 2: "TRACKED"}
+    assert run.states(23) == {1: "TRACKED", 2: "LOST"} and run.results[23].labels.max() == 1
+    assert run.states(24) == run.states() == {1: "TRACKED"}
+    assert run.online._tracker.ids == (0,)
+
+
 def test_no_more_than_max_targets_are_followed(world_tracker):
     run = _tracking(["a", "b", "c"], ["b", "a"], ["c", "a", "b"], tracking__max_targets=2)
     assert _keys(run) == {1: 0, 2: 1} and run.online._tracker.ids == (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,9 +25,17 @@ def _mask(left: int, width: int = 8) -> np.ndarray:
     return mask
 
 
-def _candidate(key: int, left: int, combined: float = 0.9) -> Candidate:
+def _candidate(key: int, left: int, combined: float = 0.9, width: int = 8) -> Candidate:
     scores = TrackletScores(combined, combined, combined, combined)
-    return Candidate(key, Tracklet(_mask(left)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), (NOW,))
+    return Candidate(key, Tracklet(_mask(left, width)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), (NOW,))
+
+
+def _found_on(targets: Targets, key: int, left: int, width: int = 8) -> Candidate:
+    """A candidate of a later grounding, on the frame on which the first target was seen last."""
+    candidate = _candidate(key, left, width=width)
+    candidate.frames = (targets.living[0].seen_frame,)
+    candidate.seen_frame, candidate.masks = candidate.frames[0], {candidate.frames[0]: candidate.seen_mask}
+    return candidate
 
 
 def _seen(left: int) -> TrackStep:
@@ -192,30 +201,66 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
 
 
 def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
-    """One began as a part of it, with too little in common to be suppressed."""
-    config = settings(tracking__confirm_frames=2)
+    """One began as a small part of it, with too little in common to be suppressed."""
+    config = settings()
     targets = Targets()
-    part, whole = TrackStep(_mask(0, 5), 3.0), _seen(0)
-    other = _candidate(1, 0, 0.95)
-    other.seen_mask = part.mask
-    targets.take_in([_candidate(0, 0), other], QUERY, "", NOW, config)
+    part, whole = TrackStep(_mask(0, 3), 3.0), _seen(0)
+    targets.take_in([_candidate(0, 0), _candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
     # In a row: a smaller overlap begins anew, a frame on which one is hidden does not count.
-    steps = [whole, part, whole, HIDDEN, whole]
+    steps = [part, whole, whole, part, whole, HIDDEN, whole, whole]
     for number, step in enumerate(steps, start=1):
         result = _follow(targets, number, {0: whole, 1: step}, config)
         assert [target.id for target in result.targets] == [1, 2]
     assert [target.state.name for target in result.targets] == ["TRACKED", "LOST"]
     assert [target.area_px for target in result.targets] == [64, 0] and set(np.unique(result.labels)) == {0, 1}
-    assert _states(_follow(targets, 6, {0: whole}, config)) == [(1, "TRACKED")]
+    assert _states(_follow(targets, 9, {0: whole}, config)) == [(1, "TRACKED")]
 
 
-def test_two_objects_that_were_seen_apart_stay_two():
-    config = settings(tracking__confirm_frames=2)
+def test_another_memory_begins_anew_to_be_one_object():
+    config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, config)
-    for number, left in enumerate((20, 0, 0, 0, 0), start=1):
-        result = _follow(targets, number, {0: _seen(0), 1: _seen(left)}, config)
-    assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]
+    targets.take_in([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    for number in (1, 2):
+        _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
+    targets.take_in([_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)], QUERY, "", frame(2), config)
+    states = [_states(_follow(targets, number, {2: _seen(0), 3: _seen(0)}, config))[1] for number in (3, 4, 5)]
+    assert states == [(2, "TRACKED"), (2, "TRACKED"), (2, "LOST")]
+
+
+def test_of_three_on_one_object_only_its_doubles_are_lost():
+    """The third is like the second, which is lost, and not like the first."""
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
+    steps = {key: TrackStep(_mask(0, width), 3.0) for key, width in enumerate((16, 12, 9))}
+    for number in (1, 2, 3, 4):
+        result = _follow(targets, number, {target.key: steps[target.key] for target in targets.living}, config)
+    assert [target.id for target in result.targets] == [1, 3]
+
+
+@pytest.mark.parametrize("apart_on", ["the window", "a followed frame", "the last sight of a hidden one"])
+def test_two_objects_that_were_seen_apart_stay_two(apart_on):
+    config = settings()
+    targets = Targets()
+    first, second = _candidate(0, 0), _candidate(1, 20 if apart_on == "a followed frame" else 0)
+    newest = frame(1)
+    if apart_on == "the window":
+        # Apart on its first key frame; by now the tracker has one mask for both.
+        for one, left in ((first, 0), (second, 20)):
+            one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), _mask(0)]))
+            one.frames, one.seen_frame = (NOW, newest), newest
+        targets.take_in([first, second], QUERY, "", newest, config)
+    elif apart_on == "a followed frame":
+        targets.take_in([first, second], QUERY, "", newest, config)
+        _follow(targets, 2, {0: _seen(0), 1: _seen(20)}, config)
+    else:
+        targets.take_in([first], QUERY, "", newest, config)
+        _follow(targets, 1, {0: _seen(30)}, config)
+        _follow(targets, 2, {0: HIDDEN}, config)
+        targets.take_in([_found_on(targets, 1, 0)], QUERY, "", frame(2), config)
+    for number in range(3, 9):
+        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
+    assert [target.id for target in result.targets] == [1, 2]
 
 
 def test_a_grounding_brings_no_object_twice():
@@ -223,5 +268,15 @@ def test_a_grounding_brings_no_object_twice():
     targets = Targets()
     targets.take_in([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
+    # The better of the two goes on, not the one that lies closer.
     targets.take_in([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 40)], QUERY, "", NOW, config)
-    assert [(target.id, target.key) for target in targets.living] == [(1, 4), (2, 5), (3, 6)]
+    assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
+
+
+def test_without_another_grounding_nothing_is_lost_for_being_another():
+    config = settings(regrounding__enabled=False)
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)
+    for number in range(1, 9):
+        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
+    assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]
