@@ -44,12 +44,12 @@ SEPARATION_HALF = 0.05
 # trained on absent targets too, with a loss on just what `separation` measures. How well they tell with a real model
 # has not been measured: calibrate on your data.
 WEIGHTS: Mapping[str, float] = {
-    "contrast": 0.22,
-    "separation": 0.57,
-    "consistency": 0.04,
+    "contrast": 0.24,
+    "separation": 0.47,
+    "consistency": 0.06,
     "agreement": 0.16,
-    "iou": 0.01,
-    "object_presence": 0.01,
+    "iou": 0.03,
+    "object_presence": 0.04,
 }
 
 

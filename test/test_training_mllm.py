@@ -17,12 +17,13 @@ from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.tabletop.clip import Expression, TabletopClip
-from decaf_ros.tabletop.expressions import MOVERS
+from decaf_ros.tabletop.expressions import MOVERS, STILL
 from training.cpu import speed_up
 from training.mllm_batches import Pack, Writer
 from training.mllm_lessons import (
     FALLING,
     FRAME_GRID,
+    HARD,
     MOVING,
     VIDEO_GRID,
     Teacher,
@@ -231,6 +232,13 @@ def test_what_one_frame_cannot_show_is_not_asked_of_it(teacher: Teacher, text: s
     assert teacher._object(asked, "video", 0, owners, "", np.random.default_rng(0)).answer == "ball"
     votes = teacher._choice(asked, np.random.default_rng(0))
     assert "object" in votes.short.split(", ") and votes.answer == "ball"
+
+
+def test_the_only_one_that_rests_is_asked_for_oftener(teacher: Teacher):
+    rng = np.random.default_rng(0)
+    moves, rests = (Expression(text, "motion", (0,), "ball") for text in ("the moving object", STILL[0]))
+    asked = [teacher._ask({"motion": [moves, rests]}, rng) is rests for _ in range(1000)]
+    assert np.mean(asked) == pytest.approx(HARD / (HARD + 1), abs=0.05)
 
 
 def test_what_falls_weighs_more_in_the_towers_loss(clip: TabletopClip, teacher: Teacher):

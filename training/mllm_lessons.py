@@ -12,13 +12,14 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERN
 from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt
 from decaf_ros.tabletop.clip import CATEGORIES, Expression, TabletopClip
 from decaf_ros.tabletop.events import MOVING_WORDS, read_events
-from decaf_ros.tabletop.expressions import MOVERS, expressions
+from decaf_ros.tabletop.expressions import MOVERS, STILL, expressions
 from training.mllm_model import MIXED, NOTHING, UNCLEAR
 from training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 
 KEY_FRAMES = 16
 FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
-# How much oftener a question is asked that names one of several objects of a category.
+# How much oftener a question is asked that names one of several objects of a category, or the only one that rests: for
+# that, every other object has to be seen moving somewhere.
 HARD = 3.0
 MOVING, FALLING = 3.0, 10.0
 
@@ -137,7 +138,8 @@ class Teacher:
         said = list(by_kind.values())[int(rng.choice(len(by_kind), p=weights / weights.sum()))]
         # Where another object has the answer's category, the answer does not tell where to look.
         categories = [one.category for one in self.clip.objects]
-        weights = np.array([HARD if categories.count(one.category) > len(one.targets) else 1.0 for one in said])
+        alike = [categories.count(one.category) > len(one.targets) for one in said]
+        weights = np.array([HARD if like or one.text in STILL else 1.0 for like, one in zip(alike, said)])
         return said[int(rng.choice(len(said), p=weights / weights.sum()))]
 
     def _object(
