@@ -235,7 +235,7 @@ class TrackingConfig(_Checked):
 class RegroundingConfig(_Checked):
     """Asking the same question again as the window moves on."""
 
-    enabled: bool = _option(True, "ground a query again while it is tracked", live=True)
+    enabled: bool = _option(True, "ground a query again while it is tracked, and let go doubles of a target", live=True)
     stride: int = _option(8, "key frames between two groundings of one query", 1, 10000, live=True)
     match_iou: float = _option(0.5, "mask IoU from which a new tracklet continues a living target", 0.0, 1.0, live=True)
     max_misses: int = _option(2, "groundings in a row without a match after which a target is lost", 1, 1000, live=True)

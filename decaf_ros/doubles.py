@@ -2,7 +2,8 @@
 
 Of one object, a tracklet of a part and one of the whole may differ on their key frames by more than suppression allows,
 and be the same from some frame on. Two objects whose masks come together are another thing: there the tracker errs, and
-which of the two is wrong is not known. What was seen apart on any frame is two objects.
+which of the two is wrong is not known. What was seen apart on a key frame of its grounding, or while both were
+followed, is two objects.
 """
 
 from __future__ import annotations
@@ -32,23 +33,26 @@ def are_apart(first: np.ndarray, second: np.ndarray) -> bool:
 
 
 def seen_apart(one: Candidate, other: Candidate) -> bool:
-    """Of one grounding: on any key frame, or on the last frame on which both were seen."""
+    """Of one grounding: on any key frame, or on the frame on which both were seen last, if it is one."""
     masks = zip(one.tracklet.masks, other.tracklet.masks)
     if any(first.any() and second.any() and are_apart(first, second) for first, second in masks):
         return True
     return one.seen_frame is other.seen_frame and are_apart(one.seen_mask, other.seen_mask)
 
 
-def without_doubles(candidates: Sequence[Candidate], most: float) -> list[Candidate]:
-    """Of one grounding, best first: without those that by now are on the object of a better one.
+def by_object(candidates: Sequence[Candidate], most: float) -> list[list[Candidate]]:
+    """Candidates of one grounding, best first, in groups of those that by now are on the object of the group's best.
 
     most: mask IoU over which two masks are one object.
     """
-    kept: list[Candidate] = []
+    groups: list[list[Candidate]] = []
     for candidate in candidates:
-        if not any(_is_double(candidate, other, most) for other in kept):
-            kept.append(candidate)
-    return kept
+        group = next((group for group in groups if _is_double(candidate, group[0], most)), None)
+        if group is None:
+            groups.append([candidate])
+        else:
+            group.append(candidate)
+    return groups
 
 
 def _is_double(one: Candidate, other: Candidate, most: float) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
-from decaf_ros.doubles import Together, are_apart, seen_apart, without_doubles
+from decaf_ros.doubles import Together, are_apart, by_object, seen_apart
 from decaf_ros.matching import assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, Tracklet, TrackletScores
@@ -145,13 +145,15 @@ class Targets:
     ) -> None:
         """One grounding's result, caught up to `newest`, best first; no candidate: a miss for every target.
 
-        A candidate that matches a living target continues it. The others become new targets while there is room. What
-        has come to be on the object of a better candidate is none.
+        A candidate that matches a living target continues it. The others become new targets while there is room. Those
+        that have come to be on the object of a better one only help it to be matched.
         """
+        groups = [[candidate] for candidate in candidates]
         if config.regrounding.enabled:
-            candidates = without_doubles(candidates, config.segmentation.suppression_iou)
+            groups = by_object(candidates, config.segmentation.suppression_iou)
+        candidates = [group[0] for group in groups]
         living = self.living
-        pairs = assign(_overlaps(living, candidates), config.regrounding.match_iou)
+        pairs = assign(_overlaps(living, groups), config.regrounding.match_iou)
         for row, column in pairs:
             living[row].renew(candidates[column])
             self._together.begin_anew(living[row].id)
@@ -180,18 +182,15 @@ class Targets:
                 mask=candidate.seen_mask,
                 unseen_since_ns=newest.stamp_ns,
             )
-            self._set_apart(target, candidate, sources)
+            # Of one that is hidden now later frames might not tell.
+            for other in self.living:
+                if (compared := _compared(other, candidate)) and are_apart(*compared):
+                    self._together.set_apart(other.id, target.id)
             sources[target.id] = candidate
             self._targets.append(target)
-
-    def _set_apart(self, new: LivingTarget, candidate: Candidate, sources: Mapping[int, Candidate]) -> None:
-        """Notes which living targets are other objects than a new one: for one that is hidden now, later frames might
-        not tell. sources: the candidates of this grounding by the targets that have them."""
-        for target in self.living:
-            compared = _compared(target, candidate)
-            found = sources.get(target.id)
-            if (compared and are_apart(*compared)) or (found and seen_apart(found, candidate)):
-                self._together.set_apart(target.id, new.id)
+        for (one, its), (other, others) in itertools.combinations(sources.items(), 2):
+            if seen_apart(its, others):
+                self._together.set_apart(one, other)
 
     def publish(self, frame: Frame, query: Query | None) -> FrameResult:
         """The result for `frame`, on which `update` was just called; a lost target appears in one result only."""
@@ -204,13 +203,13 @@ class Targets:
         return FrameResult(frame, labels, query, targets)
 
 
-def _overlaps(living: Sequence[LivingTarget], candidates: Sequence[Candidate]) -> np.ndarray:
-    """(targets, candidates) mask IoU; 0 where there is no frame to compare them on."""
-    overlaps = np.zeros((len(living), len(candidates)))
+def _overlaps(living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]]) -> np.ndarray:
+    """(targets, groups) mask IoU, the largest of a group; 0 where there is no frame to compare them on."""
+    overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
-        for column, candidate in enumerate(candidates):
-            if compared := _compared(target, candidate):
-                overlaps[row, column] = mask_iou(*compared)
+        for column, group in enumerate(groups):
+            compared = (_compared(target, candidate) for candidate in group)
+            overlaps[row, column] = max((mask_iou(*pair) for pair in compared if pair), default=0.0)
     return overlaps
 
 

@@ -207,10 +207,11 @@ def test_nothing_grows_with_time(world_tracker):
         run.outputs.clear()
         run.decaf.windows.clear()
         targets = online._targets
-        held.append((len(online.buffer), online.buffer.keyframe_count, len(targets._targets), len(online._tracker.ids)))
+        kept = len(targets._targets), len(online._tracker.ids), len(targets._together._frames)
+        held.append((len(online.buffer), online.buffer.keyframe_count, *kept))
         assert online.buffer.nbytes == len(online.buffer) * 24 * 32 * 3
         assert {target.key for target in targets.living} == set(online._tracker.ids)
-    assert np.max(held, axis=0).tolist() == [20, 6, 3, 3]
+    assert np.max(held, axis=0).tolist() == [20, 6, 3, 3, 3]
 
 
 def _digest(result: FrameResult) -> tuple:

@@ -242,7 +242,7 @@ def test_of_three_on_one_object_only_its_doubles_are_lost():
 def test_two_objects_that_were_seen_apart_stay_two(apart_on):
     config = settings()
     targets = Targets()
-    first, second = _candidate(0, 0), _candidate(1, 20 if apart_on == "a followed frame" else 0)
+    first, second = _candidate(0, 0), _candidate(1, 0, width=5)
     newest = frame(1)
     if apart_on == "the window":
         # Apart on its first key frame; by now the tracker has one mask for both.
@@ -269,8 +269,37 @@ def test_a_grounding_brings_no_object_twice():
     targets.take_in([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
     # The better of the two goes on, not the one that lies closer.
-    targets.take_in([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 40)], QUERY, "", NOW, config)
+    targets.take_in([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
+
+
+def test_a_hidden_target_is_found_again_by_a_double_of_the_best_candidate():
+    """By now both are on it; where it was seen last, the better one showed a small part."""
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    seen, hidden = frame(1), frame(2)
+    targets.update(seen, {0: _seen(0)}, config)
+    targets.update(hidden, {0: HIDDEN}, config)
+    again = [_candidate(1, 4, 0.95), _candidate(2, 4, 0.9)]
+    for one, width in zip(again, (3, 8)):
+        one.masks, one.seen_frame = {seen: _mask(0, width)}, hidden
+    targets.take_in(again, QUERY, "", hidden, config)
+    assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 1, 0)]
+
+
+def test_two_that_a_later_grounding_tells_apart_stay_two():
+    config = settings()
+    targets = Targets()
+    targets.take_in([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    again = [_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)]
+    for one, left in zip(again, (0, 20)):
+        one.frames = (frame(-1), NOW)
+        one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), one.seen_mask]))
+    targets.take_in(again, QUERY, "", NOW, config)
+    for number in range(1, 7):
+        result = _follow(targets, number, {2: _seen(0), 3: _seen(0)}, config)
+    assert [target.id for target in result.targets] == [1, 2]
 
 
 def test_without_another_grounding_nothing_is_lost_for_being_another():
