@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,7 +186,7 @@ def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
         "id_drifts": sum(one.drifts for one in scores),
         "tracked": mean(one.tracked for one in scores),
         "j": mean(one.j for one in scores),
-        "played": [dataclasses.asdict(one) for one in scores],
+        "played": [asdict(one) for one in scores],
     }
 
 
