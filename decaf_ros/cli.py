@@ -21,7 +21,7 @@ from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState
 from decaf_ros.video import read_video
 
 if TYPE_CHECKING:
-    from decaf_ros.online import OnlineSegmenter
+    from decaf_ros.online.segmenter import OnlineSegmenter
 
 # All frames of the clip are in memory at once, besides what the models take.
 _CLIP_GIB = 8
@@ -110,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
 def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
     # Only here: they bring torch along, and `decaf --help` shall answer at once.
     from decaf_ros.offline import check_clip, segment_clip
-    from decaf_ros.online import OnlineSegmenter
+    from decaf_ros.online.segmenter import OnlineSegmenter
     from decaf_ros.pipeline import Decaf
 
     if not given.query.strip():

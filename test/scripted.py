@@ -12,7 +12,7 @@ import numpy as np
 
 from decaf_ros import types
 from decaf_ros.config import DecafConfig, replace
-from decaf_ros.online import OnlineSegmenter
+from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
 

@@ -24,7 +24,7 @@ CROSSING_FRAMES, CROSSING_SETTINGS = 32, {"window__keyframe_period_s": 0.2, "reg
 
 @pytest.fixture(autouse=True)
 def _scripted_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
 
 def clip_of(world, count=FRAMES):
@@ -74,7 +74,7 @@ def test_what_is_hidden_early_is_asked_for_before_that_and_looked_for_after_it(m
     score = play(segmenter, clip, BALL)
     assert (score.frames, score.hidden, score.j, score.switches) == (25, True, 1.0, 0)
     assert [window.frames[-1].index for window in segmenter.windows] == [6, 22]
-    monkeypatch.setattr("decaf_ros.online.StreamingTracker", DriftingTracker)
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
     lost = play(segmenter, clip, BALL)
     assert (lost.tracked, lost.hidden, lost.switches) == (True, True, 1) and 0 < lost.j < 1
     # The id went over to the mug, which is not even a target; a grounding then gives the ball a new one.

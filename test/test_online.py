@@ -20,7 +20,7 @@ TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
 
 @pytest.fixture(autouse=True)
 def _scripted_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
 
 def _recorder(*script, between_stages=lambda: None, world=TWO, options=None, **changes) -> Recorder:

@@ -23,7 +23,7 @@ THREE = World(
 
 @pytest.fixture
 def world_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
 
 def _tracking(*script, world=THREE, between_stages=lambda: None, **changes) -> Recorder:
@@ -225,7 +225,7 @@ def test_the_same_run_twice_gives_the_same_bytes(real, request, monkeypatch):
         sam2 = load_sam2(Sam2Config(checkpoint=str(request.getfixturevalue("tiny_sam2_dir")), device="cpu"))
     else:
         sam2 = THREE
-        monkeypatch.setattr("decaf_ros.online.StreamingTracker", WorldTracker)
+        monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
     def run() -> Recorder:
         decaf = ScriptedDecaf(THREE, settings(regrounding__stride=3), [["a", "b"], ["b", "a"], ["c"]])

@@ -9,7 +9,7 @@ import numpy as np
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.metrics import hidden, id_switches, region_similarity
-from decaf_ros.online import OnlineSegmenter
+from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Notice, Output, Query, QueryEvent, QueryState
 

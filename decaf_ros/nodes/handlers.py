@@ -23,7 +23,7 @@ from decaf_ros.nodes.conversions import (
     tracklets_message,
 )
 from decaf_ros.nodes.diagnostics import Statistics
-from decaf_ros.online import OnlineSegmenter
+from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 from decaf_ros.viz import overlay
