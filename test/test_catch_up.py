@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scripted import World, WorldTracker, frame, settings
 
-from decaf_ros.catch_up import catch_up, thin
-from decaf_ros.targets import Candidate
+from decaf_ros.online.catch_up import catch_up, thin
+from decaf_ros.online.targets import Candidate
+from decaf_ros.online.window import FrameBuffer
 from decaf_ros.types import Tracklet, TrackletScores, Window
-from decaf_ros.window import FrameBuffer
 
 WORLD = World(a=lambda time_s: (round((time_s - 100) * 4), 0), b=lambda time_s: (16, round((time_s - 100) * 2)))
 

@@ -10,8 +10,8 @@ import pytest
 from scripted import frame, settings
 
 from decaf_ros.config import DecafConfig
+from decaf_ros.online.targets import Candidate, Targets
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.targets import Candidate, Targets
 from decaf_ros.types import FrameResult, Query, TargetState, Tracklet, TrackletScores
 
 QUERY = Query("q1", "the thing")

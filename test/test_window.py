@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from decaf_ros.config import WindowConfig
+from decaf_ros.online.window import FrameBuffer
 from decaf_ros.types import Frame
-from decaf_ros.window import FrameBuffer
 
 
 def _frame(stamp_s: float, size_hw: tuple[int, int] = (4, 6)) -> Frame:

@@ -19,14 +19,14 @@ from typing import Any
 import torch
 
 from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
-from decaf_ros.catch_up import catch_up
 from decaf_ros.config import DecafConfig
+from decaf_ros.online.catch_up import catch_up
+from decaf_ros.online.targets import Candidate, Targets
+from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock
-from decaf_ros.targets import Candidate, Targets
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
-from decaf_ros.window import FrameBuffer
 
 _log = logging.getLogger(__name__)
 _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")

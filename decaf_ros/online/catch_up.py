@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
+from decaf_ros.online.targets import Candidate, is_seen
+from decaf_ros.online.window import FrameBuffer
 from decaf_ros.segmentation.tracker import StreamingTracker
-from decaf_ros.targets import Candidate, is_seen
 from decaf_ros.types import Frame, Window
-from decaf_ros.window import FrameBuffer
 
 # Each round covers the frames that came during the one before, so rounds shrink; the last one lets no frame in.
 _ROUNDS = 8

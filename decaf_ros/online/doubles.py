@@ -17,7 +17,7 @@ import numpy as np
 from decaf_ros.matching import mask_iou
 
 if TYPE_CHECKING:
-    from decaf_ros.targets import Candidate, LivingTarget
+    from decaf_ros.online.targets import Candidate, LivingTarget
 
 # Frames in a row, of those on which both are seen, on which two targets have the same mask before they are one.
 SAME_FRAMES = 3
