@@ -16,7 +16,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["decaf_ros", "decaf_ros.*"]),
-    # Where a ROS installation has them too; decaf_ros.interfaces looks there.
+    # Where a ROS installation has them too; decaf_ros.io.interfaces looks there.
     data_files=[
         ("share/decaf_ros/msg", glob("msg/*.msg")),
         ("share/decaf_ros/action", glob("action/*.action")),

@@ -12,11 +12,11 @@ import torch
 from omegaconf import OmegaConf
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from decaf_ros.bags import BagReader
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
+from decaf_ros.io.bags import BagReader
 from decaf_ros.resources import find_resource
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth

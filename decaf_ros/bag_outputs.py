@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from decaf_ros.bags import BagWriter, make_message
-from decaf_ros.messages import query_status, tracklet_array
+from decaf_ros.io.bags import BagWriter, make_message
+from decaf_ros.io.messages import query_status, tracklet_array
 from decaf_ros.types import FrameResult, Heatmap, Output, QueryEvent
 
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decaf_ros import __version__
-from decaf_ros.bags import BagReader, is_bag
 from decaf_ros.cli_config import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.evaluation.command import add_parser as add_eval_parser
-from decaf_ros.results import FORMATS, ResultFolder, check_new_folder
+from decaf_ros.io.bags import BagReader, is_bag
+from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
+from decaf_ros.io.video import read_video
 from decaf_ros.tabletop.command import add_parser as add_simulate_parser
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
-from decaf_ros.video import read_video
 
 if TYPE_CHECKING:
     from decaf_ros.online.segmenter import OnlineSegmenter

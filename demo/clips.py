@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from decaf_ros.bags import BagWriter
+from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.video import read_video
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, GroundTruth, read_ground_truth
-from decaf_ros.video import read_video
 
 CLIPS = ("tabletop", "bikes")
 # Made by `decaf simulate --story --compressed --out demo/bags`.

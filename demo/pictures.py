@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from decaf_ros.results import PictureSheet, write_png
-from decaf_ros.viz import contact_sheet
+from decaf_ros.io.results import PictureSheet, write_png
+from decaf_ros.io.viz import contact_sheet
 from demo.report import Recording
 from demo.verdicts import Verdict
 

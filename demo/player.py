@@ -26,7 +26,7 @@ from rosgraph_msgs.msg import Clock
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
-from decaf_ros.bags import BagReader
+from decaf_ros.io.bags import BagReader
 from demo.processes import tell
 
 # Longest pause between two ticks of the clock.

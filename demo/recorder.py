@@ -20,7 +20,7 @@ from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 from sensor_msgs.msg import Image
 
-from decaf_ros.bags import BagWriter
+from decaf_ros.io.bags import BagWriter
 from decaf_ros.msg import QueryStatus, TrackletArray
 from decaf_ros.types import QueryState
 from demo.processes import tell

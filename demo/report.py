@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from decaf_ros.bags import BagReader
-from decaf_ros.images import message_to_rgb
+from decaf_ros.io.bags import BagReader
+from decaf_ros.io.images import message_to_rgb
+from decaf_ros.io.video import VideoWriter
+from decaf_ros.io.viz import heat_overlay
 from decaf_ros.types import QueryState
-from decaf_ros.video import VideoWriter
-from decaf_ros.viz import heat_overlay
 from demo.clips import Clip
 from demo.verdicts import Verdict
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import decaf_ros
-from decaf_ros.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.cli import main, parameter_table
 from decaf_ros.config import DecafConfig, options
-from decaf_ros.video import VideoWriter, read_video
+from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.io.video import VideoWriter, read_video
 
 ROOT = Path(__file__).parents[1]
 START_NS = 1_700_000_000_000_000_000

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from decaf_ros.bags import BagReader
+from decaf_ros.io.bags import BagReader
+from decaf_ros.io.video import read_video
 from decaf_ros.types import QueryState
-from decaf_ros.video import read_video
 from demo.clips import Clip, Question
 from demo.conversation import _converse
 from demo.processes import Child, ChildError

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decaf_ros.bags import BagReader
+from decaf_ros.io.bags import BagReader
 from decaf_ros.tabletop.bag import GroundTruth
 from decaf_ros.tabletop.clip import Expression, TabletopObject
 from decaf_ros.types import QueryState

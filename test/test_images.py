@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from decaf_ros.images import ENCODINGS, check_image, compressed_to_rgb, image_to_rgb, message_to_rgb
+from decaf_ros.io.images import ENCODINGS, check_image, compressed_to_rgb, image_to_rgb, message_to_rgb
 
 RGB = np.array([[[200, 10, 30], [0, 255, 0]], [[1, 2, 3], [90, 80, 70]], [[255, 255, 255], [0, 0, 128]]], np.uint8)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from decaf_ros import interfaces
+from decaf_ros.io import interfaces
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,8 +16,8 @@ pytest.importorskip("decaf_ros.msg")
 
 from rosbags.highlevel import AnyReader
 
-from decaf_ros.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.config import load_config
+from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.msg import QueryStatus
 from decaf_ros.nodes import replay as replay_module
 from decaf_ros.nodes.conversions import stamp_ns

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decaf_ros.bags import BagReader
 from decaf_ros.config import load_config
+from decaf_ros.io.bags import BagReader
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, INFO_TOPIC, GroundTruth, read_ground_truth
 from decaf_ros.tabletop.clip import FRAME_PERIOD_S, KINDS, TabletopClip
 from decaf_ros.tabletop.events import read_events

@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from decaf_ros.video import VideoWriter, frame_rate, letterboxed, read_video
+from decaf_ros.io.video import VideoWriter, frame_rate, letterboxed, read_video
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:

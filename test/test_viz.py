@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
+from decaf_ros.io.viz import PALETTE, contact_sheet, heat_overlay, overlay, shrunk, target_color
 from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, TrackletScores
-from decaf_ros.viz import PALETTE, contact_sheet, heat_overlay, overlay, shrunk, target_color
 
 HEIGHT, WIDTH = 120, 320
 GREY = np.full((HEIGHT, WIDTH, 3), 100, np.uint8)

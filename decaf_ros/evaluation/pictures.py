@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from decaf_ros.evaluation.metrics import Roc
+from decaf_ros.io.viz import PALETTE, contact_sheet, heat_overlay
 from decaf_ros.types import Segmentation
-from decaf_ros.viz import PALETTE, contact_sheet, heat_overlay
 
 TRUTH_COLOR, FOUND_COLOR = PALETTE[6], PALETTE[1]
 _TILES, _TILE_WIDTH = 4, 256

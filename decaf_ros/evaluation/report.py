@@ -17,7 +17,7 @@ from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
 from decaf_ros.evaluation.run import Case, Pictured
 from decaf_ros.evaluation.summary import Collected, presence_roc
-from decaf_ros.results import write_png
+from decaf_ros.io.results import write_png
 
 _PARTS = ("report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png")
 _HEADS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "category": "category"}

@@ -13,8 +13,8 @@ from builtin_interfaces.msg import Time
 from sensor_msgs.msg import Image, RegionOfInterest
 from std_msgs.msg import Header
 
-from decaf_ros import messages
-from decaf_ros.images import message_to_rgb
+from decaf_ros.io import messages
+from decaf_ros.io.images import message_to_rgb
 from decaf_ros.msg import Keypoint, QueryStatus, StageTime, Tracklet, TrackletArray
 from decaf_ros.types import Frame, FrameResult, Heatmap, QueryEvent
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
-from decaf_ros.messages import shortened
+from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.conversions import time_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.types import Notice, QueryEvent, StageEvent

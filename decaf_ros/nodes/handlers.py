@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.messages import shortened
+from decaf_ros.io.messages import shortened
+from decaf_ros.io.viz import overlay
 from decaf_ros.nodes.conversions import (
     frame_from_message,
     heatmap_message,
@@ -26,7 +27,6 @@ from decaf_ros.nodes.diagnostics import Statistics
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
-from decaf_ros.viz import overlay
 
 # A kind of trouble is logged at once, then at most once in this time, with the number of those in between.
 LOG_PERIOD_S = 10.0

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from rclpy.serialization import serialize_message
 
-from decaf_ros.bags import STORAGES, BagMessage, BagReader, BagWriter, typestore
 from decaf_ros.config import DecafConfig, load_config
-from decaf_ros.messages import shortened
+from decaf_ros.io.bags import STORAGES, BagMessage, BagReader, BagWriter, typestore
+from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.diagnostics import Statistics
 from decaf_ros.nodes.handlers import Handlers
 from decaf_ros.pipeline import Decaf

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from decaf_ros.bags import BagReader, BagWriter, make_header, make_message
+from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
 from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
 
 IMAGE_TOPIC = "/camera/color/image_raw"

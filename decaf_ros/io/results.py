@@ -12,10 +12,10 @@ import cv2
 import numpy as np
 
 from decaf_ros.bag_outputs import OutputBag
-from decaf_ros.bags import BagWriter
+from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.video import VideoWriter
+from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
-from decaf_ros.video import VideoWriter
-from decaf_ros.viz import contact_sheet, heat_overlay, overlay, shrunk
 
 FORMATS = ("png", "bag", "both")
 _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4

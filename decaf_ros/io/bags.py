@@ -17,9 +17,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
-from decaf_ros import messages
-from decaf_ros.images import message_to_rgb
-from decaf_ros.interfaces import MESSAGES, interface_text
+from decaf_ros.io import messages
+from decaf_ros.io.images import message_to_rgb
+from decaf_ros.io.interfaces import MESSAGES, interface_text
 from decaf_ros.types import Frame
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
