@@ -10,8 +10,8 @@ import pytest
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from decaf_ros.bag_outputs import OutputBag
 from decaf_ros.io.bags import STORAGES, BagReader, BagWriter, is_bag, make_header, typestore
+from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.types import (
     Frame,
     FrameResult,

@@ -11,8 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from decaf_ros.bag_outputs import OutputBag
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.io.video import VideoWriter
 from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
