@@ -21,7 +21,7 @@ setup(
         ("share/decaf_ros/msg", glob("msg/*.msg")),
         ("share/decaf_ros/action", glob("action/*.action")),
     ],
-    entry_points={"console_scripts": ["decaf = decaf_ros.cli:main"]},
+    entry_points={"console_scripts": ["decaf = decaf_ros.cli.main:main"]},
     # The floors are the oldest versions that the tests have been run with (Python 3.10 on: transformers 4).
     install_requires=[
         "torch>=2.5.1",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import decaf_ros
-from decaf_ros.cli import main, parameter_table
+from decaf_ros.cli.main import main, parameter_table
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.io.video import VideoWriter, read_video
@@ -284,5 +284,5 @@ def test_parameters_document_is_up_to_date(capsys):
 
 def test_help_needs_no_models():
     """torch takes seconds to import."""
-    code = "import sys, decaf_ros.cli; sys.exit('torch' in sys.modules)"
+    code = "import sys, decaf_ros.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

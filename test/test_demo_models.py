@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decaf_ros.cli import main
+from decaf_ros.cli.main import main
 from decaf_ros.config import load_config
 from decaf_ros.evaluation.datasets.tabletop import evaluation_clip
 from decaf_ros.evaluation.metrics import pointing

@@ -9,7 +9,7 @@ import cv2
 import pytest
 from evaluation_scenes import drawn_clip
 
-from decaf_ros.cli import main
+from decaf_ros.cli.main import main
 from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.command import configured

@@ -74,7 +74,7 @@ def test_the_command_that_the_readme_names_runs(tmp_path):
     command = [tmp_path / "scripts" / "with_env.sh", *named, "--help"]
     result = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith("usage: decaf segment"), result.stderr
-    assert "decaf = decaf_ros.cli:main" in (ROOT / "setup.py").read_text()
+    assert "decaf = decaf_ros.cli.main:main" in (ROOT / "setup.py").read_text()
 
 
 def test_floor_is_what_setup_allows():

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decaf_ros.cli import main
+from decaf_ros.cli.main import main
 from decaf_ros.io.bags import BagReader, BagWriter, make_message
 from decaf_ros.tabletop.bag import (
     COMPRESSED_TOPIC,

@@ -309,7 +309,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_reading_and_asking_need_no_mujoco():
     code = (
-        "import sys, decaf_ros.cli, decaf_ros.tabletop.simulator, decaf_ros.tabletop.store, decaf_ros.tabletop.bag; "
+        "import sys, decaf_ros.cli.main, decaf_ros.tabletop.simulator, decaf_ros.tabletop.store, decaf_ros.tabletop.bag; "
         "sys.exit('mujoco' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
