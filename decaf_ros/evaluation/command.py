@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decaf_ros import __version__
-from decaf_ros.cli_config import add_config_arguments, with_arguments
+from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
 from decaf_ros.resources import find_resource
 from decaf_ros.tabletop.clip import KINDS
