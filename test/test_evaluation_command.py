@@ -9,10 +9,10 @@ import cv2
 import pytest
 from evaluation_scenes import drawn_clip
 
+from decaf_ros.cli.evaluate import configured
 from decaf_ros.cli.main import main
 from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.command import configured
 from decaf_ros.evaluation.report import check_folder
 from decaf_ros.resources import find_resource
 from decaf_ros.tabletop.clip import KINDS

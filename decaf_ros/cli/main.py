@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decaf_ros import __version__
+from decaf_ros.cli.evaluate import add_parser as add_eval_parser
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
-from decaf_ros.evaluation.command import add_parser as add_eval_parser
 from decaf_ros.io.bags import BagReader, is_bag
 from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
 from decaf_ros.io.video import read_video
