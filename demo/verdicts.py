@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from decaf_ros.evaluation.metrics import says
-from decaf_ros.matching import mask_iou
+from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.tabletop.bag import GroundTruth
 from decaf_ros.tabletop.clip import TabletopObject
 from decaf_ros.types import QueryState

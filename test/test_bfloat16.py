@@ -15,8 +15,8 @@ from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
 from decaf_ros.grounding.engine import Engine, Reading, View
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.matching import mask_iou
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
 

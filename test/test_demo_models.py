@@ -15,8 +15,8 @@ from decaf_ros.evaluation.datasets.tabletop import evaluation_clip
 from decaf_ros.evaluation.metrics import pointing
 from decaf_ros.evaluation.sam2 import score_segmenter
 from decaf_ros.io.bags import BagReader
-from decaf_ros.matching import mask_iou
 from decaf_ros.pipeline import Decaf
+from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_ros.tabletop.store import clip_path

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decaf_ros.matching import assign, mask_iou
+from decaf_ros.segmentation.overlap import assign, mask_iou
 
 
 def _mask(*cells: int) -> np.ndarray:

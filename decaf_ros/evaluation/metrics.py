@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from decaf_ros.matching import assign, mask_iou
+from decaf_ros.segmentation.overlap import assign, mask_iou
 
 # Of the image diagonal: how far a boundary pixel may lie from its counterpart (DAVIS).
 BOUNDARY_TOLERANCE = 0.008

@@ -10,8 +10,8 @@ import torch
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
 from decaf_ros.evaluation.metrics import hidden
-from decaf_ros.matching import mask_iou
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import Sam2
 
 CLICK_EVERY = 8

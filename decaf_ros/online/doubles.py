@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from decaf_ros.matching import mask_iou
+from decaf_ros.segmentation.overlap import mask_iou
 
 if TYPE_CHECKING:
     from decaf_ros.online.targets import Candidate, LivingTarget

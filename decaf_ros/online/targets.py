@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
-from decaf_ros.matching import assign, mask_iou
 from decaf_ros.online.doubles import Together, are_apart, by_object, seen_apart
+from decaf_ros.segmentation.overlap import assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState, Tracklet, TrackletScores
 
