@@ -11,9 +11,9 @@ from conftest import GOLDEN_DIR
 from transformers import AutoModelForImageTextToText
 
 from decaf_ros.grounding.attention_tap import LayerAttention, record_attention
-from decaf_ros.grounding.llava_onevision import keep_published_features
+from decaf_ros.grounding.families.llava_onevision import keep_published_features
+from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.mllm import prepare_model
-from decaf_ros.grounding.qwen_vl import visual_positions
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
 
 CASES = sorted(folder.parent.name for folder in GOLDEN_DIR.glob("*/case.npz"))

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from transformers import Qwen2TokenizerFast
 
-from decaf_ros.grounding.qwen_vl import visual_positions
+from decaf_ros.grounding.families.qwen_vl import visual_positions
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson
 from training.mllm_model import HIDDEN
 
-# As in `decaf_ros.grounding.qwen_vl` with two tokens a second and two frames a second.
+# As in `decaf_ros.grounding.families.qwen_vl` with two tokens a second and two frames a second.
 TIME_STEP = 2.0
 GRIDS = {"video": VIDEO_GRID, "image": FRAME_GRID}
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
+from decaf_ros.grounding.families.qwen_vl import ASSUMED_FPS, QwenVl
 from decaf_ros.grounding.mllm import Features, Layout
-from decaf_ros.grounding.qwen_vl import ASSUMED_FPS, QwenVl
 
 
 @dataclass(frozen=True)
