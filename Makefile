@@ -67,11 +67,11 @@ bench: setup
 
 # For the curves of SAM 2's training.
 validation: setup
-	$(RUN) python -m decaf_ros.tabletop.store --out .training/validation --seeds 900000:900060
+	$(RUN) python -m decaf_tabletop.world.store --out .training/validation --seeds 900000:900060
 
 # States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
 clips: setup
-	$(RUN) python -m decaf_ros.tabletop.store --out .training/clips --seeds 0:9000
+	$(RUN) python -m decaf_tabletop.world.store --out .training/clips --seeds 0:9000
 
 train-mllm: clips
 	$(RUN) python -m training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm

@@ -19,8 +19,8 @@ from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.io.bags import BagReader
 from decaf_ros.resources import find_resource
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
-from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_ros.types import Frame, Window
+from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
 
 SIZE_HW = (480, 854)
 SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}

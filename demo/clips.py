@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from decaf_ros.io.bags import BagWriter
 from decaf_ros.io.video import read_video
-from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, GroundTruth, read_ground_truth
+from decaf_tabletop.world.bag import COMPRESSED_TOPIC, GroundTruth, read_ground_truth
 
 CLIPS = ("tabletop", "bikes")
 # Made by `decaf simulate --story --compressed --out demo/bags`.

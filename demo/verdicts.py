@@ -8,9 +8,9 @@ import numpy as np
 
 from decaf_ros.evaluation.metrics import says
 from decaf_ros.segmentation.overlap import mask_iou
-from decaf_ros.tabletop.bag import GroundTruth
-from decaf_ros.tabletop.clip import TabletopObject
 from decaf_ros.types import QueryState
+from decaf_tabletop.world.bag import GroundTruth
+from decaf_tabletop.world.clip import TabletopObject
 
 if TYPE_CHECKING:
     from demo.report import Recording

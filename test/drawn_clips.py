@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW, TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW, TabletopClip, TabletopObject
 
 SHAPES = ("disc", "box", "can", "cone")
 

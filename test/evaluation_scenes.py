@@ -9,7 +9,6 @@ import numpy as np
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
-from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
 from decaf_ros.types import (
     AttentionMaps,
     Frame,
@@ -20,6 +19,7 @@ from decaf_ros.types import (
     Tracklet,
     TrackletScores,
 )
+from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
 
 SIZE_HW = (96, 128)
 RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 210)}

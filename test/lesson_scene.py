@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
-from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 from training.mllm_batches import Batch, Pack, Writer
 from training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
 from training.mllm_model import new_tokenizer

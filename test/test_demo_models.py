@@ -18,9 +18,9 @@ from decaf_ros.io.bags import BagReader
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, read_ground_truth
-from decaf_ros.tabletop.store import clip_path
 from decaf_ros.types import Window
+from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
+from decaf_tabletop.world.store import clip_path
 from training.sam2_check import followed
 
 ROOT = Path(__file__).parents[1]
@@ -90,7 +90,7 @@ def test_quality(tmp_path):
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 def test_objects_that_pass_one_another_are_told_apart():
     """One clip in four of a report is a crossing, which are few objects. Here are enough."""
-    from decaf_ros.tabletop.simulator import make_clip
+    from decaf_tabletop.world.simulator import make_clip
 
     sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
     clips = [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]

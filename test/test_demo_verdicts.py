@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from decaf_ros.io.bags import BagReader
-from decaf_ros.tabletop.bag import GroundTruth
-from decaf_ros.tabletop.clip import Expression, TabletopObject
 from decaf_ros.types import QueryState
+from decaf_tabletop.world.bag import GroundTruth
+from decaf_tabletop.world.clip import Expression, TabletopObject
 from demo import clips, pictures
 from demo.report import PER_FRAME, Recording, State, answers_check, summary
 from demo.verdicts import judge

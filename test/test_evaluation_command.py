@@ -15,8 +15,8 @@ from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.report import check_folder
 from decaf_ros.resources import find_resource
-from decaf_ros.tabletop.clip import KINDS
-from decaf_ros.tabletop.store import clip_path, write_clip
+from decaf_tabletop.world.clip import KINDS
+from decaf_tabletop.world.store import clip_path, write_clip
 
 MEASURES = {"j_and_f", "j", "f", "pointing", "category"}
 PARAMETERS = """

@@ -9,9 +9,9 @@ from evaluation_scenes import drawn_clip, evaluation_clip
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice
 from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
-from decaf_ros.tabletop.clip import KINDS, Expression
-from decaf_ros.tabletop.expressions import expressions_of
-from decaf_ros.tabletop.store import clip_path, write_clip
+from decaf_tabletop.world.clip import KINDS, Expression
+from decaf_tabletop.world.expressions import expressions_of
+from decaf_tabletop.world.store import clip_path, write_clip
 
 
 def test_mask_is_the_union_of_the_targets():
@@ -109,7 +109,7 @@ def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, 
     stored = stored_clips(folder, None, calibration=False)
     names = [stored.clip(index).name for index in range(stored.scored)]
     assert names == ["01000001", "01000002", "01000002_crossing", "01000003"]
-    monkeypatch.setattr("decaf_ros.tabletop.simulator.make_clip", lambda seed, crossing: drawn_clip(seed))
+    monkeypatch.setattr("decaf_tabletop.world.simulator.make_clip", lambda seed, crossing: drawn_clip(seed))
     made = report_clips(0, count=2, crossings=1)
     assert [made.clip(index).name for index in range(3)] == ["01000000", "01000001", "01005000_crossing"]
 

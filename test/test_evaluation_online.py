@@ -6,7 +6,7 @@ from scripted import ABSENT, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
 from decaf_ros.evaluation.online import play, to_ask
-from decaf_ros.tabletop.clip import Expression
+from decaf_tabletop.world.clip import Expression
 
 FRAMES = 40
 # The mug moves; the ball is hidden for a second.

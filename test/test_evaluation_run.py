@@ -16,7 +16,7 @@ from decaf_ros.evaluation.online import TIMELESS, OnlineScore
 from decaf_ros.evaluation.report import caption, report_text, write_report
 from decaf_ros.evaluation.run import CaseError, Evaluator, Job
 from decaf_ros.evaluation.summary import MEASURES, Collected, summary
-from decaf_ros.tabletop.clip import KINDS, Expression
+from decaf_tabletop.world.clip import KINDS, Expression
 
 CONFIG = replace(DecafConfig(), {"window.size": 4, "presence.threshold": 0.5})
 ANSWERS = {

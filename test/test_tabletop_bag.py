@@ -7,7 +7,7 @@ import pytest
 
 from decaf_ros.cli.main import main
 from decaf_ros.io.bags import BagReader, BagWriter, make_message
-from decaf_ros.tabletop.bag import (
+from decaf_tabletop.world.bag import (
     COMPRESSED_TOPIC,
     DEPTH_TOPIC,
     IMAGE_TOPIC,
@@ -18,9 +18,9 @@ from decaf_ros.tabletop.bag import (
     read_ground_truth,
     write_tabletop_bag,
 )
-from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
-from decaf_ros.tabletop.expressions import expressions_of
-from decaf_ros.tabletop.store import read_clip
+from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
+from decaf_tabletop.world.expressions import expressions_of
+from decaf_tabletop.world.store import read_clip
 
 FRAMES = 3
 STAMPS = 1_700_000_000_123_456_789 + np.arange(FRAMES) * 10**8

@@ -7,10 +7,10 @@ import math
 import numpy as np
 import pytest
 
-from decaf_ros.tabletop import expressions as module
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
-from decaf_ros.tabletop.events import moving_words, read_events
-from decaf_ros.tabletop.expressions import WORDINGS, expressions
+from decaf_tabletop.world import expressions as module
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
+from decaf_tabletop.world.events import moving_words, read_events
+from decaf_tabletop.world.expressions import WORDINGS, expressions
 
 # The camera looks along +y, level: right is +x.
 AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
-from decaf_ros.tabletop import simulator
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, IMAGE_HW, SURFACES, TabletopClip
-from decaf_ros.tabletop.layout import GAP_M, boxes
-from decaf_ros.tabletop.scenes import NOMINAL_M, Scene, sample_scene
-from decaf_ros.tabletop.shapes import EXTENTS, mesh
-from decaf_ros.tabletop.simulator import make_clip
-from decaf_ros.tabletop.store import clip_path, main, read_clip, write_clip
-from decaf_ros.tabletop.textures import PAINTS, object_texture, paint, surface_texture
+from decaf_tabletop.world import simulator
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, IMAGE_HW, SURFACES, TabletopClip
+from decaf_tabletop.world.layout import GAP_M, boxes
+from decaf_tabletop.world.scenes import NOMINAL_M, Scene, sample_scene
+from decaf_tabletop.world.shapes import EXTENTS, mesh
+from decaf_tabletop.world.simulator import make_clip
+from decaf_tabletop.world.store import clip_path, main, read_clip, write_clip
+from decaf_tabletop.world.textures import PAINTS, object_texture, paint, surface_texture
 
 # Not importorskip: it would import MuJoCo before the simulator has told it how to render.
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
@@ -285,7 +285,7 @@ def test_what_makes_no_clips_is_refused(given, words, tmp_path, capsys):
 
 def test_clips_that_cannot_be_made_are_told_of_in_one_line(tmp_path):
     (tmp_path / "mujoco.py").write_text("raise ModuleNotFoundError(name='mujoco')")
-    command = [sys.executable, "-m", "decaf_ros.tabletop.store", "--out", str(tmp_path), "--seeds", "4:6"]
+    command = [sys.executable, "-m", "decaf_tabletop.world.store", "--out", str(tmp_path), "--seeds", "4:6"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path})
     assert done.returncode == 1 and done.stdout == ""
@@ -309,7 +309,7 @@ def test_what_is_missing_is_named(monkeypatch):
 
 def test_reading_and_asking_need_no_mujoco():
     code = (
-        "import sys, decaf_ros.cli.main, decaf_ros.tabletop.simulator, decaf_ros.tabletop.store, decaf_ros.tabletop.bag; "
+        "import sys, decaf_ros.cli.main, decaf_tabletop.world.simulator, decaf_tabletop.world.store, decaf_tabletop.world.bag; "
         "sys.exit('mujoco' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
@@ -317,5 +317,5 @@ def test_reading_and_asking_need_no_mujoco():
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
 def test_models_can_be_loaded_after_rendering():
-    code = "from decaf_ros.tabletop.simulator import make_clip; make_clip(0); import triton"
+    code = "from decaf_tabletop.world.simulator import make_clip; make_clip(0); import triton"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

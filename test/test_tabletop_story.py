@@ -11,13 +11,13 @@ import pytest
 
 from decaf_ros.config import load_config
 from decaf_ros.io.bags import BagReader
-from decaf_ros.tabletop.bag import COMPRESSED_TOPIC, INFO_TOPIC, GroundTruth, read_ground_truth
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, KINDS, TabletopClip
-from decaf_ros.tabletop.events import read_events
-from decaf_ros.tabletop.expressions import expressions
-from decaf_ros.tabletop.scenes import NOMINAL_M
-from decaf_ros.tabletop.simulator import make_clip, play_scene
-from decaf_ros.tabletop.story import FRAMES, QUESTIONS, story
+from decaf_tabletop.world.bag import COMPRESSED_TOPIC, INFO_TOPIC, GroundTruth, read_ground_truth
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, KINDS, TabletopClip
+from decaf_tabletop.world.events import read_events
+from decaf_tabletop.world.expressions import expressions
+from decaf_tabletop.world.scenes import NOMINAL_M
+from decaf_tabletop.world.simulator import make_clip, play_scene
+from decaf_tabletop.world.story import FRAMES, QUESTIONS, story
 
 ROOT = Path(__file__).parents[1]
 BAG = ROOT / "demo" / "bags" / "story"

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.tabletop.store import clip_path, write_clip
+from decaf_tabletop.world.store import clip_path, write_clip
 from training import mllm, sam2
 from training.clips import VALIDATION_SEEDS
 from training.mllm_language import LanguageTrainer
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, 
 
 
 def clips(folder, seeds):
-    from decaf_ros.tabletop.simulator import make_clip
+    from decaf_tabletop.world.simulator import make_clip
 
     for seed in seeds:
         write_clip(clip_path(folder, seed), make_clip(seed))

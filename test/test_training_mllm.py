@@ -16,8 +16,8 @@ from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.tabletop.clip import Expression, TabletopClip
-from decaf_ros.tabletop.expressions import MOVERS, STILL
+from decaf_tabletop.world.clip import Expression, TabletopClip
+from decaf_tabletop.world.expressions import MOVERS, STILL
 from training.cpu import speed_up
 from training.mllm_batches import Pack, Writer
 from training.mllm_lessons import (

@@ -16,8 +16,8 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
-from decaf_ros.tabletop.clip import TabletopClip
 from decaf_ros.types import Frame
+from decaf_tabletop.world.clip import TabletopClip
 from training import sam2_check
 from training.sam2 import LAST_PART, Recipe, Trainer
 from training.sam2_check import clicked
@@ -118,7 +118,7 @@ def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
     seen = []
     pool = ClipPool(tmp_path, lambda path: seen.append(path.stem) or drawn_clip(0, frames=2), capacity=2)
     rng = np.random.default_rng(0)
-    with pytest.raises(FileNotFoundError, match="decaf_ros.tabletop.store"):
+    with pytest.raises(FileNotFoundError, match="decaf_tabletop.world.store"):
         pool.exchange(rng)
     (tmp_path / "clip_1.npz").touch()
     pool.exchange(rng)

@@ -10,7 +10,7 @@ VALIDATION_SEEDS = 900_000
 
 
 def training_clips(folder: Path) -> list[Path]:
-    """The clips that `python -m decaf_ros.tabletop.store` wrote there, by seed.
+    """The clips that `python -m decaf_tabletop.world.store` wrote there, by seed.
 
     Raises FileNotFoundError where there is none, ValueError where one has a seed to measure on.
     """
@@ -33,7 +33,7 @@ def validation_clips(folder: Path) -> list[Path]:
 def _clips(folder: Path) -> list[Path]:
     files = sorted(folder.glob("clip_*.npz"))
     if not files:
-        raise FileNotFoundError(f"{folder}: expected clips of `python -m decaf_ros.tabletop.store`")
+        raise FileNotFoundError(f"{folder}: expected clips of `python -m decaf_tabletop.world.store`")
     return files
 
 

@@ -1,6 +1,6 @@
 """Trains the demo multimodal LLM from nothing: python -m training.mllm --data CLIPS --out models/tabletop_mllm
 
-CLIPS: a folder that `python -m decaf_ros.tabletop.store` filled. Three stages, each resumed where it stopped:
+CLIPS: a folder that `python -m decaf_tabletop.world.store` filled. Three stages, each resumed where it stopped:
 tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the
 tower's real tokens, and where to look).
 """
@@ -21,7 +21,7 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
-from decaf_ros.tabletop.store import read_clip
+from decaf_tabletop.world.store import read_clip
 from training.clips import training_clips
 from training.cpu import in_parallel, keep_freed_memory
 from training.mllm_batches import Batch, Writer

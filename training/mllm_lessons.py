@@ -10,9 +10,9 @@ import numpy as np
 
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
 from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt
-from decaf_ros.tabletop.clip import CATEGORIES, Expression, TabletopClip
-from decaf_ros.tabletop.events import MOVING_WORDS, read_events
-from decaf_ros.tabletop.expressions import MOVERS, STILL, expressions
+from decaf_tabletop.world.clip import CATEGORIES, Expression, TabletopClip
+from decaf_tabletop.world.events import MOVING_WORDS, read_events
+from decaf_tabletop.world.expressions import MOVERS, STILL, expressions
 from training.mllm_model import MIXED, NOTHING, UNCLEAR
 from training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 

@@ -21,8 +21,8 @@ from transformers import (
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
-from decaf_ros.tabletop.clip import CATEGORIES, SURFACES
-from decaf_ros.tabletop.expressions import WORDINGS
+from decaf_tabletop.world.clip import CATEGORIES, SURFACES
+from decaf_tabletop.world.expressions import WORDINGS
 
 HIDDEN, LAYERS, HEADS = 128, 6, 4
 VISION_HIDDEN, VISION_DEPTH, VISION_HEADS = 128, 6, 4

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from decaf_ros.tabletop.clip import TabletopClip
-from decaf_ros.tabletop.store import read_clip
+from decaf_tabletop.world.clip import TabletopClip
+from decaf_tabletop.world.store import read_clip
 from training.cpu import in_parallel
 from training.mllm_batches import Pack
 from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Teacher, image_visual, video_visual

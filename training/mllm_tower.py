@@ -20,7 +20,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from decaf_ros.tabletop.clip import TabletopClip
+from decaf_tabletop.world.clip import TabletopClip
 from training.cpu import speed_up
 from training.mllm_lessons import Visual
 from training.mllm_model import MERGE, PATCH, SHAPE_LAYER, TOKEN_PX, VISION_HIDDEN

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from transformers import Qwen2TokenizerFast
 
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, SIZES, SURFACES, TabletopClip
-from decaf_ros.tabletop.events import MOVING_WORDS, besides, moving_words
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, SURFACES, TabletopClip
+from decaf_tabletop.world.events import MOVING_WORDS, besides, moving_words
 from training.mllm_model import HIDDEN
 
 NORM = 3.0

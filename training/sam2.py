@@ -2,7 +2,7 @@
 
 python -m training.sam2 --data CLIPS --out models/tabletop_sam2
 
-CLIPS is a folder that `python -m decaf_ros.tabletop.store` fills; it may still grow. The recipe: docs/demo_models.md.
+CLIPS is a folder that `python -m decaf_tabletop.world.store` fills; it may still grow. The recipe: docs/demo_models.md.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
-from decaf_ros.tabletop.clip import TabletopClip
+from decaf_tabletop.world.clip import TabletopClip
 from training.clips import validation_clips
 from training.cpu import keep_freed_memory
 from training.origin import check_origin, digest
@@ -240,7 +240,7 @@ def _visible(labels: np.ndarray) -> list[int]:
 
 
 def main() -> None:
-    from decaf_ros.tabletop.store import read_clip
+    from decaf_tabletop.world.store import read_clip
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder of clips; it may still grow")

@@ -18,7 +18,7 @@ import torch
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
-from decaf_ros.tabletop.clip import TabletopClip
+from decaf_tabletop.world.clip import TabletopClip
 from training.clips import validation_clips
 
 CLICK_AREA = 60  # pixels that an object must show to be clicked, or to begin a track
@@ -197,7 +197,7 @@ def _painted(image: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def main() -> None:
-    from decaf_ros.tabletop.store import read_clip
+    from decaf_tabletop.world.store import read_clip
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, required=True, help="folder with model.yaml and model.safetensors")

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.segmentation.sam2 import IMAGE_MEAN, IMAGE_STD
-from decaf_ros.tabletop.clip import TabletopClip
+from decaf_tabletop.world.clip import TabletopClip
 from training.clips import training_clips
 from training.sam2_model import IMAGE_SIZE
 

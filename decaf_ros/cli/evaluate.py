@@ -16,7 +16,7 @@ from decaf_ros import __version__
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
 from decaf_ros.resources import find_resource
-from decaf_ros.tabletop.clip import KINDS
+from decaf_tabletop.world.clip import KINDS
 
 if TYPE_CHECKING:
     from decaf_ros.evaluation.datasets.clips import Dataset

@@ -17,8 +17,8 @@ from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, is_bag
 from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
 from decaf_ros.io.video import read_video
-from decaf_ros.tabletop.command import add_parser as add_simulate_parser
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
+from decaf_tabletop.world.command import add_parser as add_simulate_parser
 
 if TYPE_CHECKING:
     from decaf_ros.online.segmenter import OnlineSegmenter

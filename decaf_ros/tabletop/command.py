@@ -50,11 +50,11 @@ def _checked(given: argparse.Namespace) -> None:
 def _simulate(given: argparse.Namespace, _: None) -> None:
     """Raises FileExistsError for a clip that is there already."""
     # Only here: `decaf --help` shall answer at once.
-    from decaf_ros.tabletop.bag import write_tabletop_bag
-    from decaf_ros.tabletop.expressions import expressions_of
-    from decaf_ros.tabletop.simulator import make_clip, play_scene
-    from decaf_ros.tabletop.store import clip_path, write_clip
-    from decaf_ros.tabletop.story import QUESTIONS, story
+    from decaf_tabletop.world.bag import write_tabletop_bag
+    from decaf_tabletop.world.expressions import expressions_of
+    from decaf_tabletop.world.simulator import make_clip, play_scene
+    from decaf_tabletop.world.store import clip_path, write_clip
+    from decaf_tabletop.world.story import QUESTIONS, story
 
     given.out.mkdir(parents=True, exist_ok=True)
     for seed in range(given.seed, given.seed + given.clips):

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip
-from decaf_ros.tabletop.clip import TabletopClip
-from decaf_ros.tabletop.expressions import expressions_of
-from decaf_ros.tabletop.store import clip_path, read_clip
+from decaf_tabletop.world.clip import TabletopClip
+from decaf_tabletop.world.expressions import expressions_of
+from decaf_tabletop.world.store import clip_path, read_clip
 
 # Clips with a seed below the first were trained on. Reports take seeds up to the next bound, the fit of the presence
 # score those up to the last, and later reports those from there on.
@@ -32,7 +32,7 @@ class SimulatedTabletop:
 
     def clip(self, index: int) -> EvaluationClip:
         """See `Dataset.clip`."""
-        from decaf_ros.tabletop.simulator import make_clip
+        from decaf_tabletop.world.simulator import make_clip
 
         crossing = index >= self.scored
         seed = self.first_seed + (MOST_CLIPS + index - self.scored if crossing else index)
@@ -63,7 +63,7 @@ def calibration_clips(count: int) -> SimulatedTabletop:
 
 @dataclass(frozen=True)
 class StoredTabletop:
-    """Clips that `decaf_ros.tabletop.store` wrote; all are scored.
+    """Clips that `decaf_tabletop.world.store` wrote; all are scored.
 
     calibration: whether they are for the fit of the presence score, and not for a report. A clip with a seed of another
     purpose is refused: it may have been trained on.

@@ -8,12 +8,12 @@ from collections.abc import Iterable
 import cv2
 import numpy as np
 
-from decaf_ros.tabletop.camera import FOVY_DEG
-from decaf_ros.tabletop.clip import IMAGE_HW
-from decaf_ros.tabletop.layout import PlacedObject
-from decaf_ros.tabletop.scenes import FALL_M_S, Scene
-from decaf_ros.tabletop.shapes import mesh
-from decaf_ros.tabletop.textures import object_texture, paint, surface_texture
+from decaf_tabletop.world.camera import FOVY_DEG
+from decaf_tabletop.world.clip import IMAGE_HW
+from decaf_tabletop.world.layout import PlacedObject
+from decaf_tabletop.world.scenes import FALL_M_S, Scene
+from decaf_tabletop.world.shapes import mesh
+from decaf_tabletop.world.textures import object_texture, paint, surface_texture
 
 TIMESTEP_S = 0.005
 GRAVITY = 9.81

@@ -1,4 +1,4 @@
-"""Clips as files, and many at once: `python -m decaf_ros.tabletop.store --out FOLDER --seeds 0:1000`.
+"""Clips as files, and many at once: `python -m decaf_tabletop.world.store --out FOLDER --seeds 0:1000`.
 
 That is for training. For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from decaf_ros.tabletop.clip import TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 
 _JPEG_QUALITY = 95
 _ARRAYS = ("stamps_ns", "poses", "camera_poses", "intrinsics")
@@ -79,7 +79,7 @@ def _unpacked(data: np.ndarray, sizes: np.ndarray, flag: int) -> np.ndarray:
 
 def _make(wanted: tuple[int, bool], folder: Path) -> None:
     # Only here: it brings MuJoCo along, which readers of clips need not have.
-    from decaf_ros.tabletop.simulator import make_clip
+    from decaf_tabletop.world.simulator import make_clip
 
     seed, crossing = wanted
     write_clip(clip_path(folder, seed, crossing), make_clip(seed, crossing=crossing))
@@ -105,7 +105,7 @@ def _seeds(text: str) -> range:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m decaf_ros.tabletop.store",
+        prog="python -m decaf_tabletop.world.store",
         description="Makes tabletop clips, as training wants them. For `decaf eval --clips-from` take seeds from "
         "1000000 on and --crossing-every 0: these are the scored clips of its --seed 0; those of --seed 1 begin at "
         "1010000, and so on.",

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
-from decaf_ros.tabletop.clip import Expression, TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
 
 IMAGE_TOPIC = "/camera/color/image_raw"
 COMPRESSED_TOPIC = f"{IMAGE_TOPIC}/compressed"

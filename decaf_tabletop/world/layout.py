@@ -8,8 +8,8 @@ from functools import cached_property
 
 import numpy as np
 
-from decaf_ros.tabletop.camera import DURATION_S, CameraPath, project
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW, TabletopObject
+from decaf_tabletop.world.camera import DURATION_S, CameraPath, project
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW, TabletopObject
 
 GAP_M = 0.012
 _BORDER_PX = 3.0

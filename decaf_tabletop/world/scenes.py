@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decaf_ros.tabletop.camera import DISTANCE_M, DURATION_S, CameraPath, View
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, SIZES, SURFACES, TabletopObject
-from decaf_ros.tabletop.layout import GAP_M, Event, PlacedObject, apart, boxes, in_view, overlap
-from decaf_ros.tabletop.shapes import EXTENTS
+from decaf_tabletop.world.camera import DISTANCE_M, DURATION_S, CameraPath, View
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, SIZES, SURFACES, TabletopObject
+from decaf_tabletop.world.layout import GAP_M, Event, PlacedObject, apart, boxes, in_view, overlap
+from decaf_tabletop.world.shapes import EXTENTS
 
 # Half the width of a ball; that of the other categories is chosen for about the same area in the image.
 NOMINAL_M = {"small": (0.040, 0.046), "large": (0.066, 0.074)}

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from decaf_ros.tabletop.camera import DISTANCE_M, CameraPath, View
-from decaf_ros.tabletop.clip import Expression, TabletopObject
-from decaf_ros.tabletop.layout import Event, PlacedObject
-from decaf_ros.tabletop.scenes import FALL_M_S, Light, Scene
-from decaf_ros.tabletop.shapes import EXTENTS
+from decaf_tabletop.world.camera import DISTANCE_M, CameraPath, View
+from decaf_tabletop.world.clip import Expression, TabletopObject
+from decaf_tabletop.world.layout import Event, PlacedObject
+from decaf_tabletop.world.scenes import FALL_M_S, Light, Scene
+from decaf_tabletop.world.shapes import EXTENTS
 
 FRAMES = 276
 # It is written, not drawn.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from decaf_ros.tabletop.shapes import DARK, METAL, PAINT, Mesh
+from decaf_tabletop.world.shapes import DARK, METAL, PAINT, Mesh
 
 # Clearly apart; RGB.
 PAINTS = {

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, TabletopClip
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, TabletopClip
 
 MOVING_M_S = 0.03
 MOVED_M, STAYED_M = 0.08, 0.01

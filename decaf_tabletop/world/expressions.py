@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from decaf_ros.tabletop.clip import CATEGORIES, COLORS, SIZES, Expression, TabletopClip
-from decaf_ros.tabletop.events import Events, read_events
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, Expression, TabletopClip
+from decaf_tabletop.world.events import Events, read_events
 
 # Metres on the table by which "left of" and the like must hold, and by which nothing else may come near to it.
 RELATION_M, RELATION_CLEAR_M = 0.06, 0.0

@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, FRAMES, IMAGE_HW
 
 FOVY_DEG = 36.0
 DURATION_S = (FRAMES - 1) * FRAME_PERIOD_S

@@ -10,10 +10,10 @@ from types import ModuleType
 
 import numpy as np
 
-from decaf_ros.tabletop.camera import intrinsics
-from decaf_ros.tabletop.clip import FRAME_PERIOD_S, IMAGE_HW, TabletopClip
-from decaf_ros.tabletop.scenes import Scene, sample_scene
-from decaf_ros.tabletop.world import (
+from decaf_tabletop.world.camera import intrinsics
+from decaf_tabletop.world.clip import FRAME_PERIOD_S, IMAGE_HW, TabletopClip
+from decaf_tabletop.world.scenes import Scene, sample_scene
+from decaf_tabletop.world.world import (
     CAMERA,
     GRAVITY,
     MASS_KG,
