@@ -11,7 +11,6 @@ import pytest
 
 from decaf_ros.cli.main import main
 from decaf_ros.config import load_config
-from decaf_ros.evaluation.datasets.tabletop import evaluation_clip
 from decaf_ros.evaluation.metrics import pointing
 from decaf_ros.evaluation.sam2 import score_segmenter
 from decaf_ros.io.bags import BagReader
@@ -19,6 +18,7 @@ from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Window
+from decaf_tabletop.dataset import evaluation_clip
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_tabletop.world.store import clip_path
 from training.sam2_check import followed

@@ -8,7 +8,7 @@ import pytest
 from evaluation_scenes import drawn_clip, evaluation_clip
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice
-from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
+from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
 from decaf_tabletop.world.clip import KINDS, Expression
 from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.store import clip_path, write_clip

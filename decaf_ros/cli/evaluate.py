@@ -149,7 +149,7 @@ def _check(given: argparse.Namespace, config: DecafConfig) -> None:
 
 
 def _dataset(given: argparse.Namespace) -> Dataset:
-    from decaf_ros.evaluation.datasets.tabletop import calibration_clips, report_clips, stored_clips
+    from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
 
     if given.clips_from:
         return stored_clips(given.clips_from, given.clips, given.calibrate)
