@@ -7,11 +7,11 @@ import math
 import numpy as np
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_tabletop.training.mllm_batches import Batch, Pack, Writer
+from decaf_tabletop.training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
+from decaf_tabletop.training.mllm_model import new_tokenizer
+from decaf_tabletop.training.mllm_words import meanings
 from decaf_tabletop.world.clip import TabletopClip, TabletopObject
-from training.mllm_batches import Batch, Pack, Writer
-from training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
-from training.mllm_model import new_tokenizer
-from training.mllm_words import meanings
 
 F, H, W = 32, 240, 320
 # World to camera: x right, y up in the image as seen from above; see `rolling_ball`.

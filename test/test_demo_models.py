@@ -19,9 +19,9 @@ from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Window
 from decaf_tabletop.dataset import evaluation_clip
+from decaf_tabletop.training.sam2_check import followed
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_tabletop.world.store import clip_path
-from training.sam2_check import followed
 
 ROOT = Path(__file__).parents[1]
 MIB = 2**20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from training.clips import training_clips, validation_clips
+from decaf_tabletop.training.clips import training_clips, validation_clips
 
 
 def test_clips_to_measure_on_are_refused(tmp_path):

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_tabletop.training import mllm, sam2
+from decaf_tabletop.training.clips import VALIDATION_SEEDS
+from decaf_tabletop.training.mllm_language import LanguageTrainer
 from decaf_tabletop.world.store import clip_path, write_clip
-from training import mllm, sam2
-from training.clips import VALIDATION_SEEDS
-from training.mllm_language import LanguageTrainer
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")]
 

@@ -10,9 +10,9 @@ from lesson_scene import packs, rolling_ball, teacher_of, written
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.rollout import rollout_last_row
-from training import mllm_language
-from training.mllm_batches import Pack
-from training.mllm_language import (
+from decaf_tabletop.training import mllm_language
+from decaf_tabletop.training.mllm_batches import Pack
+from decaf_tabletop.training.mllm_language import (
     LOOKING_LAYERS,
     SPILL_FROM,
     SPILL_MOST,
@@ -24,8 +24,8 @@ from training.mllm_language import (
     spill,
     unevenness,
 )
-from training.mllm_lessons import Lesson, Teacher
-from training.mllm_model import new_model, new_tokenizer
+from decaf_tabletop.training.mllm_lessons import Lesson, Teacher
+from decaf_tabletop.training.mllm_model import new_model, new_tokenizer
 
 
 @pytest.fixture(scope="module")

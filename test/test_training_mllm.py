@@ -16,11 +16,9 @@ from decaf_ros.config import MllmConfig
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
-from decaf_tabletop.world.clip import Expression, TabletopClip
-from decaf_tabletop.world.expressions import MOVERS, STILL
-from training.cpu import speed_up
-from training.mllm_batches import Pack, Writer
-from training.mllm_lessons import (
+from decaf_tabletop.training.cpu import speed_up
+from decaf_tabletop.training.mllm_batches import Pack, Writer
+from decaf_tabletop.training.mllm_lessons import (
     FALLING,
     FRAME_GRID,
     HARD,
@@ -30,7 +28,7 @@ from training.mllm_lessons import (
     liveliness,
     video_visual,
 )
-from training.mllm_model import (
+from decaf_tabletop.training.mllm_model import (
     ANSWERS,
     PATCH,
     SHAPE_LAYER,
@@ -40,8 +38,19 @@ from training.mllm_model import (
     new_tokenizer,
     write_checkpoint,
 )
-from training.mllm_tower import TowerTrainer, joined, patches, scenes
-from training.mllm_words import GROUPS, NEAR_NORM, NEIGHBOURS, NORM, OFFSETS, meanings, object_facts, token_owners
+from decaf_tabletop.training.mllm_tower import TowerTrainer, joined, patches, scenes
+from decaf_tabletop.training.mllm_words import (
+    GROUPS,
+    NEAR_NORM,
+    NEIGHBOURS,
+    NORM,
+    OFFSETS,
+    meanings,
+    object_facts,
+    token_owners,
+)
+from decaf_tabletop.world.clip import Expression, TabletopClip
+from decaf_tabletop.world.expressions import MOVERS, STILL
 
 
 @pytest.fixture(scope="module")

@@ -17,11 +17,10 @@ from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
 from decaf_ros.types import Frame
-from decaf_tabletop.world.clip import TabletopClip
-from training import sam2_check
-from training.sam2 import LAST_PART, Recipe, Trainer
-from training.sam2_check import clicked
-from training.sam2_data import (
+from decaf_tabletop.training import sam2_check
+from decaf_tabletop.training.sam2 import LAST_PART, Recipe, Trainer
+from decaf_tabletop.training.sam2_check import clicked
+from decaf_tabletop.training.sam2_data import (
     FINE,
     ClipPool,
     augmented,
@@ -33,9 +32,10 @@ from training.sam2_data import (
     targets,
     vanished,
 )
-from training.sam2_losses import Answers, losses
-from training.sam2_model import fresh_model, write_model
-from training.sam2_steps import cheap_attention, click, embed, follow
+from decaf_tabletop.training.sam2_losses import Answers, losses
+from decaf_tabletop.training.sam2_model import fresh_model, write_model
+from decaf_tabletop.training.sam2_steps import cheap_attention, click, embed, follow
+from decaf_tabletop.world.clip import TabletopClip
 
 SMALL = Recipe(minutes=1e9, frames=3, clips=1, most_objects=3, rate=1e-3, warm_up_steps=5, pool=4)
 

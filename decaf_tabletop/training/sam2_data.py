@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.segmentation.sam2 import IMAGE_MEAN, IMAGE_STD
+from decaf_tabletop.training.clips import training_clips
+from decaf_tabletop.training.sam2_model import IMAGE_SIZE
 from decaf_tabletop.world.clip import TabletopClip
-from training.clips import training_clips
-from training.sam2_model import IMAGE_SIZE
 
 GRID = IMAGE_SIZE // 4  # of the network's mask logits
 FINE = 48  # samples across the box around an object, in which its outline is learnt

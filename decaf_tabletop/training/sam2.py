@@ -1,6 +1,6 @@
 """Trains the demo SAM 2 from nothing on clips of the tabletop simulator:
 
-python -m training.sam2 --data CLIPS --out models/tabletop_sam2
+python -m decaf_tabletop.training.sam2 --data CLIPS --out models/tabletop_sam2
 
 CLIPS is a folder that `python -m decaf_tabletop.world.store` fills; it may still grow. The recipe: docs/demo_models.md.
 """
@@ -22,12 +22,11 @@ from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
-from decaf_tabletop.world.clip import TabletopClip
-from training.clips import validation_clips
-from training.cpu import keep_freed_memory
-from training.origin import check_origin, digest
-from training.sam2_check import clicked, followed
-from training.sam2_data import (
+from decaf_tabletop.training.clips import validation_clips
+from decaf_tabletop.training.cpu import keep_freed_memory
+from decaf_tabletop.training.origin import check_origin, digest
+from decaf_tabletop.training.sam2_check import clicked, followed
+from decaf_tabletop.training.sam2_data import (
     CLICK_AREA,
     ClipPool,
     Pair,
@@ -41,9 +40,10 @@ from training.sam2_data import (
     targets,
     vanished,
 )
-from training.sam2_losses import Answers, Losses, losses, mask_loss
-from training.sam2_model import fresh_model, write_model
-from training.sam2_steps import DenseHeads, cheap_attention, click, embed, follow
+from decaf_tabletop.training.sam2_losses import Answers, Losses, losses, mask_loss
+from decaf_tabletop.training.sam2_model import fresh_model, write_model
+from decaf_tabletop.training.sam2_steps import DenseHeads, cheap_attention, click, embed, follow
+from decaf_tabletop.world.clip import TabletopClip
 
 # What of the schedule there is to be gone through again with weights that are gone on from.
 LAST_PART = 0.4

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from training.sam2_data import FINE, GRID, Targets
+from decaf_tabletop.training.sam2_data import FINE, GRID, Targets
 
 
 class Answers(NamedTuple):

@@ -10,11 +10,11 @@ import numpy as np
 
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
 from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt
+from decaf_tabletop.training.mllm_model import MIXED, NOTHING, UNCLEAR
+from decaf_tabletop.training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 from decaf_tabletop.world.clip import CATEGORIES, Expression, TabletopClip
 from decaf_tabletop.world.events import MOVING_WORDS, read_events
 from decaf_tabletop.world.expressions import MOVERS, STILL, expressions
-from training.mllm_model import MIXED, NOTHING, UNCLEAR
-from training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 
 KEY_FRAMES = 16
 FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)

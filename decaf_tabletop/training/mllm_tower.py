@@ -1,6 +1,6 @@
 """The first half of the demo MLLM's training: a vision tower whose tokens say what they show.
 
-Dense targets: every visual token is to be the sum of the vectors of what is there (`training.mllm_words`). Two probes
+Dense targets: every visual token is to be the sum of the vectors of what is there (`decaf_tabletop.training.mllm_words`). Two probes
 on the patches, two layers before the end, carry finer targets: where within the patch the object is, of what category,
 and how far away its centre. They start the tower on shapes, which it otherwise takes up late, and are thrown away
 afterwards.
@@ -20,11 +20,11 @@ from torchvision.transforms.v2.functional import resize
 from transformers import Qwen2_5_VLForConditionalGeneration
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from decaf_tabletop.training.cpu import speed_up
+from decaf_tabletop.training.mllm_lessons import Visual
+from decaf_tabletop.training.mllm_model import MERGE, PATCH, SHAPE_LAYER, TOKEN_PX, VISION_HIDDEN
+from decaf_tabletop.training.mllm_words import GROUPS, NORM, OFFSETS, meanings, mirrored
 from decaf_tabletop.world.clip import TabletopClip
-from training.cpu import speed_up
-from training.mllm_lessons import Visual
-from training.mllm_model import MERGE, PATCH, SHAPE_LAYER, TOKEN_PX, VISION_HIDDEN
-from training.mllm_words import GROUPS, NORM, OFFSETS, meanings, mirrored
 
 FINE = 4  # mask cells a patch, each way
 SHARPNESS = 10.0  # of the class probabilities: exp(SHARPNESS * how much of a vector there is)

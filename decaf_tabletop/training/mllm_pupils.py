@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from decaf_tabletop.training.cpu import in_parallel
+from decaf_tabletop.training.mllm_batches import Pack
+from decaf_tabletop.training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Teacher, image_visual, video_visual
+from decaf_tabletop.training.mllm_model import new_model, new_tokenizer
+from decaf_tabletop.training.mllm_tower import TowerTrainer, shrink
+from decaf_tabletop.training.mllm_words import NORM, meanings
 from decaf_tabletop.world.clip import TabletopClip
 from decaf_tabletop.world.store import read_clip
-from training.cpu import in_parallel
-from training.mllm_batches import Pack
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Teacher, image_visual, video_visual
-from training.mllm_model import new_model, new_tokenizer
-from training.mllm_tower import TowerTrainer, shrink
-from training.mllm_words import NORM, meanings
 
 _MEANINGS = meanings().numpy()
 

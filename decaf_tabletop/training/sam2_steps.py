@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from torch import nn
 
-from training.cpu import attention
-from training.sam2_losses import Answers
-from training.sam2_model import IMAGE_SIZE, MEMORY_WIDTH, WIDTH
+from decaf_tabletop.training.cpu import attention
+from decaf_tabletop.training.sam2_losses import Answers
+from decaf_tabletop.training.sam2_model import IMAGE_SIZE, MEMORY_WIDTH, WIDTH
 
 
 class Embeddings(NamedTuple):

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from transformers import Qwen2TokenizerFast
 
+from decaf_tabletop.training.mllm_model import HIDDEN
 from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, SURFACES, TabletopClip
 from decaf_tabletop.world.events import MOVING_WORDS, besides, moving_words
-from training.mllm_model import HIDDEN
 
 NORM = 3.0
 # There are many of them: as long as the others they would drown what a token itself is.

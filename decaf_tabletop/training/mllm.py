@@ -1,4 +1,4 @@
-"""Trains the demo multimodal LLM from nothing: python -m training.mllm --data CLIPS --out models/tabletop_mllm
+"""Trains the demo multimodal LLM from nothing: python -m decaf_tabletop.training.mllm --data CLIPS --out models/tabletop_mllm
 
 CLIPS: a folder that `python -m decaf_tabletop.world.store` filled. Three stages, each resumed where it stopped:
 tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the
@@ -21,16 +21,16 @@ import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_tabletop.training.clips import training_clips
+from decaf_tabletop.training.cpu import in_parallel, keep_freed_memory
+from decaf_tabletop.training.mllm_batches import Batch, Writer
+from decaf_tabletop.training.mllm_language import LanguageTrainer
+from decaf_tabletop.training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, liveliness, video_visual
+from decaf_tabletop.training.mllm_model import new_model, new_tokenizer, write_checkpoint
+from decaf_tabletop.training.mllm_pupils import Pupil, pupils_of
+from decaf_tabletop.training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
+from decaf_tabletop.training.origin import check_origin, digest
 from decaf_tabletop.world.store import read_clip
-from training.clips import training_clips
-from training.cpu import in_parallel, keep_freed_memory
-from training.mllm_batches import Batch, Writer
-from training.mllm_language import LanguageTrainer
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, liveliness, video_visual
-from training.mllm_model import new_model, new_tokenizer, write_checkpoint
-from training.mllm_pupils import Pupil, pupils_of
-from training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
-from training.origin import check_origin, digest
 
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
@@ -282,7 +282,7 @@ def export(run: Run) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m training.mllm", description="Trains the demo multimodal LLM.")
+    parser = argparse.ArgumentParser(prog="python -m decaf_tabletop.training.mllm", description="Trains the demo multimodal LLM.")
     parser.add_argument("--data", type=Path, required=True, help="folder of clip_*.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")

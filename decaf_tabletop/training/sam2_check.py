@@ -1,6 +1,6 @@
 """Measures a SAM 2 on clips of the tabletop simulator, by the code that the node uses:
 
-python -m training.sam2_check --model models/tabletop_sam2 --data CLIPS
+python -m decaf_tabletop.training.sam2_check --model models/tabletop_sam2 --data CLIPS
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import torch
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_tabletop.training.clips import validation_clips
 from decaf_tabletop.world.clip import TabletopClip
-from training.clips import validation_clips
 
 CLICK_AREA = 60  # pixels that an object must show to be clicked, or to begin a track
 SURE_AREA = 20  # with fewer, but some, an object counts neither as seen nor as gone

@@ -20,9 +20,9 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 from transformers.modeling_utils import AttentionInterface
 
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth_tensor
-from training.mllm_batches import GRIDS, Batch
-from training.mllm_model import LAYERS
-from training.mllm_words import meanings, word_meanings
+from decaf_tabletop.training.mllm_batches import GRIDS, Batch
+from decaf_tabletop.training.mllm_model import LAYERS
+from decaf_tabletop.training.mllm_words import meanings, word_meanings
 
 TAP = "training_kept_attention"
 # The rollout starts in the middle.

@@ -10,8 +10,8 @@ import torch
 from transformers import Qwen2TokenizerFast
 
 from decaf_ros.grounding.families.qwen_vl import visual_positions
-from training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson
-from training.mllm_model import HIDDEN
+from decaf_tabletop.training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson
+from decaf_tabletop.training.mllm_model import HIDDEN
 
 # As in `decaf_ros.grounding.families.qwen_vl` with two tokens a second and two frames a second.
 TIME_STEP = 2.0
