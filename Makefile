@@ -25,7 +25,7 @@ setup:
 	@python3 scripts/setup_env.py --python "$(PYTHON)"
 
 demo: setup
-	@$(RUN) python -m demo.run $(if $(CLIP),--clip "$(CLIP)")
+	@$(RUN) python -m decaf_tabletop.demo.run $(if $(CLIP),--clip "$(CLIP)")
 
 test: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest -m "not slow" $(ARGS)

@@ -97,7 +97,7 @@ def published_sam2(size: str, device: str = "cpu", fill_holes_px: int = 8) -> Sa
 def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:
     """Frames of the demo's bag at another size, and a map (T, 24, 42) float32 in [0, 1] to be planted: a hill on each
     of three objects that are there throughout, of about two tokens over 0.8 on every frame."""
-    bag = find_resource("demo/bags/story", Path(__file__))
+    bag = find_resource("decaf_tabletop/demo/bags/story", Path(__file__))
     truth = read_ground_truth(bag)
     with BagReader(bag) as reader:
         every = [frame for frame in reader.frames(COMPRESSED_TOPIC) if frame.stamp_ns in truth.labels]

@@ -13,10 +13,10 @@ import pytest
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.video import read_video
 from decaf_ros.types import QueryState
-from demo.clips import Clip, Question
-from demo.conversation import _converse
-from demo.processes import Child, ChildError
-from demo.report import PER_FRAME, Check, Recording, State, checks, summary
+from decaf_tabletop.demo.clips import Clip, Question
+from decaf_tabletop.demo.conversation import _converse
+from decaf_tabletop.demo.processes import Child, ChildError
+from decaf_tabletop.demo.report import PER_FRAME, Check, Recording, State, checks, summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -219,7 +219,7 @@ sys.stdin.read()
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory) -> Path:
     pytest.importorskip("decaf_ros.msg")
-    from demo.run import tiny_checkpoints
+    from decaf_tabletop.demo.run import tiny_checkpoints
 
     folder = tmp_path_factory.mktemp("demo_cache")
     tiny_checkpoints(folder)
@@ -227,7 +227,7 @@ def cache(tmp_path_factory) -> Path:
 
 
 def start_demo(out: Path, cache: Path, *arguments: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "demo.run", "--out", str(out), "--cache", str(cache), *arguments]
+    command = [sys.executable, "-m", "decaf_tabletop.demo.run", "--out", str(out), "--cache", str(cache), *arguments]
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 

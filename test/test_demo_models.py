@@ -35,7 +35,7 @@ def test_sizes():
 
 def test_a_question_about_the_demos_bag():
     """Without ROS and a renderer: the largest object is a can, is looked at, and is masked."""
-    bag = ROOT / "demo" / "bags" / "story"
+    bag = ROOT / "decaf_tabletop" / "demo" / "bags" / "story"
     truth = read_ground_truth(bag)
     asked = next(one for one in truth.expressions if one.kind == "size")
     with BagReader(bag) as reader:
@@ -53,7 +53,7 @@ def test_a_question_about_the_demos_bag():
 
 def test_the_predicted_iou_means_something():
     """Clicks all over some frames of the demo's bag, most of them beside every object."""
-    bag, across = ROOT / "demo" / "bags" / "story", 16
+    bag, across = ROOT / "decaf_tabletop" / "demo" / "bags" / "story", 16
     truth = read_ground_truth(bag)
     with BagReader(bag) as reader:
         frames = [one for one in reader.frames(COMPRESSED_TOPIC) if one.stamp_ns in truth.labels][::80]

@@ -11,11 +11,11 @@ import pytest
 
 from decaf_ros.io.bags import BagReader
 from decaf_ros.types import QueryState
+from decaf_tabletop.demo import clips, pictures
+from decaf_tabletop.demo.report import PER_FRAME, Recording, State, answers_check, summary
+from decaf_tabletop.demo.verdicts import judge
 from decaf_tabletop.world.bag import GroundTruth
 from decaf_tabletop.world.clip import Expression, TabletopObject
-from demo import clips, pictures
-from demo.report import PER_FRAME, Recording, State, answers_check, summary
-from demo.verdicts import judge
 
 ROOT = Path(__file__).parents[1]
 START_NS, STEP_NS = 10**9, 10**8
@@ -185,8 +185,8 @@ def test_clips_say_what_to_ask_and_when(tmp_path):
 @pytest.mark.ros
 @pytest.mark.parametrize(("seconds", "status", "said"), [(2.0, 0, "no answer to check"), (4.0, 1, "right: 0 of 1")])
 def test_a_run_without_an_answer_has_a_summary(seconds, status, said, tmp_path, monkeypatch, capsys):
-    from demo import run
-    from demo.conversation import Conversation
+    from decaf_tabletop.demo import run
+    from decaf_tabletop.demo.conversation import Conversation
 
     given = recording()
     given.states = given.states[-1:]  # the clearing one
@@ -201,7 +201,7 @@ def test_a_run_without_an_answer_has_a_summary(seconds, status, said, tmp_path, 
 @pytest.mark.ros
 @pytest.mark.parametrize("given", [("--rate", "0"), ("--seconds", "-1"), ("--seconds", "nan"), ("--rate", "fast")])
 def test_times_and_speeds_that_are_none_are_refused(given, monkeypatch, capsys):
-    from demo import run
+    from decaf_tabletop.demo import run
 
     monkeypatch.setattr(sys, "argv", ["demo", *given])
     with pytest.raises(SystemExit):
@@ -218,7 +218,7 @@ def test_tabletop(tmp_path, arguments, questions, images):
     """With the checkpoints that are in models/: the first question, and all of them."""
     pytest.importorskip("decaf_ros.msg")
     out = tmp_path / "demo_output"
-    command = [sys.executable, "-m", "demo.run", "--out", str(out), "--cache", str(tmp_path), *arguments]
+    command = [sys.executable, "-m", "decaf_tabletop.demo.run", "--out", str(out), "--cache", str(tmp_path), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=400, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3.20 s  asked: the purple cone" in done.stdout

@@ -20,7 +20,7 @@ from decaf_tabletop.world.simulator import make_clip, play_scene
 from decaf_tabletop.world.story import FRAMES, QUESTIONS, story
 
 ROOT = Path(__file__).parents[1]
-BAG = ROOT / "demo" / "bags" / "story"
+BAG = ROOT / "decaf_tabletop" / "demo" / "bags" / "story"
 # How much later than planned a question may come, since the one before takes its time.
 LATE_S = 0.8
 

@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from demo.clips import Clip
-from demo.processes import Child, ChildError
+from decaf_tabletop.demo.clips import Clip
+from decaf_tabletop.demo.processes import Child, ChildError
 
 NAMESPACE = "/decaf"
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_shm.xml"
@@ -57,14 +57,14 @@ def hold_conversation(
             stack.callback(child.stop)
             return child
 
-        recorder = start("recorder", "demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
+        recorder = start("recorder", "decaf_tabletop.demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
         ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-p", "use_sim_time:=true"]
         ros += ["-r", f"{'image/compressed' if clip.compressed else 'image'}:={clip.topic}"]
         ros += [part for config in configs for part in ("--params-file", str(config))]
         node = start("node", "decaf_ros.nodes.segmenter", *ros)
         play = ["--image-topic", clip.topic, "--query-topic", f"{NAMESPACE}/query"]
         play += ["--seconds", str(clip.seconds), "--rate", str(rate)]
-        player = start("player", "demo.player", str(clip.bag), *play)
+        player = start("player", "decaf_tabletop.demo.player", str(clip.bag), *play)
         recorder.wait_for({"event": "ready"}, _START_S)
         _wait_until_active(recorder, node)
         say("      the node is active; the camera starts")

@@ -16,7 +16,7 @@ from decaf_ros.io.video import read_video
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, GroundTruth, read_ground_truth
 
 CLIPS = ("tabletop", "bikes")
-# Made by `decaf simulate --story --compressed --out demo/bags`.
+# Made by `decaf simulate --story --compressed --out decaf_tabletop/demo/bags`.
 STORY = Path(__file__).parent / "bags" / "story"
 _BIKES_TOPIC, _BIKES_FRAME_ID = "/camera/image", "camera_optical_frame"
 # The clip's first frame. Fixed, so that the same clip makes the same bag.

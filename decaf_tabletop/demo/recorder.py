@@ -23,7 +23,7 @@ from sensor_msgs.msg import Image
 from decaf_ros.io.bags import BagWriter
 from decaf_ros.msg import QueryStatus, TrackletArray
 from decaf_ros.types import QueryState
-from demo.processes import tell
+from decaf_tabletop.demo.processes import tell
 
 OUTPUTS = {
     "masks": Image,

@@ -15,8 +15,8 @@ from decaf_ros.io.images import message_to_rgb
 from decaf_ros.io.video import VideoWriter
 from decaf_ros.io.viz import heat_overlay
 from decaf_ros.types import QueryState
-from demo.clips import Clip
-from demo.verdicts import Verdict
+from decaf_tabletop.demo.clips import Clip
+from decaf_tabletop.demo.verdicts import Verdict
 
 PER_FRAME = ("masks", "target_mask", "tracklets")
 _COUNTS = ("received", "used", "dropped", "rejected", "waiting")

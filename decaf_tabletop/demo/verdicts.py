@@ -13,7 +13,7 @@ from decaf_tabletop.world.bag import GroundTruth
 from decaf_tabletop.world.clip import TabletopObject
 
 if TYPE_CHECKING:
-    from demo.report import Recording
+    from decaf_tabletop.demo.report import Recording
 
 # From which mean overlap on the object that is meant is masked, not just touched.
 _RIGHT_J = 0.6

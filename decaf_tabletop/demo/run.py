@@ -1,6 +1,6 @@
 """`make demo`: a recorded camera is played to the real node over DDS, asked questions, and what comes back is kept.
 
-Run inside the environment: scripts/with_env.sh python -m demo.run. Leaves everything in demo_output/.
+Run inside the environment: scripts/with_env.sh python -m decaf_tabletop.demo.run. Leaves everything in demo_output/.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from typing import Any
 import yaml
 from domain_coordinator import domain_id
 
-from demo import pictures, report
-from demo.clips import CLIPS, find_clip
-from demo.conversation import NAMESPACE, hold_conversation
-from demo.processes import ChildError
-from demo.verdicts import judge
+from decaf_tabletop.demo import pictures, report
+from decaf_tabletop.demo.clips import CLIPS, find_clip
+from decaf_tabletop.demo.conversation import NAMESPACE, hold_conversation
+from decaf_tabletop.demo.processes import ChildError
+from decaf_tabletop.demo.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLETOP = ROOT / "config" / "tabletop.yaml"

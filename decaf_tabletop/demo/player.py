@@ -27,7 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.io.bags import BagReader
-from demo.processes import tell
+from decaf_tabletop.demo.processes import tell
 
 # Longest pause between two ticks of the clock.
 _TICK_S = 0.05
