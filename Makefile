@@ -74,10 +74,10 @@ clips: setup
 	$(RUN) python -m decaf_tabletop.world.store --out .training/clips --seeds 0:9000
 
 train-mllm: clips
-	$(RUN) python -m decaf_tabletop.training.mllm --data .training/clips --out models/tabletop_mllm --work .training/mllm
+	$(RUN) python -m decaf_tabletop.training.mllm --data .training/clips --out decaf_tabletop/models/tabletop_mllm --work .training/mllm
 
 train-sam2: clips validation
-	$(RUN) python -m decaf_tabletop.training.sam2 --data .training/clips --out models/tabletop_sam2 --work .training/sam2 \
+	$(RUN) python -m decaf_tabletop.training.sam2 --data .training/clips --out decaf_tabletop/models/tabletop_sam2 --work .training/sam2 \
 		--validation .training/validation
 
 clean:

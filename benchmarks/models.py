@@ -80,7 +80,7 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
 
 def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu", fill_holes_px: int = 8) -> Sam2:
     """The demo's SAM 2, trained: random weights would make masks that overlap or are empty as chance has it."""
-    folder = find_resource("models/tabletop_sam2")
+    folder = find_resource("decaf_tabletop/models/tabletop_sam2")
     config = Sam2Config(str(folder), device=device, embedding_cache=embedding_cache)
     return load_sam2(config, fill_holes_px)
 

@@ -160,7 +160,7 @@ def clip() -> TabletopClip:
 @pytest.fixture(scope="module")
 def trained() -> Sam2:
     """The demo's checkpoint: before training, memory and clicks hardly show in masks and scores."""
-    folder = Path(__file__).parents[1] / "models" / "tabletop_sam2"
+    folder = Path(__file__).parents[1] / "decaf_tabletop" / "models" / "tabletop_sam2"
     return load_sam2(Sam2Config(str(folder), device="cpu"), fill_holes_px=0)
 
 

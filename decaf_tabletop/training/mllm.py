@@ -1,4 +1,4 @@
-"""Trains the demo multimodal LLM from nothing: python -m decaf_tabletop.training.mllm --data CLIPS --out models/tabletop_mllm
+"""Trains the demo multimodal LLM from nothing: python -m decaf_tabletop.training.mllm --data CLIPS --out decaf_tabletop/models/tabletop_mllm
 
 CLIPS: a folder that `python -m decaf_tabletop.world.store` filled. Three stages, each resumed where it stopped:
 tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the

@@ -1,6 +1,6 @@
 """Trains the demo SAM 2 from nothing on clips of the tabletop simulator:
 
-python -m decaf_tabletop.training.sam2 --data CLIPS --out models/tabletop_sam2
+python -m decaf_tabletop.training.sam2 --data CLIPS --out decaf_tabletop/models/tabletop_sam2
 
 CLIPS is a folder that `python -m decaf_tabletop.world.store` fills; it may still grow. The recipe: docs/demo_models.md.
 """

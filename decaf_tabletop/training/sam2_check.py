@@ -1,6 +1,6 @@
 """Measures a SAM 2 on clips of the tabletop simulator, by the code that the node uses:
 
-python -m decaf_tabletop.training.sam2_check --model models/tabletop_sam2 --data CLIPS
+python -m decaf_tabletop.training.sam2_check --model decaf_tabletop/models/tabletop_sam2 --data CLIPS
 """
 
 from __future__ import annotations
