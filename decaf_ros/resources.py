@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def find_resource(name: str, module: Path | None = None) -> Path:
-    """The file or folder `name`, such as "config/tabletop.yaml", of this installation.
+    """The file or folder `name`, such as "decaf_tabletop/config/tabletop.yaml", of this installation.
 
     module: a file of the package from which to look; by default this one.
     Raises FileNotFoundError, which lists the folders, where there is none.

@@ -42,7 +42,7 @@ def test_a_question_about_the_demos_bag():
         frames = [one for one in reader.frames(COMPRESSED_TOPIC) if one.stamp_ns in truth.labels]
     start = frames[0].stamp_ns
     past = [one for one in frames if one.stamp_ns - start <= asked.asked_s * 1e9][::-2][:16][::-1]
-    decaf = Decaf.from_config(load_config(ROOT / "config" / "tabletop.yaml"))
+    decaf = Decaf.from_config(load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml"))
     found = decaf.segment(Window(tuple(past)), asked.text)
     target = np.stack([truth.labels[one.stamp_ns] == asked.targets[0] + 1 for one in past])
     assert found.grounding.category == asked.category
@@ -57,7 +57,7 @@ def test_the_predicted_iou_means_something():
     truth = read_ground_truth(bag)
     with BagReader(bag) as reader:
         frames = [one for one in reader.frames(COMPRESSED_TOPIC) if one.stamp_ns in truth.labels][::80]
-    sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
+    sam2 = load_sam2(load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml").sam2)
     xy = np.stack(np.meshgrid(*[(np.arange(across, dtype=np.float32) + 0.5) / across] * 2), axis=-1).reshape(-1, 2)
     said, real = [], []
     for frame in frames:
@@ -92,7 +92,7 @@ def test_objects_that_pass_one_another_are_told_apart():
     """One clip in four of a report is a crossing, which are few objects. Here are enough."""
     from decaf_tabletop.world.simulator import make_clip
 
-    sam2 = load_sam2(load_config(ROOT / "config" / "tabletop.yaml").sam2)
+    sam2 = load_sam2(load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml").sam2)
     clips = [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]
     found = followed(sam2, clips).means()
     assert found["tracks_hidden"] >= 20 and found["followed_iou_hidden"] >= 0.75

@@ -176,7 +176,7 @@ def test_bad_usage_is_exit_code_2(given, capsys):
 def test_default_parameters_are_the_tabletops():
     nothing = argparse.Namespace(config=None, set=["window.size=8"], mllm=None, sam2=None)
     config = configured(nothing)
-    assert config == replace(load_config(find_resource("config/tabletop.yaml")), {"window.size": 8})
+    assert config == replace(load_config(find_resource("decaf_tabletop/config/tabletop.yaml")), {"window.size": 8})
     assert "tabletop" in config.mllm.checkpoint and "tabletop" in config.sam2.checkpoint
 
 

@@ -16,10 +16,10 @@ def test_files_and_folders_of_the_checkout():
 
 def test_beside_an_installed_package(tmp_path: Path):
     module = tmp_path / "lib" / "python3.11" / "site-packages" / "decaf_ros" / "x.py"
-    file = tmp_path / "share" / "decaf_ros" / "config" / "tabletop.yaml"
+    file = tmp_path / "share" / "decaf_ros" / "decaf_tabletop" / "config" / "tabletop.yaml"
     file.parent.mkdir(parents=True)
     file.write_text("")
-    assert find_resource("config/tabletop.yaml", module) == file
+    assert find_resource("decaf_tabletop/config/tabletop.yaml", module) == file
 
 
 def test_what_is_missing_is_named_with_where_it_was_sought():

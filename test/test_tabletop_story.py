@@ -43,7 +43,7 @@ def truth() -> GroundTruth:
 
 def looked_back_over(clip: TabletopClip, asked_s: float) -> TabletopClip:
     """The key frames' time of a question: as much as the node's window holds."""
-    window = load_config(ROOT / "config" / "tabletop.yaml").window
+    window = load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml").window
     every = round(window.keyframe_period_s / FRAME_PERIOD_S)
     last = int(asked_s / FRAME_PERIOD_S + 1e-6) // every * every
     first = last - (window.size - 1) * every

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from decaf_ros.evaluation.jobs import Plan
     from decaf_ros.evaluation.run import ClipScores
 
-DEFAULT_CONFIG = "config/tabletop.yaml"
+DEFAULT_CONFIG = "decaf_tabletop/config/tabletop.yaml"
 # Expressions a clip, with and without targets.
 PRESENT, ABSENT = 3, 1
 # Clips on which the variants are scored, and on which one expression is asked online (besides the crossings).

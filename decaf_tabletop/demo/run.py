@@ -28,7 +28,7 @@ from decaf_tabletop.demo.processes import ChildError
 from decaf_tabletop.demo.verdicts import judge
 
 ROOT = Path(__file__).resolve().parents[1]
-TABLETOP = ROOT / "config" / "tabletop.yaml"
+TABLETOP = ROOT / "decaf_tabletop" / "config" / "tabletop.yaml"
 _REMARKS = {
     "tabletop": """**Both checkpoints are small stand-ins, trained on this simulated table; they know nothing else.**
 This clip was not among those that they were trained on, but its objects, looks, motions and questions are of the same
@@ -168,7 +168,7 @@ def tiny_checkpoints(cache: Path) -> Path:
     return folder
 
 
-# Over config/tabletop.yaml: the bag's images are compressed, and no result shall depend on the machine's speed.
+# Over decaf_tabletop/config/tabletop.yaml: the bag's images are compressed, and no result shall depend on the machine's speed.
 EVERY_FRAME = {
     "node": {
         "image_transport": "compressed",
