@@ -143,7 +143,7 @@ def _clear(out: Path) -> None:
 _TINY_SOURCES = (
     "decaf_ros.demo.tiny_mllm",
     "decaf_ros.demo.tiny_sam2",
-    "decaf_ros.demo.sam2_shape",
+    "decaf_tabletop.training.sam2_shape",
     "decaf_ros.grounding.prompts",
 )
 
