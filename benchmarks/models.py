@@ -13,7 +13,6 @@ from omegaconf import OmegaConf
 from transformers import Qwen2_5_VLForConditionalGeneration
 
 from decaf_ros.config import MllmConfig, Sam2Config
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.io.bags import BagReader
@@ -21,6 +20,7 @@ from decaf_ros.resources import find_resource
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.types import Frame, Window
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
+from tiny_models.qwen_vl import write_tiny_mllm
 
 SIZE_HW = (480, 854)
 SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}

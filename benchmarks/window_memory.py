@@ -13,13 +13,13 @@ import json
 import tempfile
 from pathlib import Path
 
+from models import window
 from timing import growth
 
 from decaf_ros.config import DecafConfig, replace
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
 from decaf_ros.pipeline import Decaf
-from models import window
+from tiny_models.qwen_vl import write_tiny_mllm
+from tiny_models.sam2 import write_tiny_sam2
 
 QUERIES = ("the mug that was just put down", "what can be used to cut bread")
 FRAMES = 4

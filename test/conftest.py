@@ -36,7 +36,7 @@ def golden_dir() -> Path:
 @pytest.fixture(scope="session")
 def tiny_mllm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny Qwen2.5-VL checkpoint with its processor."""
-    from decaf_ros.demo.tiny_mllm import write_tiny_mllm
+    from tiny_models.qwen_vl import write_tiny_mllm
 
     return write_tiny_mllm(tmp_path_factory.mktemp("mllm"))
 
@@ -44,6 +44,6 @@ def tiny_mllm_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_sam2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny SAM 2 checkpoint (model.yaml, model.safetensors)."""
-    from decaf_ros.demo.tiny_sam2 import write_tiny_sam2
+    from tiny_models.sam2 import write_tiny_sam2
 
     return write_tiny_sam2(tmp_path_factory.mktemp("sam2"))

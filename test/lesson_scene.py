@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.mllm_batches import Batch, Pack, Writer
 from decaf_tabletop.training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
 from decaf_tabletop.training.mllm_model import new_tokenizer

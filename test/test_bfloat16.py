@@ -9,16 +9,16 @@ import torch
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.demo.tiny_internvl import write_tiny_internvl
-from decaf_ros.demo.tiny_llava_onevision import write_tiny_llava_onevision
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
 from decaf_ros.grounding.engine import Engine, Reading, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
+from tiny_models.internvl import write_tiny_internvl
+from tiny_models.llava_onevision import write_tiny_llava_onevision
+from tiny_models.qwen3_vl import write_tiny_qwen3_vl
+from tiny_models.qwen_vl import write_tiny_mllm
 
 WRITERS = [write_tiny_mllm, write_tiny_qwen3_vl, write_tiny_internvl, write_tiny_llava_onevision]
 TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]

@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from decaf_ros.config import EngineConfig, MllmConfig
-from decaf_ros.demo.tiny_internvl import write_tiny_internvl
-from decaf_ros.demo.tiny_llava_onevision import write_tiny_llava_onevision
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
 from decaf_ros.grounding import loading
 from decaf_ros.grounding.engine import Engine, Reading, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.types import Frame
+from tiny_models.internvl import write_tiny_internvl
+from tiny_models.llava_onevision import write_tiny_llava_onevision
+from tiny_models.qwen3_vl import write_tiny_qwen3_vl
+from tiny_models.qwen_vl import write_tiny_mllm
 
 PACKAGES = {"bnb_4bit": "bitsandbytes", "bnb_8bit": "bitsandbytes", "torchao_int8": "torchao"}
 WRITERS = {

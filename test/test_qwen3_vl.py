@@ -22,10 +22,10 @@ from torchvision.transforms.v2.functional import resize
 from transformers.video_utils import VideoMetadata
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
 from decaf_ros.grounding.engine import Engine, Reading
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from tiny_models.qwen3_vl import write_tiny_qwen3_vl
 
 WRAPPED = "<|vision_start|><|video_pad|><|vision_end|>"
 TEXT = "where is it?"

@@ -12,13 +12,13 @@ from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, Reading, View
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
+from tiny_models.qwen_vl import write_tiny_mllm
 
 
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl"])

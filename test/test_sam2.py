@@ -18,11 +18,11 @@ from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.demo.tiny_sam2 import model_config, write_tiny_sam2
 from decaf_ros.segmentation.memory import ObjectMemory, propagate
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.types import Frame
+from tiny_models.sam2 import model_config, write_tiny_sam2
 
 
 @pytest.fixture(scope="module")

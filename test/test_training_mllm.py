@@ -13,9 +13,9 @@ from transformers import Qwen2VLVideoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, smooth
 from decaf_ros.grounding.loading import load_mllm
+from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.cpu import speed_up
 from decaf_tabletop.training.mllm_batches import Pack, Writer
 from decaf_tabletop.training.mllm_lessons import (

@@ -9,10 +9,10 @@ from packaging.version import Version
 from transformers import __version__
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.demo.tiny_mllm import write_tiny_mllm
-from decaf_ros.demo.tiny_qwen3_vl import write_tiny_qwen3_vl
 from decaf_ros.grounding import vision_attention
 from decaf_ros.grounding.loading import load_mllm
+from tiny_models.qwen3_vl import write_tiny_qwen3_vl
+from tiny_models.qwen_vl import write_tiny_mllm
 
 
 @pytest.mark.parametrize("write", [write_tiny_mllm, write_tiny_qwen3_vl])

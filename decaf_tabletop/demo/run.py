@@ -141,8 +141,8 @@ def _clear(out: Path) -> None:
 
 
 _TINY_SOURCES = (
-    "decaf_ros.demo.tiny_mllm",
-    "decaf_ros.demo.tiny_sam2",
+    "tiny_models.qwen_vl",
+    "tiny_models.sam2",
     "decaf_tabletop.training.sam2_shape",
     "decaf_ros.grounding.prompts",
 )

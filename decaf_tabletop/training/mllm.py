@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
-from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE
+from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.clips import training_clips
 from decaf_tabletop.training.cpu import in_parallel, keep_freed_memory
 from decaf_tabletop.training.mllm_batches import Batch, Writer

@@ -19,8 +19,8 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from decaf_ros.demo.tiny_mllm import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
+from decaf_tabletop.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_tabletop.world.clip import CATEGORIES, SURFACES
 from decaf_tabletop.world.expressions import WORDINGS
 

@@ -14,7 +14,7 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
-from decaf_ros.demo.tiny_mllm import save_tiny, tiny_text, tiny_tokenizer
+from tiny_models.qwen_vl import save_tiny, tiny_text, tiny_tokenizer
 
 NAMED_TOKENS = {
     "start_image_token": "<img>",

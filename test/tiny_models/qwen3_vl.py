@@ -14,7 +14,8 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from decaf_ros.demo.tiny_mllm import SPECIAL_TOKENS, TURNS_TEMPLATE, save_tiny, tiny_text, tiny_tokenizer
+from decaf_tabletop.training.chat import SPECIAL_TOKENS, TURNS_TEMPLATE
+from tiny_models.qwen_vl import save_tiny, tiny_text, tiny_tokenizer
 
 
 def write_tiny_qwen3_vl(folder: Path, seed: int = 0) -> Path:

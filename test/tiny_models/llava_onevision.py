@@ -14,7 +14,7 @@ from transformers import (
     Qwen2TokenizerFast,
 )
 
-from decaf_ros.demo.tiny_mllm import save_tiny, tiny_text, tiny_tokenizer
+from tiny_models.qwen_vl import save_tiny, tiny_text, tiny_tokenizer
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + ' ' }}"

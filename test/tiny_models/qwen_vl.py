@@ -25,29 +25,7 @@ from transformers import (
 )
 
 from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
-
-SPECIAL_TOKENS = (
-    "<|endoftext|>",
-    "<|im_start|>",
-    "<|im_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
-)
-
-TURNS_TEMPLATE = (
-    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
-    "{% for part in message['content'] %}"
-    "{% if part['type'] == 'text' %}{{ part['text'] }}"
-    "{% else %}<|vision_start|><|{{ part['type'] }}_pad|><|vision_end|>{% endif %}"
-    "{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# With a default system prompt, which Qwen3-VL no longer has.
-CHAT_TEMPLATE = (
-    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
-) + TURNS_TEMPLATE
+from decaf_tabletop.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 
 WORDS = (
     "person dog cat bicycle car ball cube can bottle plate cone mug red green blue yellow white black moving left "
