@@ -6,7 +6,7 @@
 #   make test-quantised              quantised loading, with the packages that it needs
 #   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
 #   make bench [QUICK=1] [DEVICE=cuda] [SHAPE=7b]    benchmarks
-#   make train-mllm, make train-sam2 the demo's checkpoints from nothing, some hours each (docs/demo_models.md)
+#   make train-mllm, make train-sam2 the demo's checkpoints from nothing, some hours each (decaf_tabletop/README.md)
 #   make clean                       removes everything that set-up, demo and tests made here
 
 SHELL := /bin/bash
