@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from literal import literal_grounding, literal_rollout
+from models import window
 from timing import Measured, parts_ms
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
@@ -15,7 +16,6 @@ from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Grounding, Window
-from models import window
 
 QUERY, OTHER = "the mug that was just put down", "what can be used to cut bread"
 

@@ -164,9 +164,7 @@ def literal_points(fused: np.ndarray, threshold: float) -> PointPrompts:
     return PointPrompts(frame.astype(np.int64), np.stack([x, y], 1).astype(np.float32), value.astype(np.float32))
 
 
-def literal_tracklets(
-    sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig
-) -> list[Proposal]:
+def literal_tracklets(sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig) -> list[Proposal]:
     """Sec. 3.4, frame-wise prompting and propagation: masks are compared pair by pair, objects followed one by one."""
     proposals: list[Proposal] = []
     for frame in sorted(set(points.frame.tolist())):
@@ -202,9 +200,7 @@ def literal_tracklets(
     return proposals
 
 
-def literal_propagation(
-    sam2: Sam2, window: Window, source: int, masks: Sequence[torch.Tensor]
-) -> list[torch.Tensor]:
+def literal_propagation(sam2: Sam2, window: Window, source: int, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     """Masks (T, H, W) bool of each object, from its mask (H, W) on one key frame forwards and then backwards.
 
     One object after the other on every frame, as the published video predictor goes: a frame's embedding serves all
@@ -212,9 +208,7 @@ def literal_propagation(
     """
     sam2.forget()
     frames, embedding = window.frames, sam2.embed(window.frames[source])
-    memories = [
-        ObjectMemory.start(sam2, embedding, mask[None].to(sam2.device), source, len(frames)) for mask in masks
-    ]
+    memories = [ObjectMemory.start(sam2, embedding, mask[None].to(sam2.device), source, len(frames)) for mask in masks]
     tracks = [[None] * len(frames) for _ in masks]
     for track, memory in zip(tracks, memories):
         track[source] = memory.latest.masks[0]

@@ -24,11 +24,11 @@ import segmentation
 import torch
 import tracking
 import transformers
+from models import MID, QWEN_3B, QWEN_7B, SIZES, random_mllm
 from tracker_memory import measure as measure_tracker_memory
 from window_memory import measure as measure_window_memory
 
 from decaf_ros.grounding.mllm import Mllm
-from models import MID, QWEN_3B, QWEN_7B, SIZES, random_mllm
 
 SHAPES = {"mid": MID, "3b": QWEN_3B, "7b": QWEN_7B}
 PARTS = ("rollout", "windows", "segmentation", "tracking", "memory")
@@ -101,8 +101,7 @@ class Run:
         return [
             f"{name} {self.result[name]:.2f}: expected {'at least' if least else 'at most'} {least or most}"
             for name, (least, most) in BARS[self.device.split(":")[0]].items()
-            if name in self.result
-            and (self.result[name] < least if least is not None else self.result[name] > most)
+            if name in self.result and (self.result[name] < least if least is not None else self.result[name] > most)
         ]
 
     def expect(self, holds: bool, what: str) -> None:

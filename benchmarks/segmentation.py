@@ -16,6 +16,7 @@ from literal import (
     literal_scores,
     literal_tracklets,
 )
+from models import published_sam2, recorded_window, tabletop_sam2
 from timing import Measured
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
@@ -25,7 +26,6 @@ from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import AttentionMaps, Grounding, Window
-from models import published_sam2, recorded_window, tabletop_sam2
 
 
 def points(count: int, repeats: int, device: str = "cpu", size: str = "") -> dict[str, float]:

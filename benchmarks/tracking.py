@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from models import SIZE_HW, published_sam2, window
 from timing import Measured
 
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.types import Frame
-from models import SIZE_HW, published_sam2, window
 
 # Frames before the clock starts: from then on the memory is full.
 WARM_UP = 8

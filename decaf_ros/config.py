@@ -126,8 +126,10 @@ class EngineConfig(_Checked):
     """What is kept of the multimodal LLM's work, and how much goes through it at once."""
 
     prefix_cache_mib: int = _option(
-        4096, "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
-        0, 1048576,
+        4096,
+        "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
+        0,
+        1048576,
     )
     feature_cache_mib: int = _option(1024, "vision features of frames and temporal pairs", 0, 1048576)
     map_cache_mib: int = _option(64, "finished maps, by frame and prompt", 0, 65536)
@@ -146,12 +148,16 @@ class Sam2Config(_Checked):
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     autocast: bool = _option(True, "bfloat16 autocast on cuda (no effect on the cpu)")
     embedding_cache: int = _option(
-        20, "frames whose image embeddings are kept, key frames before others; under window.size they are made again",
-        1, 1024,
+        20,
+        "frames whose image embeddings are kept, key frames before others; under window.size they are made again",
+        1,
+        1024,
     )
     point_batch: int = _option(
-        64, "points that go through the mask decoder at once, in less memory if fewer; of a large model fewer on a cpu",
-        1, 1024,
+        64,
+        "points that go through the mask decoder at once, in less memory if fewer; of a large model fewer on a cpu",
+        1,
+        1024,
     )
     object_batch: int = _option(16, "objects that are followed over the key frames at once", 1, 1024)
     compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")
@@ -162,7 +168,8 @@ class SegmentationConfig(_Checked):
     """From the fused map to tracklets (Sec. 3.4)."""
 
     points: str = _option(
-        "threshold", "point prompts: all tokens over point_threshold (Eq. 5), or the strongest top_k of each key frame",
+        "threshold",
+        "point prompts: all tokens over point_threshold (Eq. 5), or the strongest top_k of each key frame",
         choices=("threshold", "top_k"),
     )
     point_threshold: float = _option(
@@ -173,8 +180,11 @@ class SegmentationConfig(_Checked):
     )
     keypoint_distance: float = _option(0.05, "least distance of two keypoints, in image diagonals", 0.0, 1.0, live=True)
     max_points: int = _option(
-        100000, "most point prompts of one grounding; the strongest are kept and the answer says so",
-        1, 100000, live=True
+        100000,
+        "most point prompts of one grounding; the strongest are kept and the answer says so",
+        1,
+        100000,
+        live=True,
     )
     tracklet_threshold: float = _option(
         0.8, "tau_trk: mean score over which a tracklet is a target", 0.0, 1.0, live=True
@@ -197,8 +207,12 @@ class PresenceConfig(_Checked):
 
     threshold: float = _option(
         # Low, for models on which it was not calibrated: only what hardly any evidence speaks for is not there.
-        0.3, "presence score under which the answer is NOT_FOUND, as it is where the model names the category none "
-        "(mode paper); 0 switches both off; calibrate it for your model", 0.0, 1.0, live=True
+        0.3,
+        "presence score under which the answer is NOT_FOUND, as it is where the model names the category none "
+        "(mode paper); 0 switches both off; calibrate it for your model",
+        0.0,
+        1.0,
+        live=True,
     )
 
 

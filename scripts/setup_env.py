@@ -184,8 +184,14 @@ def run(command: list[str], log: Path, prefix: str) -> int:
     """Runs `command`, its output appended to `log`, and shows how far it is. Returns its exit status."""
     lines: queue.Queue[str | None] = queue.Queue()
     process = subprocess.Popen(
-        command, cwd=ROOT, env=clean_environment(), stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+        command,
+        cwd=ROOT,
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()
     interval_s = 1.0 if sys.stdout.isatty() else HEARTBEAT_S

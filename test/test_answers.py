@@ -51,9 +51,7 @@ def test_an_answer_says_that_points_were_left_out(found):
     assert cut_text(found.points) == ""
     points = dataclasses.replace(found.points, left_out=7)
     used = len(points)
-    assert cut_text(points) == (
-        f" (segmentation.max_points: the strongest {used} of {used + 7} points were used)"
-    )
+    assert cut_text(points) == (f" (segmentation.max_points: the strongest {used} of {used + 7} points were used)")
 
 
 def test_heatmaps_are_bilinear_at_the_image_size(found):

@@ -73,7 +73,11 @@ def test_objects_join_at_their_source_and_reach_the_newest_frame():
     candidates = [_candidate(0, "a", window, 2), _candidate(1, "b", window, 1)]
     _run(tracker, candidates, window, buffer, watched=[frames[12]])
     assert tracker.log == [
-        ("add", 5), *[("step", number) for number in (6, 7, 8, 9, 10)], ("add", 10), ("step", 11), ("step", 12),
+        ("add", 5),
+        *[("step", number) for number in (6, 7, 8, 9, 10)],
+        ("add", 10),
+        ("step", 11),
+        ("step", 12),
     ]
     assert tracker.ids == (1, 0)
     for candidate, name in zip(candidates, "ab"):
@@ -109,7 +113,14 @@ def test_key_frames_that_left_the_buffer_still_serve():
     tracker = Stepwise(WORLD)
     _run(tracker, [_candidate(0, "a", window, 1), _candidate(1, "b", window, 3)], window, buffer)
     assert tracker.log == [
-        ("add", 5), ("step", 10), ("step", 15), ("add", 15), ("step", 20), ("step", 21), ("step", 22), ("step", 23),
+        ("add", 5),
+        ("step", 10),
+        ("step", 15),
+        ("add", 15),
+        ("step", 20),
+        ("step", 21),
+        ("step", 22),
+        ("step", 23),
     ]
 
 

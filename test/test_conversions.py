@@ -105,9 +105,7 @@ def test_masks_hold_labels_and_the_target_mask_their_union():
         assert (message.encoding, message.height, message.width, message.step) == ("mono8", 4, 6, 6)
         assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1_700_000_123, 456_789_012)
         assert message.header.frame_id == "camera_optical"
-        assert np.array_equal(
-            np.frombuffer(message.data, np.uint8).reshape(4, 6), np.where(_result().labels, value, 0)
-        )
+        assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(4, 6), np.where(_result().labels, value, 0))
 
 
 def test_tracklets_say_where_each_target_is():

@@ -29,7 +29,9 @@ NAMES = ("tabletop_mllm", "tabletop_sam2")
 
 
 def test_sizes():
-    sizes = [sum(file.stat().st_size for file in (ROOT / "decaf_tabletop" / "models" / name).iterdir()) for name in NAMES]
+    sizes = [
+        sum(file.stat().st_size for file in (ROOT / "decaf_tabletop" / "models" / name).iterdir()) for name in NAMES
+    ]
     assert sizes[0] <= 15 * MIB and sum(sizes) <= 25 * MIB
 
 

@@ -67,12 +67,14 @@ def _noticed(level: str) -> dict:
         ({"phase": "unconfigured", "failure": "no model"}, DiagnosticStatus.ERROR, "no model"),
         ({"received": 0, "used": 0, "result_ns": 0}, DiagnosticStatus.WARN, "no image has come yet"),
         (
-            {"result_ns": NOW_NS - 3_000_000_000}, DiagnosticStatus.WARN,
+            {"result_ns": NOW_NS - 3_000_000_000},
+            DiagnosticStatus.WARN,
             "the last frame that was published is 3.0 s old",
         ),
         ({"waiting": MOST_WAITING}, DiagnosticStatus.OK, "waiting for a query"),
         (
-            {"waiting": MOST_WAITING + 1}, DiagnosticStatus.WARN,
+            {"waiting": MOST_WAITING + 1},
+            DiagnosticStatus.WARN,
             "1001 images wait in memory: the camera is faster than the node, which may not drop any",
         ),
         (_noticed("warn") | {"problem_at": 0.0}, DiagnosticStatus.OK, "waiting for a query"),

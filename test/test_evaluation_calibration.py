@@ -28,9 +28,7 @@ def cases(count=200, found=True, seed=0):
         parts = {name: float(np.clip(value, 0, 1)) for name, value in parts.items()}
         kind = "explicit" if there else "absent"
         presence = Presence(score=0.5, **parts)
-        made.append(
-            Case(f"clip{number // 4}", f"{number}", kind, "", "", "", (), found, "", presence, None, None, 0.0)
-        )
+        made.append(Case(f"clip{number // 4}", f"{number}", kind, "", "", "", (), found, "", presence, None, None, 0.0))
     return made
 
 

@@ -81,9 +81,7 @@ def test_fusion(frames):
     video = BranchMaps(*rng.random((2, 3, 6, 8), np.float32))
     fine = BranchMaps(*rng.random((2, frames, 12, 16), np.float32))
     fine.background[2] = 1
-    ours = fuse(
-        contrast(video, VIDEO_KERNEL, per_frame=False), contrast(fine, FRAME_KERNEL, per_frame=True), frames
-    )
+    ours = fuse(contrast(video, VIDEO_KERNEL, per_frame=False), contrast(fine, FRAME_KERNEL, per_frame=True), frames)
     np.testing.assert_allclose(ours, literal_fusion(video, fine), atol=1e-6)
 
 

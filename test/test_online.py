@@ -49,7 +49,12 @@ def test_the_answer_says_all_that_is_known():
     run.ask("q1")
     kinds = [type(output).__name__ for output in run.outputs[18:]]
     assert kinds == [
-        "QueryEvent", "QueryEvent", *["StageEvent"] * 3, *["Heatmap"] * 4, "StageEvent", "QueryEvent",
+        "QueryEvent",
+        "QueryEvent",
+        *["StageEvent"] * 3,
+        *["Heatmap"] * 4,
+        "StageEvent",
+        "QueryEvent",
     ]
     grounding, answer = run.of(QueryEvent)[1:]
     assert grounding.text == "looking back over 4 key frames (window.size is 6)"
@@ -231,8 +236,12 @@ def test_a_query_during_a_grounding_supersedes_at_once(call):
     between.at = {call: lambda: run.ask("q2", "other")}
     run.ask("q1")
     assert run.events == [
-        ("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "SUPERSEDED"),
-        ("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING"),
+        ("q1", "RECEIVED"),
+        ("q1", "GROUNDING"),
+        ("q1", "SUPERSEDED"),
+        ("q2", "RECEIVED"),
+        ("q2", "GROUNDING"),
+        ("q2", "TRACKING"),
     ]
     stages = [event.query.id for event in run.of(StageEvent)]
     assert stages == ["q1"] * (call + 1) + ["q2"] * 4
@@ -377,7 +386,9 @@ def test_an_unstamped_camera_is_told_so_and_does_not_crash():
     run.online.reset("another bag")
     run.watch([0, 0, 0], start_s=0.0)
     assert [notice.split(":")[1].strip() for notice in run.notices] == [
-        "stamp 0 ns comes after 0 ns", "the stream starts anew", "stamp 0 ns comes after 0 ns",
+        "stamp 0 ns comes after 0 ns",
+        "the stream starts anew",
+        "stamp 0 ns comes after 0 ns",
     ]
 
 

@@ -64,11 +64,17 @@ def test_every_option_is_declared_with_its_default_and_described(make):
 
 def test_parameters_of_the_command_line_make_the_configuration(make):
     node, parameters = make(
-        "segmentation.point_threshold:=0.5", "presence.threshold:=0", "window.size:=5", "grounding.mode:=fast",
+        "segmentation.point_threshold:=0.5",
+        "presence.threshold:=0",
+        "window.size:=5",
+        "grounding.mode:=fast",
         "use_sim_time:=false",
     )
     expected = {
-        "segmentation.point_threshold": 0.5, "presence.threshold": 0.0, "window.size": 5, "grounding.mode": "fast"
+        "segmentation.point_threshold": 0.5,
+        "presence.threshold": 0.0,
+        "window.size": 5,
+        "grounding.mode": "fast",
     }
     assert parameters.config == replace(DecafConfig(), expected)
     # An int is a double's value, and is shown as one.

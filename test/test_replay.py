@@ -120,7 +120,10 @@ def test_twice_the_same_bag_gives_the_same_bytes(play, tmp_path):
             runs.append([message for message in reader.messages() if message.topic != "/decaf/status"])
     assert runs[0] == runs[1]
     assert {message.topic for message in runs[0]} == {
-        "/decaf/masks", "/decaf/target_mask", "/decaf/tracklets", "/decaf/heatmaps"
+        "/decaf/masks",
+        "/decaf/target_mask",
+        "/decaf/tracklets",
+        "/decaf/heatmaps",
     }
     # Not for want of anything to differ in.
     assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
@@ -145,8 +148,7 @@ def test_others_can_read_the_new_bag(play, tmp_path):
     assert (out / "metadata.yaml").is_file()
     with AnyReader([out]) as reader:  # knows nothing of this package: the definitions are in the bag
         read = {
-            connection.topic: reader.deserialize(data, connection.msgtype)
-            for connection, _, data in reader.messages()
+            connection.topic: reader.deserialize(data, connection.msgtype) for connection, _, data in reader.messages()
         }
     assert read["/decaf/status"].query == "the red disc"
     assert read["/decaf/tracklets"].tracklets[0].query_id == "q1"

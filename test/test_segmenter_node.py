@@ -274,6 +274,7 @@ def test_a_missing_checkpoint_leaves_the_node_unconfigured_until_it_is_there(dom
     missing = parameters | {"sam2": {"checkpoint": str(tmp_path / "nowhere"), "device": "cpu"}}
     process = SegmenterProcess(domain_id, tmp_path, missing, namespace="/other")
     try:
+
         def told() -> list:
             return [one for one in robot.received["/diagnostics"] if one.status[0].hardware_id == "/other/segmenter"]
 

@@ -150,7 +150,8 @@ def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
     assert [target.id for target in targets.living] == [2]
     result = targets.publish(frame(1), QUERY)
     assert [(target.id, target.label, target.state.name) for target in result.targets] == [
-        (1, 1, "LOST"), (2, 2, "TENTATIVE"),
+        (1, 1, "LOST"),
+        (2, 2, "TENTATIVE"),
     ]
     # Only now that its loss is published label 1 is free; id 1 never is.
     targets.take_in([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)

@@ -8,7 +8,8 @@ from sam2_scenes import moving_scene
 from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import tracklets
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.segmentation.tracklets import mask_iou, propose_tracklets, suppress
+from decaf_ros.segmentation.overlap import pairwise_iou
+from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
 from decaf_ros.types import PointPrompts, Window
 
 
@@ -27,7 +28,7 @@ def run(masks, scores, previous=(), previous_scores=(), threshold=0.7):
 
 
 def test_iou_by_hand():
-    iou = mask_iou(strips((0, 10), (0, 0)), strips((5, 15), (0, 10), (0, 0)))
+    iou = pairwise_iou(strips((0, 10), (0, 0)), strips((5, 15), (0, 10), (0, 0)))
     np.testing.assert_allclose(iou.numpy(), [[1 / 3, 1, 0], [0, 0, 0]])
 
 
@@ -78,7 +79,7 @@ def test_tracklets_over_the_window(sam2):
         x, y = one.point_xy
         height, width = window.size_hw
         assert one.masks[1, int(y * height), int(x * width)]
-    assert mask_iou(found[0].masks[1:2], found[1].masks[1:2]).item() < 0.1
+    assert pairwise_iou(found[0].masks[1:2], found[1].masks[1:2]).item() < 0.1
 
 
 def test_the_same_object_on_a_later_frame_is_suppressed_or_replaces(sam2):

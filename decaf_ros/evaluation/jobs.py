@@ -50,9 +50,7 @@ def load_evaluator(config: DecafConfig, threads: int) -> Evaluator:
     return Evaluator(Decaf.from_config(config))
 
 
-def clip_scores(
-    dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], workers: int
-) -> Iterator[ClipScores]:
+def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], workers: int) -> Iterator[ClipScores]:
     """The scores of every clip, in the order of the dataset, whatever the number of workers.
 
     load: makes an Evaluator. workers: processes that score clips, each with models of its own (`load` then has to be

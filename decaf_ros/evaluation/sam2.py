@@ -87,7 +87,5 @@ def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
         areas = truth.sum(axis=(1, 2))
         crossed = bool(hidden(areas).any())
         overlaps = [mask_iou(*pair) for pair, area in zip(zip(track, truth), areas) if area >= LEAST_PX]
-        scores.append(
-            Propagated(overlaps[-1], float(np.mean(overlaps)), mask_iou(other[-1], truth[-1]), crossed)
-        )
+        scores.append(Propagated(overlaps[-1], float(np.mean(overlaps)), mask_iou(other[-1], truth[-1]), crossed))
     return tuple(scores)

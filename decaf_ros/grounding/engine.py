@@ -200,9 +200,7 @@ class Engine:
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _look(
-        self, batch: _Batch, texts: Sequence[str], reading: Reading, keeps: bool = True
-    ) -> list[list[Look]]:
+    def _look(self, batch: _Batch, texts: Sequence[str], reading: Reading, keeps: bool = True) -> list[list[Look]]:
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
         prefix = self.prefixes.get(batch.held) if batch.held else None
         prefix = prefix or self._new_prefix(batch.views, prompts[0], reading, keeps)

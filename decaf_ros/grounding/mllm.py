@@ -141,9 +141,7 @@ def run(
 
 
 @torch.inference_mode()
-def decode(
-    mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int
-) -> list[str]:
+def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int) -> list[str]:
     """Greedy decoding of B sequences of one prompt, each up to its end token.
 
     cache: of the whole prompt; what is decoded is added. next_token: (B,) int64, that of the pass over the prompt.

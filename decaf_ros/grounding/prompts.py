@@ -11,10 +11,7 @@ OBJECT = {
         "Focus on the **primary subject or agent** involved in the described action or behavior.\n"
         "Respond with a single word (e.g., 'cat', 'person', 'dog') that best describes the target object(s)."
     ),
-    "v1": (
-        "{expression}\n"
-        "Identify the primary object referred to in the expression and answer with a single word."
-    ),
+    "v1": ("{expression}\nIdentify the primary object referred to in the expression and answer with a single word."),
     "v2": (
         "{expression}\n"
         "Identify the primary object referred to in the expression.\n"
@@ -34,9 +31,7 @@ BACKGROUND = {
         "Answer the question using a single word or phrase."
     ),
     "v1": "Describe the background scene of the video. Answer the question using a single word or phrase.",
-    "v2": (
-        "Describe the background of the video while excluding any {category}, using a single word or short phrase."
-    ),
+    "v2": ("Describe the background of the video while excluding any {category}, using a single word or short phrase."),
     "v3": (
         "Describe the background scene of the video, excluding the objects referred to in the given expression or "
         "question {expression}. Answer the question using a single word or phrase."

@@ -74,9 +74,7 @@ def diagnostics_message(
     return array
 
 
-def _health(
-    phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int
-) -> tuple[bytes, str]:
+def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> tuple[bytes, str]:
     if failure:
         return DiagnosticStatus.ERROR, failure
     if phase != "active":

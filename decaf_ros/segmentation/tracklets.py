@@ -10,10 +10,9 @@ import torch
 
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.overlap import pairwise_iou
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import PointPrompts, Window
-
-_PIXELS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,21 +37,6 @@ class Proposal:
         return self.attention + self.iou
 
 
-def mask_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of every mask of (P, H, W) bool with every one of (Q, H, W) bool: (P, Q) float64; of two empty ones 0."""
-    first, second = first.flatten(1), second.flatten(1)
-    areas = [masks.sum(dim=1, dtype=torch.float64) for masks in (first, second)]
-    if first.device.type == "cpu":
-        # Only where masks of both are is anything shared, and that is a small part of the image.
-        used = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
-        first, second = first[:, used], second[:, used]
-    shared = torch.zeros((len(first), len(second)), device=first.device)  # counts below 2^24 are exact in float32
-    for ours, theirs in zip(first.split(_PIXELS_AT_ONCE, 1), second.split(_PIXELS_AT_ONCE, 1)):
-        shared += ours.float() @ theirs.float().T
-    union = areas[0][:, None] + areas[1] - shared
-    return shared / union.clamp(min=1)
-
-
 def suppress(
     masks: torch.Tensor,
     scores: torch.Tensor,
@@ -68,8 +52,8 @@ def suppress(
     it overlaps stays and deletes these. A candidate that goes deletes nothing.
     Returns (keep, delete_previous): the candidates that stay, best first, and the earlier tracklets that go, ascending.
     """
-    overlapping = (mask_iou(masks, masks) > iou_threshold).cpu().numpy()
-    overlapping_previous = (mask_iou(masks, previous_masks) > iou_threshold).cpu().numpy()
+    overlapping = (pairwise_iou(masks, masks) > iou_threshold).cpu().numpy()
+    overlapping_previous = (pairwise_iou(masks, previous_masks) > iou_threshold).cpu().numpy()
     scores, previous_scores = scores.cpu().numpy(), previous_scores.cpu().numpy()
     alone: list[int] = []
     for candidate in np.argsort(-scores, kind="stable").tolist():

@@ -168,7 +168,7 @@ def tiny_checkpoints(cache: Path) -> Path:
     return folder
 
 
-# Over decaf_tabletop/config/tabletop.yaml: the bag's images are compressed, and no result shall depend on the machine's speed.
+# Over tabletop.yaml: the bag's images are compressed, and results must not depend on the machine's speed.
 EVERY_FRAME = {
     "node": {
         "image_transport": "compressed",

@@ -1,4 +1,6 @@
-"""Trains the demo multimodal LLM from nothing: python -m decaf_tabletop.training.mllm --data CLIPS --out decaf_tabletop/models/tabletop_mllm
+"""Trains the table's multimodal LLM from nothing.
+
+python -m decaf_tabletop.training.mllm --data CLIPS --out decaf_tabletop/models/tabletop_mllm
 
 CLIPS: a folder that `python -m decaf_tabletop.world.store` filled. Three stages, each resumed where it stopped:
 tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the
@@ -282,7 +284,9 @@ def export(run: Run) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m decaf_tabletop.training.mllm", description="Trains the demo multimodal LLM.")
+    parser = argparse.ArgumentParser(
+        prog="python -m decaf_tabletop.training.mllm", description="Trains the demo multimodal LLM."
+    )
     parser.add_argument("--data", type=Path, required=True, help="folder of clip_*.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")

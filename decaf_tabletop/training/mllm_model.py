@@ -28,7 +28,7 @@ HIDDEN, LAYERS, HEADS = 128, 6, 4
 VISION_HIDDEN, VISION_DEPTH, VISION_HEADS = 128, 6, 4
 # What an object is must be known two layers before the end: these find out who is beside it.
 SHAPE_LAYER = VISION_DEPTH - 2
-# 320 x 240 images are 16 x 12 tokens in the frame branch and 8 x 6 in the video branch (decaf_tabletop/config/tabletop.yaml).
+# 320 x 240 images are 16 x 12 tokens in the frame branch and 8 x 6 in the video branch (config/tabletop.yaml).
 PATCH, MERGE = 14, 2
 TOKEN_PX = PATCH * MERGE
 

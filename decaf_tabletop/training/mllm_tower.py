@@ -1,6 +1,6 @@
 """The first half of the demo MLLM's training: a vision tower whose tokens say what they show.
 
-Dense targets: every visual token is to be the sum of the vectors of what is there (`decaf_tabletop.training.mllm_words`). Two probes
+Dense targets: every visual token is to be the sum of the vectors of what is there (`mllm_words.py`). Two probes
 on the patches, two layers before the end, carry finer targets: where within the patch the object is, of what category,
 and how far away its centre. They start the tower on shapes, which it otherwise takes up late, and are thrown away
 afterwards.

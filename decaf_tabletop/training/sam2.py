@@ -2,7 +2,8 @@
 
 python -m decaf_tabletop.training.sam2 --data CLIPS --out decaf_tabletop/models/tabletop_sam2
 
-CLIPS is a folder that `python -m decaf_tabletop.world.store` fills; it may still grow. The recipe: decaf_tabletop/README.md.
+CLIPS is a folder that `python -m decaf_tabletop.world.store` fills; it may still grow.
+Recipe: decaf_tabletop/README.md.
 """
 
 from __future__ import annotations

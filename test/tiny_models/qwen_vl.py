@@ -100,9 +100,7 @@ def tiny_tokenizer() -> Qwen2TokenizerFast:
     return Qwen2TokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
 
 
-def _model_config(
-    family: str, tokenizer: Qwen2TokenizerFast, ids: dict[str, int]
-) -> Qwen2VLConfig | Qwen2_5_VLConfig:
+def _model_config(family: str, tokenizer: Qwen2TokenizerFast, ids: dict[str, int]) -> Qwen2VLConfig | Qwen2_5_VLConfig:
     text = tiny_text(tokenizer)
     special = {name: text[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text["rope_scaling"] = {"type": "mrope", "mrope_section": [2, 3, 3]}
