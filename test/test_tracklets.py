@@ -7,8 +7,8 @@ from sam2_scenes import moving_scene
 
 from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import tracklets
-from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.segmentation.overlap import pairwise_iou
+from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
 from decaf_ros.types import PointPrompts, Window
 
