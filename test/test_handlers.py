@@ -20,7 +20,7 @@ from decaf_ros.config import DecafConfig, replace
 from decaf_ros.msg import QueryStatus
 from decaf_ros.nodes import handlers as handlers_module
 from decaf_ros.nodes.conversions import header_message, stamp_ns
-from decaf_ros.nodes.handlers import Handlers
+from decaf_ros.online.handlers import Handlers
 from decaf_ros.pipeline import Decaf
 
 pytestmark = pytest.mark.ros

@@ -17,7 +17,7 @@ from decaf_ros.config import DecafConfig, load_config
 from decaf_ros.io.bags import STORAGES, BagMessage, BagReader, BagWriter, typestore
 from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.diagnostics import Statistics
-from decaf_ros.nodes.handlers import Handlers
+from decaf_ros.online.handlers import Handlers
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Notice, Output, QueryEvent, QueryState
 

@@ -109,7 +109,7 @@ class Segmenter(LifecycleNode):
 
     def _configure(self) -> None:
         # Importing torch and transformers takes seconds; the process can be seen, and stopped, meanwhile.
-        from decaf_ros.nodes.handlers import Handlers
+        from decaf_ros.online.handlers import Handlers
         from decaf_ros.pipeline import Decaf
 
         config = self._options.config
