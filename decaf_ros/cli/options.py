@@ -11,7 +11,7 @@ from decaf_ros.config import DecafConfig, load_config, options, replace
 def add_config_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
     """--config, --set, --mllm and --sam2. default: what is said about the file that is read if none is given."""
     add = parser.add_argument
-    add("--config", type=Path, help=f"YAML file with parameters, as the node takes it{default}")
+    add("--config", "--params-file", type=Path, help=f"YAML file with parameters, as the node takes it{default}")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one parameter; may be repeated")
     add("--mllm", help="checkpoint of the multimodal LLM (mllm.checkpoint)")
     add("--sam2", help="checkpoint of SAM 2 (sam2.checkpoint)")

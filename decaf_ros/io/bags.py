@@ -18,7 +18,6 @@ from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typest
 from rosbags.typesys.store import Typestore
 
 from decaf_ros.io import messages
-from decaf_ros.io.images import message_to_rgb
 from decaf_ros.io.interfaces import MESSAGES, interface_text
 from decaf_ros.types import Frame
 
@@ -147,16 +146,14 @@ class BagReader:
         for index, recorded in enumerate(self.messages([topic])):
             store = self._store(recorded.msgtype)
             try:
-                message = _deserialized(store, recorded)
-                image = message_to_rgb(message)
+                frame = messages.frame_from_message(_deserialized(store, recorded), index)
             except ValueError as error:
                 text = f"{self.path}: {topic}, message {index}: {error}"
                 if reject is None:
                     raise ValueError(text) from error
                 reject(text)
                 continue
-            stamp = message.header.stamp
-            yield Frame(image, stamp.sec * 1_000_000_000 + stamp.nanosec, message.header.frame_id, index)
+            yield frame
 
     def _store(self, msgtype: str) -> Typestore:
         """The types to read `msgtype` with: the bag's own definition where it holds one, else ours."""
@@ -249,22 +246,10 @@ class BagWriter:
         image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8, (H, W) uint16 as 16UC1 or (H, W) float32 as 32FC1.
         Raises ValueError for others.
         """
-        encodings = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1", (2, "float32"): "32FC1"}
-        encoding = encodings.get((image.ndim, image.dtype.name))
-        if encoding is None or image.shape[2:] not in ((), (3,)):
-            raise ValueError(
-                f"{topic}: expected (H, W, 3) uint8 or (H, W) uint8, uint16, float32, got {image.shape} {image.dtype}"
-            )
-        height, width = image.shape[:2]
-        message = typestore().types["sensor_msgs/msg/Image"](
-            header=make_header(stamp_ns, frame_id),
-            height=height,
-            width=width,
-            encoding=encoding,
-            is_bigendian=0,
-            step=width * image.itemsize * (3 if image.ndim == 3 else 1),
-            data=np.ascontiguousarray(image).view(np.uint8).reshape(-1),
-        )
+        try:
+            message = messages.image(make_message, image, make_header(stamp_ns, frame_id))
+        except ValueError as error:
+            raise ValueError(f"{topic}: {error}") from error
         self.write_message(topic, message, stamp_ns)
 
 

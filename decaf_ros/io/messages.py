@@ -1,38 +1,111 @@
-"""The core's outputs as messages, field by field, for whoever can make them: rclpy's classes or those of `rosbags`.
+"""The core's outputs as ROS messages, field by field, and camera messages as frames. No ROS installation needed.
 
-`make(type_name, **fields)` makes a message such as decaf_ros/msg/Tracklet. Fields are Python numbers, texts, messages
-and lists of messages; a list of numbers is a numpy array of the field's type.
+`make(type_name, **fields)` makes a message such as decaf_ros/msg/Tracklet: `decaf_ros.io.bags.make_message` with the
+classes of `rosbags`, `decaf_ros.nodes.conversions.make_message` with those of rclpy. Fields are Python numbers, texts,
+messages, lists of messages, and NumPy arrays of the field's type for lists of numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from decaf_ros.types import FrameResult, QueryEvent, QueryState, Target
+from decaf_ros.io.images import message_to_rgb
+from decaf_ros.types import Frame, FrameResult, Heatmap, Output, QueryEvent, QueryState, Target
 
 Make = Callable[..., Any]
 
-# What people read of a text without end.
+# Topics that the node publishes in its namespace, with their types.
+TOPICS = {
+    "masks": "sensor_msgs/msg/Image",
+    "target_mask": "sensor_msgs/msg/Image",
+    "heatmaps": "sensor_msgs/msg/Image",
+    "tracklets": "decaf_ros/msg/TrackletArray",
+    "status": "decaf_ros/msg/QueryStatus",
+    "overlay": "sensor_msgs/msg/Image",
+}
+# (dimensions, dtype) of an image array -> its encoding in sensor_msgs/Image.
+_ENCODINGS = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1", (2, "float32"): "32FC1"}
+# Longest text in logs and in the status of a failed query.
 _SHORT_CHARS = 200
+_NS_PER_S = 1_000_000_000
 
 
 def shortened(text: str) -> str:
-    """The first 200 characters, and how many there were, of a longer text."""
+    """The text, or the first 200 characters of a longer one with its length."""
     return text if len(text) <= _SHORT_CHARS else f"{text[:_SHORT_CHARS]}... ({len(text)} characters)"
 
 
 def time(make: Make, stamp_ns: int) -> Any:
     """builtin_interfaces/Time."""
-    seconds, rest = divmod(stamp_ns, 1_000_000_000)
+    seconds, rest = divmod(stamp_ns, _NS_PER_S)
     return make("builtin_interfaces/msg/Time", sec=seconds, nanosec=rest)
+
+
+def stamp_ns(stamp: Any) -> int:
+    """builtin_interfaces/Time (any object with its fields) in nanoseconds."""
+    return int(stamp.sec * _NS_PER_S + stamp.nanosec)
+
+
+def frame_from_message(message: Any, index: int) -> Frame:
+    """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
+
+    Raises ValueError for an image that cannot be decoded; the text says what was expected and what came.
+    """
+    return Frame(message_to_rgb(message), stamp_ns(message.header.stamp), message.header.frame_id, index)
 
 
 def header(make: Make, stamp_ns: int, frame_id: str) -> Any:
     """std_msgs/Header."""
     return make("std_msgs/msg/Header", stamp=time(make, stamp_ns), frame_id=frame_id)
+
+
+def image(make: Make, pixels: np.ndarray, header: Any) -> Any:
+    """sensor_msgs/Image.
+
+    pixels: (H, W, 3) uint8 becomes rgb8, (H, W) uint8 mono8, (H, W) uint16 16UC1, (H, W) float32 32FC1.
+    Raises ValueError for another shape or dtype.
+    """
+    encoding = _ENCODINGS.get((pixels.ndim, pixels.dtype.name))
+    if encoding is None or pixels.shape[2:] not in ((), (3,)):
+        raise ValueError(
+            f"image: expected (H, W, 3) uint8 or (H, W) uint8, uint16, float32, got {pixels.shape} {pixels.dtype}"
+        )
+    height, width = pixels.shape[:2]
+    return make(
+        "sensor_msgs/msg/Image",
+        header=header,
+        height=height,
+        width=width,
+        encoding=encoding,
+        is_bigendian=0,
+        step=width * pixels.itemsize * (3 if pixels.ndim == 3 else 1),
+        data=np.ascontiguousarray(pixels).view(np.uint8).reshape(-1),
+    )
+
+
+def frame_image(make: Make, pixels: np.ndarray, frame: Frame) -> Any:
+    """sensor_msgs/Image with the header of its source frame; see `image`."""
+    return image(make, pixels, header(make, frame.stamp_ns, frame.frame_id))
+
+
+def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
+    """Topic (see TOPICS) and message of everything that an output says; nothing for other kinds of outputs.
+
+    FrameResult: `masks` (mono8: 0 background, k the target with label k), `target_mask` (mono8: 0 or 255) and
+    `tracklets`. Heatmap: `heatmaps` (32FC1 in [0, 1]). QueryEvent: `status`.
+    """
+    if isinstance(output, FrameResult):
+        yield "masks", frame_image(make, output.labels, output.frame)
+        union = (output.labels > 0).view(np.uint8) * np.uint8(255)
+        yield "target_mask", frame_image(make, union, output.frame)
+        yield "tracklets", tracklet_array(make, output)
+    elif isinstance(output, Heatmap):
+        yield "heatmaps", frame_image(make, output.values, output.frame)
+    elif isinstance(output, QueryEvent):
+        yield "status", query_status(make, output)
 
 
 def tracklet_array(make: Make, result: FrameResult) -> Any:

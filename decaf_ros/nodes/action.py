@@ -13,7 +13,8 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 
 from decaf_ros.action import Segment
-from decaf_ros.nodes.conversions import masks_message, tracklets_message
+from decaf_ros.io.messages import frame_image, tracklet_array
+from decaf_ros.nodes.conversions import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
 
 # A timer counts nanoseconds in 64 bits, which last for 292 years.
@@ -41,8 +42,8 @@ class _Goal:
         self.tracked = event.state == QueryState.TRACKING
 
     def take_frame(self, result: FrameResult) -> None:
-        self.result.tracklets = tracklets_message(result)
-        self.result.masks = masks_message(result)
+        self.result.tracklets = tracklet_array(make_message, result)
+        self.result.masks = frame_image(make_message, result.labels, result.frame)
 
     def tell(self, state: QueryState, stage: str, progress: float) -> None:
         feedback = Segment.Feedback(query_id=self.query.id, state=int(state), stage=stage, progress=float(progress))

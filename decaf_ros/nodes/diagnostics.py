@@ -5,14 +5,13 @@ from __future__ import annotations
 import os
 import sys
 import time
-from dataclasses import dataclass
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.conversions import time_message
 from decaf_ros.nodes.inbox import InboxCounts
-from decaf_ros.types import Notice, QueryEvent, StageEvent
+from decaf_ros.online.statistics import Statistics
 
 # A notice counts as a present problem for this long.
 PROBLEM_S = 10.0
@@ -20,42 +19,7 @@ PROBLEM_S = 10.0
 SILENCE_S = 2.0
 # More images than this only wait where `node.drop_frames` is false; half a minute of a camera.
 MOST_WAITING = 1000
-# Weight of the newest frame in the mean times.
-_NEWEST = 0.1
 _MIB = 2**20
-
-
-@dataclass
-class Statistics:
-    """What there is to tell of a stream. Written by the thread that handles it, read by any.
-
-    used, rejected: images handed to the core, and images that could not be decoded. *_ms: mean wall time of a frame,
-    the last ones counting most. result_ns: stamp of the last frame that was published, 0 before any.
-    event: the last one of the current query, or of all where none is current. problem: the last notice, and problem_at
-    when it came (time.monotonic).
-    """
-
-    used: int = 0
-    rejected: int = 0
-    queries: int = 0
-    decode_ms: float = 0.0
-    track_ms: float = 0.0
-    publish_ms: float = 0.0
-    result_ns: int = 0
-    targets: int = 0
-    event: QueryEvent | None = None
-    stage: StageEvent | None = None
-    stage_ms: tuple[tuple[str, float], ...] = ()
-    problem: Notice | None = None
-    problem_at: float = 0.0
-
-    def average(self, name: str, seconds: float) -> None:
-        """Takes one more wall time into the mean `name`."""
-        mean, newest = getattr(self, name), 1000 * seconds
-        setattr(self, name, mean + _NEWEST * (newest - mean) if mean else newest)
-
-    def note(self, notice: Notice) -> None:
-        self.problem, self.problem_at = notice, time.monotonic()
 
 
 def diagnostics_message(

@@ -18,13 +18,15 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.msg import QueryStatus, TrackletArray
+from decaf_ros.io.messages import TOPICS
 from decaf_ros.nodes.action import SegmentAction
-from decaf_ros.nodes.diagnostics import Statistics, diagnostics_message
+from decaf_ros.nodes.conversions import CLASSES, make_message
+from decaf_ros.nodes.diagnostics import diagnostics_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.nodes.params import Parameters
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.worker import Worker
+from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import Notice, Query
 
 _DEACTIVATED = "the node was deactivated"
@@ -120,6 +122,7 @@ class Segmenter(LifecycleNode):
         )
         self._handlers = Handlers(
             decaf,
+            make_message,
             self._publish,
             self._log,
             self._is_wanted,
@@ -180,13 +183,10 @@ class Segmenter(LifecycleNode):
     def _make_outputs(self, config: DecafConfig) -> dict[str, Any]:
         """Reliable, which suits any subscriber; heatmaps come a window at a time; latecomers see `status` too."""
         latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
+        qos = {"heatmaps": config.window.size, "tracklets": 10, "status": latched, "overlay": 1}
         return {
-            "masks": self.create_publisher(Image, "masks", 5),
-            "target_mask": self.create_publisher(Image, "target_mask", 5),
-            "heatmaps": self.create_publisher(Image, "heatmaps", config.window.size),
-            "tracklets": self.create_publisher(TrackletArray, "tracklets", 10),
-            "status": self.create_publisher(QueryStatus, "status", latched),
-            "overlay": self.create_publisher(Image, "overlay", 1),
+            topic: self.create_publisher(CLASSES[type_name], topic, qos.get(topic, 5))
+            for topic, type_name in TOPICS.items()
         }
 
     def _make_inputs(self, config: DecafConfig) -> list[Any]:

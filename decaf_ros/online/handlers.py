@@ -12,19 +12,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.io.messages import shortened
+from decaf_ros.io.messages import Make, frame_from_message, frame_image, shortened, topic_messages
 from decaf_ros.io.viz import overlay
-from decaf_ros.nodes.conversions import (
-    frame_from_message,
-    heatmap_message,
-    image_message,
-    masks_message,
-    status_message,
-    target_mask_message,
-    tracklets_message,
-)
-from decaf_ros.nodes.diagnostics import Statistics
 from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.online.statistics import Statistics
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 
@@ -66,6 +57,7 @@ class Handlers:
     def __init__(
         self,
         decaf: Decaf,
+        make: Make,
         publish: Callable[[str, Any], None],
         log: Callable[[str, str], None],
         wanted: Callable[[str], bool] = lambda topic: True,
@@ -76,6 +68,7 @@ class Handlers:
     ) -> None:
         self.statistics = Statistics()
         self._decaf = decaf
+        self._make = make
         self._publish = publish
         self._log = log
         self._wanted = wanted
@@ -163,7 +156,7 @@ class Handlers:
             self._publish_event(output)
         elif isinstance(output, Heatmap):
             if self._wanted("heatmaps"):
-                self._publish("heatmaps", heatmap_message(output))
+                self._publish_all(output)
         elif isinstance(output, StageEvent):
             self.statistics.stage = output
         elif not self._stopping:  # what is done on purpose is no trouble
@@ -172,7 +165,7 @@ class Handlers:
 
     def _publish_event(self, event: QueryEvent) -> None:
         query = event.query
-        self._publish("status", status_message(event))
+        self._publish_all(event)
         failed, refused = event.state == QueryState.FAILED, query.id not in self._unanswered
         self._unanswered.add(query.id)
         if event.state.is_answer:
@@ -189,14 +182,16 @@ class Handlers:
     def _publish_result(self, result: FrameResult) -> None:
         tracked = time.perf_counter()
         self.statistics.average("track_ms", tracked - self._frame_began)
-        self._publish("masks", masks_message(result))
-        self._publish("target_mask", target_mask_message(result))
-        self._publish("tracklets", tracklets_message(result))
+        self._publish_all(result)
         if self._wanted("overlay"):
             event = self.statistics.event
             text, state = (shortened(event.query.text), event.state.name) if event else ("", "")
             picture = overlay(result, state, text)
-            self._publish("overlay", image_message(picture, "rgb8", result.frame))
+            self._publish("overlay", frame_image(self._make, picture, result.frame))
         self.statistics.result_ns = result.frame.stamp_ns
         self.statistics.targets = len(result.targets)
         self.statistics.average("publish_ms", time.perf_counter() - tracked)
+
+    def _publish_all(self, output: Output) -> None:
+        for topic, message in topic_messages(self._make, output):
+            self._publish(topic, message)

@@ -1,0 +1,100 @@
+"""The command `decaf replay`: a bag through the node's handlers, with the same result every time."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from decaf_ros.cli.options import add_config_arguments, read_config
+from decaf_ros.config import DecafConfig
+from decaf_ros.io.bags import STORAGES, BagReader, BagWriter
+from decaf_ros.io.messages import shortened
+from decaf_ros.types import QueryState
+
+if TYPE_CHECKING:
+    from decaf_ros.online.replay import Played
+
+
+class _AddQuery(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, namespace: Any, text: Any, option: str | None = None) -> None:
+        namespace.query = [*namespace.query, (text, 0.0)]
+
+
+class _SetTime(argparse.Action):
+    """Sets the time of the query before it."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, seconds: Any, option: str | None = None
+    ) -> None:
+        if not namespace.query:
+            parser.error("expected --query before --query-at")
+        namespace.query = [*namespace.query[:-1], (namespace.query[-1][0], seconds)]
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `replay` to the commands of `decaf`."""
+    parser = commands.add_parser(
+        "replay",
+        help="play a bag through the node's handlers into a new bag",
+        description="Plays a bag through the handlers of the node and writes everything that they publish to a new "
+        "bag. Drops no frame: the same bag gives the same masks and tracklets. Needs no ROS installation.",
+    )
+    parser.set_defaults(configure=read_config, run=run)
+    add = parser.add_argument
+    add("bag", type=Path, help="mcap or sqlite3 bag with raw or compressed images")
+    add("--out", type=Path, required=True, help="folder of the new bag; must not exist")
+    add("--query", action=_AddQuery, default=[], help="may be repeated; default: the queries recorded in the bag")
+    add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the query before it, from the start (0)")
+    add("--image-topic", "--topic", default="", help="default: the only image topic")
+    add("--namespace", type=_namespace, default="/decaf", help="of the query topic and of the outputs (%(default)s)")
+    add("--storage", choices=sorted(STORAGES), default="mcap", help="of the new bag (%(default)s)")
+    add("--overlay", action="store_true", help="write the overlay images too")
+    add_config_arguments(parser, " (default: the defaults of docs/parameters.md, not config/decaf.yaml)")
+
+
+def run(given: argparse.Namespace, config: DecafConfig) -> int:
+    """The exit status: 1 if no frame could be used or a query failed. Raises OSError, ValueError or RuntimeError."""
+    # Imports torch, which takes seconds; `decaf --help` must not wait for it.
+    from decaf_ros.online.replay import TimedQuery, check_times, replay
+    from decaf_ros.pipeline import Decaf
+
+    if given.out.exists():
+        raise FileExistsError(f"{given.out} exists already")
+    queries = [TimedQuery(*query) for query in given.query]
+    with BagReader(given.bag) as reader:
+        check_times(reader, queries, given.image_topic)  # before the models take their time to load
+        decaf = Decaf.from_config(config)
+        with BagWriter(given.out, given.storage) as writer:
+            played = replay(
+                decaf, reader, writer, queries, given.image_topic, given.namespace, given.overlay, _log
+            )
+    print("\n".join(_summary(played, given.out)))
+    failed = any(event.state == QueryState.FAILED for event in played.answers)
+    return 1 if failed or not played.statistics.used else 0
+
+
+def _summary(played: Played, out: Path) -> Sequence[str]:
+    statistics = played.statistics
+    lines = [f"frames: {statistics.used} used, {statistics.rejected} rejected"]
+    for event in played.answers:
+        presence = f", presence {event.presence.score:.2f}" if event.presence else ""
+        query = f"query {event.query.id} {shortened(event.query.text)!r}"
+        lines.append(f"{query}: {event.state.name}{presence}: {event.text}")
+        lines += [f"    {stage:<18} {ms:9.1f} ms" for stage, ms in event.stage_ms]
+    lines.append(
+        f"per frame: decoding {statistics.decode_ms:.1f} ms, tracking {statistics.track_ms:.1f} ms (moving average)"
+    )
+    lines.append(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in sorted(played.outputs.items())))
+    return lines
+
+
+def _namespace(name: str) -> str:
+    """With a leading and without a trailing slash; empty for the root."""
+    return f"/{name.strip('/')}".rstrip("/")
+
+
+def _log(level: str, text: str) -> None:
+    print(f"[{level}] {text}", file=sys.stderr)

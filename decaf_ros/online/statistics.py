@@ -1,0 +1,47 @@
+"""Counters and moving averages of one camera stream."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+from decaf_ros.types import Notice, QueryEvent, StageEvent
+
+# Weight of the newest frame in the moving averages.
+_NEWEST = 0.1
+
+
+@dataclass
+class Statistics:
+    """State of one stream, for diagnostics. One thread writes it, any thread may read it.
+
+    Attributes:
+        used: images handed to the core.
+        rejected: images that could not be decoded.
+        decode_ms, track_ms, publish_ms: wall time per frame, exponential moving average.
+        result_ns: stamp of the last published frame; 0 before the first.
+        event: last event of the current query; without a current query, the last event of all.
+        problem: the last notice; problem_at: its time (time.monotonic).
+    """
+
+    used: int = 0
+    rejected: int = 0
+    queries: int = 0
+    decode_ms: float = 0.0
+    track_ms: float = 0.0
+    publish_ms: float = 0.0
+    result_ns: int = 0
+    targets: int = 0
+    event: QueryEvent | None = None
+    stage: StageEvent | None = None
+    stage_ms: tuple[tuple[str, float], ...] = ()
+    problem: Notice | None = None
+    problem_at: float = 0.0
+
+    def average(self, name: str, seconds: float) -> None:
+        """Updates the moving average `name` with one wall time."""
+        mean, newest = getattr(self, name), 1000 * seconds
+        setattr(self, name, mean + _NEWEST * (newest - mean) if mean else newest)
+
+    def note(self, notice: Notice) -> None:
+        self.problem, self.problem_at = notice, time.monotonic()
