@@ -1,22 +1,23 @@
 # Every target does its own set-up; a second run does no work twice. What each step does: scripts/setup_env.py.
 #   make setup [PYTHON=python3.11]   virtual environment, wheels, message build, all inside this folder
-#   make demo [CLIP=bikes]           the real node on a simulated table, or a real clip; results in demo_output/
+#   make demo                        the real node on a recorded simulated table; results in demo_output/
 #   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
 #   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
 #   make test-quantised              quantised loading, with the packages that it needs
-#   make lint                        ruff, with the rule that only decaf_ros/nodes imports ROS
+#   make test-colcon                 the tests that CI runs, by colcon test
+#   make lint                        ruff (with the rule that only decaf_ros/nodes imports ROS) and mypy
+#   make docs                        the site of docs/ and of the API reference, in site/
 #   make bench [QUICK=1] [DEVICE=cuda] [SHAPE=7b]    benchmarks
-#   make train-mllm, make train-sam2 the demo's checkpoints from nothing, some hours each (decaf_tabletop/README.md)
+#   make train-mllm, make train-sam2 the table's checkpoints from nothing, hours each (decaf_tabletop/README.md)
 #   make clean                       removes everything that set-up, demo and tests made here
 
 SHELL := /bin/bash
 PYTHON ?=
-CLIP ?=
 QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
 
-.PHONY: help setup demo test test-slow test-floor test-quantised lint bench clips validation train-mllm train-sam2 clean
+.PHONY: help setup demo test test-slow test-floor test-quantised test-colcon lint docs bench clips validation train-mllm train-sam2 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -25,7 +26,7 @@ setup:
 	@python3 scripts/setup_env.py --python "$(PYTHON)"
 
 demo: setup
-	@$(RUN) python -m decaf_tabletop.demo.run $(if $(CLIP),--clip "$(CLIP)")
+	@$(RUN) python -m decaf_tabletop.demo.run
 
 test: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest -m "not slow" $(ARGS)
@@ -45,6 +46,7 @@ $(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt
 	$(FLOOR_PIP) --requirement requirements/tools.txt
 	$(FLOOR_PIP) --requirement requirements/floor.txt
 	SAM2_BUILD_CUDA=0 $(FLOOR_PIP) --constraint requirements/floor.txt sam2==1.1.0
+	$(FLOOR_PIP) --no-deps --editable . # its entry points
 	touch $@
 
 # Beside .venv too: what quantised loading needs.
@@ -59,8 +61,26 @@ $(QUANTISERS)/stamp: requirements/quantised.txt | setup
 	  --requirement requirements/quantised.txt
 	touch $@
 
+# Messages are built here once more, apart from install/.
+COLCON := build/colcon
+test-colcon: setup
+	rm -rf $(COLCON)/ws && mkdir -p $(COLCON)/ws/src && ln -s $(CURDIR) $(COLCON)/ws/src/decaf_ros
+	cd $(COLCON)/ws && DECAF_REQUIRE_ROS=1 PYTEST_ADDOPTS='-m "not slow"' $(CURDIR)/$(RUN) sh -c \
+	  'colcon build --cmake-args -DPython3_EXECUTABLE=$(CURDIR)/.venv/bin/python && \
+	   colcon test --event-handlers console_cohesion+ && colcon test-result --verbose'
+
 lint: setup
 	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+DOCS := .venv-docs
+docs: $(DOCS)/stamp
+	$(DOCS)/bin/mkdocs build --strict
+$(DOCS)/stamp: requirements/docs.txt
+	$(or $(PYTHON),python3) -m venv --clear $(DOCS)
+	$(DOCS)/bin/python -m pip install --disable-pip-version-check --quiet --requirement requirements/docs.txt
+	touch $@
 
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPE),--shape $(SHAPE))
@@ -81,5 +101,5 @@ train-sam2: clips validation
 		--validation .training/validation
 
 clean:
-	rm -rf .venv $(FLOOR) $(QUANTISERS) build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

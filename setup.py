@@ -1,4 +1,4 @@
-"""`pip install -e .`: the ROS-free core and the `decaf` command. The ROS package is built by CMakeLists.txt."""
+"""`pip install .`: the ROS-free core, the simulated table and the `decaf` command. CMakeLists.txt builds the rest."""
 
 import re
 from glob import glob
@@ -7,7 +7,9 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "decaf_ros" / "__init__.py").read_text(), re.MULTILINE)[1]
+# The simulated table's command and data set; CMakeLists.txt installs the same file.
+PLUGINS = (ROOT / "decaf_tabletop" / "entry_points.txt").read_text()
+VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "decaf_ros" / "version.py").read_text(), re.MULTILINE)[1]
 
 setup(
     name="decaf_ros",
@@ -15,13 +17,18 @@ setup(
     description="Training-free video reasoning segmentation for robots",
     license="Apache-2.0",
     python_requires=">=3.10",
-    packages=find_packages(include=["decaf_ros", "decaf_ros.*"]),
-    # Where a ROS installation has them too; decaf_ros.io.interfaces looks there.
+    packages=find_packages(include=["decaf_ros", "decaf_ros.*", "decaf_tabletop", "decaf_tabletop.*"]),
+    package_data={
+        "decaf_ros": ["py.typed"],
+        "decaf_tabletop": ["config/*.yaml", "models/*/*", "demo/bags/*/*", "README.md", "entry_points.txt"],
+    },
+    # The same places as in a ROS installation (decaf_ros/resources.py).
     data_files=[
+        ("share/decaf_ros/config", glob("config/*")),
         ("share/decaf_ros/msg", glob("msg/*.msg")),
         ("share/decaf_ros/action", glob("action/*.action")),
     ],
-    entry_points={"console_scripts": ["decaf = decaf_ros.cli.main:main"]},
+    entry_points=f"[console_scripts]\ndecaf = decaf_ros.cli.main:main\n\n{PLUGINS}",
     # The floors are the oldest versions that the tests have been run with (Python 3.10 on: transformers 4).
     install_requires=[
         "torch>=2.5.1",
@@ -43,7 +50,7 @@ setup(
         # `mllm.quantization`: one package for each kind. Tested with the oldest and 0.50, 0.18, 1.15.
         "bitsandbytes": ["bitsandbytes>=0.47,<1", "accelerate>=1.1,<2"],
         "torchao": ["torchao>=0.15,<1", "accelerate>=1.1,<2", "torch>=2.6"],  # does not run with torch 2.5
-        # `decaf simulate`: renders with EGL (Debian: libegl1) or OSMesa (libosmesa6).
+        # `decaf simulate` and `decaf eval` render with EGL (Debian: libegl1) or OSMesa (libosmesa6).
         "tabletop": [
             "mujoco>=3.3",
         ],

@@ -16,7 +16,7 @@ from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.io.bags import BagReader
-from decaf_ros.resources import find_resource
+from decaf_ros.resources import resolve_path
 from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
 from decaf_ros.types import Frame, Window
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
@@ -80,7 +80,7 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
 
 def tabletop_sam2(embedding_cache: int = 20, device: str = "cpu", fill_holes_px: int = 8) -> Sam2:
     """The demo's SAM 2, trained: random weights would make masks that overlap or are empty as chance has it."""
-    folder = find_resource("decaf_tabletop/models/tabletop_sam2")
+    folder = Path(resolve_path("package://decaf_tabletop/models/tabletop_sam2"))
     config = Sam2Config(str(folder), device=device, embedding_cache=embedding_cache)
     return load_sam2(config, fill_holes_px)
 
@@ -97,7 +97,7 @@ def published_sam2(size: str, device: str = "cpu", fill_holes_px: int = 8) -> Sa
 def recorded_window(frames: int, size_hw: tuple[int, int] = SIZE_HW) -> tuple[Window, np.ndarray]:
     """Frames of the demo's bag at another size, and a map (T, 24, 42) float32 in [0, 1] to be planted: a hill on each
     of three objects that are there throughout, of about two tokens over 0.8 on every frame."""
-    bag = find_resource("decaf_tabletop/demo/bags/story", Path(__file__))
+    bag = resolve_path("package://decaf_tabletop/demo/bags/story")
     truth = read_ground_truth(bag)
     with BagReader(bag) as reader:
         every = [frame for frame in reader.frames(COMPRESSED_TOPIC) if frame.stamp_ns in truth.labels]

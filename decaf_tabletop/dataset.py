@@ -1,34 +1,66 @@
-"""The simulated tabletop: clips made as they are wanted, or read from a folder where they were kept."""
+"""The simulated tabletop as a dataset of `decaf eval`: clips rendered on demand, or read from a folder."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
-from decaf_ros.evaluation.datasets.clips import EvaluationClip
-from decaf_tabletop.world.clip import TabletopClip
+from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, Referral, masks_from_labels
+from decaf_ros.evaluation.datasets.registry import Selection
+from decaf_tabletop.world.clip import KINDS, TabletopClip
 from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.store import clip_path, read_clip
 
-# Clips with a seed below the first were trained on. Reports take seeds up to the next bound, the fit of the presence
-# score those up to the last, and later reports those from there on.
+NAME = "tabletop"
+# Seeds below the first bound are for training, then come reports, the fit of the presence score, and later reports.
 REPORT_SEEDS, CALIBRATION_SEEDS, LATER_REPORT_SEEDS = 1_000_000, 2_000_000, 3_000_000
-# Of one report: the scored clips, and after them those in which one object passes before another.
+# Seeds of one report: scored clips from the first one on, clips in which one object passes another from MOST_CLIPS on.
 SEEDS_A_REPORT, MOST_CLIPS = 10_000, 5_000
 EARLIER_REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
+DEFAULT_CLIPS = 20
+# Types whose meaning does not depend on how much of the clip was seen.
+TIMELESS_KINDS = ("explicit", "attribute", "size", "several")
+
+
+class Tabletop:
+    """The entry point `tabletop` of `decaf_ros.datasets`."""
+
+    kinds: Sequence[str] = KINDS
+    default_config = "package://decaf_tabletop/config/tabletop.yaml"
+
+    def select(self, selection: Selection) -> Dataset:
+        """See `DatasetSource.select`. A report has a crossing, for tracking only, for every fourth scored clip."""
+        if selection.folder is not None:
+            return stored_clips(selection.folder, selection.count, selection.calibration)
+        count = DEFAULT_CLIPS if selection.count is None else selection.count
+        if selection.calibration:
+            return calibration_clips(count)
+        return report_clips(selection.seed, count, crossings=math.ceil(count / 4))
+
+
+SOURCE = Tabletop()
 
 
 @dataclass(frozen=True)
 class SimulatedTabletop:
-    """`scored` clips with the seeds from first_seed on, then `crossings` more in which an object is hidden for a time.
+    """`scored` clips with the seeds from first_seed on, then crossings: clips in which an object is hidden for a time.
 
     Needs MuJoCo and a renderer.
     """
 
     first_seed: int
     scored: int
-    crossings: int = 0
-    name: str = "tabletop"
+    tracking_only: int = 0
+    name: str = NAME
+    kinds: Sequence[str] = KINDS
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Another version of MuJoCo renders other clips from a seed."""
+        return {"stored": False, "mujoco": version("mujoco")}
 
     def clip(self, index: int) -> EvaluationClip:
         """See `Dataset.clip`."""
@@ -54,7 +86,7 @@ def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
 
 
 def calibration_clips(count: int) -> SimulatedTabletop:
-    """Clips that are neither trained on nor in any report. Raises ValueError for a count outside 1..1,000,000."""
+    """Clips of neither training nor reports. Raises ValueError for a count outside 1..1,000,000."""
     most = LATER_REPORT_SEEDS - CALIBRATION_SEEDS
     if not 1 <= count <= most:
         raise ValueError(f"--clips: expected 1 to {most}, got {count}")
@@ -65,21 +97,29 @@ def calibration_clips(count: int) -> SimulatedTabletop:
 class StoredTabletop:
     """Clips that `decaf_tabletop.world.store` wrote; all are scored.
 
-    calibration: whether they are for the fit of the presence score, and not for a report. A clip with a seed of another
-    purpose is refused: it may have been trained on.
+    Attributes:
+        files: one .npz file a clip.
+        calibration: whether they serve to fit the presence score rather than for a report.
     """
 
     files: tuple[Path, ...]
     calibration: bool
-    crossings: int = field(default=0, init=False)
-    name: str = "tabletop"
+    tracking_only: int = field(default=0, init=False)
+    name: str = NAME
+    kinds: Sequence[str] = KINDS
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """Stored clips were rendered elsewhere."""
+        return {"stored": True, "mujoco": None}
 
     @property
     def scored(self) -> int:
+        """Number of files."""
         return len(self.files)
 
     def clip(self, index: int) -> EvaluationClip:
-        """See `Dataset.clip`. Raises ValueError for a clip with a seed of another purpose."""
+        """See `Dataset.clip`. Raises ValueError for a seed of another purpose: it may have been trained on."""
         file = self.files[index]
         clip = read_clip(file)
         held_out = CALIBRATION_SEEDS <= clip.seed < LATER_REPORT_SEEDS
@@ -92,9 +132,9 @@ class StoredTabletop:
 
 
 def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTabletop:
-    """The first `count` clips of a folder in order of their names, all of them without a count.
+    """The first `count` clips of a folder in the order of their names; all without a count.
 
-    Raises FileNotFoundError for a folder without a clip, ValueError for a count that it does not hold.
+    Raises FileNotFoundError for a folder without a clip, ValueError for a count larger than the folder.
     """
     files = tuple(sorted(folder.glob("clip_*.npz")))
     if not files:
@@ -105,6 +145,10 @@ def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTa
 
 
 def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
-    """With its expressions. file: which it is or would be, for its name: SEED or SEED_crossing."""
+    """The clip with its expressions. file: its path, for its name: SEED or SEED_crossing."""
     name = file.stem.removeprefix("clip_")
-    return EvaluationClip(name, clip.frames(), clip.labels, tuple(expressions_of(clip)))
+    expressions = tuple(
+        Referral(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS)
+        for one in expressions_of(clip)
+    )
+    return EvaluationClip(name, clip.frames(), masks_from_labels(clip.labels, len(clip.objects)), expressions)

@@ -115,7 +115,7 @@ def plan(python: str) -> list[Step]:
 
     # CMake refuses to export include folders that lie in the source folder, as NumPy's in .venv would.
     source = BUILD / "ros-source" / "decaf_ros"
-    parts = ("CMakeLists.txt", "package.xml", "msg", "action", "bin", "config", "launch", "models", "decaf_ros")
+    parts = ("CMakeLists.txt", "package.xml", "msg", "action", "bin", "config", "launch", "decaf_ros", "decaf_tabletop")
     build = [
         *("colcon", "--log-base", str(BUILD / "log" / "colcon"), "build", "--paths", str(source)),
         *("--build-base", str(BUILD / "ros"), "--install-base", str(ROOT / "install")),

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral, masks_from_labels
 from decaf_ros.types import (
     AttentionMaps,
     Frame,
@@ -19,7 +19,7 @@ from decaf_ros.types import (
     Tracklet,
     TrackletScores,
 )
-from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import KINDS, TabletopClip, TabletopObject
 
 SIZE_HW = (96, 128)
 RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 210)}
@@ -55,27 +55,29 @@ def drawn_clip(seed: int, frames: int = 8) -> TabletopClip:
 
 
 EXPRESSIONS = (
-    Expression("the red ball", "explicit", (0,), "ball"),
-    Expression("the green object", "attribute", (1,), "ball"),
-    Expression("the object that moves", "motion", (0,), "ball"),
-    Expression("the balls in front", "several", (1, 2), "ball"),
-    Expression("the black cone", "absent", (), ""),
-    Expression("the mug", "absent", (), ""),
+    Referral("the red ball", "explicit", (0,), "ball", timeless=True),
+    Referral("the green object", "attribute", (1,), "ball", timeless=True),
+    Referral("the object that moves", "motion", (0,), "ball"),
+    Referral("the balls in front", "several", (1, 2), "ball", timeless=True),
+    Referral("the black cone", ABSENT, ()),
+    Referral("the mug", ABSENT, ()),
 )
 
 
 def evaluation_clip(name: str = "one", frames: int = 8, expressions=EXPRESSIONS) -> EvaluationClip:
     clip = drawn_clip(0, frames)
-    return EvaluationClip(name, clip.frames(), clip.labels, tuple(expressions))
+    return EvaluationClip(name, clip.frames(), masks_from_labels(clip.labels, 3), tuple(expressions))
 
 
 class DrawnClips:
     """A dataset of drawn clips, all alike; with `odd_one_out`, the last one has only that expression."""
 
     name = "drawn"
-    crossings = 0
+    tracking_only = 0
+    kinds = KINDS
+    settings: dict = {}
 
-    def __init__(self, scored: int, odd_one_out: Expression | None = None) -> None:
+    def __init__(self, scored: int, odd_one_out: Referral | None = None) -> None:
         self.scored, self._odd = scored, odd_one_out
 
     def clip(self, index: int) -> EvaluationClip:

@@ -31,8 +31,9 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.action import Segment
+from decaf_ros.io.messages import header, stamp_ns
 from decaf_ros.msg import QueryStatus, TrackletArray
-from decaf_ros.nodes.conversions import header_message, stamp_ns
+from decaf_ros.nodes.conversions import make_message
 
 ROOT = Path(__file__).parent.parent
 PROFILE = ROOT / "config" / "fastdds_large_shm.xml"
@@ -149,7 +150,7 @@ class Robot:
             pixels[30:60, left : left + 30] = (220, 60, 20)
             stamps.append(time.time_ns())
             message = Image(height=SIZE_HW[0], width=SIZE_HW[1], encoding="rgb8", step=3 * SIZE_HW[1])
-            message.header = header_message(stamps[-1], "camera_optical")
+            message.header = header(make_message, stamps[-1], "camera_optical")
             message.data = array.array("B", pixels.tobytes())
             for name, value in changes.items():
                 setattr(message, name, value)
@@ -161,7 +162,7 @@ class Robot:
     def show_compressed(self) -> int:
         """Publishes one PNG; its stamp."""
         stamp = time.time_ns()
-        message = CompressedImage(header=header_message(stamp, "camera_optical"), format="png")
+        message = CompressedImage(header=header(make_message, stamp, "camera_optical"), format="png")
         message.data = array.array("B", cv2.imencode(".png", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes())
         wait_for(self._compressed.get_subscription_count, "subscription to compressed images")
         self._compressed.publish(message)

@@ -2,6 +2,7 @@ import json
 import os
 import sqlite3
 import sys
+from collections import defaultdict
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
 from decaf_ros.io.bags import STORAGES, BagReader, BagWriter, is_bag, make_header, typestore
+from decaf_ros.io.messages import TOPICS, topic_messages
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.types import (
     Frame,
@@ -265,24 +267,21 @@ def test_outputs_are_those_of_the_node(tmp_path):
     pytest.importorskip("decaf_ros.msg")
     from rclpy.serialization import serialize_message
 
-    from decaf_ros.nodes import conversions
+    from decaf_ros.nodes.conversions import make_message as make_ros_message
 
-    received, event, result, empty, heatmap, _ = outputs()
-    expected = {
-        "status": ("QueryStatus", [conversions.status_message(received), conversions.status_message(event)]),
-        "masks": ("Image", [conversions.masks_message(result), conversions.masks_message(empty)]),
-        "target_mask": ("Image", [conversions.target_mask_message(result), conversions.target_mask_message(empty)]),
-        "tracklets": ("TrackletArray", [conversions.tracklets_message(result), conversions.tracklets_message(empty)]),
-        "heatmaps": ("Image", [conversions.heatmap_message(heatmap)]),
-    }
+    expected = defaultdict(list)
     with BagWriter(tmp_path / "bag") as bag:
-        for output in (received, event, result, empty, heatmap):
-            OutputBag(bag).write(output)
+        writer = OutputBag(bag)
+        for output in outputs():
+            writer.write(output)
+            for topic, message in topic_messages(make_ros_message, output):
+                expected[topic].append(without_padding(serialize_message(message), TOPICS[topic]))
+    assert set(expected) == set(TOPICS) - {"overlay"}
     with BagReader(tmp_path / "bag") as bag:
-        for topic, (kind, messages) in expected.items():
-            msgtype = f"{'sensor_msgs' if kind == 'Image' else 'decaf_ros'}/msg/{kind}"
-            written = [message.data for message in bag.messages([f"/decaf/{topic}"])]
-            assert written == [without_padding(serialize_message(message), msgtype) for message in messages]
+        for topic, messages in expected.items():
+            written = list(bag.messages([f"/decaf/{topic}"]))
+            assert [message.data for message in written] == messages
+            assert {message.msgtype for message in written} == {TOPICS[topic]}
 
 
 def without_padding(data: bytes, msgtype: str) -> bytes:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 import decaf_ros
-from decaf_ros.cli.main import main, parameter_table
+from decaf_ros.cli.main import main
+from decaf_ros.cli.parameters import parameter_table
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.io.video import VideoWriter, read_video

@@ -14,8 +14,9 @@ pytest.importorskip("decaf_ros.msg")
 
 from sensor_msgs.msg import CompressedImage, Image
 
+from decaf_ros.io.messages import frame_from_message, header, stamp_ns, topic_messages
 from decaf_ros.msg import QueryStatus, Tracklet
-from decaf_ros.nodes import conversions
+from decaf_ros.nodes.conversions import make_message, time_message
 from decaf_ros.types import (
     Frame,
     FrameResult,
@@ -37,10 +38,14 @@ RGB = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
 FRAME = Frame(RGB, STAMP_NS, "camera_optical", 7)
 
 
+def _messages(output) -> dict:
+    return dict(topic_messages(make_message, output))
+
+
 def _message(pixels: np.ndarray, encoding: str, padding: int = 0, **fields) -> Image:
     rows = np.pad(pixels.reshape(len(pixels), -1).view(np.uint8), ((0, 0), (0, padding)), constant_values=99)
     message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1])
-    message.header = conversions.header_message(STAMP_NS, "camera_optical")
+    message.header = header(make_message, STAMP_NS, "camera_optical")
     message.data = array.array("B", rows.tobytes())
     for name, value in fields.items():
         setattr(message, name, value)
@@ -48,7 +53,7 @@ def _message(pixels: np.ndarray, encoding: str, padding: int = 0, **fields) -> I
 
 
 def test_a_frame_keeps_pixels_stamp_and_frame_id():
-    frame = conversions.frame_from_message(_message(RGB[:, :, ::-1].copy(), "bgr8", padding=5), index=3)
+    frame = frame_from_message(_message(RGB[:, :, ::-1].copy(), "bgr8", padding=5), index=3)
     assert np.array_equal(frame.image, RGB)
     assert (frame.stamp_ns, frame.frame_id, frame.index) == (STAMP_NS, "camera_optical", 3)
 
@@ -66,7 +71,7 @@ def test_a_frame_keeps_pixels_stamp_and_frame_id():
 )
 def test_a_message_that_lies_is_refused_with_what_was_expected_and_what_came(fields, said):
     with pytest.raises(ValueError) as caught:
-        conversions.frame_from_message(_message(RGB, **{"encoding": "rgb8"} | fields), 0)
+        frame_from_message(_message(RGB, **{"encoding": "rgb8"} | fields), 0)
     assert said in str(caught.value)
 
 
@@ -74,16 +79,16 @@ def test_a_compressed_image_is_decoded_and_a_cut_off_one_refused():
     picture = cv2.resize(RGB, (64, 48))
     data = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
     message = CompressedImage(format="rgb8; png compressed bgr8", data=array.array("B", data))
-    message.header = conversions.header_message(STAMP_NS, "c")
-    assert np.array_equal(conversions.frame_from_message(message, 0).image, picture)
+    message.header = header(make_message, STAMP_NS, "c")
+    assert np.array_equal(frame_from_message(message, 0).image, picture)
     message.data = array.array("B", data[: len(data) // 2])
     with pytest.raises(ValueError, match="expected a whole image"):
-        conversions.frame_from_message(message, 0)
+        frame_from_message(message, 0)
 
 
-@pytest.mark.parametrize("stamp_ns", [0, 1, STAMP_NS, (2**31 - 1) * 10**9 + 999_999_999])
-def test_stamps_survive_to_the_nanosecond(stamp_ns):
-    assert conversions.stamp_ns(conversions.time_message(stamp_ns)) == stamp_ns
+@pytest.mark.parametrize("nanoseconds", [0, 1, STAMP_NS, (2**31 - 1) * 10**9 + 999_999_999])
+def test_stamps_survive_to_the_nanosecond(nanoseconds):
+    assert stamp_ns(time_message(nanoseconds)) == nanoseconds
 
 
 def _target(target_id: int, label: int, mask: np.ndarray, state: TargetState = TargetState.TRACKED) -> Target:
@@ -100,8 +105,8 @@ def _result() -> FrameResult:
 
 
 def test_masks_hold_labels_and_the_target_mask_their_union():
-    masks, union = conversions.masks_message(_result()), conversions.target_mask_message(_result())
-    for message, value in ((masks, 2), (union, 255)):
+    messages = _messages(_result())
+    for message, value in ((messages["masks"], 2), (messages["target_mask"], 255)):
         assert (message.encoding, message.height, message.width, message.step) == ("mono8", 4, 6, 6)
         assert (message.header.stamp.sec, message.header.stamp.nanosec) == (1_700_000_123, 456_789_012)
         assert message.header.frame_id == "camera_optical"
@@ -109,28 +114,28 @@ def test_masks_hold_labels_and_the_target_mask_their_union():
 
 
 def test_tracklets_say_where_each_target_is():
-    message = conversions.tracklets_message(_result())
-    assert conversions.stamp_ns(message.header.stamp) == STAMP_NS
+    message = _messages(_result())["tracklets"]
+    assert stamp_ns(message.header.stamp) == STAMP_NS
     assert (message.header.frame_id, message.query_id, message.query) == ("camera_optical", "q1", "the mug")
     seen, hidden = message.tracklets
     assert (seen.id, seen.label, seen.state, seen.category) == (12, 2, Tracklet.STATE_TRACKED, "mug")
     assert (seen.box.x_offset, seen.box.y_offset, seen.box.width, seen.box.height) == (2, 1, 3, 2)
     assert (seen.area, seen.centroid_x, seen.centroid_y) == (6, 3.0, 1.5)
     assert (seen.attention, seen.iou, seen.consistency) == (0.5, 0.75, -2.5)
-    assert conversions.stamp_ns(seen.source_stamp) == STAMP_NS - 5
+    assert stamp_ns(seen.source_stamp) == STAMP_NS - 5
     assert (hidden.id, hidden.label, hidden.state, hidden.area) == (300, 255, Tracklet.STATE_OCCLUDED, 0)
 
 
 def test_nothing_tracked_is_an_empty_array_and_a_black_mask():
     result = FrameResult(FRAME, np.zeros((4, 6), np.uint8))
-    message = conversions.tracklets_message(result)
+    message = _messages(result)["tracklets"]
     assert (message.tracklets, message.query_id) == ([], "")
-    assert not any(conversions.masks_message(result).data)
+    assert not any(_messages(result)["masks"].data)
 
 
 def test_a_heatmap_is_32fc1():
     values = np.linspace(0, 1, 24, dtype=np.float32).reshape(4, 6)
-    message = conversions.heatmap_message(Heatmap(FRAME, Query("q1", "x"), values))
+    message = _messages(Heatmap(FRAME, Query("q1", "x"), values))["heatmaps"]
     assert (message.encoding, message.step) == ("32FC1", 24)
     assert np.array_equal(np.frombuffer(message.data, np.float32).reshape(4, 6), values)
 
@@ -154,22 +159,22 @@ def _event(**changes) -> QueryEvent:
 
 
 def test_a_status_says_all_that_the_event_says():
-    message = conversions.status_message(_event())
+    message = _messages(_event())["status"]
     assert (message.query_id, message.query, message.state) == ("q4", "the mug", QueryStatus.TRACKING)
     assert (message.text, message.category, message.presence) == ("tracking 1 target", "mug", 0.5)
     parts = ("contrast", "separation", "consistency", "agreement", "iou", "object")
     said = [getattr(message, f"presence_{part}") for part in parts]
     assert said == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75]
-    assert conversions.stamp_ns(message.window_start) == STAMP_NS - 10**9
+    assert stamp_ns(message.window_start) == STAMP_NS - 10**9
     assert [(stage.stage, stage.milliseconds) for stage in message.stage_times] == [("points", 1.5), ("tracklets", 20)]
     assert list(message.tracklet_ids) == [3, 5]
     assert (message.keypoints[0].x, message.keypoints[0].y, message.keypoints[0].score) == (10.5, 3.25, 0.5)
-    assert conversions.status_message(_event(presence=None)).presence == -1.0
+    assert _messages(_event(presence=None))["status"].presence == -1.0
 
 
 @pytest.mark.parametrize("state, length", [(QueryState.RECEIVED, 5000), (QueryState.FAILED, 221)])
 def test_only_a_query_that_failed_is_cut(state, length):
-    query = conversions.status_message(_event(query=Query("q1", "mug !" * 1000), state=state)).query
+    query = _messages(_event(query=Query("q1", "mug !" * 1000), state=state))["status"].query
     assert len(query) == length and query.startswith("mug !mug !")
 
 

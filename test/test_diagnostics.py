@@ -10,9 +10,10 @@ pytest.importorskip("decaf_ros.msg")
 
 from diagnostic_msgs.msg import DiagnosticStatus
 
-from decaf_ros.nodes.conversions import stamp_ns
-from decaf_ros.nodes.diagnostics import MOST_WAITING, Statistics, diagnostics_message
+from decaf_ros.io.messages import stamp_ns
+from decaf_ros.nodes.diagnostics import MOST_WAITING, diagnostics_message
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import Notice, Query, QueryEvent, QueryState, StageEvent
 
 pytestmark = pytest.mark.ros

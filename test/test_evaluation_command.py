@@ -14,7 +14,7 @@ from decaf_ros.cli.main import main
 from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.report import check_folder
-from decaf_ros.resources import find_resource
+from decaf_ros.resources import resolve_path
 from decaf_tabletop.world.clip import KINDS
 from decaf_tabletop.world.store import clip_path, write_clip
 
@@ -174,9 +174,11 @@ def test_bad_usage_is_exit_code_2(given, capsys):
 
 
 def test_default_parameters_are_the_tabletops():
-    nothing = argparse.Namespace(config=None, set=["window.size=8"], mllm=None, sam2=None)
+    nothing = argparse.Namespace(dataset="tabletop", config=None, set=["window.size=8"], mllm=None, sam2=None)
     config = configured(nothing)
-    assert config == replace(load_config(find_resource("decaf_tabletop/config/tabletop.yaml")), {"window.size": 8})
+    assert config == replace(
+        load_config(resolve_path("package://decaf_tabletop/config/tabletop.yaml")), {"window.size": 8}
+    )
     assert "tabletop" in config.mllm.checkpoint and "tabletop" in config.sam2.checkpoint
 
 

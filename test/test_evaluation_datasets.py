@@ -7,30 +7,38 @@ import numpy as np
 import pytest
 from evaluation_scenes import drawn_clip, evaluation_clip
 
-from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice, Referral
+from decaf_ros.evaluation.datasets.registry import Selection, dataset_names, find_source
 from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
-from decaf_tabletop.world.clip import KINDS, Expression
+from decaf_tabletop.world.clip import KINDS
 from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.store import clip_path, write_clip
 
 
 def test_mask_is_the_union_of_the_targets():
-    clip = evaluation_clip()
-    assert (clip.mask((0,)) == (clip.labels == 1)).all()
-    assert (clip.mask((0, 2)) == np.isin(clip.labels, (1, 3))).all()
+    clip, labels = evaluation_clip(), drawn_clip(0).labels
+    assert (clip.mask((0,)) == (labels == 1)).all()
+    assert (clip.mask((0, 2)) == np.isin(labels, (1, 3))).all()
     assert not clip.mask(()).any()
+
+
+def test_objects_may_overlap():
+    clip = evaluation_clip()
+    objects = np.stack([clip.objects[0], clip.objects[0] | clip.objects[1]])
+    clip = EvaluationClip("overlapping", clip.frames, objects, ())
+    assert (clip.mask((0,)) & clip.mask((1,))).any() and (clip.masks_at(2)[1] == objects[1, 2]).all()
 
 
 def test_a_clip_whose_parts_do_not_fit_is_refused():
     clip = evaluation_clip()
-    with pytest.raises(ValueError, match="clip x: expected frames and uint8 labels"):
-        EvaluationClip("x", clip.frames, clip.labels[:-1], ())
+    with pytest.raises(ValueError, match="clip x: expected frames and bool masks"):
+        EvaluationClip("x", clip.frames, clip.objects[:, :-1], ())
     with pytest.raises(ValueError, match="clip x: expected frames with the indices 0 to 6"):
-        EvaluationClip("x", clip.frames[1:], clip.labels[1:], ())
+        EvaluationClip("x", clip.frames[1:], clip.objects[:, 1:], ())
 
 
 def rich(kinds):
-    return evaluation_clip(expressions=[Expression(f"{kind} {n}", kind, (0,), "") for kind in kinds for n in range(3)])
+    return evaluation_clip(expressions=[Referral(f"{kind} {n}", kind, (0,)) for kind in kinds for n in range(3)])
 
 
 def test_choice_is_balanced_over_types():
@@ -94,14 +102,19 @@ def folder(tmp_path):
 
 def test_stored_clips_are_read_in_order_with_their_expressions(folder):
     dataset = pickle.loads(pickle.dumps(stored_clips(folder, 2, calibration=False)))
-    assert (dataset.scored, dataset.crossings) == (2, 0)
+    assert (dataset.scored, dataset.tracking_only) == (2, 0)
     names = [dataset.clip(index).name for index in range(2)]
     assert names == ["01000001", "01000002"]
     clip = dataset.clip(0)
-    assert (clip.labels == drawn_clip(1_000_001).labels).all()
+    drawn = drawn_clip(1_000_001)
+    assert (clip.objects == [drawn.labels == label for label in (1, 2, 3)]).all()
     red = [one for one in clip.expressions if one.kind == "attribute" and "red" in one.text]
     assert [one.targets for one in red] == [(0,)]
-    assert list(clip.expressions) == expressions_of(drawn_clip(1_000_001))
+    known = expressions_of(drawn)
+    assert [(one.text, one.kind, one.targets, one.category) for one in clip.expressions] == [
+        (one.text, one.kind, one.targets, one.category) for one in known
+    ]
+    assert {one.kind for one in clip.expressions if one.timeless} == {"explicit", "attribute"}
 
 
 def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, monkeypatch):
@@ -127,3 +140,12 @@ def test_a_folder_that_does_not_hold_so_many_clips_is_named(folder, tmp_path):
         stored_clips(folder, 4, False)
     with pytest.raises(FileNotFoundError, match="no clip there"):
         stored_clips(tmp_path / "nowhere", None, False)
+
+
+def test_datasets_are_found_by_name(folder):
+    assert "tabletop" in dataset_names()
+    source = find_source("tabletop")
+    assert source.kinds == KINDS and source.select(Selection(folder=folder)).scored == 3
+    assert source.select(Selection(seed=2, count=8)).tracking_only == 2
+    with pytest.raises(ValueError, match="--dataset: expected one of .*tabletop.*, got 'moon'"):
+        find_source("moon")

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 from scripted import ABSENT, ScriptedDecaf, World, WorldTracker, frame, settings
 
-from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, masks_from_labels
 from decaf_ros.evaluation.online import play, to_ask
-from decaf_tabletop.world.clip import Expression
 
 FRAMES = 40
 # The mug moves; the ball is hidden for a second.
@@ -14,9 +13,9 @@ WORLD = World(
     mug=lambda s: (round(20 * (s - 100) / 4), 2),
     ball=lambda s: None if 102.5 <= s < 103.5 else (20, 14),
 )
-MUG = Expression("the mug", "explicit", (0,), "mug")
-BOTH = Expression("the things", "several", (0, 1), "")
-BALL = Expression("the ball", "explicit", (1,), "ball")
+MUG = Referral("the mug", "explicit", (0,), "mug", timeless=True)
+BOTH = Referral("the things", "several", (0, 1), timeless=True)
+BALL = Referral("the ball", "explicit", (1,), "ball", timeless=True)
 # As long as a clip of the tabletop, with its key frames; the ball is hidden early.
 CROSSING = World(mug=lambda s: (0, 2), ball=lambda s: None if 101.0 <= s < 101.4 else (20, 14))
 CROSSING_FRAMES, CROSSING_SETTINGS = 32, {"window__keyframe_period_s": 0.2, "regrounding__stride": 8}
@@ -33,7 +32,7 @@ def clip_of(world, count=FRAMES):
     for one in frames:
         for label, name in ((1, "mug"), (2, "ball")):
             labels[one.index][world.mask(name, one)] = label
-    return EvaluationClip("scripted", frames, labels, (MUG, BOTH, BALL))
+    return EvaluationClip("scripted", frames, masks_from_labels(labels, 2), (MUG, BOTH, BALL))
 
 
 @pytest.fixture
@@ -90,7 +89,7 @@ def test_what_is_not_followed_is_not_hidden_from_following():
 
 
 def test_what_is_asked_is_timeless_and_best_of_something_hidden(clip):
-    moving = Expression("the one that moves", "motion", (1,), "")
+    moving = Referral("the one that moves", "motion", (1,), "")
     assert to_ask(clip, [moving, MUG, BALL, BOTH]) == BALL
     assert to_ask(clip, [moving, MUG]) == MUG and to_ask(clip, [moving]) is None
 

@@ -10,13 +10,13 @@ import pytest
 from evaluation_scenes import DrawnClips, KnownDecaf, evaluation_clip
 
 from decaf_ros.config import DecafConfig, replace
-from decaf_ros.evaluation.datasets.clips import ExpressionChoice
+from decaf_ros.evaluation.datasets.clips import ExpressionChoice, Referral
 from decaf_ros.evaluation.jobs import Plan, clip_scores
-from decaf_ros.evaluation.online import TIMELESS, OnlineScore
+from decaf_ros.evaluation.online import OnlineScore
 from decaf_ros.evaluation.report import caption, report_text, write_report
 from decaf_ros.evaluation.run import CaseError, Evaluator, Job
 from decaf_ros.evaluation.summary import MEASURES, Collected, summary
-from decaf_tabletop.world.clip import KINDS, Expression
+from decaf_tabletop.world.clip import KINDS
 
 CONFIG = replace(DecafConfig(), {"window.size": 4, "presence.threshold": 0.5})
 ANSWERS = {
@@ -85,7 +85,7 @@ def test_a_model_that_says_none_is_taken_at_its_word():
 
 def test_half_of_the_targets(collected):
     clip = evaluation_clip()
-    expected = np.mean([(labels == 2).sum() / (labels > 1).sum() for labels in clip.labels])
+    expected = np.mean([found.sum() / meant.sum() for found, meant in zip(clip.mask((1,)), clip.mask((1, 2)))])
     assert by_text(collected, "the balls in front").published.j == pytest.approx(expected)
 
 
@@ -166,7 +166,7 @@ def test_clips_made_in_another_process_change_nothing(collected):
 def test_several_processes_change_nothing_and_tell_what_fails(collected):
     """Results come in the order of the clips; the last one's case fails."""
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
-    odd = Expression("the odd one", "explicit", (0,), "ball")
+    odd = Referral("the odd one", "explicit", (0,), "ball")
     broken = functools.partial(evaluator, **{odd.text: RuntimeError("out of memory")})
     results = []
     with pytest.raises(CaseError, match="^clip clip2, expression 'the odd one': RuntimeError: out of memory$"):
@@ -183,11 +183,11 @@ def assert_as_collected(results, collected):
 def test_jobs():
     plan = Plan(ExpressionChoice(0, 4, 2), ablated=1, played=2)
     clip = evaluation_clip()
-    clip.labels[3:5][clip.labels[3:5] == 2] = 0  # the green one is hidden
+    clip.objects[1, 3:5] = False  # the green one is hidden
     jobs = [plan.job(clip, index, scored=3) for index in range(5)]
     assert [job.ablate for job in jobs] == [True, False, False, False, False]
     assert [job.online and job.online.text for job in jobs[2:]] == [None, "the green object", "the green object"]
-    assert all(job.online in job.expressions and job.online.kind in TIMELESS for job in jobs[:2])
+    assert all(job.online in job.expressions and job.online.timeless for job in jobs[:2])
     assert all(job.segmenter for job in jobs) and not jobs[3].expressions
     of_kind = Plan(ExpressionChoice(0, 4, 2, ["explicit", "motion"]))
     assert of_kind.job(clip, 3, scored=3).online.text == "the red ball"

@@ -6,7 +6,7 @@ import torch
 from evaluation_scenes import frame
 
 from decaf_ros.evaluation import sam2 as module
-from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, masks_from_labels
 from decaf_ros.evaluation.sam2 import middle_point, score_segmenter
 from decaf_ros.segmentation.sam2 import PointMasks
 
@@ -55,7 +55,7 @@ class KnownSam2:
 
 @pytest.fixture
 def clip():
-    return EvaluationClip("known", tuple(frame(index) for index in range(FRAMES)), labels(), ())
+    return EvaluationClip("known", tuple(frame(index) for index in range(FRAMES)), masks_from_labels(labels(), 3), ())
 
 
 def test_scores(clip, monkeypatch):
@@ -69,7 +69,7 @@ def test_scores(clip, monkeypatch):
         return torch.from_numpy(tracks)
 
     monkeypatch.setattr(module, "propagate", propagate)
-    score = score_segmenter(KnownSam2(clip.labels, grown=5), clip)
+    score = score_segmenter(KnownSam2(labels(), grown=5), clip)
     assert (seen["frames"], seen["source"]) == (31, 0)
     np.testing.assert_array_equal(seen["masks"][2:], [box(5), box(50)])
     # Frames 0, 8, 16, 24 and 32; 20 columns of 25 are right.
@@ -83,8 +83,8 @@ def test_scores(clip, monkeypatch):
 
 
 def test_a_clip_without_an_object_at_both_ends(clip):
-    empty = np.zeros_like(clip.labels)
-    score = score_segmenter(KnownSam2(empty), EvaluationClip("empty", clip.frames, empty, ()))
+    empty = np.zeros_like(labels())
+    score = score_segmenter(KnownSam2(empty), EvaluationClip("empty", clip.frames, masks_from_labels(empty, 3), ()))
     assert score.clicks == () and score.propagated == ()
 
 

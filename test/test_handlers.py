@@ -17,9 +17,10 @@ pytest.importorskip("decaf_ros.msg")
 from sensor_msgs.msg import CompressedImage, Image
 
 from decaf_ros.config import DecafConfig, replace
+from decaf_ros.io.messages import header, stamp_ns
 from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes import handlers as handlers_module
-from decaf_ros.nodes.conversions import header_message, stamp_ns
+from decaf_ros.nodes.conversions import make_message
+from decaf_ros.online import handlers as handlers_module
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.pipeline import Decaf
 
@@ -61,7 +62,11 @@ class Run:
         self.published: list[tuple[str, object]] = []
         self.log: list[tuple[str, str]] = []
         self.handlers = Handlers(
-            decaf, lambda *output: self.published.append(output), lambda *line: self.log.append(line), **options
+            decaf,
+            make_message,
+            lambda *output: self.published.append(output),
+            lambda *line: self.log.append(line),
+            **options,
         )
 
     def show(self, *messages: Image) -> None:
@@ -99,7 +104,7 @@ def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
     pixels = np.full((*size_hw, 3), 40, np.uint8)
     cv2.circle(pixels, (10 + 2 * number, size_hw[0] // 2), 8, (230, 60, 30), cv2.FILLED)
     message = Image(height=size_hw[0], width=size_hw[1], encoding="rgb8", step=3 * size_hw[1])
-    message.header = header_message(START_NS + number * PERIOD_NS, "camera")
+    message.header = header(make_message, START_NS + number * PERIOD_NS, "camera")
     message.data = array.array("B", pixels.tobytes())
     for name, value in changes.items():
         setattr(message, name, value)

@@ -41,13 +41,19 @@ def banned_imports(source: str, file: str) -> int:
     ],
 )
 def test_core_must_not_import_ros(line: str):
-    assert banned_imports(f"{line}\n", "decaf_ros/online/segmenter.py") == 1
+    assert banned_imports(f"{line}\n", "decaf_ros/pipeline.py") == 1
     assert banned_imports(f"{line}\n", "decaf_ros/nodes/segmenter.py") == 0
 
 
 def test_subpackages_are_core_too():
     assert banned_imports("import rclpy\n", "decaf_ros/segmentation/sam2.py") == 1
-    assert banned_imports("import rclpy\n", "decaf_ros/demo/run.py") == 1
+    assert banned_imports("import rclpy\n", "decaf_ros/grounding/families/qwen_vl.py") == 1
+
+
+def test_the_product_must_not_import_the_table():
+    for line in ("import decaf_tabletop", "def late():\n    from decaf_tabletop.world import clip"):
+        assert banned_imports(f"{line}\n", "decaf_ros/cli/evaluate.py") == 1
+        assert banned_imports(f"{line}\n", "decaf_tabletop/dataset.py") == 0
 
 
 def test_core_may_import_itself():

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scripted import ABSENT, PRESENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
-from decaf_ros import online
+from decaf_ros.online import segmenter
 from decaf_ros.types import FrameResult, Heatmap, Query, QueryEvent, QueryState, StageEvent
 
 TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
@@ -180,7 +180,7 @@ def test_a_grounding_without_room_leaves_room_for_the_next(monkeypatch, where, e
         raise error("no room")
 
     run = _recorder(["a"])
-    monkeypatch.setattr(*((run.decaf, "segment", broken) if where == "segment" else (online, "catch_up", broken)))
+    monkeypatch.setattr(*((run.decaf, "segment", broken) if where == "segment" else (segmenter, "catch_up", broken)))
     kept = []
     monkeypatch.setattr(run.decaf, "release", lambda: kept.append(made[-1]()))
     run.watch(range(16))

@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ElementTree
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -47,17 +48,33 @@ def test_cmake_installs_every_executable():
         assert (ROOT / "decaf_ros" / f"{target.replace('.', '/')}.py").is_file()
 
 
-def test_what_parameter_files_name_is_installed():
-    """package://decaf_ros/FOLDER/... is found in a checkout, and in what CMake installs."""
-    texts = "".join(file.read_text() for file in ROOT.glob("config/*.yaml"))
-    named = set(re.findall(r"package://decaf_ros/(\S+)", texts))
-    assert {name.split("/")[0] for name in named} == {"models"}
+def test_cmake_installs_what_it_needs_and_setup_links_it():
     installed = re.search(r"install\(DIRECTORY ([\w ]+) DESTINATION share/\$\{PROJECT_NAME\}", CMAKE)[1].split()
+    packages = re.findall(r"install\(DIRECTORY (\w+)/", CMAKE)
+    assert (sorted(installed), sorted(packages)) == (["config", "launch"], ["decaf_ros", "decaf_tabletop"])
     linked = re.search(r"parts = \((.+)\)", (ROOT / "scripts" / "setup_env.py").read_text())[1]
-    for folder in {*installed, "models"}:
-        assert folder in installed and f'"{folder}"' in linked
-    for name in named:
-        assert (ROOT / name).is_dir(), name
+    assert all(f'"{folder}"' in linked for folder in (*installed, *packages))
+    assert CMAKE.count(decaf_ros.__version__) == CMAKE.count("0.1.0") == 2
+
+
+def test_a_wheel_has_everything(tmp_path):
+    """Parameter files, definitions, the table's checkpoints and plug-ins."""
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
+    source = tmp_path / "source"
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "install", "site", "*.egg-info"))
+    subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True)
+    (file,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(file) as wheel:
+        names = set(wheel.namelist())
+        plugins = wheel.read("decaf_ros-0.1.0.dist-info/entry_points.txt").decode()
+    assert "simulate = decaf_tabletop.simulate:add_parser" in plugins and "decaf = decaf_ros.cli.main:main" in plugins
+    data = "decaf_ros-0.1.0.data/data/share/decaf_ros"
+    for name in ("config/decaf.yaml", "config/fastdds_large_shm.xml", "msg/Tracklet.msg", "action/Segment.action"):
+        assert f"{data}/{name}" in names
+    tracked = [*ROOT.glob("decaf_tabletop/models/*/*"), *ROOT.glob("decaf_*/**/*.py"), ROOT / "decaf_ros" / "py.typed"]
+    needed = {str(file.relative_to(ROOT)) for file in (*tracked, *ROOT.glob("decaf_tabletop/config/*"))}
+    assert needed - names == set()
+    assert not any(name.startswith("test") for name in names)
 
 
 def test_the_command_that_the_readme_names_runs(tmp_path):
@@ -68,13 +85,12 @@ def test_the_command_that_the_readme_names_runs(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_text(stands_in)
-    for name in ("scripts", "bin", "decaf_ros"):
+    for name in ("scripts", "bin", "decaf_ros", "decaf_tabletop"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     named = re.search(r"scripts/with_env\.sh (decaf \w+)", (ROOT / "README.md").read_text())[1].split()
     command = [tmp_path / "scripts" / "with_env.sh", *named, "--help"]
     result = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith("usage: decaf segment"), result.stderr
-    assert "decaf = decaf_ros.cli.main:main" in (ROOT / "setup.py").read_text()
 
 
 def test_floor_is_what_setup_allows():

@@ -1,5 +1,4 @@
 """Replaying a bag through the node's handlers: every frame, every query, the same bytes each time."""
-# ruff: noqa: E402
 
 from __future__ import annotations
 
@@ -10,20 +9,15 @@ import cv2
 import numpy as np
 import pytest
 import yaml
-
-pytest.importorskip("rclpy")
-pytest.importorskip("decaf_ros.msg")
-
 from rosbags.highlevel import AnyReader
 
+from decaf_ros.cli.main import _parser, main
 from decaf_ros.config import load_config
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
-from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes import replay as replay_module
-from decaf_ros.nodes.conversions import stamp_ns
+from decaf_ros.io.messages import stamp_ns
+from decaf_ros.online.replay import TimedQuery, replay
 from decaf_ros.pipeline import Decaf
-
-pytestmark = pytest.mark.ros
+from decaf_ros.types import QueryState
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000
@@ -91,7 +85,7 @@ def play(params_file, tmp_path):
 
     def play_bag(bag: Path, *args: str, name: str = "out") -> tuple[int, Path]:
         out = tmp_path / name
-        return replay_module.main([str(bag), "--out", str(out), "--params-file", str(params_file), *args]), out
+        return main(["replay", str(bag), "--out", str(out), "--config", str(params_file), *args]), out
 
     return play_bag
 
@@ -137,7 +131,7 @@ def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
     for topic in ("masks", "target_mask", "tracklets", "overlay"):
         assert _stamps(out, topic) == [START_NS + number * PERIOD_NS for number in range(10)]
         assert {message.header.frame_id for message in _messages(out, topic)} == {"camera"}
-    assert _states(out, "q1") == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.TRACKING]
+    assert _states(out, "q1") == [QueryState.RECEIVED, QueryState.GROUNDING, QueryState.TRACKING]
     with BagReader(bag) as before, BagReader(out) as after:
         recorded = [message.stamp_ns for message in before.messages()]
         assert [message.stamp_ns for message in after.messages(["/decaf/masks"])] == recorded
@@ -159,7 +153,7 @@ def test_the_queries_of_the_bag_are_asked_unless_others_are_given(play, tmp_path
     messages += [("/decaf/query", _query("")), *_camera(*range(8, 10))]
     bag = _write(tmp_path / "bag", messages)
     _, out = play(bag)
-    assert _states(out, "q1")[-1] == QueryStatus.TRACKING and _states(out, "q2") == [QueryStatus.CANCELLED]
+    assert _states(out, "q1")[-1] == QueryState.TRACKING and _states(out, "q2") == [QueryState.CANCELLED]
     tracked = [message.query_id for message in _messages(out, "tracklets")]
     assert tracked == [""] * 4 + ["q1"] * 4 + [""] * 2
     _, out = play(bag, "--query", "the other disc", name="other")
@@ -197,7 +191,7 @@ def test_a_message_with_broken_bytes_is_rejected_and_the_rest_is_played(play, tm
     code, out = play(tmp_path / "bag")
     assert code == 0
     assert _stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5)]
-    assert _states(out, "q1")[-1] == QueryStatus.TRACKING
+    assert _states(out, "q1")[-1] == QueryState.TRACKING
     printed = capsys.readouterr()
     assert "frames: 5 used, 1 rejected" in printed.out
     assert printed.err.count("image rejected: ") == printed.err.count("query rejected: ") == 1
@@ -206,11 +200,11 @@ def test_a_message_with_broken_bytes_is_rejected_and_the_rest_is_played(play, tm
 def test_a_replay_that_breaks_off_answers_the_waiting_query(params_file, tmp_path):
     bag = _write(tmp_path / "bag", _camera(0))
     decaf = Decaf.from_config(load_config(params_file))
-    queries = [replay_module.TimedQuery("the red disc"), replay_module.TimedQuery("too late", 99)]
+    queries = [TimedQuery("the red disc"), TimedQuery("too late", 99)]
     with BagReader(bag) as reader, BagWriter(tmp_path / "out") as writer:
         with pytest.raises(ValueError, match="got 'too late' at 99 s"):
-            replay_module.replay(decaf, reader, writer, queries)
-    assert _states(tmp_path / "out", "q1") == [QueryStatus.RECEIVED, QueryStatus.CANCELLED]
+            replay(decaf, reader, writer, queries)
+    assert _states(tmp_path / "out", "q1") == [QueryState.RECEIVED, QueryState.CANCELLED]
     assert _messages(tmp_path / "out", "status")[-1].text == "the bag could not be played to its end"
 
 
@@ -219,14 +213,14 @@ def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, caps
     code, out = play(bag, "--query", "the red disc")
     assert code == 0 and len(_messages(out, "masks")) == 12
     assert "the stamp jumped back by 0.250 s" in capsys.readouterr().err
-    answers = [state for state in _states(out, "q1") if state >= QueryStatus.TRACKING]
-    assert answers == [QueryStatus.TRACKING]
+    answers = [state for state in _states(out, "q1") if state >= QueryState.TRACKING]
+    assert answers == [QueryState.TRACKING]
 
 
 def test_a_query_that_still_waits_at_the_end_is_answered(play, tmp_path, capsys):
     code, out = play(_write(tmp_path / "bag", _camera(0)), "--query", "the red disc")
     assert code == 0
-    assert _states(out, "q1") == [QueryStatus.RECEIVED, QueryStatus.CANCELLED]
+    assert _states(out, "q1") == [QueryState.RECEIVED, QueryState.CANCELLED]
     assert "CANCELLED: the bag has ended" in capsys.readouterr().out
 
 
@@ -262,9 +256,11 @@ def test_a_folder_that_is_no_bag_and_one_that_exists(play, tmp_path, capsys):
 
 
 def test_options(capsys):
-    parse = replay_module._parse
+    def parse(arguments):
+        return _parser().parse_args(["replay", *arguments])
+
     options = parse(["bag", "--out", "o", "--query", "a", "--query", "b", "--query-at", "2", "--query", "c"])
-    assert [tuple(query) for query in options.query] == [("a", 0.0), ("b", 2.0), ("c", 0.0)]
+    assert options.query == [("a", 0.0), ("b", 2.0), ("c", 0.0)]
     for given, meant in (("a/b/", "/a/b"), ("/a", "/a"), ("/", "")):
         assert parse(["bag", "--out", "o", "--namespace", given]).namespace == meant
     with pytest.raises(SystemExit):

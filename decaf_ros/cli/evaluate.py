@@ -4,29 +4,28 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import os
 import sys
 import time
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decaf_ros import __version__
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
-from decaf_ros.resources import find_resource
-from decaf_tabletop.world.clip import KINDS
+from decaf_ros.evaluation.datasets.registry import DatasetSource, Selection, dataset_names, find_source
+from decaf_ros.resources import resolve_path
+from decaf_ros.version import __version__
 
 if TYPE_CHECKING:
     from decaf_ros.evaluation.datasets.clips import Dataset
     from decaf_ros.evaluation.jobs import Plan
     from decaf_ros.evaluation.run import ClipScores
 
-DEFAULT_CONFIG = "decaf_tabletop/config/tabletop.yaml"
+DEFAULT_DATASET = "tabletop"
 # Expressions a clip, with and without targets.
 PRESENT, ABSENT = 3, 1
-# Clips on which the variants are scored, and on which one expression is asked online (besides the crossings).
+# Clips on which the variants are scored, and on which one expression is asked online (besides those for tracking only).
 ABLATED, PLAYED = 10, 4
 # Every frame of a clip is masked anew for each expression: their embeddings are worth keeping.
 _EMBEDDINGS = 64
@@ -43,7 +42,7 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     )
     parser.set_defaults(configure=configured, run=run)
     add = parser.add_argument
-    add("--dataset", choices=("tabletop",), default="tabletop", help="where the clips come from")
+    add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
     add("--seed", type=int, help="which clips, and which of their expressions are asked: 0 or more (default: 0)")
     add("--clips", type=int, help="how many clips (default: 20; with --clips-from: all)")
     add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder; needs no renderer")
@@ -61,17 +60,21 @@ def add_parser(commands: argparse._SubParsersAction) -> None:
     add("--calibrate", action="store_true", help="fit the presence score instead, on clips that no --seed gives")
     add("--workers", type=int, help="processes that score clips (default: one a core, or 1 with cuda); 0: no others")
     add("--threads", type=int, help="threads of each (default: the cores divided among them)")
-    add_config_arguments(parser, f" (default: {DEFAULT_CONFIG} of this installation)")
+    add_config_arguments(parser, " (default: the parameter file of the dataset)")
 
 
 def configured(given: argparse.Namespace) -> DecafConfig:
     """The configuration that is measured. Raises OSError or ValueError."""
-    return with_arguments(load_config(given.config or find_resource(DEFAULT_CONFIG)), given)
+    source = find_source(given.dataset)
+    file = given.config or (resolve_path(source.default_config) if source.default_config else None)
+    return with_arguments(load_config(file) if file else DecafConfig(), given)
 
 
 def run(given: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates, or calibrates. Raises OSError, ValueError or RuntimeError, with the clip and the expression."""
-    _check(given, config)
+    source = find_source(given.dataset)
+    kinds = _kinds(given, source)
+    _check(given, config, kinds)
     # Only here: they bring torch along, and `decaf --help` shall answer at once.
     from decaf_ros.evaluation.calibration import calibrate
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
@@ -79,18 +82,17 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
     from decaf_ros.evaluation.summary import Collected, summary
 
-    asked = _kinds(given)
     ablated = ABLATED if given.ablation_clips is None else given.ablation_clips
-    dataset = _dataset(given)
+    dataset = source.select(Selection(given.seed or 0, given.clips, given.clips_from, given.calibrate))
     out = given.out or Path("decaf_eval")
     if not given.calibrate:
         check_folder(out, given.json)
     config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDINGS)})
     if given.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
-    workers, threads = _processes(given, config, dataset.scored + dataset.crossings)
+    workers, threads = _processes(given, config, dataset.scored + dataset.tracking_only)
     plan = Plan(
-        ExpressionChoice(given.seed or 0, PRESENT, ABSENT, asked),
+        ExpressionChoice(given.seed or 0, PRESENT, ABSENT, kinds),
         masks=not given.calibrate,
         segmenter=not given.calibrate,
         ablated=0 if given.no_ablation or given.calibrate else ablated,
@@ -102,15 +104,15 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
         collected.take(scores)
         progress.tell(scores)
     if not collected.cases:
-        raise ValueError(f"no expression of the types {', '.join(asked)} in {dataset.scored} clips")
+        raise ValueError(f"no expression of the types {', '.join(kinds)} in {dataset.scored} clips")
     if given.calibrate:
         fitted = calibrate(collected.cases)
         print(calibration_text(fitted, len(collected.cases)))
         if given.json:
             write_json(given.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return
-    found = summary(collected, asked, config.presence.threshold) | {
-        "settings": _settings(given, dataset, asked, config),
+    found = summary(collected, kinds, config.presence.threshold) | {
+        "settings": _settings(given, dataset, kinds, config),
         "version": __version__,
     }
     text = report_text(found)
@@ -121,7 +123,7 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     _say(f"report in {out}, {progress.seconds:.0f} s")
 
 
-def _check(given: argparse.Namespace, config: DecafConfig) -> None:
+def _check(given: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
     """What would come to light after hours. Raises OSError or ValueError."""
     if given.json and given.json.is_dir():
         raise IsADirectoryError(f"--json: expected a file, got the folder {given.json}")
@@ -143,27 +145,16 @@ def _check(given: argparse.Namespace, config: DecafConfig) -> None:
     if not config.grounding.contrast:
         # Without a background there is no separation either.
         raise ValueError("--calibrate: expected grounding.contrast true, got false")
-    kinds = _kinds(given)
     if "absent" not in kinds or len(kinds) == 1:
         raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")
 
 
-def _dataset(given: argparse.Namespace) -> Dataset:
-    from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
-
-    if given.clips_from:
-        return stored_clips(given.clips_from, given.clips, given.calibrate)
-    count = 20 if given.clips is None else given.clips
-    if given.calibrate:
-        return calibration_clips(count)
-    return report_clips(given.seed or 0, count, crossings=math.ceil(count / 4))
-
-
-def _kinds(given: argparse.Namespace) -> list[str]:
-    kinds = {kind.strip() for kind in given.kinds.split(",") if kind.strip()} or set(KINDS)
-    if kinds - set(KINDS):
-        raise ValueError(f"--kinds: expected some of {', '.join(KINDS)}, got {', '.join(sorted(kinds - set(KINDS)))}")
-    return [kind for kind in KINDS if kind in kinds]
+def _kinds(given: argparse.Namespace, source: DatasetSource) -> list[str]:
+    """The types to ask, in the dataset's order. Raises ValueError for an unknown one."""
+    kinds = {kind.strip() for kind in given.kinds.split(",") if kind.strip()} or set(source.kinds)
+    if unknown := sorted(kinds - set(source.kinds)):
+        raise ValueError(f"--kinds: expected some of {', '.join(source.kinds)}, got {', '.join(unknown)}")
+    return [kind for kind in source.kinds if kind in kinds]
 
 
 def _processes(given: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
@@ -184,9 +175,7 @@ def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], con
         "dataset": dataset.name,
         "seed": given.seed or 0,
         "clips": dataset.scored,
-        "stored": given.clips_from is not None,
-        # Another version makes other clips of a seed.
-        "mujoco": None if given.clips_from else version("mujoco"),
+        **dataset.settings,
         "kinds": kinds,
         "expressions_a_clip": {"present": PRESENT, "absent": ABSENT},
         "parameters": {option.name: option.value for option in options(config)},
@@ -198,7 +187,7 @@ class _Progress:
 
     def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._began = time.monotonic()
-        total = dataset.scored + dataset.crossings
+        total = dataset.scored + dataset.tracking_only
         # Clips cost very different amounts of work.
         self._sorts = [(place < plan.ablated, place < plan.played, place >= dataset.scored) for place in range(total)]
         self._seconds: dict[tuple[bool, ...], list[float]] = {}

@@ -68,9 +68,7 @@ def run(given: argparse.Namespace, config: DecafConfig) -> int:
         check_times(reader, queries, given.image_topic)  # before the models take their time to load
         decaf = Decaf.from_config(config)
         with BagWriter(given.out, given.storage) as writer:
-            played = replay(
-                decaf, reader, writer, queries, given.image_topic, given.namespace, given.overlay, _log
-            )
+            played = replay(decaf, reader, writer, queries, given.image_topic, given.namespace, given.overlay, _log)
     print("\n".join(_summary(played, given.out)))
     failed = any(event.state == QueryState.FAILED for event in played.answers)
     return 1 if failed or not played.statistics.used else 0

@@ -1,4 +1,4 @@
-"""The command `decaf`: segments a video or a bag without ROS, evaluates, and prints the table of parameters."""
+"""The command `decaf segment`: answers a query about a video or a bag, without ROS."""
 
 from __future__ import annotations
 
@@ -10,105 +10,51 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decaf_ros import __version__
-from decaf_ros.cli.evaluate import add_parser as add_eval_parser
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, is_bag
 from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
 from decaf_ros.io.video import read_video
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
-from decaf_tabletop.world.command import add_parser as add_simulate_parser
+from decaf_ros.version import __version__
 
 if TYPE_CHECKING:
     from decaf_ros.online.segmenter import OnlineSegmenter
 
-# All frames of the clip are in memory at once, besides what the models take.
+# Bound for offline clips, which are in memory as a whole.
 _CLIP_GIB = 8
-# Images that cannot be decoded and are told of one by one; the rest are counted.
-_SAID = 5
+# Undecodable images that are reported one by one; further ones are only counted.
+_MAX_WARNINGS = 5
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """The exit status: 0, 1 for a failure (one line on stderr), 2 for bad usage."""
-    parser = _parser()
-    given = parser.parse_args(arguments)
-    if given.command == "parameters":
-        print(parameter_table(), end="")
-        return 0
-    try:
-        config = given.configure(given)
-    except (OSError, ValueError) as error:
-        parser.error(str(error))
-    try:
-        given.run(given, config)
-    except (OSError, ValueError, RuntimeError) as error:  # torch reports a full GPU as a RuntimeError
-        print(f"decaf: {' '.join(str(error).split())}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("decaf: interrupted", file=sys.stderr)
-        return 1
-    return 0
-
-
-def parameter_table() -> str:
-    """All parameters as a Markdown document (docs/parameters.md)."""
-    lines = [
-        "# Parameters",
-        "",
-        "Made by `decaf parameters` from `decaf_ros/config.py`. The names are ROS parameters of the node, keys of the",
-        "YAML files in `config/` (one level a dot) and arguments of `decaf segment --set`. Live: may be changed while",
-        "the node runs; others take effect when it is configured.",
-    ]
-    stage = None
-    for option in options(DecafConfig()):
-        if option.name.partition(".")[0] != stage:
-            stage = option.name.partition(".")[0]
-            lines += ["", f"## {stage}", "", "| Name | Default | Range | Live | Meaning |", "|---|---|---|---|---|"]
-        value = f'"{option.value}"' if isinstance(option.value, str) else str(option.value)
-        if option.choices:
-            allowed = ", ".join(option.choices)
-        elif option.minimum is not None or option.maximum is not None:
-            allowed = f"{option.minimum} to {option.maximum}"
-        else:
-            allowed = {bool: "true, false", str: "text"}[type(option.value)]
-        value = value.lower() if isinstance(option.value, bool) else value
-        live = "yes" if option.live else ""
-        lines.append(f"| `{option.name}` | `{value}` | {allowed} | {live} | {option.doc.replace('|', '/')} |")
-    return "\n".join(lines) + "\n"
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="decaf", description="Training-free video reasoning segmentation.")
-    parser.add_argument("--version", action="version", version=f"decaf {__version__}")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("parameters", help="print the table of all parameters as Markdown")
-    segment = commands.add_parser(
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `segment` to the commands of `decaf`."""
+    parser = commands.add_parser(
         "segment",
         help="answer a query about a video file or a ROS 2 bag",
-        description="Answers a query about a video file or a ROS 2 bag. By default the whole clip is looked at: key "
-        "frames spread evenly over it are grounded and every frame gets a mask. With --online the clip is played as a "
-        "robot would see it.",
+        description="Answers a query about a video file or a ROS 2 bag. By default the whole clip is used: key frames "
+        "spread evenly over it are grounded and every frame gets a mask. With --online the clip is played as a robot "
+        "would see it.",
     )
-    segment.set_defaults(configure=read_config, run=_segment)
-    add = segment.add_argument
+    parser.set_defaults(configure=read_config, run=run)
+    add = parser.add_argument
     add("input", type=Path, help="video file, bag folder, .mcap or .db3 file")
-    add("--query", required=True, help='what to look for, such as "the mug that was just put down"')
+    add("--query", required=True, help='the object to find, such as "the mug that was just put down"')
     add("--out", type=Path, help="new folder for the results (default: NAME_decaf in the current folder)")
-    add("--topic", default="", help="image topic of the bag, where it has several")
-    add_config_arguments(segment)
+    add("--topic", default="", help="image topic of a bag with several")
+    add_config_arguments(parser)
     add("--format", choices=FORMATS, default="png", help="masks as PNG files, as a bag with the node's topics, or both")
     add("--online", action="store_true", help="play the clip through the online segmenter, frame by frame")
-    add("--ask-at", type=float, default=0.0, metavar="S", help="with --online: when to ask, seconds into the clip")
-    add("--start", type=float, default=0.0, metavar="S", help="skip the clip's first seconds")
-    add("--duration", type=float, metavar="S", help="stop after so many seconds")
-    add_eval_parser(commands)
-    add_simulate_parser(commands)
-    return parser
+    add(
+        "--ask-at", type=float, default=0.0, metavar="S", help="with --online: time of the query, seconds into the clip"
+    )
+    add("--start", type=float, default=0.0, metavar="S", help="skip the first seconds of the clip")
+    add("--duration", type=float, metavar="S", help="stop after this many seconds")
 
 
-def _segment(given: argparse.Namespace, config: DecafConfig) -> None:
-    # Only here: they bring torch along, and `decaf --help` shall answer at once.
+def run(given: argparse.Namespace, config: DecafConfig) -> None:
+    """Segments the clip. Raises OSError, ValueError or RuntimeError."""
+    # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.offline import check_clip, segment_clip
     from decaf_ros.online.segmenter import OnlineSegmenter
     from decaf_ros.pipeline import Decaf
@@ -177,7 +123,7 @@ class _Rejected:
 
     def __call__(self, text: str) -> None:
         self.count += 1
-        if self.count <= _SAID:
+        if self.count <= _MAX_WARNINGS:
             _say(f"warn: image left out: {text}")
 
 
@@ -252,7 +198,3 @@ def _and_tell(take: Callable[[Output], None]) -> Callable[[Output], None]:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -32,7 +32,7 @@ class Plan:
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
         """The index-th clip's, of which the first `scored` ones are scored."""
         if index >= scored:
-            return Job(clip, online=to_ask(clip, self.choice.known(clip)), segmenter=True)
+            return Job(clip, online=to_ask(clip, self.choice.candidates(clip)), segmenter=True)
         chosen = self.choice(clip)
         online = to_ask(clip, chosen) if index < self.played else None
         return Job(clip, chosen, self.masks, index < self.ablated, online, self.segmenter)
@@ -57,7 +57,7 @@ def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], wor
     picklable); 1 scores in this process. Either way one more process makes or reads the clips that come next; with 0
     that is done in this process too. Raises what fails first.
     """
-    total = dataset.scored + dataset.crossings
+    total = dataset.scored + dataset.tracking_only
     ahead = max(workers, 1) + 1
     with _Processes(min(workers, 1)) as maker, _Processes(workers if workers > 1 else 0) as pool:
         evaluator = None if pool.count else load()

@@ -13,8 +13,6 @@ from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Notice, Output, Query, QueryEvent, QueryState
 
-# What these mean does not depend on how much of the clip has been seen.
-TIMELESS = ("explicit", "attribute", "size", "several")
 # Frames that a target is to have its id before it is hidden.
 _FOLLOWED_BEFORE = 5
 
@@ -38,7 +36,7 @@ class OnlineScore:
 
 def to_ask(clip: EvaluationClip, expressions: Iterable[Referral]) -> Referral | None:
     """The first timeless one whose target is hidden for a time; else the first timeless one, if there is any."""
-    timeless = [one for one in expressions if one.kind in TIMELESS]
+    timeless = [one for one in expressions if one.timeless]
     return max(timeless, key=lambda one: _hidden(clip, one).any(), default=None)
 
 
@@ -73,7 +71,7 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
     results = [one for one in outputs if isinstance(one, FrameResult) and one.frame.index > asked]
     truth = clip.mask(expression.targets)
     overlaps = [region_similarity(result.labels > 0, truth[result.frame.index]) for result in results]
-    everything = range(int(clip.labels.max()))
+    everything = range(len(clip.objects))
     states = {output.state for output in outputs if isinstance(output, QueryEvent)}
     return OnlineScore(
         clip.name,
@@ -89,8 +87,8 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
 
 
 def _visible(clip: EvaluationClip, result: FrameResult, objects: Iterable[int]) -> dict[int, np.ndarray]:
-    labels = clip.labels[result.frame.index]
-    return {one: labels == one + 1 for one in objects}
+    masks = clip.masks_at(result.frame.index)
+    return {one: masks[one] for one in objects}
 
 
 def _published(result: FrameResult) -> dict[int, np.ndarray]:

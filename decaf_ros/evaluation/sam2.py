@@ -45,7 +45,7 @@ def score_segmenter(sam2: Sam2, clip: EvaluationClip) -> SegmenterScore:
     """Clicks once on each object of every CLICK_EVERY-th frame, and follows those of the first frame."""
     clicks: list[tuple[float, float]] = []
     for place in range(0, len(clip.frames), CLICK_EVERY):
-        truths = _visible(clip.labels[place])
+        truths = _visible(clip.masks_at(place))
         found = _clicked(sam2, clip, place, list(truths.values()))
         clicks += [(mask_iou(mask, truth), iou) for (mask, iou), truth in zip(found, truths.values())]
     return SegmenterScore(clip.name, tuple(clicks), _propagated(sam2, clip))
@@ -58,10 +58,9 @@ def middle_point(mask: np.ndarray) -> tuple[float, float]:
     return (column + 0.5) / mask.shape[1], (row + 0.5) / mask.shape[0]
 
 
-def _visible(labels: np.ndarray) -> dict[int, np.ndarray]:
-    """Masks (H, W) bool by label of what is visible enough."""
-    masks = {int(label): labels == label for label in np.unique(labels) if label}
-    return {label: mask for label, mask in masks.items() if mask.sum() >= LEAST_PX}
+def _visible(masks: dict[int, np.ndarray]) -> dict[int, np.ndarray]:
+    """The (H, W) bool masks with at least LEAST_PX pixels, by object."""
+    return {index: mask for index, mask in masks.items() if mask.sum() >= LEAST_PX}
 
 
 def _clicked(sam2: Sam2, clip: EvaluationClip, place: int, truths: list[np.ndarray]) -> list[tuple[np.ndarray, float]]:
@@ -73,7 +72,7 @@ def _clicked(sam2: Sam2, clip: EvaluationClip, place: int, truths: list[np.ndarr
 
 def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
     frames = clip.frames[: PROPAGATED_FRAMES + 1]
-    first, last = _visible(clip.labels[0]), _visible(clip.labels[len(frames) - 1])
+    first, last = _visible(clip.masks_at(0)), _visible(clip.masks_at(len(frames) - 1))
     followed = [label for label in first if label in last]
     if not followed:
         return ()
@@ -83,7 +82,7 @@ def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
     from_click, from_mask = np.split(tracks, 2)
     scores = []
     for label, track, other in zip(followed, from_click, from_mask):
-        truth = clip.labels[: len(frames)] == label
+        truth = clip.objects[label, : len(frames)]
         areas = truth.sum(axis=(1, 2))
         crossed = bool(hidden(areas).any())
         overlaps = [mask_iou(*pair) for pair, area in zip(zip(track, truth), areas) if area >= LEAST_PX]

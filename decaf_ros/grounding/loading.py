@@ -79,7 +79,7 @@ def load_mllm(config: MllmConfig) -> Mllm:
     if "device_map" not in given:
         model.to(device)
     module, adapter = FAMILIES[model_type]
-    return getattr(import_module(f"decaf_ros.grounding.{module}"), adapter)(model, processor, config)
+    return getattr(import_module(f"decaf_ros.grounding.families.{module}"), adapter)(model, processor, config)
 
 
 def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:

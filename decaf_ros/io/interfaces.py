@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from decaf_ros.resources import find_resource
 
 MESSAGES = ("Keypoint", "QueryStatus", "StageTime", "Tracklet", "TrackletArray")
@@ -18,4 +16,4 @@ def interface_text(name: str) -> str:
     if name not in MESSAGES + ACTIONS:
         raise ValueError(f"unknown interface {name!r}; expected one of {', '.join(MESSAGES + ACTIONS)}")
     file = f"action/{name}.action" if name in ACTIONS else f"msg/{name}.msg"
-    return find_resource(file, Path(__file__)).read_text(encoding="utf-8")
+    return find_resource(file).read_text(encoding="utf-8")

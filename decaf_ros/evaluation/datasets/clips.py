@@ -1,9 +1,9 @@
-"""What every dataset gives: clips, expressions about them, and what these mean."""
+"""Clips with known answers, and the choice of the expressions that are asked about them."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,93 +11,131 @@ import numpy as np
 
 from decaf_ros.types import Frame
 
-# The type of expressions that mean nothing in their clip.
+# Type of the expressions without a target, in every dataset.
 ABSENT = "absent"
 
 
-class Referral(Protocol):
-    """An expression and what it means.
+@dataclass(frozen=True)
+class Referral:
+    """A referring expression and its meaning.
 
-    kind: its type; `absent` where there is no such thing. targets: places in the clip's label images, label - 1.
-    category: what the targets are; empty where that is not one word.
+    Attributes:
+        text: the expression.
+        kind: its type, one of the dataset's kinds; ABSENT if and only if there are no targets.
+        targets: indices into `EvaluationClip.objects`.
+        category: category of all targets; empty if there is none or it is unknown.
+        timeless: whether the meaning is the same for any part of the clip, as that of "the red ball" and unlike that
+            of "the ball that stopped". Online, only these are asked.
     """
 
     text: str
     kind: str
     targets: tuple[int, ...]
-    category: str
+    category: str = ""
+    timeless: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class EvaluationClip:
-    """frames: F of one size, their index counting from 0. labels: (F, H, W) uint8: 0 background, k + 1 the k-th object
-    where it is visible. expressions: all that may be asked about the clip."""
+    """A clip with ground truth.
+
+    Attributes:
+        name: unique in its dataset.
+        frames: F frames of one size; their indices are 0 to F - 1.
+        objects: (K, F, H, W) bool, the visible pixels of each object. Masks of objects may overlap.
+        expressions: everything that may be asked about the clip.
+    """
 
     name: str
     frames: tuple[Frame, ...]
-    labels: np.ndarray
+    objects: np.ndarray
     expressions: tuple[Referral, ...]
 
     def __post_init__(self) -> None:
-        wanted = (len(self.frames), *self.frames[0].size_hw) if self.frames else (0,)
-        if not self.frames or self.labels.shape != wanted or self.labels.dtype != np.uint8:
+        shape = (len(self.frames), *self.frames[0].size_hw) if self.frames else (0,)
+        if not self.frames or self.objects.shape[1:] != shape or self.objects.dtype != bool:
             raise ValueError(
-                f"clip {self.name}: expected frames and uint8 labels of shape {wanted}, "
-                f"got {self.labels.dtype} {self.labels.shape}"
+                f"clip {self.name}: expected frames and bool masks of shape (K, {', '.join(map(str, shape))}), "
+                f"got {self.objects.dtype} {self.objects.shape}"
             )
         if any(frame.index != place for place, frame in enumerate(self.frames)):
             raise ValueError(f"clip {self.name}: expected frames with the indices 0 to {len(self.frames) - 1}")
 
     def mask(self, targets: Sequence[int]) -> np.ndarray:
-        """(F, H, W) bool, where any of the targets is visible."""
-        table = np.zeros(256, bool)
-        table[[target + 1 for target in targets]] = True
-        return table[self.labels]
+        """(F, H, W) bool: the union of the targets."""
+        return np.asarray(self.objects[list(targets)].any(axis=0))
+
+    def masks_at(self, place: int) -> dict[int, np.ndarray]:
+        """The (H, W) bool mask of each object on one frame, by its index."""
+        return dict(enumerate(self.objects[:, place]))
+
+
+def masks_from_labels(labels: np.ndarray, count: int) -> np.ndarray:
+    """(K, F, H, W) bool masks of `count` objects from (F, H, W) label images: 0 background, k + 1 object k."""
+    return np.asarray(labels[None] == np.arange(1, count + 1, dtype=labels.dtype).reshape(-1, 1, 1, 1))
 
 
 class Dataset(Protocol):
-    """Clips by number. Another process may ask for them: it has to be picklable.
+    """Clips by number. Other processes ask for them, so it has to be picklable."""
 
-    scored: how many clips are to be scored; crossings: how many more there are in which an object is hidden for a time.
-    """
+    @property
+    def name(self) -> str:
+        """Name of the dataset in reports."""
 
-    name: str
-    scored: int
-    crossings: int
+    @property
+    def kinds(self) -> Sequence[str]:
+        """Types of its expressions, in the order of a report."""
+
+    @property
+    def scored(self) -> int:
+        """Number of clips whose expressions are scored."""
+
+    @property
+    def tracking_only(self) -> int:
+        """Number of further clips for tracking scores alone: online, and SAM 2 by itself."""
+
+    @property
+    def settings(self) -> Mapping[str, object]:
+        """What else a report has to name so that it can be repeated, as JSON values."""
 
     def clip(self, index: int) -> EvaluationClip:
-        """The index-th of the scored clips, and then of the others. Raises what reading or making it raises."""
+        """The index-th clip, scored ones first. Raises whatever reading or rendering it raises."""
 
 
 class ExpressionChoice:
-    """Chooses which expressions of a clip are asked, so that each type comes up about as often as the others.
+    """Chooses the expressions of each clip so that all types are asked about equally often.
 
-    present, absent: the most expressions a clip with and without targets. kinds: the types that are asked at all, all
-    of them if empty. The same clips in the same order give the same choice.
+    The same clips in the same order give the same choice.
+
+    Args:
+        seed: of the random order.
+        present: most expressions per clip with targets.
+        absent: most expressions per clip without targets.
+        kinds: types that are asked; empty means all.
     """
 
     def __init__(self, seed: int, present: int, absent: int, kinds: Collection[str] = ()) -> None:
         self._rng = np.random.default_rng(seed)
         self._most = {False: present, True: absent}
         self._kinds = kinds
-        self._asked: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
 
     def __call__(self, clip: EvaluationClip) -> list[Referral]:
-        """Those of the next clip. The type that was asked least comes first, and twice only if there is no other."""
-        known = self.known(clip)
-        waiting = [known[place] for place in self._rng.permutation(len(known))]
+        """The expressions of the next clip. The least asked type comes first, and twice only if there is no other."""
+        candidates = self.candidates(clip)
+        shuffled = [candidates[place] for place in self._rng.permutation(len(candidates))]
         chosen: list[Referral] = []
         for is_absent, most in self._most.items():
-            here: Counter[str] = Counter()
-            pool = [one for one in waiting if (one.kind == ABSENT) == is_absent]
+            counts_here: Counter[str] = Counter()
+            pool = [one for one in shuffled if (one.kind == ABSENT) == is_absent]
             for _ in range(min(most, len(pool))):
-                best = min(pool, key=lambda one: (here[one.kind], self._asked[one.kind]))
+                best = min(pool, key=lambda one: (counts_here[one.kind], self._counts[one.kind]))
                 pool.remove(best)
-                here[best.kind] += 1
-                self._asked[best.kind] += 1
+                counts_here[best.kind] += 1
+                self._counts[best.kind] += 1
                 chosen.append(best)
         return chosen
 
-    def known(self, clip: EvaluationClip) -> list[Referral]:
-        """All that may be asked about a clip."""
+    def candidates(self, clip: EvaluationClip) -> list[Referral]:
+        """All expressions of a clip whose type is asked."""
         return [one for one in clip.expressions if not self._kinds or one.kind in self._kinds]
