@@ -7,7 +7,7 @@ import pytest
 from scripted import World, WorldTracker, frame, settings
 
 from decaf_ros.online.catch_up import catch_up, thin
-from decaf_ros.online.targets import Candidate
+from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.types import Tracklet, TrackletScores, Window
 

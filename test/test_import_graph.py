@@ -20,11 +20,8 @@ FILES = {module_name(file): file for package in PACKAGES for file in sorted((ROO
 
 
 def imports(module: str) -> set[str]:
-    """Modules of both packages that `module` imports, also inside functions; without those for type checkers alone."""
+    """Modules of both packages that `module` imports: at its top, inside functions, or for type checkers."""
     tree = ast.parse(FILES[module].read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            node.body = []
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -10,7 +10,8 @@ import pytest
 from scripted import frame, settings
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.online.targets import Candidate, Targets
+from decaf_ros.online.targets import Targets
+from decaf_ros.online.tracks import Candidate
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import FrameResult, Query, TargetState, Tracklet, TrackletScores
 

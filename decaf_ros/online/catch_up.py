@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Sequence
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
-from decaf_ros.online.targets import Candidate, is_seen
+from decaf_ros.online.tracks import Candidate, is_seen
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.types import Frame, Window

@@ -10,14 +10,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterable, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.segmentation.overlap import mask_iou
-
-if TYPE_CHECKING:
-    from decaf_ros.online.targets import Candidate, LivingTarget
 
 # Frames in a row, of those on which both are seen, on which two targets have the same mask before they are one.
 SAME_FRAMES = 3

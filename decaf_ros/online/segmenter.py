@@ -21,7 +21,8 @@ import torch
 from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.config import DecafConfig
 from decaf_ros.online.catch_up import catch_up
-from decaf_ros.online.targets import Candidate, Targets
+from decaf_ros.online.targets import Targets
+from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf
 from decaf_ros.segmentation.tracker import StreamingTracker
