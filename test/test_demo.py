@@ -16,7 +16,8 @@ from decaf_ros.types import QueryState
 from decaf_tabletop.demo.clips import Clip, Question
 from decaf_tabletop.demo.conversation import _converse
 from decaf_tabletop.demo.processes import Child, ChildError
-from decaf_tabletop.demo.report import PER_FRAME, Check, Recording, State, checks, summary
+from decaf_tabletop.demo.recording import Recording, State
+from decaf_tabletop.demo.report import PER_FRAME, Check, checks, summary
 
 ROOT = Path(__file__).parents[1]
 

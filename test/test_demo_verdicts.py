@@ -12,7 +12,8 @@ import pytest
 from decaf_ros.io.bags import BagReader
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo import clips, pictures
-from decaf_tabletop.demo.report import PER_FRAME, Recording, State, answers_check, summary
+from decaf_tabletop.demo.recording import Recording, State
+from decaf_tabletop.demo.report import PER_FRAME, answers_check, summary
 from decaf_tabletop.demo.verdicts import judge
 from decaf_tabletop.world.bag import GroundTruth
 from decaf_tabletop.world.clip import Expression, TabletopObject
@@ -192,7 +193,7 @@ def test_a_run_without_an_answer_has_a_summary(seconds, status, said, tmp_path, 
     given.states = given.states[-1:]  # the clearing one
     given.headers = {name: Counter(given.published) for name in PER_FRAME}
     monkeypatch.setattr(run, "hold_conversation", lambda *_: Conversation([""], 0))
-    monkeypatch.setattr(run.report, "read", lambda *_: given)
+    monkeypatch.setattr(run.recording, "read", lambda *_: given)
     assert run.run("tabletop", seconds, None, tmp_path / "out", tmp_path) == status
     assert said in capsys.readouterr().out
     assert (tmp_path / "out" / "summary.md").exists() and not (tmp_path / "out" / "contact_sheet.png").exists()

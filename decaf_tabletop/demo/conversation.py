@@ -11,11 +11,12 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from decaf_ros.resources import find_resource
 from decaf_tabletop.demo.clips import Clip
 from decaf_tabletop.demo.processes import Child, ChildError
 
 NAMESPACE = "/decaf"
-PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_large_shm.xml"
+PROFILE = find_resource("config/fastdds_large_shm.xml")
 # How long a target is watched, in seconds of the clip, before the next question.
 _WATCH_S = 1.0
 # How far a camera that waits for the node may be ahead of it, in seconds of the clip.

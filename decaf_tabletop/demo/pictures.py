@@ -9,7 +9,7 @@ import numpy as np
 
 from decaf_ros.io.results import PictureSheet, write_png
 from decaf_ros.io.viz import contact_sheet
-from decaf_tabletop.demo.report import Recording
+from decaf_tabletop.demo.recording import Recording
 from decaf_tabletop.demo.verdicts import Verdict
 
 # Three pictures of an answer, two answers in a row.

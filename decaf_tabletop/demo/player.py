@@ -27,6 +27,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.io.bags import BagReader
+from decaf_ros.nodes.conversions import time_message
 from decaf_tabletop.demo.processes import tell
 
 # Longest pause between two ticks of the clock.
@@ -118,10 +119,7 @@ class Player:
         """Ticks, and publishes queries, until the bag's time is `stamp_ns`. False where it was stopped before."""
         while True:
             now_ns = self._now_ns()
-            seconds, nanoseconds = divmod(min(now_ns, stamp_ns), 1_000_000_000)
-            message = Clock()
-            message.clock.sec, message.clock.nanosec = seconds, nanoseconds
-            self._clock.publish(message)
+            self._clock.publish(Clock(clock=time_message(min(now_ns, stamp_ns))))
             self._publish_queries()
             left_s = (stamp_ns - now_ns) / 1e9 / self._rate
             if left_s <= 0:

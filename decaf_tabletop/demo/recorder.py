@@ -18,22 +18,15 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
-from sensor_msgs.msg import Image
 
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.messages import TOPICS, stamp_ns
 from decaf_ros.msg import QueryStatus, TrackletArray
+from decaf_ros.nodes.conversions import CLASSES
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo.processes import tell
 
-OUTPUTS = {
-    "masks": Image,
-    "target_mask": Image,
-    "heatmaps": Image,
-    "tracklets": TrackletArray,
-    "status": QueryStatus,
-    "overlay": Image,
-    "/diagnostics": DiagnosticArray,
-}
+OUTPUTS = {**{topic: CLASSES[type_name] for topic, type_name in TOPICS.items()}, "/diagnostics": DiagnosticArray}
 
 
 class Recorder(Node):
@@ -58,7 +51,7 @@ class Recorder(Node):
             tell(event="status", id=status.query_id, state=QueryState(status.state).name, text=status.text)
         elif kind is TrackletArray:
             stamp = deserialize_message(data, kind).header.stamp
-            tell(event="frame", stamp_ns=stamp.sec * 1_000_000_000 + stamp.nanosec)
+            tell(event="frame", stamp_ns=stamp_ns(stamp))
         elif kind is DiagnosticArray:
             _tell_diagnostics(deserialize_message(data, kind))
 

@@ -21,14 +21,14 @@ from typing import Any
 import yaml
 from domain_coordinator import domain_id
 
-from decaf_tabletop.demo import pictures, report
+from decaf_ros.resources import resolve_path
+from decaf_tabletop.demo import pictures, recording, report
 from decaf_tabletop.demo.clips import CLIPS, find_clip
 from decaf_tabletop.demo.conversation import NAMESPACE, hold_conversation
 from decaf_tabletop.demo.processes import ChildError
 from decaf_tabletop.demo.verdicts import judge
 
-ROOT = Path(__file__).resolve().parents[1]
-TABLETOP = ROOT / "decaf_tabletop" / "config" / "tabletop.yaml"
+TABLETOP = Path(resolve_path("package://decaf_tabletop/config/tabletop.yaml"))
 _REMARKS = {
     "tabletop": """**Both checkpoints are small stand-ins, trained on this simulated table; they know nothing else.**
 This clip was not among those that they were trained on, but its objects, looks, motions and questions are of the same
@@ -52,8 +52,8 @@ def main() -> int:
     parser.add_argument("--clip", choices=CLIPS, default=CLIPS[0], help="(%(default)s)")
     parser.add_argument("--seconds", type=_positive, help="of the clip that are played (tabletop: all, bikes: 10)")
     parser.add_argument("--rate", type=_positive, help="speed of playing (tabletop: 1, bikes: 0.5)")
-    parser.add_argument("--out", type=Path, default=ROOT / "demo_output", help="replaced (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=ROOT / ".demo", help="clip and checkpoints (%(default)s)")
+    parser.add_argument("--out", type=Path, default=Path("demo_output"), help="replaced (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=Path(".demo"), help="clip and checkpoints (%(default)s)")
     given = parser.parse_args()
     for number in _INTERRUPTS:
         signal.signal(number, _interrupt)
@@ -95,29 +95,29 @@ def run(name: str, seconds: float | None, rate: float | None, out: Path, cache: 
     with domain_id() as domain:
         conversation = hold_conversation(clip, configs, rate, out, domain, _say)
     _say("[5/5] drawing and checking")
-    recording = report.read(clip, out / "outputs", NAMESPACE, out / "overlay.mp4")
-    found = report.checks(recording, conversation.asked, conversation.node_exit)
-    verdicts = judge(recording, clip.truth) if clip.truth else []
+    recorded = recording.read(clip, out / "outputs", NAMESPACE, out / "overlay.mp4")
+    found = report.checks(recorded, conversation.asked, conversation.node_exit)
+    verdicts = judge(recorded, clip.truth) if clip.truth else []
     if clip.truth and clip.due:
         found.append(report.answers_check(verdicts, clip.due))
     elif clip.truth:
         _say("      so short a clip leaves no time for a question: there is no answer to check")
     if verdicts:
-        pictures.write_answers_sheet(recording, verdicts, out / "contact_sheet.png")
+        pictures.write_answers_sheet(recorded, verdicts, out / "contact_sheet.png")
     elif not clip.truth:
-        pictures.write_even_sheet(recording, out / "contact_sheet.png")
+        pictures.write_even_sheet(recorded, out / "contact_sheet.png")
     facts = {
-        "Clip": f"{name}, {clip.seconds:g} s, {len(recording.published)} frames, played at {rate:g} x its speed, which "
+        "Clip": f"{name}, {clip.seconds:g} s, {len(recorded.published)} frames, played at {rate:g} x its speed, which "
         "two processor cores follow",
         "Node": f"`python -m decaf_ros.nodes.segmenter`, namespace `{NAMESPACE}`, simulated time, parameters in "
         + " and ".join(f"`{_short(config)}`" for config in configs),
         "Machine": f"{os.cpu_count()} processor cores; the demo took {time.monotonic() - began:.0f} s",
     }
-    text = report.summary(recording, found, facts, _REMARKS[name], verdicts)
+    text = report.summary(recorded, found, facts, _REMARKS[name], verdicts)
     (out / "summary.md").write_text(text, encoding="utf-8")
     holds = report.say_checks(found, _say)
-    counts = ", ".join(f"{recording.counts[name]} {name}" for name in ("received", "used", "dropped", "rejected"))
-    _say(f"      frames: {len(recording.published)} published, {counts}")
+    counts = ", ".join(f"{recorded.counts[name]} {name}" for name in ("received", "used", "dropped", "rejected"))
+    _say(f"      frames: {len(recorded.published)} published, {counts}")
     _say(f"      {_SHORT_REMARKS[name]}")
     for name, what in (
         ("summary.md", "one page: answers, frames, stage times, checks"),

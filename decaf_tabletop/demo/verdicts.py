@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from decaf_ros.evaluation.metrics import says
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.types import QueryState
+from decaf_tabletop.demo.recording import Recording
 from decaf_tabletop.world.bag import GroundTruth
 from decaf_tabletop.world.clip import TabletopObject
-
-if TYPE_CHECKING:
-    from decaf_tabletop.demo.report import Recording
 
 # From which mean overlap on the object that is meant is masked, not just touched.
 _RIGHT_J = 0.6
