@@ -13,7 +13,7 @@ from transformers import Qwen2TokenizerFast
 
 from decaf_tabletop.training.mllm_model import HIDDEN
 from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, SURFACES, TabletopClip
-from decaf_tabletop.world.events import MOVING_WORDS, besides, moving_words
+from decaf_tabletop.world.events import MOVING_WORDS, moving_words, side_relations
 
 NORM = 3.0
 # There are many of them: as long as the others they would drown what a token itself is.
@@ -108,7 +108,7 @@ def object_facts(clip: TabletopClip, first: int, second: int) -> np.ndarray:
     """
     facts = np.zeros((len(clip.objects), FACTS), np.float32)
     words = moving_words(clip, first, second) if second > first else ("still",) * len(clip.objects)
-    beside = besides(clip, second, SIDE_M)
+    beside = side_relations(clip, second, SIDE_M)
     for k, (one, word) in enumerate(zip(clip.objects, words)):
         for group, value in (("category", one.category), ("color", one.color), ("size", one.size), ("motion", word)):
             facts[k, OFFSETS[group] + GROUPS[group].index(value)] = 1

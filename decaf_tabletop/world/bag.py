@@ -1,4 +1,4 @@
-"""Tabletop clips as bags, with what a camera would record and with the ground truth; and the ground truth back."""
+"""Writes tabletop clips as bags with camera topics and ground truth; reads the ground truth back."""
 
 from __future__ import annotations
 
@@ -27,10 +27,12 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
-    """What is true about a recorded clip.
+    """The ground truth of a recorded clip.
 
-    labels: (H, W) uint8 by the frame's stamp in nanoseconds, as in TabletopClip. poses: (n, 7) float64 by stamp: each
-    object's x, y, z in metres and quaternion w, x, y, z in the camera's optical frame.
+    Attributes:
+        labels: (H, W) uint8 by frame stamp in nanoseconds, as in TabletopClip.
+        poses: (n, 7) float64 by frame stamp: x, y, z in metres and quaternion w, x, y, z of each object in the
+            camera's optical frame.
     """
 
     seed: int
@@ -44,18 +46,17 @@ class GroundTruth:
 def write_tabletop_bag(
     path: str | Path, clip: TabletopClip, expressions: Sequence[Expression] = (), compressed: bool = False
 ) -> None:
-    """A new mcap bag, everything stamped as the clip's frames are.
+    """Writes a new mcap bag whose messages carry the stamps of the clip's frames.
 
-    compressed: for a small bag, the images are JPEG (quality 90; CompressedImage on COMPRESSED_TOPIC) and depth, where
-    the clip holds it, is 16UC1 in millimetres; else rgb8, and 32FC1 in metres. Raises FileExistsError where `path`
-    exists.
+    compressed: JPEG images (quality 90, CompressedImage on COMPRESSED_TOPIC) and 16UC1 depth in millimetres, instead of
+    rgb8 and 32FC1 in metres. Depth is written only if the clip holds it. Raises FileExistsError if `path` exists.
     """
-    poses = _seen_poses(clip)
+    poses = _optical_poses(clip)
     with BagWriter(path) as bag:
         for index, frame in enumerate(clip.frames()):
             stamp_ns, header = frame.stamp_ns, make_header(frame.stamp_ns, frame.frame_id)
             if index == 0:
-                scene = make_message("std_msgs/msg/String", data=_scene(clip, expressions))
+                scene = make_message("std_msgs/msg/String", data=_scene_json(clip, expressions))
                 bag.write_message(SCENE_TOPIC, scene, stamp_ns)
             bag.write_message(INFO_TOPIC, _camera_info(clip, header), stamp_ns)
             if compressed:
@@ -64,7 +65,7 @@ def write_tabletop_bag(
                 bag.write_image(IMAGE_TOPIC, frame.image, stamp_ns, frame.frame_id)
             if clip.depth_m is not None:
                 depth = clip.depth_m[index]
-                # 0 is "unknown" by convention, as what is too far away for 16 bits.
+                # By convention 0 is an invalid depth; used for depths beyond 16 bits too.
                 millimetres = np.where(depth < 65.535, np.rint(depth * 1000), 0).astype(np.uint16)
                 bag.write_image(DEPTH_TOPIC, millimetres if compressed else depth, stamp_ns, frame.frame_id)
             bag.write_image(LABELS_TOPIC, clip.labels[index], stamp_ns, frame.frame_id)
@@ -72,14 +73,16 @@ def write_tabletop_bag(
 
 
 def read_ground_truth(path: str | Path) -> GroundTruth:
-    """The ground truth of a bag that `write_tabletop_bag` wrote. Raises FileNotFoundError, and ValueError for a bag
-    that has none, or a broken one."""
-    scene, labels, poses = None, {}, {}
+    """Reads the ground truth from a bag that `write_tabletop_bag` wrote.
+
+    Raises FileNotFoundError for a missing bag, ValueError for a bag without valid ground truth.
+    """
+    scene_json, labels, poses = None, {}, {}
     with BagReader(path) as bag:
         for recorded in bag.messages([SCENE_TOPIC, LABELS_TOPIC, POSES_TOPIC]):
             message = bag.deserialize(recorded)
             if recorded.topic == SCENE_TOPIC:
-                scene = message.data
+                scene_json = message.data
                 continue
             stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
             if recorded.topic == LABELS_TOPIC:
@@ -88,17 +91,17 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
                 labels[stamp_ns] = message.data.reshape(message.height, message.step)[:, : message.width].copy()
             else:
                 poses[stamp_ns] = np.array([_pose_row(pose) for pose in message.poses]).reshape(-1, 7)
-    if scene is None:
+    if scene_json is None:
         raise ValueError(f"{path}: expected ground truth of a tabletop clip, got no {SCENE_TOPIC}")
     try:
-        said = json.loads(scene)
+        scene = json.loads(scene_json)
         return GroundTruth(
-            seed=said["seed"],
-            surface=said["surface"],
-            objects=tuple(TabletopObject(**thing) for thing in said["objects"]),
+            seed=scene["seed"],
+            surface=scene["surface"],
+            objects=tuple(TabletopObject(**thing) for thing in scene["objects"]),
             expressions=tuple(
                 Expression(**{**expression, "targets": tuple(expression["targets"])})
-                for expression in said["expressions"]
+                for expression in scene["expressions"]
             ),
             labels=labels,
             poses=poses,
@@ -107,7 +110,7 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
         raise ValueError(f"{path}: {SCENE_TOPIC}: not the scene of a tabletop clip: {error!r}") from error
 
 
-def _scene(clip: TabletopClip, expressions: Sequence[Expression]) -> str:
+def _scene_json(clip: TabletopClip, expressions: Sequence[Expression]) -> str:
     return json.dumps(
         {
             "seed": clip.seed,
@@ -118,18 +121,18 @@ def _scene(clip: TabletopClip, expressions: Sequence[Expression]) -> str:
     )
 
 
-def _seen_poses(clip: TabletopClip) -> np.ndarray:
-    """(F, n, 7): the objects' poses in the optical frame of each frame."""
-    seen = np.empty_like(clip.poses)
+def _optical_poses(clip: TabletopClip) -> np.ndarray:
+    """(F, n, 7): the objects' poses in each frame's optical frame."""
+    optical = np.empty_like(clip.poses)
     for index, (poses, camera) in enumerate(zip(clip.poses, clip.camera_poses)):
-        into = _rotation(camera[3:]).inv()
-        seen[index, :, :3] = into.apply(poses[:, :3] - camera[:3])
-        seen[index, :, 3:] = np.roll((into * _rotation(poses[:, 3:])).as_quat(), 1, axis=-1)
-    return seen
+        world_to_optical = _rotation(camera[3:]).inv()
+        optical[index, :, :3] = world_to_optical.apply(poses[:, :3] - camera[:3])
+        optical[index, :, 3:] = np.roll((world_to_optical * _rotation(poses[:, 3:])).as_quat(), 1, axis=-1)
+    return optical
 
 
 def _rotation(wxyz: np.ndarray) -> Rotation:
-    return Rotation.from_quat(np.roll(wxyz, -1, axis=-1))  # scipy has w last
+    return Rotation.from_quat(np.roll(wxyz, -1, axis=-1))  # SciPy puts w last
 
 
 def _pose_array(poses: np.ndarray, header: Any) -> Any:
@@ -148,14 +151,14 @@ def _pose_array(poses: np.ndarray, header: Any) -> Any:
 
 
 def _pose_row(pose: Any) -> list[float]:
-    position, turn = pose.position, pose.orientation
-    return [position.x, position.y, position.z, turn.w, turn.x, turn.y, turn.z]
+    position, rotation = pose.position, pose.orientation
+    return [position.x, position.y, position.z, rotation.w, rotation.x, rotation.y, rotation.z]
 
 
 def _camera_info(clip: TabletopClip, header: Any) -> Any:
-    """Of a camera without distortion."""
+    """CameraInfo of a camera without distortion."""
     height, width = clip.labels.shape[1:]
-    whole = make_message(
+    full_image = make_message(
         "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
     )
     return make_message(
@@ -170,7 +173,7 @@ def _camera_info(clip: TabletopClip, header: Any) -> Any:
         p=np.hstack([clip.intrinsics, np.zeros((3, 1))]).ravel(),
         binning_x=0,
         binning_y=0,
-        roi=whole,
+        roi=full_image,
     )
 
 

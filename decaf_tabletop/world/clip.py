@@ -1,4 +1,4 @@
-"""What the tabletop simulator makes: clips with everything that is true about them.
+"""Clips of the tabletop simulator with their ground truth.
 
 World frame: metres, z up, the table top at z = 0, x to the camera's right and y away from it in the neutral view.
 Camera frames are optical: x right, y down, z forward.
@@ -24,7 +24,7 @@ FRAME_PERIOD_S = 0.1
 
 @dataclass(frozen=True)
 class TabletopObject:
-    """One thing on the table. radius_m: of the smallest upright cylinder around it; height_m: of that cylinder."""
+    """An object on the table. radius_m, height_m: of the smallest upright cylinder around it."""
 
     category: str
     color: str
@@ -37,11 +37,15 @@ class TabletopObject:
 class TabletopClip:
     """F frames of one scene with n objects.
 
-    images: (F, H, W, 3) uint8, RGB. depth_m: (F, H, W) float32, along the optical axis, or None where it was not kept.
-    labels: (F, H, W) uint8, what is visible: 0 the surroundings, k the object `objects[k - 1]`.
-    stamps_ns: (F,) int64. poses: (F, n, 7) float64, of each object's centre in the world frame: x, y, z in metres and
-    the quaternion w, x, y, z. camera_poses: (F, 7) float64, of the optical frame in the world frame, the same way.
-    intrinsics: (3, 3) float64, pixels. surface: what the table is covered with, one of SURFACES.
+    Attributes:
+        images: (F, H, W, 3) uint8, RGB.
+        labels: (F, H, W) uint8, the visible instance: 0 the surroundings, k the object `objects[k - 1]`.
+        stamps_ns: (F,) int64.
+        poses: (F, n, 7) float64, each object's centre in the world frame: x, y, z in metres, quaternion w, x, y, z.
+        camera_poses: (F, 7) float64, the optical frame in the world frame, in the same layout.
+        intrinsics: (3, 3) float64, in pixels.
+        surface: The table's cover, one of SURFACES.
+        depth_m: (F, H, W) float32 along the optical axis; None if not kept.
     """
 
     seed: int
@@ -59,26 +63,31 @@ class TabletopClip:
         return len(self.images)
 
     def mask(self, targets: tuple[int, ...]) -> np.ndarray:
-        """(F, H, W) bool, where any of `objects[i] for i in targets` is visible."""
+        """(F, H, W) bool: pixels where any of `objects[i] for i in targets` is visible."""
         return np.isin(self.labels, np.asarray(targets, np.uint8) + 1) if targets else np.zeros_like(self.labels, bool)
 
     def frames(self) -> tuple[Frame, ...]:
-        """As the pipeline takes them."""
+        """The images as the pipeline's input type."""
         return tuple(
             Frame(image, int(stamp), "camera_optical", index)
             for index, (image, stamp) in enumerate(zip(self.images, self.stamps_ns))
         )
 
 
-# Graded: by name, by one property, by what happens, by comparison, by place, more than one, by what happened when.
+# The target is given by: name, one property, motion, size, place, shared property, event; absent has no target.
 KINDS = ("explicit", "attribute", "motion", "size", "relation", "several", "temporal", "absent")
 
 
 @dataclass(frozen=True)
 class Expression:
-    """A referring expression, and what it means. kind: one of KINDS. targets: indices into `TabletopClip.objects`;
-    none for kind `absent`. category: that of all targets; empty where they differ or there is none. asked_s: seconds of
-    the clip after which it is asked, since it is about what was just seen; None: it is about the whole clip."""
+    """A referring expression with its targets.
+
+    Attributes:
+        kind: One of KINDS.
+        targets: Indices into `TabletopClip.objects`; empty for kind `absent`.
+        category: The category shared by all targets; empty if they differ or there are none.
+        asked_s: Clip time in seconds at which it is asked about the frames just before. None: about the whole clip.
+    """
 
     text: str
     kind: str

@@ -1,4 +1,4 @@
-"""What happens in a clip, decided by its seed before anything is simulated: objects, places, events, camera, light."""
+"""Scenes drawn from a seed before anything is simulated: objects, places, events, camera, light."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES
 from decaf_tabletop.world.layout import GAP_M, Event, PlacedObject, apart, boxes, in_view, overlap
 from decaf_tabletop.world.shapes import EXTENTS
 
-# Half the width of a ball; that of the other categories is chosen for about the same area in the image.
+# Radius of a ball in metres; other categories are scaled to about the same area in the image.
 NOMINAL_M = {"small": (0.040, 0.046), "large": (0.066, 0.074)}
 FALL_M_S = 0.5
-# What hides other things, and how often.
-_PASSING = {"can": 0.3, "bottle": 0.25, "cube": 0.2, "mug": 0.1, "ball": 0.1, "cone": 0.05}
+# Probability of each category as the occluder of a crossing, and of each number of objects.
+_OCCLUDERS = {"can": 0.3, "bottle": 0.25, "cube": 0.2, "mug": 0.1, "ball": 0.1, "cone": 0.05}
 _COUNTS = {2: 0.2, 3: 0.35, 4: 0.3, 5: 0.15}
-# Attempts, before the whole scene is drawn anew.
-_PLACES, _EVENTS, _SCENES = 60, 60, 400
+# After that many failed attempts at a place or an event the whole scene is drawn anew.
+_PLACE_ATTEMPTS, _EVENT_ATTEMPTS, _SCENE_ATTEMPTS = 60, 60, 400
 
 
 @dataclass(frozen=True)
 class Light:
-    """ambient, diffuse: (red, green, blue) in [0, 1]; direction: where the light goes."""
+    """ambient, diffuse: (red, green, blue) in [0, 1]. direction: the direction of the light's rays in the world."""
 
     ambient: tuple[float, float, float]
     diffuse: tuple[float, float, float]
@@ -33,9 +33,15 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """appearance_seed: of the textures. crossing: (who passes, whom it hides), indices into `objects`; None where no
-    such thing is meant to happen. table_m: half width and half depth; ground: RGB of the floor below, in [0, 1].
-    frames: of the clip; its camera moves, if at all, during the first FRAMES."""
+    """The plan of a clip.
+
+    Attributes:
+        appearance_seed: Seed of the textures.
+        table_m: Half width and half depth of the table.
+        ground: RGB of the floor below the table, in [0, 1].
+        crossing: (occluder, occluded), indices into `objects`; None without a planned occlusion.
+        frames: Length of the clip. The camera moves, if at all, during the first FRAMES.
+    """
 
     seed: int
     appearance_seed: int
@@ -50,18 +56,21 @@ class Scene:
 
 
 def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
-    """The scene of a seed (>= 0). crossing: one object slides left or right in front of another; whether it hides it
-    well is not known before it is rendered, hence `attempt` (>= 0), which gives another scene."""
+    """Draws the scene of a seed (>= 0).
+
+    crossing: one object slides left or right in front of another. Only rendering shows whether it hides enough;
+    another `attempt` (>= 0) gives another scene. Raises RuntimeError if no scene fits.
+    """
     rng = np.random.default_rng([seed, attempt, int(crossing)])
     count = int(rng.choice(list(_COUNTS), p=list(_COUNTS.values())))
     still = not crossing and rng.uniform() < 0.3
     movers = 0 if still else int(rng.choice([1, 2], p=[0.65, 0.35])) - int(crossing)
-    # Chosen before what fits is looked for: drops fit nearly always, long ways seldom.
+    # Drawn before the search for a fit: drops nearly always fit and long slides seldom do, which would bias the kinds.
     kinds = rng.choice(["slide", "stop", "drop"], movers, p=[0.45, 0.27, 0.28]).tolist()
     same_color, same_category = rng.uniform() < 0.25, rng.uniform() < 0.15
     moving_camera = rng.uniform() < 0.3
     surface = SURFACES[rng.integers(len(SURFACES))]
-    for _ in range(_SCENES):
+    for _ in range(_SCENE_ATTEMPTS):
         camera = _camera(rng, moving_camera, crossing)
         things = _things(rng, count, same_color, same_category, crossing)
         placed = _crossing_pair(rng, camera, things) if crossing else []
@@ -72,9 +81,9 @@ def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
         if placed is not None:
             break
     else:
-        raise RuntimeError(f"seed {seed}: no scene with {count} objects found in {_SCENES} attempts")
+        raise RuntimeError(f"seed {seed}: no scene with {count} objects found in {_SCENE_ATTEMPTS} attempts")
     order = rng.permutation(count)
-    ground = tuple(float(value) for value in rng.uniform(0.25, 0.75) * rng.uniform(0.85, 1.0, 3))
+    ground = _rgb(rng.uniform(0.25, 0.75) * rng.uniform(0.85, 1.0, 3))
     return Scene(
         seed=seed,
         appearance_seed=int(rng.integers(2**31)),
@@ -89,7 +98,7 @@ def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
 
 
 def _camera(rng: np.random.Generator, moving: bool, crossing: bool) -> CameraPath:
-    # From lower down, things hide each other better.
+    # Objects occlude each other more from a low camera.
     elevation = rng.uniform(38, 43) if crossing else rng.uniform(38, 55)
     start = View(
         rng.uniform(-12, 12),
@@ -117,22 +126,27 @@ def _light(rng: np.random.Generator) -> Light:
     angle = rng.uniform(0, 2 * math.pi)
     slant = rng.uniform(0.3, 1.0)
     return Light(
-        tuple(float(value) for value in ambient * tint),
-        tuple(float(value) for value in diffuse * tint),
+        _rgb(ambient * tint),
+        _rgb(diffuse * tint),
         (slant * math.cos(angle), slant * math.sin(angle), -1.0),
     )
+
+
+def _rgb(values: np.ndarray) -> tuple[float, float, float]:
+    red, green, blue = (float(value) for value in values)
+    return red, green, blue
 
 
 def _things(
     rng: np.random.Generator, count: int, same_color: bool, same_category: bool, crossing: bool
 ) -> list[tuple[TabletopObject, float]]:
-    """Objects and their nominal radii, no two alike. For a crossing, the first one can hide the second."""
+    """Distinct objects with their nominal radii in metres. In a crossing the first object can hide the second."""
     while True:
         categories = rng.choice(CATEGORIES, count).tolist()
         colors = rng.choice(COLORS, count).tolist()
         sizes = rng.choice(SIZES, count).tolist()
         if crossing:
-            categories[0] = str(rng.choice(list(_PASSING), p=list(_PASSING.values())))
+            categories[0] = str(rng.choice(list(_OCCLUDERS), p=list(_OCCLUDERS.values())))
             categories[1] = str(rng.choice(["ball", "cube", "can", "plate", "cone", "mug"]))
             sizes[:2] = ["large", "small"]
         if same_color:
@@ -149,12 +163,14 @@ def _things(
         return things
 
 
-def _placed(rng: np.random.Generator, camera: CameraPath, thing: TabletopObject, nominal: float, place) -> PlacedObject:
+def _placed(
+    rng: np.random.Generator, camera: CameraPath, thing: TabletopObject, nominal: float, place: np.ndarray
+) -> PlacedObject:
     yaw = rng.uniform(-math.pi, math.pi)
     if thing.category == "mug":
-        # The handle to the left or right of the camera's view.
-        start = math.radians(camera.start.azimuth_deg)
-        yaw = start + math.radians(rng.uniform(-50, 50)) + rng.choice([0, math.pi])
+        # The handle points to the left or right of the view.
+        azimuth = math.radians(camera.start.azimuth_deg)
+        yaw = azimuth + math.radians(rng.uniform(-50, 50)) + rng.choice([0, math.pi])
     pattern = str(rng.choice(["rings", "bars", "dots"])) if rng.uniform() < 0.3 else "plain"
     return PlacedObject(thing, nominal, (float(place[0]), float(place[1])), float(yaw), pattern, None)
 
@@ -162,7 +178,7 @@ def _placed(rng: np.random.Generator, camera: CameraPath, thing: TabletopObject,
 def _with_event(rng: np.random.Generator, placed: PlacedObject, event: Event) -> PlacedObject:
     pattern = placed.pattern
     if placed.thing.category == "ball" and pattern == "plain" and event.kind != "drop":
-        pattern = str(rng.choice(["rings", "bars", "dots"]))  # else it could not be seen rolling
+        pattern = str(rng.choice(["rings", "bars", "dots"]))  # rolling would be invisible on a plain ball
     return PlacedObject(placed.thing, placed.nominal_m, placed.place_m, placed.yaw_rad, pattern, event)
 
 
@@ -172,20 +188,20 @@ def _place(
     things: list[tuple[TabletopObject, float]],
     placed: list[PlacedObject],
 ) -> list[PlacedObject] | None:
-    """All of the things on the table, those that are in `placed` already as they are; None if there is no room."""
+    """Places all remaining things beside those in `placed`, which keep their place; None if there is no room."""
     placed = list(placed)
-    taken = [boxes(camera, other) for other in placed]
+    placed_boxes = [boxes(camera, other) for other in placed]
     for thing, nominal in things[len(placed) :]:
-        for _ in range(_PLACES):
+        for _ in range(_PLACE_ATTEMPTS):
             candidate = _placed(rng, camera, thing, nominal, rng.uniform((-0.3, -0.2), (0.3, 0.3)))
-            found = boxes(camera, candidate)
+            candidate_boxes = boxes(camera, candidate)
             if (
-                in_view(found)
+                in_view(candidate_boxes)
                 and all(apart(candidate, other) for other in placed)
-                and all(overlap(found[0], other[0]) < 0.15 for other in taken)
+                and all(overlap(candidate_boxes[0], other[0]) < 0.15 for other in placed_boxes)
             ):
                 placed.append(candidate)
-                taken.append(found)
+                placed_boxes.append(candidate_boxes)
                 break
         else:
             return None
@@ -195,17 +211,17 @@ def _place(
 def _set_in_motion(
     rng: np.random.Generator, camera: CameraPath, placed: list[PlacedObject], kinds: list[str]
 ) -> list[PlacedObject] | None:
-    """An event of each kind for one of those at rest; None if their paths are not free."""
+    """Gives a different resting object an event of each kind in `kinds`; None if no free path is found."""
     placed = list(placed)
-    idle = [index for index, other in enumerate(placed) if other.event is None]
-    for index, kind in zip(rng.permutation(idle), kinds):
-        for _ in range(_EVENTS):
+    resting = [index for index, other in enumerate(placed) if other.event is None]
+    for index, kind in zip(rng.permutation(resting), kinds):
+        for _ in range(_EVENT_ATTEMPTS):
             candidate = _with_event(rng, placed[index], _event(rng, camera, kind))
-            rest = [other for other in placed if other is not placed[index]]
-            found = boxes(camera, candidate)
-            if not in_view(found) or not all(apart(candidate, other) for other in rest):
+            others = [other for other in placed if other is not placed[index]]
+            candidate_boxes = boxes(camera, candidate)
+            if not in_view(candidate_boxes) or not all(apart(candidate, other) for other in others):
                 continue
-            if all(overlap(found[-1], boxes(camera, other)[-1]) < 0.4 for other in rest):
+            if all(overlap(candidate_boxes[-1], boxes(camera, other)[-1]) < 0.4 for other in others):
                 placed[index] = candidate
                 break
         else:
@@ -216,7 +232,7 @@ def _set_in_motion(
 def _event(rng: np.random.Generator, camera: CameraPath, kind: str) -> Event:
     if kind == "drop":
         lands = FRAME_PERIOD_S * rng.uniform(6.5, 25.5)
-        # From above the view, unless there is no time to fall as far.
+        # Starts above the image, unless it lands too early for that height.
         height = rng.uniform(0.35, 0.6)
         return Event("drop", max(0.0, lands - height / FALL_M_S), lands, (0.0, 0.0))
     if kind == "stop":
@@ -229,7 +245,7 @@ def _event(rng: np.random.Generator, camera: CameraPath, kind: str) -> Event:
 
 
 def _velocity(rng: np.random.Generator, camera: CameraPath, speed: float, sideways: bool) -> tuple[float, float]:
-    """Left or right in the image, else towards or away from the camera; in the world's x and y."""
+    """World x and y of a velocity to the left or right in the image, or else towards or away from the camera."""
     angle = math.radians(camera.start.azimuth_deg + rng.uniform(-14, 14)) + (0 if sideways else math.pi / 2)
     angle += rng.choice([0, math.pi])
     return float(speed * math.cos(angle)), float(speed * math.sin(angle))
@@ -238,25 +254,27 @@ def _velocity(rng: np.random.Generator, camera: CameraPath, speed: float, sidewa
 def _crossing_pair(
     rng: np.random.Generator, camera: CameraPath, things: list[tuple[TabletopObject, float]]
 ) -> list[PlacedObject] | None:
-    """The first thing slides past the second one, nearer to the camera; None if it would leave the view."""
-    (passing, passing_nominal), (hidden, hidden_nominal) = things[:2]
+    """The first thing slides past the second, nearer to the camera; None if no such pair stays in view and apart."""
+    (occluder, occluder_nominal), (occluded, occluded_nominal) = things[:2]
+    reach = occluder.radius_m + occluded.radius_m
     azimuth = math.radians(camera.start.azimuth_deg)
     right, away = np.array([math.cos(azimuth), math.sin(azimuth)]), np.array([-math.sin(azimuth), math.cos(azimuth)])
-    for _ in range(_PLACES):
+    for _ in range(_PLACE_ATTEMPTS):
         place = rng.uniform((-0.12, 0.0), (0.12, 0.25))
-        victim = _placed(rng, camera, hidden, hidden_nominal, place)
-        ahead = passing.radius_m + hidden.radius_m + rng.uniform(1.3, 2.5) * GAP_M
-        # Starts beside it and ends as far or farther on the other side.
-        before = (passing.radius_m + hidden.radius_m) * rng.uniform(1.15, 1.8)
-        after = (passing.radius_m + hidden.radius_m) * rng.uniform(1.2, 1.9)
+        victim = _placed(rng, camera, occluded, occluded_nominal, place)
+        ahead = reach + rng.uniform(1.3, 2.5) * GAP_M
+        # Distances along its path from the start to the victim, and on to the end.
+        before = reach * rng.uniform(1.15, 1.8)
+        after = reach * rng.uniform(1.2, 1.9)
         speed = rng.uniform(0.12, 0.22)
         duration = (before + after) / speed
         if duration > DURATION_S - 0.3:
             continue
         start = rng.uniform(0.0, DURATION_S - duration)
         side = rng.choice([-1, 1])
-        event = Event("slide", start, start + duration, tuple(float(value) for value in side * speed * right))
-        mover = _placed(rng, camera, passing, passing_nominal, place - ahead * away - side * before * right)
+        velocity = side * speed * right
+        event = Event("slide", start, start + duration, (float(velocity[0]), float(velocity[1])))
+        mover = _placed(rng, camera, occluder, occluder_nominal, place - ahead * away - side * before * right)
         mover = _with_event(rng, mover, event)
         pair = [mover, victim]
         if all(in_view(boxes(camera, other)) for other in pair) and apart(*pair):

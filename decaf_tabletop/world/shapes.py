@@ -1,8 +1,8 @@
-"""The shapes of the things on the table: meshes, made from profiles that are turned about the vertical axis.
+"""Meshes of the objects, mostly surfaces of revolution about the vertical axis.
 
-A mesh's texture has its rows along the profile, so that what a part is made of (paint, metal, a dark inside) is a
-matter of rows. Lengths are in units of the object's nominal radius (`scenes.NOMINAL_M`), which gives all categories
-about the same silhouette area at the same size; the origin is the centre of the upright cylinder around the shape.
+Texture rows run along the profile, so each material (paint, metal, dark inside) is a range of rows. Lengths are in
+units of the object's nominal radius (`scenes.NOMINAL_M`), which gives all categories about the same silhouette area at
+the same size. The origin is the centre of the smallest upright cylinder around the shape.
 """
 
 from __future__ import annotations
@@ -22,19 +22,24 @@ EXTENTS = {
     "cone": (0.98, 2.1),
     "mug": (1.08, 1.5),
 }
-# What a strip is made of; only PAINT carries a pattern, PLAIN is paint without.
+# Materials of a strip. Only PAINT carries a pattern; PLAIN is paint without one.
 PAINT, PLAIN, METAL, DARK = "paint", "plain", "metal", "dark"
-MUG_BODY = (0.74, -0.34)  # radius of the mug's body, and where its axis is along x: the handle is at +x
-_TURN = 32
-# Rows at the texture's beginning are plain paint, for what is not turned (a handle).
+MUG_BODY = (0.74, -0.34)  # radius of the mug's body and x of its axis; the handle is at +x
+_SEGMENTS = 32
+# This share of the texture's rows, at its start, is plain paint for parts not made by revolution (a handle).
 PLAIN_ROWS = 0.06
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """vertices, normals: (v, 3) float64; coordinates: (v, 2) in [0, 1] in the texture, around and along the profile;
-    faces: (f, 3) int, counter-clockwise from outside; rows: of each strip of the profile where it begins and ends in
-    the texture, in [0, 1], and its material."""
+    """A textured triangle mesh.
+
+    Attributes:
+        vertices, normals: (v, 3) float64.
+        coordinates: (v, 2) float64, texture coordinates in [0, 1]: around the axis, along the profile.
+        faces: (f, 3) int, counter-clockwise seen from outside.
+        rows: (begin, end, material) of each strip of the profile, as texture coordinates in [0, 1].
+    """
 
     vertices: np.ndarray
     normals: np.ndarray
@@ -44,17 +49,20 @@ class Mesh:
 
 
 def mesh(category: str) -> Mesh:
-    """Raises KeyError for a category that is not one of CATEGORIES."""
+    """The mesh of a category. Raises KeyError for a category outside CATEGORIES."""
     return _MESHES[category]
 
 
-def _turned(strips: list[tuple[list[tuple[float, float]], str]], axis_x: float = 0.0) -> Mesh:
-    """strips: from the bottom's centre outwards and up: the (radius, height) points of a smooth part and its material;
-    between strips there are edges."""
+def _revolve(strips: list[tuple[list[tuple[float, float]], str]], axis_x: float = 0.0) -> Mesh:
+    """A surface of revolution about the vertical axis at x = axis_x.
+
+    strips: (radius, height) points and material of each smooth part, from the bottom's centre outwards and up. Adjacent
+    strips meet in a sharp edge.
+    """
     lengths = [sum(math.dist(a, b) for a, b in zip(points, points[1:])) for points, _ in strips]
     total = sum(lengths)
     vertices, normals, coordinates, faces, rows = [], [], [], [], []
-    angles = np.linspace(0, 2 * math.pi, _TURN + 1)
+    angles = np.linspace(0, 2 * math.pi, _SEGMENTS + 1)
     begin, count = PLAIN_ROWS, 0
     for (points, material), length in zip(strips, lengths):
         profile = np.array(points, float)
@@ -69,8 +77,8 @@ def _turned(strips: list[tuple[list[tuple[float, float]], str]], axis_x: float =
             normals.append(np.stack([radial * cos, radial * sin, up * one], axis=1))
             coordinates.append(np.stack([angles / (2 * math.pi), (begin + share * step) * one], axis=1))
         for row in range(len(profile) - 1):
-            low = count + row * (_TURN + 1) + np.arange(_TURN)
-            high = low + _TURN + 1
+            low = count + row * (_SEGMENTS + 1) + np.arange(_SEGMENTS)
+            high = low + _SEGMENTS + 1
             # A triangle with two corners on the axis has no area.
             if profile[row, 0] > 1e-9:
                 faces.append(np.stack([low, low + 1, high + 1], axis=1))
@@ -78,19 +86,26 @@ def _turned(strips: list[tuple[list[tuple[float, float]], str]], axis_x: float =
                 faces.append(np.stack([low, high + 1, high], axis=1))
         rows.append((begin, begin + share, material))
         begin += share
-        count += len(profile) * (_TURN + 1)
-    return Mesh(*(np.concatenate(part) for part in (vertices, normals, coordinates, faces)), tuple(rows))
+        count += len(profile) * (_SEGMENTS + 1)
+    return Mesh(
+        np.concatenate(vertices),
+        np.concatenate(normals),
+        np.concatenate(coordinates),
+        np.concatenate(faces),
+        tuple(rows),
+    )
 
 
 def _ball() -> Mesh:
     arc = [(math.sin(a), -math.cos(a)) for a in np.linspace(0, math.pi, 19)]
     arc[0], arc[-1] = (0.0, -1.0), (0.0, 1.0)
-    return _turned([(arc, PAINT)])
+    return _revolve([(arc, PAINT)])
 
 
 def _cube() -> Mesh:
     half = 0.76
-    vertices, normals, coordinates, faces = [], [], [], []
+    vertices: list[np.ndarray] = []
+    normals, coordinates, faces = [], [], []
     for axis in range(3):
         for sign in (-1.0, 1.0):
             normal = np.zeros(3)
@@ -104,14 +119,19 @@ def _cube() -> Mesh:
             coordinates.append(
                 np.array([[(a + 1) / 2, PLAIN_ROWS + (1 - PLAIN_ROWS) * (b + 1) / 2] for a, b in corners])
             )
-    parts = (np.concatenate(part) for part in (vertices, normals, coordinates, faces))
-    return Mesh(*parts, ((PLAIN_ROWS, 1.0, PAINT),))
+    return Mesh(
+        np.concatenate(vertices),
+        np.concatenate(normals),
+        np.concatenate(coordinates),
+        np.concatenate(faces),
+        ((PLAIN_ROWS, 1.0, PAINT),),
+    )
 
 
 def _can() -> Mesh:
     radius, half = EXTENTS["can"][0], EXTENTS["can"][1] / 2
     rim, inner = 0.14, radius - 0.1
-    return _turned(
+    return _revolve(
         [
             ([(0, -half), (radius, -half)], METAL),
             ([(radius, -half), (radius, rim - half)], METAL),
@@ -130,7 +150,7 @@ def _bottle() -> Mesh:
     curve = [
         (neck + (radius - neck) * (1 + math.cos(math.pi * p)) / 2, shoulder + 0.6 * p) for p in np.linspace(0, 1, 8)
     ]
-    return _turned(
+    return _revolve(
         [
             ([(0, -half), (radius, -half)], PLAIN),
             ([(radius, -half), (radius, shoulder)], PAINT),
@@ -145,7 +165,7 @@ def _bottle() -> Mesh:
 
 def _plate() -> Mesh:
     radius, half = EXTENTS["plate"][0], EXTENTS["plate"][1] / 2
-    return _turned(
+    return _revolve(
         [
             ([(0, -half), (0.7, -half)], PLAIN),
             ([(0.7, -half), (radius, half - 0.06)], PLAIN),
@@ -161,14 +181,14 @@ def _cone() -> Mesh:
     radius, half = EXTENTS["cone"][0], EXTENTS["cone"][1] / 2
     tip = 0.04
     strips = [([(0, -half), (radius, -half)], PLAIN), ([(radius, -half), (tip, half)], PAINT)]
-    return _turned([*strips, ([(tip, half), (0, half)], PLAIN)])
+    return _revolve([*strips, ([(tip, half), (0, half)], PLAIN)])
 
 
 def _mug() -> Mesh:
     outer, half = EXTENTS["mug"][0], EXTENTS["mug"][1] / 2
     radius, axis_x = MUG_BODY
     inner = radius - 0.1
-    body = _turned(
+    body = _revolve(
         [
             ([(0, -half), (radius, -half)], PLAIN),
             ([(radius, -half), (radius, half)], PAINT),
@@ -178,7 +198,7 @@ def _mug() -> Mesh:
         ],
         axis_x,
     )
-    # The handle: a tube, along an arc in the plane y = 0, whose ends are within the wall.
+    # The handle: a tube along an arc in the plane y = 0 with its ends inside the wall.
     thick, begin = 0.11, axis_x + radius - 0.05
     reach, rise = outer - thick - begin, 0.46
     vertices, normals = [], []

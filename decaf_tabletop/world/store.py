@@ -1,6 +1,6 @@
-"""Clips as files, and many at once: `python -m decaf_tabletop.world.store --out FOLDER --seeds 0:1000`.
+"""Clip files, and a command that makes many: `python -m decaf_tabletop.world.store --out FOLDER --seeds 0:1000`.
 
-That is for training. For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
+The example makes training clips. For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -25,15 +26,17 @@ _ARRAYS = ("stamps_ns", "poses", "camera_poses", "intrinsics")
 
 
 def write_clip(path: Path, clip: TabletopClip) -> None:
-    """One .npz file: images as JPEG (quality 95), labels as PNG, the rest as it is; depth is left out. A file that is
-    there is replaced, never half written. Raises OSError."""
+    """Writes a .npz file: images as JPEG (quality 95), labels as PNG, other arrays raw; depth is not stored.
+
+    Replaces an existing file atomically. Raises OSError.
+    """
     meta = {"seed": clip.seed, "surface": clip.surface, "objects": [asdict(thing) for thing in clip.objects]}
     parts = {name: getattr(clip, name) for name in _ARRAYS}
     parts["meta"] = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    parts["images"], parts["image_sizes"] = _packed(
+    parts["images"], parts["image_sizes"] = _pack(
         cv2.imencode(".jpg", image[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])[1] for image in clip.images
     )
-    parts["labels"], parts["label_sizes"] = _packed(cv2.imencode(".png", labels)[1] for labels in clip.labels)
+    parts["labels"], parts["label_sizes"] = _pack(cv2.imencode(".png", labels)[1] for labels in clip.labels)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with unfinished.open("wb") as file:
@@ -44,105 +47,113 @@ def write_clip(path: Path, clip: TabletopClip) -> None:
 
 
 def read_clip(path: Path) -> TabletopClip:
-    """What `write_clip` wrote. Raises OSError, and ValueError for a file that is no such clip."""
+    """Reads a file that `write_clip` wrote. Raises OSError, ValueError for any other file."""
     try:
         with np.load(path) as parts:
             meta = json.loads(parts["meta"].tobytes())
-            images = _unpacked(parts["images"], parts["image_sizes"], cv2.IMREAD_COLOR)
+            images = _unpack(parts["images"], parts["image_sizes"], cv2.IMREAD_COLOR)
             return TabletopClip(
                 seed=meta["seed"],
                 images=np.ascontiguousarray(images[..., ::-1]),
-                labels=_unpacked(parts["labels"], parts["label_sizes"], cv2.IMREAD_GRAYSCALE),
+                labels=_unpack(parts["labels"], parts["label_sizes"], cv2.IMREAD_GRAYSCALE),
                 objects=tuple(TabletopObject(**thing) for thing in meta["objects"]),
                 surface=meta["surface"],
                 **{name: parts[name] for name in _ARRAYS},
             )
     except OSError:
         raise
-    except Exception as error:  # zipfile, json, numpy and cv2 have one each
+    except Exception as error:  # zipfile, json, numpy and cv2 each raise their own
         raise ValueError(f"{path}: not a tabletop clip ({error})") from error
 
 
 def clip_path(folder: Path, seed: int, crossing: bool = False) -> Path:
-    """crossing: the clip is another one than without, so it has another name; in older folders it has not."""
+    """The file of a clip. The clip with a crossing differs from the one without, hence its own name."""
     return folder / f"clip_{seed:08d}{'_crossing' if crossing else ''}.npz"
 
 
-def _packed(encoded) -> tuple[np.ndarray, np.ndarray]:
+def _pack(encoded: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """One array of all bytes, and the number of bytes of each image."""
     buffers = [buffer.reshape(-1) for buffer in encoded]
     return np.concatenate(buffers), np.array([len(buffer) for buffer in buffers], np.int64)
 
 
-def _unpacked(data: np.ndarray, sizes: np.ndarray, flag: int) -> np.ndarray:
-    return np.stack([cv2.imdecode(part, flag) for part in np.split(data, np.cumsum(sizes)[:-1])])
+def _unpack(data: np.ndarray, sizes: np.ndarray, flag: int) -> np.ndarray:
+    return np.stack([_decode(part, flag) for part in np.split(data, np.cumsum(sizes)[:-1])])
 
 
-def _make(wanted: tuple[int, bool], folder: Path) -> None:
-    # Only here: it brings MuJoCo along, which readers of clips need not have.
+def _decode(data: np.ndarray, flag: int) -> np.ndarray:
+    image = cv2.imdecode(data, flag)
+    if image is None:
+        raise ValueError("an image cannot be decoded")
+    return image
+
+
+def _make(seed_and_crossing: tuple[int, bool], folder: Path) -> None:
+    # Imported here, as readers of clips need not have MuJoCo.
     from decaf_tabletop.world.simulator import make_clip
 
-    seed, crossing = wanted
+    seed, crossing = seed_and_crossing
     write_clip(clip_path(folder, seed, crossing), make_clip(seed, crossing=crossing))
 
 
-def _wanted(given: argparse.Namespace) -> list[tuple[int, bool]]:
-    """Seed and crossing of every clip that is not there; an older folder has crossings under the plain name."""
-    every = given.crossing_every
-    clips = [(seed, every > 0 and seed % every == 0) for seed in given.seeds]
+def _missing_clips(args: argparse.Namespace) -> list[tuple[int, bool]]:
+    """(seed, crossing) of every clip without a file. Older folders hold crossings under the plain name."""
+    every = args.crossing_every
+    clips = [(seed, every > 0 and seed % every == 0) for seed in args.seeds]
     return [
         (seed, crossing)
         for seed, crossing in clips
-        if not any(clip_path(given.out, seed, named).exists() for named in {False, crossing})
+        if not any(clip_path(args.out, seed, suffix).exists() for suffix in {False, crossing})
     ]
 
 
 def _seeds(text: str) -> range:
     first, colon, last = text.partition(":")
     if not (colon and first.isdigit() and last.isdigit() and int(first) < int(last)):
-        raise argparse.ArgumentTypeError(f"expected FIRST:LAST (LAST is left out), got {text!r}")
+        raise argparse.ArgumentTypeError(f"expected FIRST:LAST (LAST excluded), got {text!r}")
     return range(int(first), int(last))
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m decaf_tabletop.world.store",
-        description="Makes tabletop clips, as training wants them. For `decaf eval --clips-from` take seeds from "
-        "1000000 on and --crossing-every 0: these are the scored clips of its --seed 0; those of --seed 1 begin at "
-        "1010000, and so on.",
+        description="Makes tabletop clips for training. For `decaf eval --clips-from` use seeds from 1000000 on and "
+        "--crossing-every 0: these are the scored clips of its --seed 0; those of --seed 1 begin at 1010000, and so "
+        "on.",
     )
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for clip_SEED[_crossing].npz; what is there is kept")
-    add("--seeds", type=_seeds, required=True, metavar="FIRST:LAST", help="LAST is left out")
+    add("--out", type=Path, required=True, help="folder for clip_SEED[_crossing].npz; existing clips are kept")
+    add("--seeds", type=_seeds, required=True, metavar="FIRST:LAST", help="LAST is excluded")
     add(
         "--crossing-every",
         type=int,
         default=4,
         metavar="N",
-        help="in clips whose seed N divides, one object passes in front of another (%(default)s); 0: in none",
+        help="seeds divisible by N give clips in which one object passes in front of another (%(default)s); 0: none",
     )
-    add("--workers", type=int, default=2, help="processes")
-    given = parser.parse_args(arguments)
+    add("--workers", type=int, default=2, help="number of processes (%(default)s)")
+    args = parser.parse_args(arguments)
     for name, least in (("workers", 1), ("crossing_every", 0)):
-        if getattr(given, name) < least:
-            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(given, name)}")
+        if getattr(args, name) < least:
+            parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(args, name)}")
     try:
-        _make_all(given)
+        _make_all(args)
     except (OSError, RuntimeError) as error:
         print(f"store: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def _make_all(given: argparse.Namespace) -> None:
-    given.out.mkdir(parents=True, exist_ok=True)
-    wanted = _wanted(given)
+def _make_all(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    missing = _missing_clips(args)
     started = time.monotonic()
-    # Processes that are forked would share the state of the graphics library.
-    with multiprocessing.get_context("spawn").Pool(given.workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(partial(_make, folder=given.out), wanted), 1):
-            if done % 50 == 0 or done == len(wanted):
+    # Forked processes would share the state of the graphics library.
+    with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
+        for done, _ in enumerate(pool.imap_unordered(partial(_make, folder=args.out), missing), 1):
+            if done % 50 == 0 or done == len(missing):
                 rate = done / (time.monotonic() - started)
-                print(f"{done} of {len(wanted)} clips, {rate:.2f} a second", file=sys.stderr, flush=True)
+                print(f"{done} of {len(missing)} clips, {rate:.2f} a second", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A longer scene with a plot, and the questions that belong to it: what `make demo` plays."""
+"""The scripted scene and the questions of `make demo`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from decaf_tabletop.world.scenes import FALL_M_S, Light, Scene
 from decaf_tabletop.world.shapes import EXTENTS
 
 FRAMES = 276
-# It is written, not drawn.
+# Not drawn from a seed.
 NO_SEED = -1
 _VIEW = View(0.0, 40.0, 1.08 * DISTANCE_M, (0.0, 0.04, 0.02))
 _BALL, _MUG, _CAN, _CUBE, _CONE = range(5)
 _NOMINAL_M = {"small": 0.044, "large": 0.067}
 
-# Every question looks back over about three seconds.
+# Each question concerns about the last three seconds.
 QUESTIONS = (
     Expression("the purple cone", "explicit", (_CONE,), "cone", 3.2),
     Expression("the object that moved right", "motion", (_BALL,), "ball", 6.2),
     Expression("the largest object", "size", (_CAN,), "can", 9.2),
     Expression("the one that was dropped", "temporal", (_MUG,), "mug", 12.2),
     Expression("the green mug", "absent", (), "", 15.2),
-    # The can hides it for a second, and uncovers it again.
+    # The can later hides it for a second and uncovers it again.
     Expression("the white object", "attribute", (_CUBE,), "cube", 17.2),
     Expression("the one that stopped", "temporal", (_CAN,), "can", 22.4),
     Expression("the object left of the cone", "relation", (_MUG,), "mug", 25.2),
@@ -30,8 +30,8 @@ QUESTIONS = (
 
 
 def story() -> Scene:
-    """A red ball rolls to the right far behind a purple cone, a blue mug is dropped, and a large green can slides to
-    the left in front of a white cube and stops. The camera stands still."""
+    """A red ball rolls to the right far behind a purple cone. A blue mug is dropped. A large green can slides to the
+    left in front of a white cube and stops. The camera stands still."""
     return Scene(
         seed=NO_SEED,
         appearance_seed=3,

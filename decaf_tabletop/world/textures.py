@@ -1,4 +1,4 @@
-"""Pictures for the table top and for the objects, from noise and arithmetic."""
+"""Procedural textures of the table top and the objects."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import numpy as np
 
 from decaf_tabletop.world.shapes import DARK, METAL, PAINT, Mesh
 
-# Clearly apart; RGB.
+# RGB, easy to tell apart.
 PAINTS = {
     "red": (205, 28, 36),
     "green": (38, 150, 56),
@@ -22,25 +22,28 @@ _SIDE = 512
 
 
 def surface_texture(surface: str, rng: np.random.Generator) -> np.ndarray:
-    """(512, 512, 3) uint8, RGB: the table top, 1.2 m wide, a little different with each generator. `surface` is one of
-    SURFACES (KeyError)."""
+    """(512, 512, 3) uint8, RGB: a random texture of 1.2 m of table top. Raises KeyError for an unknown surface."""
     picture = _SURFACES[surface](rng) * rng.uniform(0.88, 1.08)
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
 def paint(color: str, rng: np.random.Generator) -> tuple[int, int, int]:
-    """A shade of the named colour, RGB."""
+    """A random shade of the named colour, RGB."""
     shade = np.array(PAINTS[color], float) * rng.uniform(0.93, 1.05) + rng.normal(0, 3.0, 3)
-    return tuple(int(value) for value in np.clip(shade, 0, 255))
+    red, green, blue = (int(value) for value in np.clip(shade, 0, 255))
+    return red, green, blue
 
 
 def object_texture(mesh: Mesh, rgb: tuple[int, int, int], pattern: str, rng: np.random.Generator) -> np.ndarray:
-    """(128, 128, 3) uint8, RGB: rows along the mesh's profile. pattern: "plain", "rings" (along the rows), "bars"
-    (across them) or "dots", in a darker shade of `rgb`, a lighter one of black."""
+    """(128, 128, 3) uint8, RGB: rows run along the mesh's profile.
+
+    pattern: "plain", "rings" (along the rows), "bars" (across them) or "dots", in a darker shade of `rgb`, or a lighter
+    one if `rgb` is black.
+    """
     side = 128
     base = np.array(rgb, float)
-    # Not so dark that white looks grey.
-    other = base * (0.72 if base.min() > 150 else 0.58) if base.max() > 60 else base + 62
+    # A weaker contrast on white, or it looks grey.
+    mark = base * (0.72 if base.min() > 150 else 0.58) if base.max() > 60 else base + 62
     picture = np.tile(base, (side, side, 1))
     across, along = np.meshgrid((np.arange(side) + 0.5) / side, (np.arange(side) + 0.5) / side)
     phase = rng.uniform()
@@ -51,21 +54,21 @@ def object_texture(mesh: Mesh, rgb: tuple[int, int, int], pattern: str, rng: np.
         elif material == DARK:
             picture[rows] = 0.15 * base + 8
         elif material == PAINT and pattern != "plain":
-            step = (along - first) / (last - first)
-            # A whole number of repeats around, so that there is no seam.
+            part = (along - first) / (last - first)
+            # An integer number of repeats around the axis leaves no seam.
             if pattern == "rings":
-                marked = (step * 3.5 + phase) % 1 < 0.42
+                marked = (part * 3.5 + phase) % 1 < 0.42
             elif pattern == "bars":
                 marked = (across * 6 + phase) % 1 < 0.42
             else:
-                x, y = (across * 6 + phase) % 1 - 0.5, (step * 3) % 1 - 0.5
+                x, y = (across * 6 + phase) % 1 - 0.5, (part * 3) % 1 - 0.5
                 marked = x * x + y * y < 0.085
-            picture[rows & marked] = other
+            picture[rows & marked] = mark
     return picture.clip(0, 255).astype(np.uint8)
 
 
 def _noise(rng: np.random.Generator, cells: int | tuple[int, int], octaves: int = 1) -> np.ndarray:
-    """(512, 512) in about [0, 1]: smooth noise with so many cells along (rows, columns), and finer ones on top."""
+    """(512, 512) value noise in about [0, 1] with `cells` along (rows, columns); each octave doubles them."""
     rows, columns = (cells, cells) if isinstance(cells, int) else cells
     total, weight = np.zeros((_SIDE, _SIDE), np.float32), 0.0
     for octave in range(octaves):
@@ -76,7 +79,10 @@ def _noise(rng: np.random.Generator, cells: int | tuple[int, int], octaves: int 
 
 
 def _blend(part: np.ndarray, low: tuple[int, ...], high: tuple[int, ...]) -> np.ndarray:
-    return np.array(low, float) + np.clip(part, 0, 1)[..., None] * (np.array(high, float) - np.array(low, float))
+    """Interpolates from RGB `low` to `high`, with `part` (H, W) clipped to [0, 1]."""
+    start, end = np.array(low, float), np.array(high, float)
+    blended: np.ndarray = start + np.clip(part, 0, 1)[..., None] * (end - start)
+    return blended
 
 
 def _wood(rng: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A scene as a MuJoCo model: what is seen (meshes with textures) and what collides (primitives) are separate geoms."""
+"""MuJoCo model of a scene. Each object has a textured mesh for rendering and a primitive geom for collisions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CAMERA = "eye"
 
 
 def visual_name(index: int) -> str:
-    """Of the geom that shows `scene.objects[index]`."""
+    """Name of the rendered geom of `scene.objects[index]`."""
     return f"seen_{index}"
 
 
@@ -31,17 +31,17 @@ def body_name(index: int) -> str:
 
 
 def joint_name(index: int, axis: str) -> str:
-    """axis: "x", "y" or "z" (slides, in that direction of the world)."""
+    """Name of a slide joint; axis: "x", "y" or "z" of the world."""
     return f"object_{index}_{axis}"
 
 
 def has_drive(placed: PlacedObject) -> bool:
-    """Whether velocity servos hold the object's x and y; all but dropped ones, which nobody touches."""
+    """Whether velocity servos drive the object's x and y: true for all but dropped objects."""
     return placed.event is None or placed.event.kind != "drop"
 
 
 def world_xml(scene: Scene) -> tuple[str, dict[str, bytes]]:
-    """The model (MJCF) and the files that it names."""
+    """The model as MJCF, and its texture files by name."""
     rng = np.random.default_rng(scene.appearance_seed)
     files = {"table.png": _png(surface_texture(scene.surface, rng))}
     assets, bodies, actuators = [], [], []
@@ -56,7 +56,7 @@ def world_xml(scene: Scene) -> tuple[str, dict[str, bytes]]:
     height, width = IMAGE_HW
     half_width, half_depth = scene.table_m
     light = scene.light
-    # The table's picture is 1.2 m wide, however wide the table is.
+    # The texture covers 1.2 m whatever the size of the table.
     repeat = f"{half_width / 0.6:.5f} {half_depth / 0.6:.5f}"
     xml = f"""<mujoco model="tabletop">
 <compiler angle="radian"/>
@@ -66,7 +66,7 @@ def world_xml(scene: Scene) -> tuple[str, dict[str, bytes]]:
   <global offwidth="{width}" offheight="{height}"/>
   <quality offsamples="0" shadowsize="0"/>
   <map znear="0.02" zfar="30"/>
-  <headlight ambient="{_text(light.ambient)}" diffuse="0 0 0" specular="0 0 0"/>
+  <headlight ambient="{_numbers(light.ambient)}" diffuse="0 0 0" specular="0 0 0"/>
 </visual>
 <asset>
   <texture name="table" type="2d" file="table.png"/>
@@ -74,11 +74,11 @@ def world_xml(scene: Scene) -> tuple[str, dict[str, bytes]]:
   {" ".join(assets)}
 </asset>
 <worldbody>
-  <light directional="true" castshadow="false" dir="{_text(light.direction)}" ambient="0 0 0"
-    diffuse="{_text(light.diffuse)}" specular="0.25 0.25 0.25"/>
+  <light directional="true" castshadow="false" dir="{_numbers(light.direction)}" ambient="0 0 0"
+    diffuse="{_numbers(light.diffuse)}" specular="0.25 0.25 0.25"/>
   <camera name="{CAMERA}" fovy="{FOVY_DEG}"/>
   <geom name="table" type="plane" size="{half_width} {half_depth} 0.1" material="table" friction="0.3 0.005 0.0001"/>
-  <geom name="floor" type="plane" size="12 12 0.1" pos="0 0 -0.7" rgba="{_text(scene.ground)} 1"
+  <geom name="floor" type="plane" size="12 12 0.1" pos="0 0 -0.7" rgba="{_numbers(scene.ground)} 1"
     contype="0" conaffinity="0"/>
   {" ".join(bodies)}
 </worldbody>
@@ -88,13 +88,16 @@ def world_xml(scene: Scene) -> tuple[str, dict[str, bytes]]:
 
 
 def start_height_m(placed: PlacedObject) -> float:
-    """Of the object's centre above the table, when the clip begins. A fall takes as long as planned: with drag from the
-    first, the speed approaches FALL_M_S with the time constant FALL_M_S / g."""
+    """Height of the object's centre above the table at the start of the clip.
+
+    A dropped object starts at the height from which it lands at event.end_s: with linear drag its speed approaches
+    FALL_M_S with the time constant FALL_M_S / g.
+    """
     half = placed.thing.height_m / 2
     if placed.event is None or placed.event.kind != "drop":
         return half
-    falls_s, constant_s = placed.event.end_s - placed.event.start_s, FALL_M_S / GRAVITY
-    return half + FALL_M_S * (falls_s - constant_s * (1 - math.exp(-falls_s / constant_s)))
+    fall_s, constant_s = placed.event.end_s - placed.event.start_s, FALL_M_S / GRAVITY
+    return half + FALL_M_S * (fall_s - constant_s * (1 - math.exp(-fall_s / constant_s)))
 
 
 def _mesh_xml(index: int, placed: PlacedObject) -> str:
@@ -103,8 +106,8 @@ def _mesh_xml(index: int, placed: PlacedObject) -> str:
     return (
         f'<texture name="paint_{index}" type="2d" file="object_{index}.png"/>'
         f'<material name="paint_{index}" texture="paint_{index}" specular="{shiny}" shininess="0.5" reflectance="0"/>'
-        f'<mesh name="shape_{index}" inertia="shell" vertex="{_text((placed.nominal_m * shape.vertices).ravel())}" '
-        f'normal="{_text(shape.normals.ravel())}" texcoord="{_text(shape.coordinates.ravel())}" '
+        f'<mesh name="shape_{index}" inertia="shell" vertex="{_numbers((placed.nominal_m * shape.vertices).ravel())}" '
+        f'normal="{_numbers(shape.normals.ravel())}" texcoord="{_numbers(shape.coordinates.ravel())}" '
         f'face="{" ".join(map(str, shape.faces.ravel()))}"/>'
     )
 
@@ -115,31 +118,31 @@ def _body_xml(index: int, placed: PlacedObject) -> str:
     dropped = not has_drive(placed)
     ball = thing.category == "ball"
     if ball:
-        solid = f'type="sphere" size="{thing.radius_m}"'
+        collision_geom = f'type="sphere" size="{thing.radius_m}"'
     elif thing.category == "cube":
-        solid = f'type="box" size="{_text([half] * 3)}"'
+        collision_geom = f'type="box" size="{_numbers([half] * 3)}"'
     else:
-        solid = f'type="cylinder" size="{thing.radius_m} {half}"'
-    # The drag that lets it fall at FALL_M_S.
+        collision_geom = f'type="cylinder" size="{thing.radius_m} {half}"'
+    # Drag for a terminal speed of FALL_M_S.
     damping = MASS_KG * GRAVITY / FALL_M_S if dropped else 1.0
-    # Joint axes are in the body's frame: turned back, so that they are the world's.
+    # Joint axes are given in the body frame; undo the yaw to align them with the world.
     cos, sin = math.cos(placed.yaw_rad), math.sin(placed.yaw_rad)
     joints = "".join(
         f'<joint name="{joint_name(index, axis)}" type="slide" axis="{direction}" damping="{drag}"/>'
         for axis, direction, drag in (("x", f"{cos} {-sin} 0", 0), ("y", f"{sin} {cos} 0", 0), ("z", "0 0 1", damping))
     )
-    turn = (
+    rotation_joint = (
         f'<joint type="ball" damping="{0.002 if dropped else 0.00001}"/>'
         if ball
         else '<joint type="hinge" axis="0 0 1" damping="0.01"/>'
     )
     friction = "0.9 0.005 0.0001" if ball else "0.3 0.005 0.0001"
     return (
-        f'<body name="{body_name(index)}" pos="{_text((*placed.place_m, start_height_m(placed)))}" '
-        f'euler="0 0 {placed.yaw_rad}">{joints}{turn}'
+        f'<body name="{body_name(index)}" pos="{_numbers((*placed.place_m, start_height_m(placed)))}" '
+        f'euler="0 0 {placed.yaw_rad}">{joints}{rotation_joint}'
         f'<geom name="{visual_name(index)}" type="mesh" mesh="shape_{index}" material="paint_{index}" mass="0" '
         f'contype="0" conaffinity="0" group="1"/>'
-        f'<geom {solid} mass="{MASS_KG}" group="4" friction="{friction}" priority="1"/></body>'
+        f'<geom {collision_geom} mass="{MASS_KG}" group="4" friction="{friction}" priority="1"/></body>'
     )
 
 
@@ -147,5 +150,5 @@ def _png(rgb: np.ndarray) -> bytes:
     return cv2.imencode(".png", rgb[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
 
 
-def _text(values: Iterable[float]) -> str:
+def _numbers(values: Iterable[float]) -> str:
     return " ".join(f"{value:.6g}" for value in values)
