@@ -1,4 +1,4 @@
-"""Drawn clips, which need no simulator: flat shaded shapes that slide over a textured ground."""
+"""Clips drawn without a simulator: flat shaded shapes that slide over a textured ground."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ SHAPES = ("disc", "box", "can", "cone")
 
 
 def drawn_clip(seed: int, frames: int = FRAMES) -> TabletopClip:
-    """2 to 5 shapes of a colour each; about half of them slide, and nearer ones hide those behind. The same seed gives
-    the same clip. Poses, camera and categories are placeholders: only images, labels and stamps mean anything."""
+    """Draws 2 to 5 shapes; about 60 % of them slide, and nearer ones occlude farther ones. Reproducible by seed.
+
+    Only images, labels and stamps are meaningful; poses, camera and categories are placeholders.
+    """
     rng = np.random.default_rng(seed)
     height, width = IMAGE_HW
     ground = _ground(rng)
@@ -25,7 +27,7 @@ def drawn_clip(seed: int, frames: int = FRAMES) -> TabletopClip:
         shift = np.float32([[1, 0, pan[0] * index], [0, 1, pan[1] * index]])
         image = cv2.warpAffine(ground, shift, (width, height), borderMode=cv2.BORDER_REFLECT).astype(np.float32)
         places = [shape.track[index] + pan * index for shape in shapes]
-        for number in sorted(range(count), key=lambda one: places[one][1] + shapes[one].half_height):
+        for number in sorted(range(count), key=lambda k: places[k][1] + shapes[k].half_height):
             shapes[number].draw(image, labels[index], places[number], number + 1)
         image += rng.normal(0, noise, (height, width, 1))
         images[index] = image.clip(0, 255)
@@ -57,13 +59,13 @@ class _Shape:
         self.track = start + np.arange(frames)[:, None] * speed
 
     def draw(self, image: np.ndarray, labels: np.ndarray, centre: np.ndarray, label: int) -> None:
-        """Onto image (H, W, 3) float32 and labels (H, W) uint8, with a soft shadow that is no part of the object."""
+        """Draws onto image (H, W, 3) float32 and labels (H, W) uint8; the soft shadow is not labelled."""
         mask = self._outline(labels.shape, *centre)
         shadow = cv2.GaussianBlur(np.roll(mask, (3, 5), (0, 1)).astype(np.float32), (0, 0), 4)
         image *= 1 - 0.35 * shadow[..., None]
         rows, columns = np.nonzero(mask)
         x, y = (columns - centre[0]) / self.half_width, (rows - centre[1]) / self.half_height
-        second = {
+        second_color = {
             "plain": np.zeros(len(x), bool),
             "band": np.abs(y) < 0.3,
             "stripes": np.sin(6 * x) > 0.3,
@@ -71,7 +73,7 @@ class _Shape:
             "rim": np.maximum(np.abs(x), np.abs(y)) > 0.75,
         }[self.pattern]
         shade = 1 + self.light[0] * x / 2 + self.light[1] * y / 2
-        image[rows, columns] = self.colors[second.astype(int)] * shade[:, None]
+        image[rows, columns] = self.colors[second_color.astype(int)] * shade[:, None]
         labels[rows, columns] = label
 
     def _outline(self, shape: tuple[int, int], x: float, y: float) -> np.ndarray:
@@ -93,7 +95,7 @@ class _Shape:
 
 
 def _ground(rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8: noise of a few scales in one tint, sometimes stripes or tiles."""
+    """(H, W, 3) uint8: tinted noise at several scales, sometimes with stripes."""
     height, width = IMAGE_HW
     texture = np.zeros((height, width), np.float32)
     for scale in (2, 6, 20, 60):

@@ -30,7 +30,7 @@ NONE = Expression("the green mug", "absent", (), "")
 
 @pytest.fixture
 def clip() -> TabletopClip:
-    """Not from the simulator: a camera at (1, 2, 3) that looks along the world's +y, with z up."""
+    """A hand-made clip: the camera is at (1, 2, 3) and looks along the world's +y, with z up."""
     rng = np.random.default_rng(0)
     camera = (1.0, 2.0, 3.0, np.sqrt(0.5), -np.sqrt(0.5), 0.0, 0.0)
     poses = np.zeros((FRAMES, 2, 7))
@@ -60,7 +60,7 @@ def stamp_ns(message) -> int:
     return message.header.stamp.sec * 10**9 + message.header.stamp.nanosec
 
 
-def test_a_bag_holds_what_a_camera_records_and_the_truth(clip, tmp_path):
+def test_a_bag_holds_camera_topics_and_ground_truth(clip, tmp_path):
     path = tmp_path / "bag"
     write_tabletop_bag(path, clip, [RED, NONE])
     with BagReader(path) as bag:
@@ -91,13 +91,13 @@ def test_poses_are_in_the_optical_frame(clip, tmp_path):
     write_tabletop_bag(tmp_path / "bag", clip)
     poses = read(tmp_path / "bag", POSES_TOPIC)[2].poses
     places = [(pose.position.x, pose.position.y, pose.position.z) for pose in poses]
-    # 2.5 m to the right of the camera and 2 m ahead; 1 m ahead and 0.25 m above it, which is -y.
+    # Object 0: 2.5 m right of the camera, 2 m ahead. Object 1: 1 m ahead, 0.25 m above (-y).
     np.testing.assert_allclose(places, [(2.5, 0, 2), (0, -0.25, 1)], atol=1e-12)
-    # Turned as the camera is.
+    # The object has the camera's orientation.
     assert abs(poses[0].orientation.w) == pytest.approx(1)
 
 
-def test_the_truth_comes_back(clip, tmp_path):
+def test_ground_truth_round_trip(clip, tmp_path):
     write_tabletop_bag(tmp_path / "bag", clip, [RED, NONE])
     truth = read_ground_truth(tmp_path / "bag")
     assert (truth.seed, truth.surface, truth.objects) == (clip.seed, clip.surface, clip.objects)
@@ -109,20 +109,20 @@ def test_the_truth_comes_back(clip, tmp_path):
         write_tabletop_bag(tmp_path / "bag", clip)
 
 
-def test_a_small_bag(clip, tmp_path):
+def test_a_compressed_bag(clip, tmp_path):
     path = tmp_path / "bag"
     write_tabletop_bag(path, clip, compressed=True)
     with BagReader(path) as bag:
         assert IMAGE_TOPIC not in bag.topics
         images = np.stack([frame.image for frame in bag.frames(COMPRESSED_TOPIC)])
-    assert np.abs(images.astype(int) - clip.images).mean() < 12  # noise loses some colour
+    assert np.abs(images.astype(int) - clip.images).mean() < 12  # JPEG subsamples the noise's colour
     assert "jpeg" in read(path, COMPRESSED_TOPIC)[0].format
     depth = read(path, DEPTH_TOPIC)[0]
     assert depth.encoding == "16UC1" and depth.step == 64
     np.testing.assert_allclose(depth.data.view(np.uint16).reshape(24, 32) / 1000, clip.depth_m[0], atol=0.00051)
 
 
-def test_bags_without_truth_say_so(tmp_path):
+def test_bags_without_valid_ground_truth_raise(tmp_path):
     with BagWriter(tmp_path / "empty") as bag:
         bag.write_image(LABELS_TOPIC, np.zeros((2, 2), np.uint8), 1, "")
     with pytest.raises(ValueError, match=f"got no {SCENE_TOPIC}"):
@@ -140,25 +140,25 @@ def test_bags_without_truth_say_so(tmp_path):
 
 @pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 def test_simulate_writes_bags_and_files(tmp_path, capsys):
-    given = ["simulate", "--seed", "4", "--out", str(tmp_path), "--crossing"]
-    assert main([*given, "--depth", "--compressed"]) == 0
+    command = ["simulate", "--seed", "4", "--out", str(tmp_path), "--crossing"]
+    assert main([*command, "--depth", "--compressed"]) == 0
     truth = read_ground_truth(tmp_path / "clip_00000004_crossing")
     assert truth.seed == 4 and {expression.kind for expression in truth.expressions} >= {"explicit", "absent"}
     with BagReader(tmp_path / "clip_00000004_crossing") as bag:
         assert DEPTH_TOPIC in bag.topics
-    assert main([*given, "--format", "npz"]) == 0
+    assert main([*command, "--format", "npz"]) == 0
     clip = read_clip(tmp_path / "clip_00000004_crossing.npz")
     assert list(truth.expressions) == expressions_of(clip)
     np.testing.assert_array_equal(clip.labels[5], truth.labels[int(clip.stamps_ns[5])])
     assert main(["simulate", "--story", "--format", "npz", "--out", str(tmp_path)]) == 0
     assert len(read_clip(tmp_path / "story.npz")) > 200
     capsys.readouterr()
-    assert main(given) == 1
+    assert main(command) == 1
     assert "clip_00000004_crossing: exists already" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    "given, text",
+    "options, text",
     [
         (["--seed", "-1"], "--seed: expected a number >= 0"),
         (["--clips", "0"], "--clips: expected a number >= 1"),
@@ -166,8 +166,8 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
         (["--story", "--seed", "3"], "--story: it is one clip"),
     ],
 )
-def test_simulate_refuses_what_does_not_fit(given, text, tmp_path, capsys):
+def test_simulate_rejects_invalid_options(options, text, tmp_path, capsys):
     with pytest.raises(SystemExit) as error:
-        main(["simulate", "--out", str(tmp_path / "new"), *given])
+        main(["simulate", "--out", str(tmp_path / "new"), *options])
     assert error.value.code == 2 and text in capsys.readouterr().err
     assert not (tmp_path / "new").exists()

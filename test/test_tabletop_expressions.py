@@ -1,4 +1,4 @@
-"""What is said about a clip is true, means what it says it means, and is left unsaid where it could mean another."""
+"""Expressions are true, have the right targets, and are not generated where they are ambiguous."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
 STILL = np.zeros((FRAMES, 3))
 
 
-def along(direction: tuple[float, float], metres: float, first: int = 0, last: int = FRAMES - 1) -> np.ndarray:
-    """(F, 3): at rest, then on the way between two frames, then at rest."""
+def sliding(direction: tuple[float, float], metres: float, first: int = 0, last: int = FRAMES - 1) -> np.ndarray:
+    """(F, 3) displacement: moves at constant speed between two frames, rests before and after."""
     part = np.clip((np.arange(FRAMES) - first) / (last - first), 0, 1)
     return part[:, None] * np.array([*direction, 0.0]) * metres
 
@@ -28,15 +28,15 @@ def falling(first: int) -> np.ndarray:
     return np.stack([0 * height, 0 * height, height], axis=1)
 
 
-def scene(*things: tuple[str, str, str, tuple[float, float], np.ndarray], seen: float = 1.0) -> TabletopClip:
-    """Of (size, color, category, place, movement). seen: share of the frames in which the first one can be seen."""
+def clip_with(*things: tuple[str, str, str, tuple[float, float], np.ndarray], visible: float = 1.0) -> TabletopClip:
+    """things: (size, color, category, place, displacement). visible: share of frames that show the first object."""
     poses = np.zeros((FRAMES, len(things), 7))
     poses[..., 3] = 1
     labels = np.zeros((FRAMES, 60, 80), np.uint8)
-    for k, (_, _, _, place, movement) in enumerate(things):
-        poses[:, k, :3] = np.array([*place, 0.05]) + movement
+    for k, (_, _, _, place, displacement) in enumerate(things):
+        poses[:, k, :3] = np.array([*place, 0.05]) + displacement
         labels[:, 10:20, 12 * k : 12 * k + 10] = k + 1
-    labels[round(seen * FRAMES) :, :, :10] = 0
+    labels[round(visible * FRAMES) :, :, :10] = 0
     return TabletopClip(
         seed=0,
         images=np.zeros((FRAMES, 60, 80, 3), np.uint8),
@@ -50,21 +50,21 @@ def scene(*things: tuple[str, str, str, tuple[float, float], np.ndarray], seen: 
     )
 
 
-def said(clip: TabletopClip) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Every wording that comes up in many draws: kind to text to targets. One text always means the same."""
+def expressions_by_kind(clip: TabletopClip) -> dict[str, dict[str, tuple[int, ...]]]:
+    """All expressions of 60 draws: kind to text to targets. A text must always have the same targets."""
     found: dict[str, dict[str, tuple[int, ...]]] = {}
     for seed in range(60):
-        for one in expressions(clip, np.random.default_rng(seed)):
-            known = found.setdefault(one.kind, {}).setdefault(one.text, one.targets)
-            assert known == one.targets
-            categories = {clip.objects[k].category for k in one.targets}
-            assert one.category == (categories.pop() if len(categories) == 1 else "")
+        for expression in expressions(clip, np.random.default_rng(seed)):
+            known = found.setdefault(expression.kind, {}).setdefault(expression.text, expression.targets)
+            assert known == expression.targets
+            categories = {clip.objects[k].category for k in expression.targets}
+            assert expression.category == (categories.pop() if len(categories) == 1 else "")
     return found
 
 
 def test_names_and_properties():
-    found = said(
-        scene(
+    found = expressions_by_kind(
+        clip_with(
             ("small", "red", "ball", (-0.1, 0), STILL),
             ("small", "blue", "ball", (0.1, 0), STILL),
             ("large", "blue", "cube", (0.0, 0.2), STILL),
@@ -79,8 +79,8 @@ def test_names_and_properties():
 
 
 def test_relations_need_one_reading():
-    found = said(
-        scene(
+    found = expressions_by_kind(
+        clip_with(
             ("small", "red", "ball", (-0.1, 0), STILL),
             ("small", "blue", "can", (0.0, 0.1), STILL),
             ("large", "green", "cube", (0.12, 0.1), STILL),
@@ -91,18 +91,22 @@ def test_relations_need_one_reading():
     assert "the object left of the cube" not in found, "two are"
     assert found["the object in front of the can"] == (0,)
     assert not any("behind the ball" in text for text in found), "two are"
-    # A ball that a second one makes ambiguous is no anchor.
-    twice = said(scene(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "ball", (0.1, 0), STILL)))
-    assert "relation" not in twice
-
-
-def test_a_relation_holds_throughout():
-    near = said(scene(("small", "red", "ball", (-0.03, 0), STILL), ("small", "blue", "can", (0.0, 0.0), STILL)))
-    assert "relation" not in near
-    passing = scene(
-        ("small", "red", "ball", (-0.15, 0), along((1, 0), 0.3)), ("small", "blue", "can", (0.0, 0.1), STILL)
+    # Neither of two balls can be an anchor.
+    two_balls = expressions_by_kind(
+        clip_with(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "ball", (0.1, 0), STILL))
     )
-    texts = said(passing)["relation"]
+    assert "relation" not in two_balls
+
+
+def test_a_relation_holds_in_every_frame():
+    near = expressions_by_kind(
+        clip_with(("small", "red", "ball", (-0.03, 0), STILL), ("small", "blue", "can", (0.0, 0.0), STILL))
+    )
+    assert "relation" not in near
+    passing = clip_with(
+        ("small", "red", "ball", (-0.15, 0), sliding((1, 0), 0.3)), ("small", "blue", "can", (0.0, 0.1), STILL)
+    )
+    texts = expressions_by_kind(passing)["relation"]
     assert not any("left" in text or "right" in text for text in texts) and texts["what is behind the ball?"] == (1,)
 
 
@@ -110,21 +114,21 @@ def test_a_relation_holds_throughout():
     "direction, word", [((-1, 0), "left"), ((1, 0), "right"), ((0, -1), "closer"), ((0, 1), "away")]
 )
 def test_motion(direction: tuple[float, float], word: str):
-    clip = scene(
-        ("small", "red", "ball", (0.0, 0), along(direction, 0.2)), ("small", "blue", "can", (0.25, 0.1), STILL)
+    clip = clip_with(
+        ("small", "red", "ball", (0.0, 0), sliding(direction, 0.2)), ("small", "blue", "can", (0.25, 0.1), STILL)
     )
-    found = said(clip)["motion"]
+    found = expressions_by_kind(clip)["motion"]
     assert found["the one that is moving"] == (0,) and found["the object that did not move"] == (1,)
     assert found[f"the object that moved {word}"] == (0,)
     assert not any(f"moved {other}" in text for text in found for other in {"left", "right", "closer", "away"} - {word})
     assert moving_words(clip, 4, 6) == (word, "still") and moving_words(clip, 4, 4) == ("still", "still")
 
 
-def test_two_that_move_are_told_apart_by_direction_only():
-    found = said(
-        scene(
-            ("small", "red", "ball", (0.0, 0), along((-1, 0), 0.2)),
-            ("small", "blue", "can", (0.1, 0.1), along((0.1, 1), 0.2)),
+def test_two_movers_are_distinguished_by_direction_only():
+    found = expressions_by_kind(
+        clip_with(
+            ("small", "red", "ball", (0.0, 0), sliding((-1, 0), 0.2)),
+            ("small", "blue", "can", (0.1, 0.1), sliding((0.1, 1), 0.2)),
             ("small", "green", "cube", (0.2, -0.1), STILL),
         )
     )
@@ -135,76 +139,79 @@ def test_two_that_move_are_told_apart_by_direction_only():
     assert "the one that is moving" not in found["motion"] and found["several"]["the moving objects"] == (0, 1)
 
 
-def test_what_hardly_moved_spoils_what_is_said_of_motion():
-    clip = scene(
-        ("small", "red", "ball", (0.0, 0), along((-1, 0), 0.2)), ("small", "blue", "can", (0.2, 0), along((1, 0), 0.04))
+def test_a_barely_moving_object_prevents_motion_expressions():
+    clip = clip_with(
+        ("small", "red", "ball", (0.0, 0), sliding((-1, 0), 0.2)),
+        ("small", "blue", "can", (0.2, 0), sliding((1, 0), 0.04)),
     )
-    assert "motion" not in said(clip)
+    assert "motion" not in expressions_by_kind(clip)
 
 
-def test_what_happened_when():
-    dropped = scene(
+def test_temporal_expressions():
+    dropped = clip_with(
         ("small", "red", "ball", (0.0, 0), falling(8)),
-        ("small", "blue", "can", (0.1, 0.1), along((1, 0), 0.2)),
+        ("small", "blue", "can", (0.1, 0.1), sliding((1, 0), 0.2)),
         ("small", "green", "cube", (0.2, -0.1), STILL),
     )
-    found = said(dropped)
+    found = expressions_by_kind(dropped)
     assert set(found["temporal"].values()) == {(0,)} and "the one that was dropped" in found["temporal"]
-    assert "relation" not in found, "it was not always where it is"
+    assert "relation" not in found, "the dropped object changed place"
     assert moving_words(dropped, 9, 11)[0] == "fell"
 
-    stopped = scene(
-        ("small", "red", "ball", (0.0, 0), along((1, 0), 0.2, 0, 16)),
-        ("small", "blue", "can", (0.0, 0.1), along((1, 0), 0.2)),
+    stopped = clip_with(
+        ("small", "red", "ball", (0.0, 0), sliding((1, 0), 0.2, 0, 16)),
+        ("small", "blue", "can", (0.0, 0.1), sliding((1, 0), 0.2)),
         ("small", "green", "cube", (0.2, -0.1), STILL),
     )
-    assert said(stopped)["temporal"]["the one that stopped"] == (0,)
+    assert expressions_by_kind(stopped)["temporal"]["the one that stopped"] == (0,)
     assert read_events(stopped).stopped.tolist() == [True, False, False]
 
-    started = scene(
-        ("small", "red", "ball", (0.0, 0), along((1, 0), 0.2, 14)), ("small", "green", "cube", (0.2, -0.1), STILL)
+    started = clip_with(
+        ("small", "red", "ball", (0.0, 0), sliding((1, 0), 0.2, 14)), ("small", "green", "cube", (0.2, -0.1), STILL)
     )
-    assert "temporal" not in said(started)
+    assert "temporal" not in expressions_by_kind(started)
 
 
-def test_what_is_absent_is_not_there():
-    clip = scene(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "can", (0.1, 0), STILL))
-    texts = set(said(clip)["absent"])
-    assert any("blue ball" in text for text in texts), "each half is there, the pair is not"
+def test_absent_expressions_match_no_object():
+    clip = clip_with(("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "can", (0.1, 0), STILL))
+    texts = set(expressions_by_kind(clip)["absent"])
+    assert any("blue ball" in text for text in texts), "each half is present, the pair is not"
     for text in texts:
         words = set(text.strip("?").split())
         color, category = words & set(COLORS), words & set(CATEGORIES)
         assert color | category
         assert not any(
-            (not color or one.color in color) and (not category or one.category in category) for one in clip.objects
+            (not color or thing.color in color) and (not category or thing.category in category)
+            for thing in clip.objects
         )
 
 
-def test_who_is_hidden_is_not_asked_for():
+def test_a_mostly_hidden_object_is_no_target():
     things = (("small", "red", "ball", (-0.1, 0), STILL), ("small", "blue", "can", (0.1, 0), STILL))
-    assert (0,) in said(scene(*things))["attribute"].values()
-    assert (0,) not in said(scene(*things, seen=0.3))["attribute"].values()
+    assert (0,) in expressions_by_kind(clip_with(*things))["attribute"].values()
+    assert (0,) not in expressions_by_kind(clip_with(*things, visible=0.3))["attribute"].values()
 
 
-def test_the_same_draw_says_the_same():
-    clip = scene(("small", "red", "ball", (-0.1, 0), STILL), ("large", "blue", "can", (0.1, 0), STILL))
+def test_the_same_generator_state_gives_the_same_expressions():
+    clip = clip_with(("small", "red", "ball", (-0.1, 0), STILL), ("large", "blue", "can", (0.1, 0), STILL))
     assert expressions(clip, np.random.default_rng(3)) == expressions(clip, np.random.default_rng(3))
 
 
-def test_a_clips_own_wording_does_not_hang_on_what_its_scene_drew(monkeypatch):
-    """Other numbers than those that the scene of the same seed was made from."""
-    clip, drawn = scene(("small", "red", "ball", (0, 0), STILL)), []
+def test_wording_and_scene_of_a_seed_use_different_random_streams(monkeypatch):
+    clip, drawn = clip_with(("small", "red", "ball", (0, 0), STILL)), []
     monkeypatch.setattr(module, "expressions", lambda _, rng: drawn.append(rng.integers(2**62)))
     module.expressions_of(clip)
     module.expressions_of(clip)
     assert drawn[0] == drawn[1]
-    scenes = [np.random.default_rng([clip.seed, attempt, crossing]) for attempt in range(60) for crossing in (0, 1)]
-    assert drawn[0] not in [rng.integers(2**62) for rng in scenes]
+    scene_rngs = [np.random.default_rng([clip.seed, attempt, crossing]) for attempt in range(60) for crossing in (0, 1)]
+    assert drawn[0] not in [rng.integers(2**62) for rng in scene_rngs]
 
 
-def test_every_word_is_in_the_list_of_wordings():
+def test_wordings_contain_every_word():
     words = {word.strip(".?{}") for text in WORDINGS for word in text.split()}
-    clip = scene(("small", "red", "ball", (-0.1, 0), along((-1, 0), 0.2)), ("large", "blue", "can", (0.1, 0.2), STILL))
-    for texts in said(clip).values():
+    clip = clip_with(
+        ("small", "red", "ball", (-0.1, 0), sliding((-1, 0), 0.2)), ("large", "blue", "can", (0.1, 0.2), STILL)
+    )
+    for texts in expressions_by_kind(clip).values():
         for text in texts:
             assert {word.strip(".?") for word in text.split()} <= words

@@ -17,7 +17,7 @@ from decaf_tabletop.world.simulator import make_clip
 from decaf_tabletop.world.store import clip_path, main, read_clip, write_clip
 from decaf_tabletop.world.textures import PAINTS, object_texture, paint, surface_texture
 
-# Not importorskip: it would import MuJoCo before the simulator has told it how to render.
+# Not importorskip: that would import MuJoCo before the simulator sets MUJOCO_GL.
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def scenes() -> list[Scene]:
 
 @pytest.fixture(scope="module")
 def turning(scenes) -> TabletopClip:
-    """With depth, several objects and a camera that moves."""
+    """A clip with depth, four objects or more and a moving camera."""
     return make_clip(
         next(scene.seed for scene in scenes if scene.camera.start != scene.camera.end and len(scene.objects) >= 4),
         depth=True,
@@ -39,7 +39,7 @@ def turning(scenes) -> TabletopClip:
 
 
 def first_event(scenes: list[Scene], kind: str, category: str = "") -> tuple[int, int]:
-    """Seed and place of an object with such an event."""
+    """Seed and object index of the first event of a kind."""
     return next(
         (scene.seed, index)
         for scene in scenes
@@ -54,7 +54,7 @@ def in_camera(clip: TabletopClip, frame: int) -> np.ndarray:
     return Rotation.from_quat(np.roll(camera[3:], -1)).inv().apply(clip.poses[frame, :, :3] - camera[:3])
 
 
-def test_a_clip_is_what_its_class_promises(turning):
+def test_a_clip_has_the_documented_shapes(turning):
     count = len(turning.objects)
     assert turning.images.shape == (FRAMES, *IMAGE_HW, 3) and turning.images.dtype == np.uint8
     assert turning.labels.shape == (FRAMES, *IMAGE_HW) and turning.labels.dtype == np.uint8
@@ -79,7 +79,7 @@ def test_the_same_seed_gives_the_same_clip(turning):
 
 
 def test_poses_masks_depth_and_camera_agree(turning):
-    seen = 0
+    visible = 0
     for frame in range(0, FRAMES, 5):
         centres = in_camera(turning, frame)
         pixels = centres @ turning.intrinsics.T
@@ -90,13 +90,13 @@ def test_poses_masks_depth_and_camera_agree(turning):
             depth, size = turning.depth_m[frame, row, column], np.hypot(thing.radius_m, thing.height_m / 2)
             if turning.labels[frame, row, column] == index + 1:
                 assert centre[2] - size < depth < centre[2] + 0.1 * size
-                seen += 1
+                visible += 1
             else:
                 assert turning.labels[frame, row, column] != 0 and depth < centre[2]
-    assert seen >= 20
+    assert visible >= 20
 
 
-def test_depth_of_the_surroundings_is_that_of_the_table_and_the_floor(turning):
+def test_depth_of_the_surroundings_fits_the_table_and_the_floor(turning):
     rows, columns = np.indices(IMAGE_HW)
     rays = np.stack([columns, rows, np.ones(IMAGE_HW)], axis=-1) @ np.linalg.inv(turning.intrinsics).T
     for frame in (0, FRAMES - 1):
@@ -105,17 +105,17 @@ def test_depth_of_the_surroundings_is_that_of_the_table_and_the_floor(turning):
         heights = Rotation.from_quat(np.roll(camera[3:], -1)).apply(points.reshape(-1, 3))[:, 2] + camera[2]
         empty = turning.labels[frame].reshape(-1) == 0
         off = np.minimum(np.abs(heights), np.abs(heights + 0.7))[empty]
-        assert np.mean(off < 0.0005) > 0.99  # at the table's edge a pixel is between the two
+        assert np.mean(off < 0.0005) > 0.99  # a pixel at the table's edge lies between the two
         assert np.mean(np.abs(heights[empty]) < 0.0005) > 0.5
         assert heights[~empty].max() > 0.02
 
 
-def test_scenes_are_as_varied_as_intended(scenes):
+def test_scenes_have_the_intended_variety(scenes):
     counts = np.bincount([len(scene.objects) for scene in scenes], minlength=6) / PLANNED
     assert counts[:2].sum() == 0 and counts[6:].sum() == 0
     np.testing.assert_allclose(counts[2:6], (0.2, 0.35, 0.3, 0.15), atol=0.12)
-    still = np.mean([all(placed.event is None for placed in scene.objects) for scene in scenes])
-    assert 0.18 < still < 0.42
+    without_events = np.mean([all(placed.event is None for placed in scene.objects) for scene in scenes])
+    assert 0.18 < without_events < 0.42
     assert 0.18 < np.mean([scene.camera.start != scene.camera.end for scene in scenes]) < 0.42
     things = [placed.thing for scene in scenes for placed in scene.objects]
     assert {thing.category for thing in things} == set(CATEGORIES) and {thing.color for thing in things} == set(COLORS)
@@ -123,15 +123,15 @@ def test_scenes_are_as_varied_as_intended(scenes):
     kinds = [placed.event.kind for scene in scenes for placed in scene.objects if placed.event]
     assert all(kinds.count(kind) > 0.12 * len(kinds) for kind in ("slide", "stop", "drop"))
     for scene in scenes:
-        names = [(each.thing.category, each.thing.color, each.thing.size) for each in scene.objects]
-        assert len(set(names)) == len(names)
+        looks = [(placed.thing.category, placed.thing.color, placed.thing.size) for placed in scene.objects]
+        assert len(set(looks)) == len(looks)
 
 
 def test_things_keep_apart_and_in_view(scenes):
     for scene in scenes[:40]:
         for index, placed in enumerate(scene.objects):
-            found = boxes(scene.camera, placed)
-            assert (found[:, :2] >= 0).all() and (found[:, 2] < IMAGE_HW[1]).all() and (found[:, 3] < IMAGE_HW[0]).all()
+            left_top, right, bottom = np.split(boxes(scene.camera, placed), [2, 3], axis=1)
+            assert (left_top >= 0).all() and (right < IMAGE_HW[1]).all() and (bottom < IMAGE_HW[0]).all()
             low, high = NOMINAL_M[placed.thing.size]
             assert low <= placed.nominal_m <= high
             for other in scene.objects[:index]:
@@ -140,7 +140,7 @@ def test_things_keep_apart_and_in_view(scenes):
 
 
 @pytest.mark.parametrize("kind", ["slide", "stop"])
-def test_what_is_pushed_follows_its_plan(scenes, kind):
+def test_sliding_objects_follow_the_planned_path(scenes, kind):
     seed, index = first_event(scenes, kind)
     placed, clip = scenes[seed].objects[index], make_clip(seed)
     way = clip.poses[:, index, :3]
@@ -152,13 +152,13 @@ def test_what_is_pushed_follows_its_plan(scenes, kind):
         half = round(placed.event.end_s / FRAME_PERIOD_S)
         assert FRAMES * 0.34 < half < FRAMES * 0.66
         assert speeds[0] > 0.07 and speeds[half + 1 :].max() < 0.01
-    # Nobody touched the others.
-    for other, still in enumerate(scenes[seed].objects):
-        if still.event is None:
+    # The other objects stay in place.
+    for other, resting in enumerate(scenes[seed].objects):
+        if resting.event is None:
             assert np.abs(clip.poses[:, other, :3] - clip.poses[0, other, :3]).max() < 0.003
 
 
-def test_what_is_dropped_is_seen_falling_and_stays(scenes):
+def test_a_dropped_object_falls_in_view_and_stays(scenes):
     seed, index = first_event(scenes, "drop")
     placed, clip = scenes[seed].objects[index], make_clip(seed)
     above = clip.poses[:, index, 2] - placed.thing.height_m / 2
@@ -181,8 +181,8 @@ def test_a_ball_rolls(scenes):
     assert angle == pytest.approx(way / placed.thing.radius_m, rel=0.15)
 
 
-def test_a_crossing_hides_an_object_and_shows_it_again():
-    for seed in (40, 72):  # their first attempts hide too little
+def test_a_crossing_occludes_an_object_temporarily():
+    for seed in (40, 72):  # seeds whose first attempts hide too little
         clip = make_clip(seed, crossing=True)
         ways = np.linalg.norm(clip.poses[-1, :, :2] - clip.poses[0, :, :2], axis=-1)
         found = False
@@ -191,24 +191,24 @@ def test_a_crossing_hides_an_object_and_shows_it_again():
             least = int(areas.argmin())
             if areas[least] > 0.5 or areas[least:].max() < 0.75 or ways[index] > 0.01:
                 continue
-            # What is where it was is nearer to the camera, and moves.
+            # The occluder is nearer to the camera and moves.
             cover = clip.labels[least][clip.labels[0] == index + 1]
-            passing = int(np.bincount(cover[cover != index + 1]).argmax()) - 1
+            occluder = int(np.bincount(cover[cover != index + 1]).argmax()) - 1
             depths = in_camera(clip, least)[:, 2]
-            found |= passing >= 0 and ways[passing] > 0.1 and depths[passing] < depths[index]
+            found |= occluder >= 0 and ways[occluder] > 0.1 and depths[occluder] < depths[index]
         assert found, seed
 
 
-def test_crossings_are_judged_by_what_is_seen():
-    alone = np.ones((6, 2, 5), bool)
+def test_is_crossing_requires_visible_hidden_visible():
+    unoccluded = np.ones((6, 2, 5), bool)
     labels = np.full((6, 2, 5), 2, np.uint8)
     labels[2:4] = 1
-    assert simulator._hides(labels, alone, 1)
-    assert not simulator._hides(labels[:4], alone[:4], 1)  # never comes out
-    assert not simulator._hides(labels[3:], alone[3:], 1)  # hidden from the first
+    assert simulator._is_crossing(labels, unoccluded, 1)
+    assert not simulator._is_crossing(labels[:4], unoccluded[:4], 1)  # hidden at the end
+    assert not simulator._is_crossing(labels[3:], unoccluded[3:], 1)  # hidden in the first frame
     half = labels.copy()
     half[2:4, 0] = 2
-    assert not simulator._hides(half, alone, 1)
+    assert not simulator._is_crossing(half, unoccluded, 1)
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -224,15 +224,15 @@ def test_shapes_fill_their_cylinder_and_face_outwards(category):
     assert (np.einsum("fi,fci->fc", across, shape.normals[shape.faces]) > 0).all()
 
 
-def test_colours_and_surfaces_are_apart():
+def test_colours_and_surfaces_are_distinct():
     rng = np.random.default_rng(0)
     names, shades = list(PAINTS), np.array([paint(color, rng) for color in PAINTS for _ in range(20)], float)
     distances = np.linalg.norm(shades[:, None] - np.array(list(PAINTS.values())), axis=-1)
     assert (distances.argmin(1) == np.repeat(np.arange(len(names)), 20)).all()
     for color in PAINTS:
         plain, dotted = (object_texture(mesh("ball"), PAINTS[color], kind, rng) for kind in ("plain", "dots"))
-        part = (plain != dotted).any(-1).mean()
-        assert 0.1 < part < 0.6, color
+        dotted_share = (plain != dotted).any(-1).mean()
+        assert 0.1 < dotted_share < 0.6, color
     tops = {surface: surface_texture(surface, rng) for surface in SURFACES}
     means = np.array([top.mean((0, 1)) for top in tops.values()])
     assert all(top.shape == (512, 512, 3) and top.std() > 8 for top in tops.values())
@@ -240,16 +240,16 @@ def test_colours_and_surfaces_are_apart():
     assert not np.array_equal(tops["wood"], surface_texture("wood", rng))
 
 
-def test_a_file_gives_the_clip_back(turning, tmp_path):
+def test_clip_file_round_trip(turning, tmp_path):
     path = tmp_path / "clip.npz"
     write_clip(path, turning)
-    back = read_clip(path)
+    stored = read_clip(path)
     assert list(tmp_path.iterdir()) == [path] and path.stat().st_size < 2_000_000
     for name in ("labels", "poses", "camera_poses", "stamps_ns", "intrinsics"):
-        np.testing.assert_array_equal(getattr(back, name), getattr(turning, name), err_msg=name)
-    assert (back.seed, back.objects, back.surface) == (turning.seed, turning.objects, turning.surface)
-    assert back.depth_m is None and back.images.flags.c_contiguous
-    assert np.abs(back.images.astype(int) - turning.images).mean() < 4
+        np.testing.assert_array_equal(getattr(stored, name), getattr(turning, name), err_msg=name)
+    assert (stored.seed, stored.objects, stored.surface) == (turning.seed, turning.objects, turning.surface)
+    assert stored.depth_m is None and stored.images.flags.c_contiguous
+    assert np.abs(stored.images.astype(int) - turning.images).mean() < 4
     path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"clip\.npz: not a tabletop clip"):
         read_clip(path)
@@ -257,12 +257,11 @@ def test_a_file_gives_the_clip_back(turning, tmp_path):
         read_clip(tmp_path / "none.npz")
 
 
-def test_many_clips_are_made_once(tmp_path):
-    """In an older folder a crossing, that of seed 8, has the name of any other clip."""
+def test_existing_clips_are_kept(tmp_path):
+    """Older folders hold crossings (here seed 8) under the plain name."""
     for seed in (5, 6, 7, 8):
         clip_path(tmp_path, seed).write_bytes(b"kept")
-    given = ["--out", str(tmp_path), "--seeds", "4:9", "--workers", "1", "--crossing-every", "4"]
-    assert main(given) == 0
+    assert main(["--out", str(tmp_path), "--seeds", "4:9", "--workers", "1", "--crossing-every", "4"]) == 0
     assert clip_path(tmp_path, 5).read_bytes() == clip_path(tmp_path, 8).read_bytes() == b"kept"
     made = clip_path(tmp_path, 4, crossing=True)
     assert sorted(tmp_path.iterdir()) == [made, *(clip_path(tmp_path, seed) for seed in (5, 6, 7, 8))]
@@ -270,20 +269,20 @@ def test_many_clips_are_made_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("options", "text"),
     [
         (["--seeds", "6:6"], "expected FIRST:LAST"),
         (["--workers", "0"], "--workers: expected 1 or more, got 0"),
         (["--crossing-every", "-1"], "--crossing-every: expected 0 or more, got -1"),
     ],
 )
-def test_what_makes_no_clips_is_refused(given, words, tmp_path, capsys):
+def test_the_command_rejects_invalid_options(options, text, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path / "new"), "--seeds", "4:6", *given])
-    assert words in capsys.readouterr().err and not (tmp_path / "new").exists()
+        main(["--out", str(tmp_path / "new"), "--seeds", "4:6", *options])
+    assert text in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
-def test_clips_that_cannot_be_made_are_told_of_in_one_line(tmp_path):
+def test_the_command_reports_missing_mujoco_in_one_line(tmp_path):
     (tmp_path / "mujoco.py").write_text("raise ModuleNotFoundError(name='mujoco')")
     command = [sys.executable, "-m", "decaf_tabletop.world.store", "--out", str(tmp_path), "--seeds", "4:6"]
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
@@ -292,8 +291,8 @@ def test_clips_that_cannot_be_made_are_told_of_in_one_line(tmp_path):
     assert done.stderr == "store: the tabletop simulator needs MuJoCo: pip install 'decaf_ros[tabletop]'\n"
 
 
-def test_what_is_missing_is_named(monkeypatch):
-    with pytest.raises(ValueError, match="seed: expected one >= 0, got -1"):
+def test_make_clip_names_the_missing_requirement(monkeypatch):
+    with pytest.raises(ValueError, match="seed: expected a number >= 0, got -1"):
         make_clip(-1)
 
     def no_egl(*_, **__):
@@ -307,7 +306,7 @@ def test_what_is_missing_is_named(monkeypatch):
         make_clip(0)
 
 
-def test_reading_and_asking_need_no_mujoco():
+def test_importing_needs_no_mujoco():
     code = (
         "import sys, decaf_ros.cli.main\n"
         "from decaf_tabletop.world import bag, simulator, store\n"
@@ -317,6 +316,6 @@ def test_reading_and_asking_need_no_mujoco():
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton")
-def test_models_can_be_loaded_after_rendering():
+def test_triton_can_be_imported_after_rendering():
     code = "from decaf_tabletop.world.simulator import make_clip; make_clip(0); import triton"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -1,4 +1,4 @@
-"""The story that `make demo` plays: its plot, its questions and the bag that is kept of it."""
+"""The story of `make demo`: its scene, its questions and its recorded bag."""
 
 import dataclasses
 import math
@@ -21,11 +21,11 @@ from decaf_tabletop.world.story import FRAMES, QUESTIONS, story
 
 ROOT = Path(__file__).parents[1]
 BAG = ROOT / "decaf_tabletop" / "demo" / "bags" / "story"
-# How much later than planned a question may come, since the one before takes its time.
+# Largest delay of a question, as the previous one may still be running.
 LATE_S = 0.8
 
 needs_mujoco = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
-# Earlier ones push and light things a little differently: a seed then gives another clip.
+# Earlier releases simulate and light scenes slightly differently, so a seed gives another clip.
 needs_mujoco_4 = pytest.mark.skipif(
     find_spec("mujoco") is None or int(version("mujoco").split(".")[0]) < 4, reason="needs mujoco 4"
 )
@@ -41,8 +41,8 @@ def truth() -> GroundTruth:
     return read_ground_truth(BAG)
 
 
-def looked_back_over(clip: TabletopClip, asked_s: float) -> TabletopClip:
-    """The key frames' time of a question: as much as the node's window holds."""
+def window_before(clip: TabletopClip, asked_s: float) -> TabletopClip:
+    """The part of the clip that the node's window covers when a question is asked."""
     window = load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml").window
     every = round(window.keyframe_period_s / FRAME_PERIOD_S)
     last = int(asked_s / FRAME_PERIOD_S + 1e-6) // every * every
@@ -53,16 +53,16 @@ def looked_back_over(clip: TabletopClip, asked_s: float) -> TabletopClip:
 
 
 @needs_mujoco
-@pytest.mark.parametrize("question", [one for one in QUESTIONS if one.targets], ids=lambda one: one.text)
-def test_a_question_has_one_answer_whenever_it_is_asked(clip, question):
-    wanted = dataclasses.replace(question, asked_s=None)
+@pytest.mark.parametrize("question", [q for q in QUESTIONS if q.targets], ids=lambda question: question.text)
+def test_a_delayed_question_has_the_same_answer(clip, question):
+    expected = dataclasses.replace(question, asked_s=None)
     for late_s in np.arange(0, LATE_S + 0.01, 0.2):
-        part = looked_back_over(clip, question.asked_s + late_s)
+        part = window_before(clip, question.asked_s + late_s)
         events = read_events(part)
-        assert any(wanted in expressions(part, np.random.default_rng(seed), events) for seed in range(60)), late_s
+        assert any(expected in expressions(part, np.random.default_rng(seed), events) for seed in range(60)), late_s
 
 
-def test_questions_leave_each_other_time_and_are_of_many_kinds():
+def test_questions_are_spaced_and_of_many_kinds():
     times = [question.asked_s for question in QUESTIONS]
     assert min(np.diff([*times, (FRAMES - 1) * FRAME_PERIOD_S])) >= 2.0 and times[0] >= 3.0
     assert {question.kind for question in QUESTIONS} == set(KINDS) - {"several"}
@@ -70,13 +70,13 @@ def test_questions_leave_each_other_time_and_are_of_many_kinds():
     for question in QUESTIONS:
         assert question.category == (things[question.targets[0]][1] if question.targets else "")
     (absent,) = (question.text for question in QUESTIONS if question.kind == "absent")
-    # Each half of it is there.
+    # Its colour and its category each exist, but not together.
     color, category = absent.split()[1:]
     assert (color, category) not in things
     assert color in dict(things) and category in dict(map(reversed, things))
 
 
-def test_it_stays_within_what_random_scenes_have():
+def test_the_story_stays_in_the_range_of_random_scenes():
     scene = story()
     view = scene.camera.start
     assert scene.camera.end == view and 38 <= view.elevation_deg <= 43
@@ -93,27 +93,27 @@ def test_it_stays_within_what_random_scenes_have():
 
 
 @needs_mujoco
-def test_things_stay_in_view_and_one_is_hidden_for_a_while(clip):
+def test_objects_stay_in_view_and_one_is_occluded_for_a_while(clip):
     frames = np.arange(FRAMES)
     for index, placed in enumerate(story().objects):
-        seen = clip.labels == index + 1
+        visible = clip.labels == index + 1
         if placed.event and placed.event.kind == "drop":
             lands = math.ceil(placed.event.end_s / FRAME_PERIOD_S)
-            assert seen[:lands].any((1, 2)).sum() >= 4  # in the air
-            seen = seen[lands:]
-        assert seen.any((1, 2)).all()
-        assert not (seen[:, :, [0, -1]].any() or seen[:, [0, -1]].any()), placed
+            assert visible[:lands].any((1, 2)).sum() >= 4  # in the air
+            visible = visible[lands:]
+        assert visible.any((1, 2)).all()
+        assert not (visible[:, :, [0, -1]].any() or visible[:, [0, -1]].any()), placed
     areas = (clip.labels == 4).sum((1, 2)) / (clip.labels[0] == 4).sum()
     hidden = frames[areas < 0.4]
     assert len(hidden) >= 5 and areas.min() < 0.1 and (np.diff(hidden) == 1).all()
     (asked_s,) = (question.asked_s for question in QUESTIONS if question.targets == (3,))
     assert hidden[0] * FRAME_PERIOD_S > asked_s + 2.0 and areas[hidden[-1] + 5] > 0.7
-    # What nobody pushes does not creep, however long it lasts.
+    # Resting objects do not drift.
     assert np.abs(clip.poses[:, 3:, :3] - clip.poses[0, 3:, :3]).max() < 0.003
 
 
 @needs_mujoco_4
-def test_random_clips_are_those_that_the_checkpoints_were_trained_on():
+def test_random_clips_match_the_training_clips_of_the_checkpoints():
     for seed, names, places_mm, areas_px in (
         (
             5,
@@ -136,8 +136,8 @@ def test_random_clips_are_those_that_the_checkpoints_were_trained_on():
 
 
 @needs_mujoco_4
-def test_the_bag_is_what_the_command_makes(clip, truth):
-    """Another machine may render a pixel on an edge differently."""
+def test_the_bag_matches_a_new_rendering(clip, truth):
+    """Up to edge pixels, which machines may render differently."""
     assert truth.expressions == QUESTIONS and truth.objects == clip.objects
     assert list(truth.labels) == clip.stamps_ns.tolist()
     assert (np.stack(list(truth.labels.values())) != clip.labels).mean() < 0.001

@@ -24,7 +24,7 @@ FRAME_PERIOD_S = 0.1
 
 @dataclass(frozen=True)
 class TabletopObject:
-    """An object on the table. radius_m, height_m: of the smallest upright cylinder around it."""
+    """An object on the table. radius_m and height_m describe the smallest upright cylinder around it."""
 
     category: str
     color: str

@@ -60,7 +60,7 @@ def play_scene(scene: Scene, depth: bool = False) -> TabletopClip:
 
 
 def _is_crossing(labels: np.ndarray, unoccluded: np.ndarray, index: int) -> bool:
-    """Whether the object is visible at first, then hidden for two frames or more, then visible up to the end.
+    """Whether the object is visible first, hidden for two frames or more, then visible in two or more and the last.
 
     labels: (F, H, W) uint8. unoccluded: (F, H, W) bool, the object's mask without the other objects.
     """
