@@ -31,7 +31,7 @@ class Event:
     velocity_m_s: tuple[float, float]
 
     def speed_factor(self, times_s: float | np.ndarray) -> np.ndarray:
-        """The planned share of `velocity_m_s` at the given times, in [0, 1]: ramps up, stays at 1, ramps down."""
+        """Planned share of `velocity_m_s` at the given times: a ramp up (not for "stop"), 1, a ramp down."""
         rising = 1.0 if self.kind == "stop" else (times_s - self.start_s) / _RAMP_S
         return np.clip(np.minimum(rising, (self.end_s - times_s) / _RAMP_S), 0.0, 1.0)
 
