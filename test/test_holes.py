@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from decaf_ros.segmentation.holes import FILLED_LOGIT, fill_holes, small_parts, small_parts_on_cpu
+from decaf_ros.segmentation.holes import FILLED_LOGIT, fill_holes, small_components, small_components_on_cpu
 
 
 @pytest.mark.parametrize("density", [0.1, 0.35, 0.5, 0.7])
@@ -13,8 +13,8 @@ def test_both_ways_find_the_same_parts(density, most_px):
     """Noise has parts of every size and shape, and near the density of percolation very crooked ones."""
     rng = np.random.default_rng(int(100 * density) + most_px)
     masks = torch.from_numpy(rng.random((3, 1, 64, 80)) < density)
-    expected = small_parts_on_cpu(masks, most_px)
-    assert torch.equal(small_parts(masks, most_px), expected)
+    expected = small_components_on_cpu(masks, most_px)
+    assert torch.equal(small_components(masks, most_px), expected)
     assert expected.any() and not expected.all()
 
 
@@ -22,9 +22,9 @@ def test_a_long_line_is_no_small_part():
     """Its ends are farther apart than numbers travel: its fragments are not holes."""
     masks = torch.zeros(1, 1, 5, 60, dtype=torch.bool)
     masks[0, 0, 2] = True
-    assert not small_parts(masks, 8).any() and not small_parts_on_cpu(masks, 8).any()
+    assert not small_components(masks, 8).any() and not small_components_on_cpu(masks, 8).any()
     masks[0, 0, 2, 8:] = False
-    assert small_parts(masks, 8).sum() == 8 == small_parts_on_cpu(masks, 8).sum()
+    assert small_components(masks, 8).sum() == 8 == small_components_on_cpu(masks, 8).sum()
 
 
 def test_holes_become_foreground():

@@ -129,7 +129,7 @@ def test_misuse_is_named(sam2):
     tracker.add([1], frame, LEFT[None])
     with pytest.raises(ValueError, match=r"none of \(1,\), got \(1,\)"):
         tracker.add([1], frame, LEFT[None])
-    with pytest.raises(ValueError, match="expected 1 different ones"):
+    with pytest.raises(ValueError, match="expected 1 distinct ids"):
         tracker.add([2, 3], frame, LEFT[None])
     with pytest.raises(ValueError, match=r"expected shape .*120, 200.* got \(1, 60, 200\)"):
         tracker.add([2], frame, LEFT[None, :60])

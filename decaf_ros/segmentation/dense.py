@@ -1,4 +1,4 @@
-"""Selected tracklets on every frame of a clip, not just on the key frames (Sec. 3.4, the evaluation protocol)."""
+"""Masks of the selected tracklets on every frame of a clip, not only the key frames (Sec. 3.4, evaluation protocol)."""
 
 from __future__ import annotations
 
@@ -12,36 +12,38 @@ from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import Frame, Tracklet, Window
 
-# Labels are 8 bits, as they are in the label images.
-MOST_TARGETS = 255
+MAX_TARGETS = 255  # 8-bit labels, 0 is the background
 
 
 def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frames: Sequence[Frame]) -> np.ndarray:
-    """The selected tracklets on all frames: (F, H, W) uint8, 0 background, k the k-th of `selected`.
+    """Label images of all frames: (F, H, W) uint8, 0 background, k the k-th of `selected`.
 
-    selected: best first; where masks overlap the better one has the pixel. Their union is `labels > 0`.
-    Tracklets of one source key frame are propagated together from their masks on it, forwards over all frames and then
-    backwards; all groups advance together, so that each frame is embedded at most twice.
-    frames: in order of time, of the window's image size, with the source key frames among them (found by stamp).
-    Nothing selected: all 0. Raises ValueError for frames of another size or without a source key frame, and for more
-    than 255 tracklets.
+    Tracklets with the same source key frame form a group and are propagated together, forwards over all frames, then
+    backwards. All groups advance in step, so each frame is embedded at most twice.
+
+    Args:
+        selected: best first; where masks overlap, the better one gets the pixel. Empty: all labels are 0.
+        frames: in time order, of the window's image size; must contain the source key frames (matched by stamp).
+
+    Raises:
+        ValueError: frames of another size, a missing source key frame, or more than 255 tracklets.
     """
-    wrong = {frame.size_hw for frame in frames} - {window.size_hw}
-    if wrong:
-        raise ValueError(f"frames: expected images of size {window.size_hw}, got {sorted(wrong)}")
-    if len(selected) > MOST_TARGETS:
+    other_sizes = {frame.size_hw for frame in frames} - {window.size_hw}
+    if other_sizes:
+        raise ValueError(f"frames: expected images of size {window.size_hw}, got {sorted(other_sizes)}")
+    if len(selected) > MAX_TARGETS:
         raise ValueError(
-            f"targets: expected at most {MOST_TARGETS}, got {len(selected)}; raise segmentation.tracklet_threshold"
+            f"targets: expected at most {MAX_TARGETS}, got {len(selected)}; raise segmentation.tracklet_threshold"
         )
     labels = np.zeros((len(frames), *window.size_hw), dtype=np.uint8)
-    place = {frame.stamp_ns: index for index, frame in enumerate(frames)}
-    # By their source's place in the clip: each tracklet with its label.
+    index_of_stamp = {frame.stamp_ns: index for index, frame in enumerate(frames)}
+    # Source frame index -> label -> tracklet.
     groups: dict[int, dict[int, Tracklet]] = defaultdict(dict)
     for label, tracklet in enumerate(selected, 1):
         stamp = window.frames[tracklet.source].stamp_ns
-        if stamp not in place:
+        if stamp not in index_of_stamp:
             raise ValueError(f"frames: expected the key frame with stamp {stamp} ns among the {len(frames)} frames")
-        groups[place[stamp]][label] = tracklet
+        groups[index_of_stamp[stamp]][label] = tracklet
     if not groups:
         return labels
 
@@ -51,8 +53,8 @@ def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frame
         for source, memory in memories.items():
             _paint(labels[index], groups[source], memory.step(embedding).masks)
         if index in groups:
-            prompts = np.stack([tracklet.masks[tracklet.source] for tracklet in groups[index].values()])
-            prompts = torch.from_numpy(prompts).to(sam2.device)
+            source_masks = np.stack([tracklet.masks[tracklet.source] for tracklet in groups[index].values()])
+            prompts = torch.from_numpy(source_masks).to(sam2.device)
             memories[index] = ObjectMemory.start(sam2, embedding, prompts, index, len(frames))
             _paint(labels[index], groups[index], memories[index].latest.masks)
     for memory in memories.values():
@@ -66,6 +68,6 @@ def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frame
 
 
 def _paint(image: np.ndarray, labels: Iterable[int], masks: torch.Tensor) -> None:
-    """Writes each label where its mask is and no smaller label stands. image: (H, W) uint8. masks: (K, H, W) bool."""
+    """Writes each label into its mask; smaller labels win. image: (H, W) uint8. masks: (K, H, W) bool."""
     for label, mask in zip(labels, masks.cpu().numpy()):
         image[mask & ((image == 0) | (image > label))] = label

@@ -1,4 +1,4 @@
-"""Fills the small holes of masks, as SAM2VideoPredictor's CUDA extension does; here on every device, without one."""
+"""Fills small holes in masks, as SAM2VideoPredictor's CUDA extension does, but on every device and without it."""
 
 from __future__ import annotations
 
@@ -7,54 +7,55 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-FILLED_LOGIT = 0.1  # of SAM2VideoPredictor
-# Tensor operations take a step a pixel: beyond this the way over the CPU is shorter.
-_MOST_STEPS = 64
+FILLED_LOGIT = 0.1  # as in SAM2VideoPredictor
+# `small_components` takes one step per pixel of max_px: above this a round trip over the CPU is faster.
+_MAX_STEPS = 64
 
 
-def fill_holes(logits: torch.Tensor, most_px: int) -> torch.Tensor:
-    """Mask logits (K, 1, h, w) float32 in which 8-connected parts of the background (logit <= 0) of at most most_px
-    pixels have become foreground. most_px 0 changes nothing."""
-    if most_px == 0 or len(logits) == 0:
+def fill_holes(logits: torch.Tensor, max_px: int) -> torch.Tensor:
+    """Turns small holes of mask logits (K, 1, h, w) float32 into foreground.
+
+    A hole is an 8-connected component of the background (logit <= 0) of at most max_px pixels. max_px 0: no change.
+    """
+    if max_px == 0 or len(logits) == 0:
         return logits
     background = logits <= 0
-    if logits.device.type == "cpu" or most_px > _MOST_STEPS:
-        holes = small_parts_on_cpu(background.cpu(), most_px).to(logits.device)
+    if logits.device.type == "cpu" or max_px > _MAX_STEPS:
+        holes = small_components_on_cpu(background.cpu(), max_px).to(logits.device)
     else:
-        holes = small_parts(background, most_px)
+        holes = small_components(background, max_px)
     return torch.where(holes, FILLED_LOGIT, logits)
 
 
-def small_parts_on_cpu(masks: torch.Tensor, most_px: int) -> torch.Tensor:
-    """(K, 1, h, w) bool: pixels of 8-connected parts with at most most_px pixels. masks: of the same shape, bool."""
+def small_components_on_cpu(masks: torch.Tensor, max_px: int) -> torch.Tensor:
+    """Pixels of 8-connected components of at most max_px pixels: (K, 1, h, w) bool, as `masks`."""
     found = np.zeros(tuple(masks.shape), dtype=bool)
-    for place, mask in zip(found[:, 0], masks[:, 0].to(torch.uint8).numpy()):
+    for output, mask in zip(found[:, 0], masks[:, 0].to(torch.uint8).numpy()):
         _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        small = stats[:, cv2.CC_STAT_AREA] <= most_px
-        small[0] = False  # what is not in the mask
-        place[:] = small[labels]
+        small = stats[:, cv2.CC_STAT_AREA] <= max_px
+        small[0] = False  # label 0: outside the mask
+        output[:] = small[labels]
     return torch.from_numpy(found)
 
 
-def small_parts(masks: torch.Tensor, most_px: int) -> torch.Tensor:
-    """The same by tensor operations, without a synchronisation.
+def small_components(masks: torch.Tensor, max_px: int) -> torch.Tensor:
+    """As `small_components_on_cpu`, by tensor operations without a device synchronisation.
 
-    Each pixel takes the largest number among its neighbours, most_px times: no pixel of a small part is farther from
-    another one, so such a part then has one number. A number belongs to a whole part where none of its pixels has a
-    neighbour in the mask with another number; so fragments of large parts are not taken for small ones.
+    Every pixel starts with its own number and takes the largest of its neighbours' numbers, max_px times. Then a
+    component of at most max_px pixels has a single number. Larger components may still hold several: a number counts as
+    a complete component only if none of its pixels touches another number, so fragments are not mistaken for holes.
     """
     count, _, height, width = masks.shape
-    # Numbers from 1, 0 outside; float32 holds them exactly up to 2^24.
+    # 1 and up in the mask, 0 outside; float32 is exact up to 2^24.
     numbers = torch.arange(1, height * width + 1, device=masks.device, dtype=torch.float32).view(1, 1, height, width)
     numbers = numbers * masks
-    for _ in range(most_px):
+    for _ in range(max_px):
         numbers = F.max_pool2d(numbers, 3, stride=1, padding=1) * masks
-    # The smallest number around, outside counting as the largest.
-    outside = float(height * width + 1)
+    outside = float(height * width + 1)  # so that the minimum ignores pixels outside the mask
     lowest = -F.max_pool2d(-torch.where(masks, numbers, outside), 3, stride=1, padding=1)
     highest = F.max_pool2d(numbers, 3, stride=1, padding=1)
-    torn = masks & ((highest != numbers) | (lowest != numbers))
-    places = numbers.long().flatten(1)
+    touches_other = masks & ((highest != numbers) | (lowest != numbers))
+    bins = numbers.long().flatten(1)
     sizes = torch.zeros(count, height * width + 1, device=masks.device)
-    sizes.scatter_add_(1, places, masks.flatten(1).float() + torn.flatten(1).float() * (most_px + 1))
-    return (sizes.gather(1, places) <= most_px).view_as(masks) & masks
+    sizes.scatter_add_(1, bins, masks.flatten(1).float() + touches_other.flatten(1).float() * (max_px + 1))
+    return (sizes.gather(1, bins) <= max_px).view_as(masks) & masks

@@ -1,4 +1,4 @@
-"""K objects that one frame started, followed by SAM 2's memory attention; the memory is bounded."""
+"""Follows K objects prompted on one frame with SAM 2's memory attention, in bounded memory."""
 
 from __future__ import annotations
 
@@ -15,26 +15,29 @@ from decaf_ros.types import Frame
 
 
 class StepMasks(NamedTuple):
-    """masks: (K, H, W) bool at the image size, empty where an object is not seen; they may overlap. object_score: (K,)
-    float32 object-presence logit, > 0: seen. Both on the model's device."""
+    """Result of one step, on the model's device.
+
+    masks: (K, H, W) bool at the image size, empty for an unseen object; masks may overlap.
+    object_score: (K,) float32, object-presence logit, > 0: seen.
+    """
 
     masks: torch.Tensor
     object_score: torch.Tensor
 
 
 class ObjectMemory:
-    """SAM 2's memory of K objects, all conditioned on masks of one frame, and batched through the network.
+    """SAM 2's memory of K objects, conditioned on their masks on one frame and batched through the network.
 
-    It reproduces SAM2VideoPredictor's `add_new_mask` and `propagate_in_video`, without the whole clip in memory:
-    a frame's memory is forgotten as soon as no later step can look at it. Two uses:
+    Reproduces SAM2VideoPredictor's `add_new_mask` and `propagate_in_video` without the whole clip in memory: a frame's
+    memory is dropped once no later step can attend to it. Two uses:
 
-    - a stream: steps go forwards for ever and count themselves; the last `reach` frames are remembered;
-    - a clip of known length: after the steps to its end, `rewind` and step backwards from the conditioning frame to its
-      beginning. Backward steps look at forward memories, so the first `reach` of these are kept until then.
+    - Stream: steps go forwards without end; the last `reach` frames are kept.
+    - Clip of known length: step to its end, `rewind`, then step backwards from the conditioning frame to the first
+      frame. Backward steps attend to forward memories, so the first `reach` of these are kept until then.
     """
 
     def __init__(self, sam2: Sam2, size_hw: tuple[int, int], index: int, num_frames: int | None) -> None:
-        """Use `start`."""
+        """Use `start` instead."""
         self._sam2 = sam2
         self._size_hw = size_hw
         self._source = self._index = index
@@ -44,7 +47,7 @@ class ObjectMemory:
         self._feature_reach = model.num_maskmem * model.memory_temporal_stride_for_eval
         self.reach: int = max(self._feature_reach, model.max_obj_ptrs_in_encoder)
         self._bank: dict[str, dict[int, dict[str, Any]]] = {"cond_frame_outputs": {}, "non_cond_frame_outputs": {}}
-        self._position: torch.Tensor | None = None
+        self._position: torch.Tensor  # set by `_condition`
         self.latest: StepMasks
 
     @classmethod
@@ -56,11 +59,16 @@ class ObjectMemory:
         index: int = 0,
         num_frames: int | None = None,
     ) -> ObjectMemory:
-        """Takes masks of one frame as prompts; `latest` is then what SAM 2 makes of them on that frame.
+        """Prompts SAM 2 with masks on one frame; `latest` then holds its masks for that frame.
 
-        masks: (K, H, W) bool, K >= 1, at the size of the embedded image; an empty one is an object that is not seen.
-        index, num_frames: for a clip, the frame's place in it and its length; a stream has neither.
-        Raises TypeError or ValueError for other masks, and ValueError for an index outside the clip.
+        Args:
+            masks: (K, H, W) bool, K >= 1, at the size of the embedded image; an empty mask is an unseen object.
+            index: the frame's index in the clip; 0 for a stream.
+            num_frames: length of the clip; None for a stream.
+
+        Raises:
+            TypeError: masks are not bool.
+            ValueError: masks of another shape, or an index outside the clip.
         """
         if masks.dtype != torch.bool:
             raise TypeError(f"masks: expected a bool tensor, got {masks.dtype}")
@@ -76,9 +84,9 @@ class ObjectMemory:
         return len(self.latest.masks)
 
     def step(self, embedding: FrameEmbedding) -> StepMasks:
-        """Follows the objects to the next frame (after `rewind`: the one before).
+        """Follows the objects to the next frame, after `rewind` to the previous one.
 
-        Raises ValueError for an image of another size or beyond the clip.
+        Raises ValueError for an image of another size and beyond the ends of the clip.
         """
         index = self._index - 1 if self._reverse else self._index + 1
         if not 0 <= index < (self._num_frames or sys.maxsize):
@@ -92,11 +100,11 @@ class ObjectMemory:
             self._bank["non_cond_frame_outputs"][index] = entry
             self._forget()
             logits = self._sam2.filled(output["pred_masks"])
-            self._show(logits, output["object_score_logits"])
+            self._set_latest(logits, output["object_score_logits"])
         return self.latest
 
     def rewind(self) -> None:
-        """Back to the conditioning frame; from now on `step` goes backwards. Raises ValueError for a stream."""
+        """Returns to the conditioning frame; `step` then goes backwards. Raises ValueError for a stream or if repeated."""
         if self._num_frames is None or self._reverse:
             raise ValueError("rewind: expected a clip that has not been rewound yet")
         self._reverse = True
@@ -104,7 +112,7 @@ class ObjectMemory:
         self._forget()
 
     def keep(self, objects: Sequence[int]) -> None:
-        """Forgets all but these objects, given by their place (0..K-1), at least one."""
+        """Drops all but these objects, given by their batch index (0..K-1); at least one."""
         with torch.inference_mode():
             chosen = torch.tensor(objects, device=self._sam2.device)
             for entry in (*self._bank["cond_frame_outputs"].values(), *self._bank["non_cond_frame_outputs"].values()):
@@ -113,8 +121,8 @@ class ObjectMemory:
             self.latest = StepMasks(*(part[chosen] for part in self.latest))
 
     def _condition(self, embedding: FrameEmbedding, masks: torch.Tensor) -> None:
-        """The published predictor's `add_new_mask` and the memory encoding at the start of its propagation: the memory
-        is made from the mask on the low-resolution grid, binarised."""
+        """As the published predictor's `add_new_mask` and the memory encoding at the start of its propagation: from the
+        binarised low-resolution mask."""
         sam2, model = self._sam2, self._sam2.model
         square = (sam2.image_size, sam2.image_size)
         with sam2.inference():
@@ -132,14 +140,14 @@ class ObjectMemory:
             )
             self._position = positions[-1][:1].clone()
             self._bank["cond_frame_outputs"][self._index] = self._entry(features, positions, output["obj_ptr"])
-            self._show(logits, output["object_score_logits"])
+            self._set_latest(logits, output["object_score_logits"])
 
     def _track(self, embedding: FrameEmbedding, index: int, mask_prompts: torch.Tensor | None) -> dict[str, Any]:
-        """One `track_step` of all objects; the memory is encoded except on the conditioning frame."""
+        """One `track_step` of all objects. Encodes the memory, except on the conditioning frame."""
         count = len(self) if mask_prompts is None else len(mask_prompts)
         features = _batched(embedding, count)
         position = embedding.position.flatten(2).permute(2, 0, 1).expand(-1, count, -1)
-        return self._sam2.model.track_step(
+        output: dict[str, Any] = self._sam2.model.track_step(
             frame_idx=index,
             is_init_cond_frame=mask_prompts is not None,
             current_vision_feats=features,
@@ -152,51 +160,60 @@ class ObjectMemory:
             track_in_reverse=self._reverse,
             run_mem_encoder=mask_prompts is None,
         )
+        return output
 
     def _entry(self, features: torch.Tensor, positions: list[torch.Tensor], pointer: torch.Tensor) -> dict[str, Any]:
-        """What memory attention reads of a frame. Features in bfloat16 as in the published predictor; their position
-        encoding is the same for all frames and objects, so one copy serves all."""
+        """One frame's input to memory attention. Features in bfloat16, as in the published predictor; all frames and
+        objects share one copy of the position encoding."""
         position = self._position.expand(len(features), -1, -1, -1)
         return {"maskmem_features": features.bfloat16(), "maskmem_pos_enc": [position], "obj_ptr": pointer}
 
     def _forget(self) -> None:
-        """Drops what no later step looks at: whole frames, and features of frames whose pointer alone still counts."""
+        """Drops frames that no later step attends to, and features of frames of which only the object pointer is used."""
         outputs = self._bank["non_cond_frame_outputs"]
         for index in list(outputs):
             distance = abs(index - self._index)
             if self._num_frames is not None and not self._reverse:
-                distance = min(distance, index - self._source)  # the way back begins at the source
+                distance = min(distance, index - self._source)  # backward steps begin at the source
             if distance >= self.reach:
                 del outputs[index]
             elif distance >= self._feature_reach:
                 outputs[index].pop("maskmem_features", None)
 
-    def _show(self, logits: torch.Tensor, object_score: torch.Tensor) -> None:
+    def _set_latest(self, logits: torch.Tensor, object_score: torch.Tensor) -> None:
         masks = masks_of_size(logits[:, 0].float(), self._size_hw)
         self.latest = StepMasks(masks, object_score.float()[:, 0])
 
 
 def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> torch.Tensor:
-    """The masks of K objects on all T frames of a clip, forwards from the source frame and then backwards; at most
-    sam2.object_batch of them at once.
+    """Follows K objects over a clip, forwards from the source frame, then backwards; sam2.object_batch at a time.
 
-    frames: of one size, in order of time. source: index of the frame of the prompts, masks (K, H, W) bool.
-    Returns (K, T, H, W) bool on the model's device. Raises as `ObjectMemory.start`.
+    Args:
+        frames: T frames of one size, in time order.
+        source: index of the prompted frame.
+        masks: (K, H, W) bool, the prompts.
+
+    Returns:
+        (K, T, H, W) bool on the model's device.
+
+    Raises:
+        TypeError, ValueError: as `ObjectMemory.start`.
     """
     tracks = masks.new_zeros((len(masks), len(frames), *masks.shape[1:]))
-    for part, some in zip(tracks.split(sam2.object_batch), masks.split(sam2.object_batch)):
-        memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), some, source, len(frames))
-        part[:, source] = memory.latest.masks
+    batches = zip(torch.split(tracks, sam2.object_batch), torch.split(masks, sam2.object_batch))
+    for track, prompts in batches:
+        memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), prompts, source, len(frames))
+        track[:, source] = memory.latest.masks
         for index in range(source + 1, len(frames)):
-            part[:, index] = memory.step(sam2.embed(frames[index])).masks
+            track[:, index] = memory.step(sam2.embed(frames[index])).masks
         memory.rewind()
         for index in reversed(range(source)):
-            part[:, index] = memory.step(sam2.embed(frames[index])).masks
+            track[:, index] = memory.step(sam2.embed(frames[index])).masks
     return tracks
 
 
 def _batched(embedding: FrameEmbedding, count: int) -> list[torch.Tensor]:
-    """The feature maps as (h w, count, C), the layout of `track_step`; objects share the memory."""
+    """Feature maps as (h w, count, C), the layout of `track_step`: views that share memory among objects."""
     return [level.flatten(2).permute(2, 0, 1).expand(-1, count, -1) for level in embedding.features]
 
 

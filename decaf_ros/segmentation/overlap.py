@@ -1,4 +1,4 @@
-"""Mask IoU, for one pair and for all pairs, and the assignment of masks by IoU."""
+"""Mask IoU of one pair or of all pairs, and optimal assignment by IoU."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
-# Pixels per matrix product: bounds the float32 copies of the masks.
-_PIXELS_AT_ONCE = 1 << 16
+# Pixels per matrix product; bounds the float32 copies of the masks.
+_PIXELS_PER_PRODUCT = 1 << 16
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
-    """IoU in [0, 1] of two (H, W) bool masks of one size. Two empty masks have IoU 0: nothing says they are the same.
+    """IoU in [0, 1] of two (H, W) bool masks of one size; 0 for two empty masks.
 
     Raises ValueError for different sizes.
     """
@@ -22,9 +22,9 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def assign(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
-    """Pairs (row, column) with the largest sum of IoUs, each row and column at most once, rows ascending.
+    """One-to-one assignment with the largest sum of IoUs: pairs (row, column), rows ascending.
 
-    iou: (N, M) in [0, 1]. A pair needs at least `threshold`, and some overlap.
+    iou: (N, M) in [0, 1]. Pairs below `threshold` or without overlap are not allowed.
     """
     allowed = np.where(iou >= threshold, iou, 0.0)
     rows, columns = linear_sum_assignment(allowed, maximize=True)
@@ -32,15 +32,16 @@ def assign(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
 
 
 def pairwise_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of every mask of (P, H, W) bool with every one of (Q, H, W) bool: (P, Q) float64; of two empty ones 0."""
+    """IoU of all pairs of masks (P, H, W) bool and (Q, H, W) bool: (P, Q) float64; 0 for two empty masks."""
     first, second = first.flatten(1), second.flatten(1)
     areas = [masks.sum(dim=1, dtype=torch.float64) for masks in (first, second)]
     if first.device.type == "cpu":
-        # Only where masks of both are is anything shared, and that is a small part of the image.
-        used = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
-        first, second = first[:, used], second[:, used]
-    shared = torch.zeros((len(first), len(second)), device=first.device)  # counts below 2^24 are exact in float32
-    for ours, theirs in zip(first.split(_PIXELS_AT_ONCE, 1), second.split(_PIXELS_AT_ONCE, 1)):
-        shared += ours.float() @ theirs.float().T
-    union = areas[0][:, None] + areas[1] - shared
-    return shared / union.clamp(min=1)
+        # Skip pixels that no mask of one side covers: usually most of the image.
+        both = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
+        first, second = first[:, both], second[:, both]
+    intersection = torch.zeros((len(first), len(second)), device=first.device)  # float32 counts are exact up to 2^24
+    parts = zip(torch.split(first, _PIXELS_PER_PRODUCT, 1), torch.split(second, _PIXELS_PER_PRODUCT, 1))
+    for first_part, second_part in parts:
+        intersection += first_part.float() @ second_part.float().T
+    union = areas[0][:, None] + areas[1] - intersection
+    return intersection / union.clamp(min=1)

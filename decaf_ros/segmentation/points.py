@@ -1,4 +1,4 @@
-"""Point prompts and keypoints of the fused attention map (Eq. 5)."""
+"""Point prompts and keypoints from the fused attention map (Eq. 5)."""
 
 from __future__ import annotations
 
@@ -14,12 +14,20 @@ from decaf_ros.types import PointPrompts
 
 
 def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointPrompts:
-    """The centres of the tokens that prompt SAM 2 (Eq. 5), each point an object of its own.
+    """Point prompts for SAM 2 (Eq. 5): centres of strong tokens, each point a separate object.
 
-    fused: (T, h, w) float32 in [0, 1]. With config.points `threshold` every token with value >= point_threshold; with
-    `top_k` the top_k strongest tokens over 0 of each frame. Of more than max_points the strongest are kept; ties go to
-    the earlier token. Returned in order of frame, row, column, xy the token's centre in [0, 1] (float32). A map without
-    such tokens gives no points. Raises TypeError or ValueError for a map of another type, shape or with NaN.
+    With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
+    strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
+
+    Args:
+        fused: (T, h, w) float32 in [0, 1].
+
+    Returns:
+        Points sorted by frame, row, column; possibly none.
+
+    Raises:
+        TypeError: not a float32 array.
+        ValueError: another shape, NaN or infinity.
     """
     _check_map(fused)
     if config.points == "threshold":
@@ -37,19 +45,20 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointProm
 
 
 def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int, int]) -> PointPrompts:
-    """The at most top_k strongest peaks of the whole window, for people and for grasping; strongest first.
+    """The window's top_k strongest separate peaks, for display and grasping; strongest first.
 
-    fused: (T, h, w) float32 in [0, 1]. A peak is a token over 0 that no neighbour of its frame exceeds. Peaks are taken
-    greedily by value, the earlier one at a tie; one that lies nearer than keypoint_distance (in diagonals of the image
-    of size_hw pixels) to a stronger one, in whichever frame, is left out: the same spot is reported once, at the frame
-    where it is strongest. Raises as `attention_points`.
+    A peak is a token above 0 that no neighbour in its frame exceeds. Peaks are taken greedily by value, ties by order.
+    A peak closer than keypoint_distance (in image diagonals) to a stronger one of any frame is dropped, so a spot is
+    reported once, on the frame where it is strongest.
+
+    fused: (T, h, w) float32 in [0, 1]. size_hw: image size in pixels. Raises as `attention_points`.
     """
     _check_map(fused)
-    around = F.max_pool2d(torch.from_numpy(fused)[:, None], kernel_size=3, stride=1, padding=1)[:, 0].numpy()
-    peaks = np.flatnonzero((fused >= around) & (fused > 0))
+    neighbourhood_max = F.max_pool2d(torch.from_numpy(fused)[:, None], kernel_size=3, stride=1, padding=1)[:, 0].numpy()
+    peaks = np.flatnonzero((fused >= neighbourhood_max) & (fused > 0))
     peaks = peaks[np.argsort(-fused.ravel()[peaks], kind="stable")]
     height, width = size_hw
-    position = _points(fused, peaks).xy * np.float32((width, height)) / np.float32(math.hypot(height, width))
+    position = _points(fused, peaks).xy * np.array((width, height), np.float32) / np.float32(math.hypot(height, width))
     kept: list[int] = []
     free = np.ones(len(peaks), dtype=bool)
     while free.any() and len(kept) < config.top_k:
@@ -61,7 +70,7 @@ def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int,
 
 
 def _points(fused: np.ndarray, tokens: np.ndarray) -> PointPrompts:
-    """Points at the centres of these tokens, given as indices into the flattened (T, h, w) map."""
+    """Points at the centres of tokens, given as indices into the flattened (T, h, w) map."""
     frame, row, column = np.unravel_index(tokens, fused.shape)
     xy = np.stack([(column + 0.5) / fused.shape[2], (row + 0.5) / fused.shape[1]], axis=1)
     return PointPrompts(frame.astype(np.int64), xy.astype(np.float32), fused[frame, row, column])

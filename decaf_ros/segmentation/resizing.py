@@ -1,4 +1,4 @@
-"""Mask logits to masks of the image's size."""
+"""Resizes mask logits to masks at image size."""
 
 from __future__ import annotations
 
@@ -12,33 +12,37 @@ import torch.nn.functional as F
 
 
 def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int = 32) -> torch.Tensor:
-    """Finite mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners False), foreground over 0.
+    """Finite mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners=False), then > 0.
 
-    at_once: on a GPU, of how many masks logits of the full size are held. On a CPU only the surroundings of a mask's
-    foreground are computed: among logits of at most 0 nothing else can come out, and most masks are small.
+    at_once: on a GPU, number of masks whose full-size logits are held at once. On a CPU only the surroundings of each
+    mask's foreground are computed: interpolated logits <= 0 stay <= 0, and most masks are small.
     """
     if logits.device.type != "cpu":
         masks = torch.empty((len(logits), *size_hw), dtype=torch.bool, device=logits.device)
-        for some, part in zip(masks.split(at_once), logits[:, None].split(at_once)):
-            torch.gt(F.interpolate(part, size_hw, mode="bilinear", align_corners=False)[:, 0], 0, out=some)
+        for some_masks, some_logits in zip(torch.split(masks, at_once), torch.split(logits[:, None], at_once)):
+            torch.gt(F.interpolate(some_logits, size_hw, mode="bilinear", align_corners=False)[:, 0], 0, out=some_masks)
         return masks
-    # numpy's zeros take no memory before they are written to.
-    masks = np.zeros((len(logits), *size_hw), bool)
-    down, across = (_Side.of(*sides) for sides in zip(logits.shape[1:], size_hw))
-    # Small steps are numpy's, in which they cost less; the products are torch's, with its threads.
+    # numpy's zeros occupy no memory until written.
+    output = np.zeros((len(logits), *size_hw), bool)
+    vertical, horizontal = (_Axis.of(*sides) for sides in zip(logits.shape[1:], size_hw))
+    # Small steps in numpy, which has less overhead; matrix products in torch, which uses its threads.
     rows_seen, columns_seen = ((logits.amax(dim) > 0).numpy() for dim in (2, 1))
-    spans = zip(down.spans(rows_seen), across.spans(columns_seen))
-    with torch.autocast("cpu", enabled=False):  # edges are to lie where they are
-        for place, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(rows_seen.any(axis=1)), spans):
-            low = logits[place, low_rows, low_columns]
-            part = down.weights[rows, low_rows] @ low @ across.weights[columns, low_columns].T
-            np.greater(part.numpy(), 0, out=masks[place, rows, columns])
-    return torch.from_numpy(masks)
+    spans = zip(vertical.spans(rows_seen), horizontal.spans(columns_seen))
+    with torch.autocast("cpu", enabled=False):  # keep mask edges exact
+        for index, ((rows, low_rows), (columns, low_columns)) in zip(np.flatnonzero(rows_seen.any(axis=1)), spans):
+            low = logits[index, low_rows, low_columns]
+            part = vertical.weights[rows, low_rows] @ low @ horizontal.weights[columns, low_columns].T
+            np.greater(part.numpy(), 0, out=output[index, rows, columns])
+    return torch.from_numpy(output)
 
 
-class _Side(NamedTuple):
-    """Bilinear interpolation along one side, as a matrix. weights: (high, low) float32. reached: of each low place the
-    first and the last high one that it makes a difference to; needed: of each high place those that make one to it."""
+class _Axis(NamedTuple):
+    """Bilinear interpolation along one axis, as a matrix.
+
+    weights: (high, low) float32.
+    reached: (low, 2), first and last high index that each low index affects.
+    needed: (high, 2), first and last low index that each high index depends on.
+    """
 
     weights: torch.Tensor
     reached: np.ndarray
@@ -46,14 +50,17 @@ class _Side(NamedTuple):
 
     @classmethod
     @lru_cache(maxsize=16)
-    def of(cls, low: int, high: int) -> _Side:
-        with torch.inference_mode(False):  # they outlast whoever asks first
+    def of(cls, low: int, high: int) -> _Axis:
+        with torch.inference_mode(False):  # cached, so also used outside the caller's inference mode
             weights = F.interpolate(torch.eye(low)[None], high, mode="linear", align_corners=False)[0].T.contiguous()
-        matters = weights.numpy() != 0
-        return cls(weights, _first_and_last(matters.T), _first_and_last(matters))
+        nonzero = weights.numpy() != 0
+        return cls(weights, _first_and_last(nonzero.T), _first_and_last(nonzero))
 
     def spans(self, seen: np.ndarray) -> Iterator[tuple[slice, slice]]:
-        """Of each mask that has a foreground, what this reaches, and all that that depends on. seen: (K, low) bool."""
+        """For each mask with foreground: the high indices it reaches, and the low indices these depend on.
+
+        seen: (K, low) bool, where a mask has foreground.
+        """
         seen = seen[seen.any(axis=1)]
         first = self.reached[seen.argmax(axis=1), 0]
         last = self.reached[seen.shape[1] - 1 - seen[:, ::-1].argmax(axis=1), 1]
@@ -63,10 +70,15 @@ class _Side(NamedTuple):
 
 
 def _first_and_last(flags: np.ndarray) -> np.ndarray:
-    """(N, 2): of each row, which has one or more, the first and the last True. Where it has none (a picture that
-    becomes smaller by more than half), the places of the row before it."""
-    found = []
+    """Indices of the first and last True of each row: (N, 2).
+
+    A row without any (when the image shrinks by more than half) gets the previous row's indices.
+    """
+    bounds: list[tuple[int, int]] = []
     for row in flags:
-        places = np.flatnonzero(row)
-        found.append((places[0], places[-1]) if len(places) else found[-1] if found else (0, -1))
-    return np.array(found)
+        indices = np.flatnonzero(row)
+        if len(indices):
+            bounds.append((int(indices[0]), int(indices[-1])))
+        else:
+            bounds.append(bounds[-1] if bounds else (0, -1))
+    return np.array(bounds)

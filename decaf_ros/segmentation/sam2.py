@@ -1,4 +1,4 @@
-"""SAM 2 (Ravi et al., 2024) by the `sam2` package: loading, one embedding a frame, all points of a frame at once."""
+"""SAM 2 (Ravi et al., 2024) through the `sam2` package: loading, image embeddings with a cache, point prompts."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.types import Frame
 
-# Image features of one decoder call on a CPU: what its caches hold. Larger batches are slower.
+# Bytes of image features per decoder call on a CPU: they should fit its caches, larger batches are slower.
 CPU_BATCH_BYTES = 16 * 2**20
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -39,8 +39,9 @@ IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class FrameEmbedding:
     """A frame's image features, shared by prompting, propagation and tracking.
 
-    size_hw: of the original image. features: finest first, each (1, C, h, w); strides 4, 8, 16 of the square input.
-    position: (1, C, h, w), positional encoding of the coarsest one.
+    size_hw: size of the original image.
+    features: finest first, each (1, C, h, w), at strides 4, 8, 16 of the square input.
+    position: (1, C, h, w), positional encoding of the coarsest level.
     """
 
     size_hw: tuple[int, int]
@@ -49,8 +50,12 @@ class FrameEmbedding:
 
 
 class PointMasks(NamedTuple):
-    """masks: (P, H, W) bool at the original image size. iou: (P,) float32, predicted, in [0, 1]. object_score: (P,)
-    float32 object-presence logit, > 0: present. All on the model's device."""
+    """Masks of P points, on the model's device.
+
+    masks: (P, H, W) bool at the original image size.
+    iou: (P,) float32, predicted IoU in [0, 1].
+    object_score: (P,) float32, object-presence logit, > 0: present.
+    """
 
     masks: torch.Tensor
     iou: torch.Tensor
@@ -58,10 +63,10 @@ class PointMasks(NamedTuple):
 
 
 class Sam2:
-    """A SAM 2 model and its cache of image embeddings.
+    """A SAM 2 model and its cache of image embeddings. Not thread-safe; the model must not change.
 
-    model: the published network, in evaluation mode. fill_holes_px: holes of a mask up to this area, in pixels of the
-    mask grid (a quarter of image_size), are filled; 0 fills none. One thread at a time; the model is not to change.
+    model: the published network, in evaluation mode.
+    fill_holes_px: mask holes up to this area are filled, in pixels of the mask grid (a quarter of image_size); 0: none.
     """
 
     def __init__(self, model: SAM2Base, config: Sam2Config, fill_holes_px: int = 8) -> None:
@@ -73,7 +78,7 @@ class Sam2:
         self._point_batch = config.point_batch
         self.object_batch = config.object_batch
         self._cache_size = config.embedding_cache
-        # The cache holds the frames themselves: a frame's identity is its key, and cannot be reused while it is here.
+        # Frames are keys by identity; the cache keeps them alive, so an identity cannot be reused.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
         self._held: frozenset[Frame] = frozenset()
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
@@ -82,35 +87,36 @@ class Sam2:
 
     @contextlib.contextmanager
     def inference(self) -> Iterator[None]:
-        """No gradients; bfloat16 autocast where the configuration asks for it and the device is a GPU."""
+        """Inference mode, with bfloat16 autocast if configured and on a GPU."""
         with torch.inference_mode(), torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             yield
 
     def embed(self, frame: Frame) -> FrameEmbedding:
-        """The image features of a frame; config.embedding_cache frames are remembered: those that are held, and those
-        that were used last."""
+        """The image features of a frame, from an LRU cache of config.embedding_cache frames. Frames in `hold` are
+        evicted last."""
         embedding = self._cache.pop(frame, None)
         if embedding is None:
             embedding = self._encode(frame.image)
         self._cache[frame] = embedding
         if len(self._cache) > self._cache_size:
-            # Where all others are held, the one that was used longest ago.
-            others = (one for one in self._cache if one not in self._held and one is not frame)
-            del self._cache[next(others, next(iter(self._cache)))]
+            evictable = (cached for cached in self._cache if cached not in self._held and cached is not frame)
+            del self._cache[next(evictable, next(iter(self._cache)))]
         return embedding
 
     def hold(self, frames: Iterable[Frame]) -> None:
-        """Frames whose image features are to outlast all others, once they are made: a window's key frames, between
-        which a camera delivers many that are looked at once. They take the place of those that were held before."""
+        """Replaces the set of frames whose cached features are evicted last: a window's key frames, which are reused,
+        while most camera frames between them are embedded once."""
         self._held = frozenset(frames)
 
     def forget(self) -> None:
-        """Drops all remembered image features."""
+        """Clears the cache of image features."""
         self._cache.clear()
 
     def normalised(self, image: np.ndarray) -> torch.Tensor:
-        """(H, W, 3) uint8 RGB to the network's input (1, 3, image_size, image_size) float32: squeezed to a square with
-        antialiased bilinear resizing and normalised with ImageNet's mean and deviation, as SAM2ImagePredictor does."""
+        """(H, W, 3) uint8 RGB to the network's input (1, 3, image_size, image_size) float32.
+
+        As SAM2ImagePredictor: antialiased bilinear resizing to a square, normalised by ImageNet's mean and deviation.
+        """
         pixels = torch.from_numpy(np.array(image, order="C")).to(self.device).permute(2, 0, 1)[None].float() / 255
         square = (self.image_size, self.image_size)
         pixels = F.interpolate(pixels, square, mode="bilinear", align_corners=False, antialias=True)
@@ -120,17 +126,18 @@ class Sam2:
         with self.inference():
             encoded = self.model.forward_image(self.normalised(image))
             levels = encoded["backbone_fpn"][-self.model.num_feature_levels :]
-            if self._position is None:  # the same for every frame, so one copy serves all
+            if self._position is None:  # identical for all frames
                 self._position = encoded["vision_pos_enc"][-1]
         return FrameEmbedding((image.shape[0], image.shape[1]), tuple(levels), self._position)
 
     def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
-        """One mask a point: each a positive click and an object of its own, config.point_batch decoded at once
-        (on a CPU fewer of a large model).
+        """One mask per point; each point is a positive click on a separate object.
 
-        xy: (P, 2) in [0, 1], x right and y down. Of the three masks of the multimask output the one with the best
-        predicted IoU is taken, whatever its object score. Equals SAM2ImagePredictor up to the filled holes.
-        Raises ValueError for another shape or points outside [0, 1].
+        Of the three masks in the multimask output the one with the best predicted IoU is taken, whatever its object
+        score. Equals SAM2ImagePredictor, except for filled holes. Decodes config.point_batch points at once, fewer for
+        a large model on a CPU.
+
+        xy: (P, 2) in [0, 1], x right, y down. Raises ValueError for another shape or points outside [0, 1].
         """
         if xy.ndim != 2 or xy.shape[1] != 2 or not ((xy >= 0) & (xy <= 1)).all():
             raise ValueError(f"xy: expected shape (P, 2) with values in [0, 1], got shape {xy.shape} with values {xy}")
@@ -140,12 +147,12 @@ class Sam2:
             no_scores = torch.zeros(0, device=self.device)
             return PointMasks(no_masks, no_scores, no_scores)
         with self.inference():
-            parts = [self._decode(embedding, chunk) for chunk in points.split(self._at_once(embedding))]
+            parts = [self._decode(embedding, chunk) for chunk in torch.split(points, self._batch_size(embedding))]
             logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
             return PointMasks(masks_of_size(logits, embedding.size_hw, self._point_batch), iou, object_score)
 
-    def _at_once(self, embedding: FrameEmbedding) -> int:
-        """How many points share a decoder call."""
+    def _batch_size(self, embedding: FrameEmbedding) -> int:
+        """Points per decoder call."""
         if self.device.type != "cpu":
             return self._point_batch
         return min(self._point_batch, max(1, CPU_BATCH_BYTES // embedding.features[-1].nbytes))
@@ -153,31 +160,33 @@ class Sam2:
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mask logits (P, h, w), IoU (P,) and object score (P,) of points (P, 1, 2) float32 in pixels of the square
+        """Mask logits (P, h, w), IoU (P,) and object score (P,) at points (P, 1, 2) float32, in pixels of the square
         input."""
         model = self.model
-        *fine, coarse = embedding.features
+        *high_res, coarse = embedding.features
         if model.directly_add_no_mem_embed:
             coarse = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
         labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
         logits, iou, object_score = decode_clicks(
-            model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), fine, sparse
+            model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), high_res, sparse
         )
         return self.filled(logits.float())[:, 0], iou, object_score
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
-        """Mask logits (K, 1, h, w) float32 with the small holes filled (`fill_holes`)."""
+        """Mask logits (K, 1, h, w) float32 with small holes filled (`fill_holes`)."""
         return fill_holes(logits, self.fill_holes_px)
 
 
 def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
     """Loads SAM 2 with the settings of the published video predictor.
 
-    config.checkpoint is one of the hub names facebook/sam2-hiera-* and facebook/sam2.1-hiera-*, a folder with
-    model.yaml and model.safetensors (or model.pt), or a .pt file, whose configuration config.model_config names.
-    Raises FileNotFoundError for what is missing, with what to do about it, and ValueError for a configuration that is
-    none or weights that do not fit it.
+    config.checkpoint is a hub name (facebook/sam2-hiera-*, facebook/sam2.1-hiera-*), a folder with model.yaml and
+    model.safetensors or model.pt, or a .pt file whose configuration is config.model_config.
+
+    Raises:
+        FileNotFoundError: a file is missing; the message says how to get it.
+        ValueError: an invalid model configuration, unreadable weights, or weights that do not fit the configuration.
     """
     yaml_path, weights_path = _locate(config)
     try:
@@ -190,14 +199,14 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         raise ValueError(f"sam2.checkpoint: {weights_path} does not fit {yaml_path}: {error}") from error
     model = model.to(resolve_device(config.device)).eval()
     if config.compile:
-        # Alone: what follows meets another number of objects and memories at every step.
+        # Only the encoder: the later parts change their batch and memory sizes at every step and would recompile.
         model.image_encoder.compile(dynamic=False)
     return Sam2(model, config, fill_holes_px)
 
 
 def build_model(model_config: dict[str, Any]) -> SAM2Base:
-    """The network of a `model` section (weights random), with the published video predictor's settings on top: fall
-    back to multimask output when the single mask is unstable, encode prompted masks as seen."""
+    """Builds the network of a `model` section, with random weights and the published video predictor's settings: fall
+    back to multimask output if the single mask is unstable, and binarise prompted masks before memory encoding."""
     stability = {
         "dynamic_multimask_via_stability": True,
         "dynamic_multimask_stability_delta": 0.05,
@@ -209,16 +218,16 @@ def build_model(model_config: dict[str, Any]) -> SAM2Base:
 
 
 def _locate(config: Sam2Config) -> tuple[Path, Path]:
-    """Paths of the configuration (YAML) and of the weights."""
+    """Paths of the configuration (YAML) and the weights."""
     package = Path(sam2.__file__).parent
     checkpoint = Path(resolve_path(config.checkpoint)).expanduser()
     if checkpoint.is_dir():
         files = [checkpoint / name for name in ("model.yaml", "model.safetensors", "model.pt")]
         weights = next((path for path in files[1:] if path.is_file()), None)
         if not files[0].is_file() or weights is None:
-            have = ", ".join(sorted(path.name for path in checkpoint.iterdir())) or "nothing"
+            names = ", ".join(sorted(path.name for path in checkpoint.iterdir())) or "nothing"
             raise FileNotFoundError(
-                f"sam2.checkpoint: expected model.yaml and model.safetensors or model.pt in {checkpoint}, found {have}"
+                f"sam2.checkpoint: expected model.yaml and model.safetensors or model.pt in {checkpoint}, found {names}"
             )
         return files[0], weights
     if checkpoint.is_file():
@@ -227,22 +236,23 @@ def _locate(config: Sam2Config) -> tuple[Path, Path]:
         name, weights_name = HF_MODEL_ID_TO_FILENAMES[config.checkpoint]
         return package / name, _download(config, weights_name)
     raise FileNotFoundError(
-        f"sam2.checkpoint: {config.checkpoint!r} is neither a folder with model.yaml and model.safetensors, nor a .pt "
-        f"file, nor one of the hub names {', '.join(HF_MODEL_ID_TO_FILENAMES)}"
+        f"sam2.checkpoint: expected a folder with model.yaml and model.safetensors, a .pt file or one of the hub names "
+        f"{', '.join(HF_MODEL_ID_TO_FILENAMES)}; got {config.checkpoint!r}"
     )
 
 
 def _locate_config(name: str, package: Path) -> Path:
     if not name:
         raise ValueError(
-            "sam2.model_config: a .pt file needs its configuration, a name like sam2.1_hiera_l or a YAML file; got ''"
+            "sam2.model_config: a .pt file needs its configuration: expected a name such as sam2.1_hiera_l or a YAML file, "
+            "got ''"
         )
     known = {Path(config).name[: -len(".yaml")]: package / config for config, _ in HF_MODEL_ID_TO_FILENAMES.values()}
     for path in (Path(name).expanduser(), package / name, known.get(name)):
         if path is not None and path.is_file():
             return path
     raise FileNotFoundError(
-        f"sam2.model_config: {name!r} is neither a YAML file nor one of the sam2 package's {', '.join(known)}"
+        f"sam2.model_config: expected a YAML file or one of the sam2 package's {', '.join(known)}; got {name!r}"
     )
 
 
@@ -253,9 +263,9 @@ def _download(config: Sam2Config, filename: str) -> Path:
         return Path(hf_hub_download(config.checkpoint, filename, local_files_only=config.local_files_only))
     except OSError as error:
         raise FileNotFoundError(
-            f"sam2.checkpoint: cannot get {filename} of {config.checkpoint} ({type(error).__name__}: {error}). With a "
-            f"network: set sam2.local_files_only to false, or run `hf download {config.checkpoint}` once. Without: "
-            f"copy {filename} here, and set sam2.checkpoint to its path and sam2.model_config to "
+            f"sam2.checkpoint: cannot get {filename} of {config.checkpoint} ({type(error).__name__}: {error}). With "
+            f"network access, set sam2.local_files_only to false or run `hf download {config.checkpoint}` once. "
+            f"Without, copy {filename} to this machine, set sam2.checkpoint to its path and sam2.model_config to "
             f"{Path(HF_MODEL_ID_TO_FILENAMES[config.checkpoint][0]).stem}"
         ) from error
 
@@ -266,7 +276,7 @@ def _read_model_config(path: Path) -> dict[str, Any]:
     if not isinstance(model, dict) or model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
         raise ValueError(f"{path}: expected a section `model` with _target_ sam2.modeling.sam2_base.SAM2Base")
     foreign = sorted(target for target in _targets(model) if not target.startswith("sam2."))
-    if foreign:  # instantiating calls whatever a _target_ names
+    if foreign:  # instantiation calls every _target_
         raise ValueError(f"{path}: expected only classes of the sam2 package, got {', '.join(foreign)}")
     return model
 
@@ -286,7 +296,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected the weights of a SAM 2 model, cannot be read: {error}") from error
+        raise ValueError(f"{path}: expected the weights of a SAM 2 model, got an unreadable file: {error}") from error
     if not isinstance(document, dict) or "model" not in document:
-        raise ValueError(f"{path}: expected a checkpoint with the entry 'model', as SAM 2's published .pt files have")
-    return document["model"]
+        raise ValueError(f"{path}: expected a checkpoint with an entry 'model', as in SAM 2's published .pt files")
+    weights: dict[str, torch.Tensor] = document["model"]
+    return weights

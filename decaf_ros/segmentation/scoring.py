@@ -1,4 +1,4 @@
-"""Which tracklets agree with the attention over the whole window (Sec. 3.4, Eq. 6-8)."""
+"""Scores and selects tracklets by agreement with the attention over the window (Sec. 3.4, Eq. 6-8)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from decaf_ros.types import Tracklet, TrackletScores
 
 
 def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config: SegmentationConfig) -> list[Tracklet]:
-    """Scores the candidates by attention, predicted IoU and attention consistency; best first.
+    """Scores candidates by attention, predicted IoU and attention consistency; best first, ties in input order.
 
-    attention: V, the fused map (T, h, w) float32 in [0, 1]. Consistency is Eq. 8, and then all positive ones of the
-    query are divided by the largest of them, so the best is 1; negative ones stay. combined is the mean of the three,
-    of the first two where config.consistency is off. At equal scores the earlier candidate comes first.
-    Raises ValueError for masks over another number of key frames.
+    Consistency is Eq. 8. Positive values are then divided by the query's largest, so the best is 1; negative values
+    are kept. The combined score is the mean of the three, or of the first two with config.consistency off.
+
+    attention: V, the fused map (T, h, w) float32 in [0, 1]. Raises ValueError for another number of key frames.
     """
     inside, penalised = consistency_maps(attention, config)
     raw = [_consistency(proposal, inside, penalised) for proposal in proposals]
@@ -43,10 +43,10 @@ def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config
 
 
 def select_tracklets(tracklets: Sequence[Tracklet], config: SegmentationConfig) -> list[Tracklet]:
-    """The targets: tracklets whose combined score exceeds tracklet_threshold. When none does, with config.fallback
-    `best` the single best one (the evaluation protocol), with `none` nothing (an honest "not found").
+    """The targets: tracklets with a combined score above tracklet_threshold.
 
-    tracklets: best first, as from `score_tracklets`.
+    If there are none: with config.fallback `best` the single best tracklet (evaluation protocol), with `none` an empty
+    list ("not found"). tracklets: best first, as from `score_tracklets`.
     """
     passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
     if not passed and config.fallback == "best":
@@ -55,14 +55,16 @@ def select_tracklets(tracklets: Sequence[Tracklet], config: SegmentationConfig) 
 
 
 def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """The attention mask of Eq. 6, bool, and the map of Eq. 7, float32: both (T, h, w).
+    """The attention mask of Eq. 6, bool, and the penalised map of Eq. 7, float32: both (T, h, w).
 
-    attention: (T, h, w) float32 in [0, 1]. The mask holds the tokens over their frame's mean, with consistency_mask
-    `otsu` those over its Otsu threshold (of 256 levels). Outside it the map is minus the frame's maximum, 0 without
-    consistency_penalty (Tab. 7). A constant frame has an empty mask: all of it counts against a tracklet.
+    The mask contains the tokens above their frame's mean or, with consistency_mask `otsu`, above its Otsu threshold
+    (256 levels). Outside the mask the map is minus the frame's maximum, or 0 without consistency_penalty (Tab. 7). A
+    constant frame has an empty mask, so all of it counts against a tracklet.
+
+    attention: (T, h, w) float32 in [0, 1].
     """
     if config.consistency_mask == "mean":
-        # In float64 the mean of a constant frame is exactly its value.
+        # float64, so that the mean of a constant frame equals its value exactly.
         inside = attention > attention.mean(axis=(1, 2), keepdims=True, dtype=np.float64)
     else:
         levels = (attention * 255).astype(np.uint8)
@@ -73,14 +75,15 @@ def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple
 
 
 def _consistency(proposal: Proposal, inside: torch.Tensor, penalised: torch.Tensor) -> float:
-    """Eq. 8: inner product of the tracklet, area-averaged to the token grid, with Eq. 7, over that of Eq. 6 with Eq. 7.
+    """Eq. 8: <tracklet averaged to the token grid, Eq. 7> / <Eq. 6, Eq. 7>.
 
-    Where every frame of the map is constant there is nothing to agree with (the ratio would be x / 0): 0.
+    0 if every frame of the map is constant: the denominator is 0 then.
     """
     if len(proposal.masks) != len(inside):
         raise ValueError(f"masks: expected {len(inside)} key frames, got {len(proposal.masks)}")
-    whole = float(penalised[inside].sum(dtype=torch.float64))
-    if whole == 0:
+    normaliser = float(penalised[inside].sum(dtype=torch.float64))
+    if normaliser == 0:
         return 0.0
-    pooled = F.adaptive_avg_pool2d(proposal.masks[:, None].float(), tuple(inside.shape[1:]))[:, 0].cpu()
-    return float((pooled * penalised).sum(dtype=torch.float64)) / whole
+    grid_hw = (inside.shape[1], inside.shape[2])
+    pooled = F.adaptive_avg_pool2d(proposal.masks[:, None].float(), grid_hw)[:, 0].cpu()
+    return float((pooled * penalised).sum(dtype=torch.float64)) / normaliser

@@ -1,4 +1,4 @@
-"""Follows targets frame by frame for ever: groups of objects, each with a bounded SAM 2 memory."""
+"""Follows targets frame by frame without end: groups of objects, each with a bounded SAM 2 memory."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from decaf_ros.types import Frame
 
 
 class TrackStep(NamedTuple):
-    """mask: (H, W) bool, empty where the object is not seen. object_score: object-presence logit, > 0: seen."""
+    """mask: (H, W) bool, empty if the object is not seen. object_score: object-presence logit, > 0: seen."""
 
     mask: np.ndarray
     object_score: float
@@ -23,17 +23,17 @@ class TrackStep(NamedTuple):
 
 @dataclass
 class _Group:
-    """Objects that joined on one frame, in the order of the memory's batch."""
+    """Objects added together, in the order of the memory's batch."""
 
     ids: list[int]
     memory: ObjectMemory
 
 
 class StreamingTracker:
-    """A streaming SAM 2. Objects may join at any frame and leave; those that join together are one batch.
+    """A streaming SAM 2. Objects can be added and removed at any frame; objects added together form one batch.
 
-    Each frame is embedded once for all groups. Masks of two objects may overlap: the tracker does not decide between
-    them. The same calls on the same device give the same results. Memory does not grow with the number of frames.
+    Each frame is embedded once for all groups. Masks of different objects may overlap; the tracker does not resolve
+    that. The same calls on the same device give the same results. Memory does not grow with the number of frames.
     """
 
     def __init__(self, sam2: Sam2) -> None:
@@ -42,17 +42,17 @@ class StreamingTracker:
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """The objects that are followed, in the order in which they joined."""
-        return tuple(one for group in self._groups for one in group.ids)
+        """The objects being followed, in the order they were added."""
+        return tuple(object_id for group in self._groups for object_id in group.ids)
 
     def add(self, ids: Sequence[int], frame: Frame, masks: np.ndarray) -> None:
-        """Starts objects from their masks on a frame; the next `step` takes them on.
+        """Starts objects from their masks on a frame; `step` follows them from the next frame on.
 
-        ids: K different ints, none of them followed yet. masks: (K, H, W) bool at the frame's size. No ids: no effect.
+        ids: K distinct ints, none followed yet; if empty, no effect. masks: (K, H, W) bool at the frame's size.
         Raises ValueError for other ids or shapes, TypeError for masks that are not bool.
         """
         if len(ids) != len(masks) or len(set(ids)) < len(ids) or set(ids) & set(self.ids):
-            raise ValueError(f"ids: expected {len(masks)} different ones, none of {self.ids}, got {tuple(ids)}")
+            raise ValueError(f"ids: expected {len(masks)} distinct ids, none of {self.ids}, got {tuple(ids)}")
         if len(ids) == 0:
             return
         prompts = torch.from_numpy(np.array(masks)).to(self._sam2.device)
@@ -60,18 +60,18 @@ class StreamingTracker:
         self._groups.append(_Group(list(ids), memory))
 
     def step(self, frame: Frame) -> dict[int, TrackStep]:
-        """Follows all objects to the next frame. Returns one TrackStep an id, in the order of `ids`.
+        """Follows all objects to the next frame. Returns one TrackStep per id, in the order of `ids`.
 
-        Raises ValueError for a frame of another size than the one on which an object joined.
+        Raises ValueError if an object was added on a frame of another size.
         """
         if not self._groups:
             return {}
         embedding = self._sam2.embed(frame)
         steps: dict[int, TrackStep] = {}
         for group in self._groups:
-            found = group.memory.step(embedding)
-            masks, scores = found.masks.cpu().numpy(), found.object_score.tolist()
-            steps.update({one: TrackStep(*pair) for one, pair in zip(group.ids, zip(masks, scores))})
+            output = group.memory.step(embedding)
+            masks, scores = output.masks.cpu().numpy(), output.object_score.tolist()
+            steps.update({key: TrackStep(mask, score) for key, mask, score in zip(group.ids, masks, scores)})
         return steps
 
     def remove(self, ids: Collection[int]) -> None:
@@ -80,21 +80,21 @@ class StreamingTracker:
         if unknown:
             raise ValueError(f"ids: expected some of {self.ids}, got {sorted(unknown)}")
         for group in self._groups:
-            stay = [place for place, one in enumerate(group.ids) if one not in ids]
-            if 0 < len(stay) < len(group.ids):
-                group.memory.keep(stay)
-            group.ids = [group.ids[place] for place in stay]
+            kept = [index for index, object_id in enumerate(group.ids) if object_id not in ids]
+            if 0 < len(kept) < len(group.ids):
+                group.memory.keep(kept)
+            group.ids = [group.ids[index] for index in kept]
         self._groups = [group for group in self._groups if group.ids]
 
     def absorb(self, other: StreamingTracker) -> None:
-        """Takes over another tracker's objects with their memories; the other one is empty then.
+        """Takes over another tracker's objects with their memories and leaves it empty.
 
-        Raises ValueError for an id that both follow, or a tracker of another SAM 2.
+        Raises ValueError for an id that both follow, or for a tracker with another SAM 2.
         """
         shared = set(self.ids) & set(other.ids)
         if shared:
             raise ValueError(f"ids: expected none of {self.ids}, got {sorted(shared)}")
         if other._sam2 is not self._sam2:
-            raise ValueError("absorb: expected a tracker that uses the same Sam2")
+            raise ValueError("absorb: expected a tracker with the same Sam2, got one with another")
         self._groups += other._groups
         other._groups = []

@@ -1,4 +1,4 @@
-"""From point prompts to a few mask tracklets over the key frames (Sec. 3.4, "Frame-wise Prompting and Propagation")."""
+"""From point prompts to mask tracklets over the key frames (Sec. 3.4, "Frame-wise Prompting and Propagation")."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from decaf_ros.types import PointPrompts, Window
 class Proposal:
     """One candidate before scoring.
 
-    masks: (T, H, W) bool tensor over the key frames, on the model's device. source: index of the key frame of its
-    point. point_xy: that point, in [0, 1]. attention: fused attention there, in [0, 1]. iou: SAM 2's predicted IoU.
-    object_score: SAM 2's object-presence logit at the source.
+    Attributes:
+        masks: (T, H, W) bool over the key frames, on the model's device.
+        source: index of the key frame that contains its point.
+        point_xy: the point, in [0, 1].
+        attention: fused attention at the point, in [0, 1].
+        iou: SAM 2's predicted IoU at the point.
+        object_score: SAM 2's object-presence logit at the point.
     """
 
     masks: torch.Tensor
@@ -44,26 +48,34 @@ def suppress(
     previous_scores: torch.Tensor,
     iou_threshold: float,
 ) -> tuple[list[int], list[int]]:
-    """Non-maximum suppression among one frame's candidates, then against earlier tracklets' masks at that frame.
+    """Non-maximum suppression among one frame's candidates, then against earlier tracklets on that frame.
 
-    masks: (P, H, W) bool, scores: (P,) object scores; previous_masks: (Q, H, W) bool, previous_scores: (Q,).
-    First, best candidate first, each that overlaps a kept one by IoU > iou_threshold goes (at equal scores the earlier
-    stays). Then a candidate that overlaps an earlier tracklet of at least its own score goes; one that beats all that
-    it overlaps stays and deletes these. A candidate that goes deletes nothing.
-    Returns (keep, delete_previous): the candidates that stay, best first, and the earlier tracklets that go, ascending.
+    1. Among candidates, best first (ties: earlier first): drop each that overlaps a kept one by IoU > iou_threshold.
+    2. A remaining candidate that overlaps an earlier tracklet with an equal or higher score is dropped and deletes
+       nothing. One that beats every tracklet it overlaps is kept and deletes them.
+
+    Args:
+        masks: (P, H, W) bool, the candidates.
+        scores: (P,) object scores.
+        previous_masks: (Q, H, W) bool, the earlier tracklets on this frame.
+        previous_scores: (Q,) object scores.
+        iou_threshold: see above.
+
+    Returns:
+        Indices of the kept candidates, best first, and of the deleted tracklets, ascending.
     """
     overlapping = (pairwise_iou(masks, masks) > iou_threshold).cpu().numpy()
     overlapping_previous = (pairwise_iou(masks, previous_masks) > iou_threshold).cpu().numpy()
-    scores, previous_scores = scores.cpu().numpy(), previous_scores.cpu().numpy()
-    alone: list[int] = []
-    for candidate in np.argsort(-scores, kind="stable").tolist():
-        if not overlapping[candidate, alone].any():
-            alone.append(candidate)
+    candidate_scores, tracklet_scores = scores.cpu().numpy(), previous_scores.cpu().numpy()
+    distinct: list[int] = []
+    for candidate in np.argsort(-candidate_scores, kind="stable").tolist():
+        if not overlapping[candidate, distinct].any():
+            distinct.append(candidate)
     keep: list[int] = []
-    deleted = np.zeros(len(previous_scores), dtype=bool)
-    for candidate in alone:
+    deleted = np.zeros(len(tracklet_scores), dtype=bool)
+    for candidate in distinct:
         rivals = overlapping_previous[candidate]
-        if (previous_scores[rivals] < scores[candidate]).all():
+        if (tracklet_scores[rivals] < candidate_scores[candidate]).all():
             keep.append(candidate)
             deleted |= rivals
     return keep, np.flatnonzero(deleted).tolist()
@@ -76,15 +88,21 @@ def propose_tracklets(
     config: SegmentationConfig,
     between_frames: Callable[[], None] = lambda: None,
 ) -> list[Proposal]:
-    """Prompts SAM 2 key frame by key frame, suppresses doubles, and propagates each frame's survivors over the window.
+    """Prompts SAM 2 key frame by key frame, suppresses duplicates and propagates the survivors over the window.
 
-    points: Eq. 5, each an object of its own. From the first key frame on: masks at the frame's points; suppression
-    among them and against the tracklets of earlier key frames, as propagated to this one; the survivors become mask
-    prompts, propagated over all key frames forwards, then backwards. A tracklet that a better candidate replaces is
-    gone for the frames that follow. A point at which SAM 2 finds no pixel makes no candidate.
-    between_frames is called before each key frame that has points; it may raise to abort.
-    Returns the tracklets that are left, in order of source frame, best first within one.
-    Raises ValueError for points on frames outside the window.
+    For each key frame in order: get masks at its points; suppress among them and against the tracklets of earlier key
+    frames, as propagated to this one; propagate the survivors as mask prompts over all key frames, forwards, then
+    backwards. A tracklet replaced by a better candidate is removed at once. A point with an empty mask is skipped.
+
+    Args:
+        points: Eq. 5, each point a separate object.
+        between_frames: called before each key frame with points; may raise to abort.
+
+    Returns:
+        The remaining tracklets by source frame, best first within a frame.
+
+    Raises:
+        ValueError: points on frames outside the window.
     """
     if len(points) and not 0 <= points.frame.min() <= points.frame.max() < len(window):
         raise ValueError(f"points: expected frames of the window of {len(window)}, got {sorted(set(points.frame))}")
@@ -97,17 +115,18 @@ def propose_tracklets(
         here = here[visible.cpu().numpy()]
         masks, iou, object_score = (part[visible] for part in found)
         scores = iou + torch.from_numpy(points.value[here]).to(iou.device)
-        previous_masks = torch.stack([one.masks[source] for one in proposals]) if proposals else masks[:0]
-        previous_scores = torch.tensor([one.score for one in proposals], device=iou.device)
-        keep, gone = suppress(masks, scores, previous_masks, previous_scores, config.suppression_iou)
-        proposals = [one for place, one in enumerate(proposals) if place not in gone]
+        previous_masks = torch.stack([proposal.masks[source] for proposal in proposals]) if proposals else masks[:0]
+        previous_scores = torch.tensor([proposal.score for proposal in proposals], device=iou.device)
+        keep, replaced = suppress(masks, scores, previous_masks, previous_scores, config.suppression_iou)
+        proposals = [proposal for index, proposal in enumerate(proposals) if index not in replaced]
         if not keep:
             continue
         tracks = propagate(sam2, window.frames, source, masks[keep])
-        for place, track in zip(keep, tracks):
-            x, y = points.xy[here[place]].tolist()
-            attention = float(points.value[here[place]])
-            scored = float(iou[place]), float(object_score[place])
-            # A copy: one that is left would keep the masks of all that were followed with it.
-            proposals.append(Proposal(track.clone(), source, (x, y), attention, *scored))
+        for index, track in zip(keep, tracks):
+            x, y = points.xy[here[index]].tolist()
+            attention = float(points.value[here[index]])
+            # Cloned: a view would keep the masks of the whole batch in memory.
+            proposals.append(
+                Proposal(track.clone(), source, (x, y), attention, float(iou[index]), float(object_score[index]))
+            )
     return proposals
