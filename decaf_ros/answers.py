@@ -1,4 +1,4 @@
-"""What a grounding's result means to the one who asked: there or not, heatmaps and keypoints in pixels."""
+"""Turns a grounding's result into an answer: found or not, heatmaps and keypoints in pixels."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from decaf_ros.types import Heatmap, Keypoint, PointPrompts, Query, Segmentation
 
 
 def absence(found: Segmentation, config: DecafConfig) -> str:
-    """Why the target counts as not there, with the score and its threshold; empty if it is there."""
+    """Why the target was not found, with the score and its threshold; empty if it was found."""
     reason = absence_reason(found.presence, found.grounding.category, config.presence.threshold)
     if reason:
         return f"not found: {reason}"
     if found.selected:
         return ""
-    need = config.segmentation.tracklet_threshold
+    threshold = config.segmentation.tracklet_threshold
     if not found.tracklets:
-        return f"not found: no candidate object at all (segmentation.tracklet_threshold {need:.2f})"
+        return f"not found: no candidate object at all (segmentation.tracklet_threshold {threshold:.2f})"
     best, count = found.tracklets[0].scores.combined, len(found.tracklets)
     candidates = "the only candidate" if count == 1 else f"the best of {count} candidates"
-    return f"not found: {candidates} scores {best:.2f}, not over segmentation.tracklet_threshold {need:.2f}"
+    return f"not found: {candidates} scores {best:.2f}, not over segmentation.tracklet_threshold {threshold:.2f}"
 
 
 def tracking_text(target_count: int, category: str) -> str:
-    """Such as "tracking 2 targets: mug"."""
+    """For example "tracking 2 targets: mug"."""
     targets = "1 target" if target_count == 1 else f"{target_count} targets"
     return f"tracking {targets}: {category}" if category else f"tracking {targets}"
 
 
-def cut_text(points: PointPrompts) -> str:
-    """To be added to an answer: that weaker points were left out. Empty if none were."""
+def left_out_text(points: PointPrompts) -> str:
+    """Suffix for an answer: weaker points were left out. Empty if none were."""
     if not points.left_out:
         return ""
     used = len(points)
@@ -41,21 +41,21 @@ def cut_text(points: PointPrompts) -> str:
 
 
 def heatmaps(found: Segmentation, query: Query) -> Iterator[Heatmap]:
-    """The fused map of each key frame, resized bilinearly to the image (pixel centres at half, no antialiasing)."""
+    """The fused map of each key frame, resized bilinearly to the image (half-pixel centres, no antialiasing)."""
     height, width = found.window.size_hw
     for frame, values in zip(found.window.frames, found.grounding.maps.fused):
         yield Heatmap(frame, query, cv2.resize(values, (width, height), interpolation=cv2.INTER_LINEAR))
 
 
 def pixel_keypoints(found: Segmentation) -> Iterator[Keypoint]:
-    """The keypoints in pixels of their key frames, (0, 0) being the upper left corner of the image."""
+    """The keypoints in pixels of their key frames; (0, 0) is the upper left corner of the image."""
     height, width = found.window.size_hw
     points = found.keypoints
-    for place, (x, y), value in zip(points.frame, points.xy, points.value):
-        yield Keypoint(found.window.frames[place].stamp_ns, float(x * width), float(y * height), float(value))
+    for index, (x, y), value in zip(points.frame, points.xy, points.value):
+        yield Keypoint(found.window.frames[index].stamp_ns, float(x * width), float(y * height), float(value))
 
 
 def first_line(error: Exception) -> str:
-    """An error in one line, with its type."""
+    """An error's type and the first line of its text."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,7 +1,7 @@
-"""The configuration: one frozen dataclass a stage, and the only place where a default stands.
+"""The configuration: one frozen dataclass per stage, and the only place that defines defaults.
 
 Dotted field names (`segmentation.point_threshold`) are the ROS parameter names and the keys of the YAML files.
-Every option says its meaning, its range and whether it may change while the node runs (`live`).
+Every option has a description, a range and a flag: may it change while the node runs (`live`)?
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class Option(NamedTuple):
-    """One configuration field. live: may be changed while running; others take effect at configuration only."""
+    """One configuration field. live: may change while running; others take effect when the node is configured."""
 
     name: str
     value: Any
@@ -42,8 +42,9 @@ def _option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
 class _Checked:
-    """Checks every field's type, range and choices when the dataclass is made."""
+    """Base class that checks every field's type, range and choices on construction."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -69,28 +70,30 @@ PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
 
 @dataclass(frozen=True)
 class MllmConfig(_Checked):
-    """The multimodal LLM. Any checkpoint of a supported family, by folder or hub name."""
+    """The multimodal LLM: any checkpoint of a supported family, by folder or hub name."""
 
     checkpoint: str = _option(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        "folder (package://decaf_ros/PATH: of this installation), or name on the Hugging Face hub",
+        "Hugging Face hub name, or a folder (package://decaf_ros/PATH: inside this installation)",
     )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
     dtype: str = _option(
         "auto",
-        "weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
+        "type of weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = _option(
         "none",
-        "of the language model's layers, on loading; bnb_*: bitsandbytes (4 bit: NF4), torchao_int8: weights alone; "
-        "the vision tower keeps its dtype",
+        "quantises the language model's layers at load time, not the vision tower; bnb_*: bitsandbytes (4 bit: NF4), "
+        "torchao_int8: weights only",
         choices=("none", "bnb_4bit", "bnb_8bit", "torchao_int8"),
     )
-    video_tokens: int = _option(400, "most visual tokens of one temporal pair of frames in the video branch", 1, 16384)
-    frame_scale: int = _option(2, "frame branch's token grid is the video branch's times this, both ways", 1, 8)
-    max_new_tokens: int = _option(16, "longest answer that is decoded (mode paper)", 1, 256)
+    video_tokens: int = _option(400, "video branch: max visual tokens per temporal pair of frames", 1, 16384)
+    frame_scale: int = _option(
+        2, "frame branch: height and width of its token grid, as a multiple of the video branch's", 1, 8
+    )
+    max_new_tokens: int = _option(16, "max tokens decoded per answer (mode paper)", 1, 256)
 
 
 @dataclass(frozen=True)
@@ -99,117 +102,129 @@ class GroundingConfig(_Checked):
 
     mode: str = _option(
         "paper",
-        "paper: decodes the category, prompts as set below; fast: expression-only prompts, decodes nothing",
+        "paper: decode the target's category and use it in the background prompt; fast: no decoding, empty category",
         choices=("paper", "fast"),
     )
-    object_prompt: str = _option("original", "wording of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
+    object_prompt: str = _option("original", "variant of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
     background_prompt: str = _option(
-        "original", "wording of the background prompt; fast uses v3", choices=PROMPT_VARIANTS
+        "original", "variant of the background prompt; mode fast always uses v3", choices=PROMPT_VARIANTS
     )
-    choice_prompt: str = _option("original", "wording of the category choice prompt", choices=PROMPT_VARIANTS)
-    rollout: str = _option("v_max", "head weights of the rollout (Tab. 5a)", choices=("v_max", "max", "mean"))
-    start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: half of the layers (Tab. 5b)", -1, 256)
+    choice_prompt: str = _option("original", "variant of the category choice prompt", choices=PROMPT_VARIANTS)
+    rollout: str = _option(
+        "v_max", "how the rollout combines attention heads (Tab. 5a)", choices=("v_max", "max", "mean")
+    )
+    start_layer: int = _option(
+        -1, "first layer of the rollout, counted from 0; -1: skip the first half (Tab. 5b)", -1, 256
+    )
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
-    branches: str = _option("both", "which branches are fused (Tab. 4b)", choices=("both", "video", "frames"))
+    branches: str = _option("both", "branches to fuse (Tab. 4b)", choices=("both", "video", "frames"))
     rollout_kernel: str = _option(
         "auto",
-        "what computes the rollout; auto: torch, or triton on cuda where it is faster",
+        "implementation of the rollout; auto: triton on cuda if it is faster, else torch",
         choices=("auto", "torch", "triton"),
     )
     query_block: int = _option(
-        0, "rows of the attention matrix that torch holds at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
+        0, "attention matrix rows that the torch rollout holds at once; 0: 64 on the cpu, 512 elsewhere", 0, 65536
     )
 
 
 @dataclass(frozen=True)
 class EngineConfig(_Checked):
-    """What is kept of the multimodal LLM's work, and how much goes through it at once."""
+    """Caches and batch size of the multimodal LLM."""
 
     prefix_cache_mib: int = _option(
         4096,
-        "keys, values and queries of visual tokens that later prompts go on from; what does not fit runs again",
+        "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off",
         0,
         1048576,
     )
-    feature_cache_mib: int = _option(1024, "vision features of frames and temporal pairs", 0, 1048576)
-    map_cache_mib: int = _option(64, "finished maps, by frame and prompt", 0, 65536)
-    batch_tokens: int = _option(6400, "tokens of several frames that go through a model at once", 1, 1048576)
+    feature_cache_mib: int = _option(
+        1024, "MiB for cached vision features of frames and temporal pairs; 0: off", 0, 1048576
+    )
+    map_cache_mib: int = _option(64, "MiB for cached attention maps, per frame and prompt; 0: off", 0, 65536)
+    batch_tokens: int = _option(6400, "max tokens per model call when several frames share it", 1, 1048576)
 
 
 @dataclass(frozen=True)
 class Sam2Config(_Checked):
-    """SAM 2. A hub name, a folder with model.yaml and model.safetensors, or a .pt file together with its config."""
+    """SAM 2: a hub name, a folder with model.yaml and model.safetensors, or a .pt file with its configuration."""
 
     checkpoint: str = _option(
-        "facebook/sam2.1-hiera-large", "hub name, folder (package://decaf_ros/PATH: of this installation), or .pt file"
+        "facebook/sam2.1-hiera-large",
+        "hub name, folder (package://decaf_ros/PATH: inside this installation) or .pt file",
     )
-    model_config: str = _option("", "for a .pt file: name of a config of the sam2 package, or a YAML file")
+    model_config: str = _option("", "for a .pt file: name of a configuration in the sam2 package, or a YAML file")
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
-    autocast: bool = _option(True, "bfloat16 autocast on cuda (no effect on the cpu)")
+    autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")
     embedding_cache: int = _option(
         20,
-        "frames whose image embeddings are kept, key frames before others; under window.size they are made again",
+        "frames with cached image embeddings, key frames evicted last; below window.size, key frames are recomputed",
         1,
         1024,
     )
     point_batch: int = _option(
         64,
-        "points that go through the mask decoder at once, in less memory if fewer; of a large model fewer on a cpu",
+        "points per mask decoder call; fewer need less memory; a large model on a cpu uses fewer by itself",
         1,
         1024,
     )
-    object_batch: int = _option(16, "objects that are followed over the key frames at once", 1, 1024)
-    compile: bool = _option(False, "torch.compile the image encoder: the first frame takes long, those after it less")
+    object_batch: int = _option(16, "objects propagated over the key frames at once", 1, 1024)
+    compile: bool = _option(False, "torch.compile the image encoder: slow first frame, faster later frames")
 
 
 @dataclass(frozen=True)
 class SegmentationConfig(_Checked):
-    """From the fused map to tracklets (Sec. 3.4)."""
+    """From the fused attention map to tracklets (Sec. 3.4)."""
 
     points: str = _option(
         "threshold",
-        "point prompts: all tokens over point_threshold (Eq. 5), or the strongest top_k of each key frame",
+        "point prompts: threshold: all tokens with at least point_threshold (Eq. 5); top_k: the top_k per key frame",
         choices=("threshold", "top_k"),
     )
     point_threshold: float = _option(
-        0.8, "tau_pq: fused attention from which a token is a point prompt", 0.0, 1.0, live=True
+        0.8, "tau_pq: min fused attention of a token to become a point prompt", 0.0, 1.0, live=True
     )
     top_k: int = _option(
-        5, "points a key frame for points = top_k, and keypoints that are reported", 1, 1000, live=True
+        5, "max points per key frame with points = top_k, and max keypoints reported", 1, 1000, live=True
     )
-    keypoint_distance: float = _option(0.05, "least distance of two keypoints, in image diagonals", 0.0, 1.0, live=True)
+    keypoint_distance: float = _option(
+        0.05, "min distance between two keypoints, in image diagonals", 0.0, 1.0, live=True
+    )
     max_points: int = _option(
         100000,
-        "most point prompts of one grounding; the strongest are kept and the answer says so",
+        "max point prompts per grounding; beyond it only the strongest are used, and the answer text reports it",
         1,
         100000,
         live=True,
     )
     tracklet_threshold: float = _option(
-        0.8, "tau_trk: mean score over which a tracklet is a target", 0.0, 1.0, live=True
+        0.8, "tau_trk: a tracklet with a higher combined score is a target", 0.0, 1.0, live=True
     )
-    suppression_iou: float = _option(0.7, "masks that overlap more are one object", 0.0, 1.0, live=True)
-    consistency: bool = _option(True, "use the attention consistency score (Tab. 7)")
-    consistency_mask: str = _option("mean", "per-frame threshold of Eq. 6 (Tab. 7)", choices=("mean", "otsu"))
-    consistency_penalty: bool = _option(True, "negative attention outside the mask, Eq. 7 (Tab. 7)")
+    suppression_iou: float = _option(0.7, "masks with a higher IoU are one object", 0.0, 1.0, live=True)
+    consistency: bool = _option(True, "include attention consistency in the combined score (Tab. 7)")
+    consistency_mask: str = _option("mean", "per-frame attention threshold in Eq. 6 (Tab. 7)", choices=("mean", "otsu"))
+    consistency_penalty: bool = _option(True, "penalise mask area outside the attended region, Eq. 7 (Tab. 7)")
     fallback: str = _option(
-        "none", "when no tracklet passes: none (not found) or the single best", choices=("none", "best"), live=True
+        "none",
+        "answer if no tracklet passes tracklet_threshold: none (not found) or the single best",
+        choices=("none", "best"),
+        live=True,
     )
     fill_holes_px: int = _option(
-        8, "holes of a mask up to this area are filled, in pixels of SAM 2's mask grid", 0, 100000
+        8, "fill mask holes up to this area, in pixels of SAM 2's mask grid; 0: off", 0, 100000
     )
 
 
 @dataclass(frozen=True)
 class PresenceConfig(_Checked):
-    """The honest "not found" (`decaf_ros.presence`)."""
+    """Whether the target is there at all (`decaf_ros.presence`)."""
 
     threshold: float = _option(
-        # Low, for models on which it was not calibrated: only what hardly any evidence speaks for is not there.
+        # Low, because it is not calibrated for most models: only very weak evidence means "not found".
         0.3,
-        "presence score under which the answer is NOT_FOUND, as it is where the model names the category none "
-        "(mode paper); 0 switches both off; calibrate it for your model",
+        "min presence score: below it, or if the model answers that there is no such object (mode paper), the state is "
+        "NOT_FOUND; 0: both checks off; calibrate it for your model",
         0.0,
         1.0,
         live=True,
@@ -218,55 +233,65 @@ class PresenceConfig(_Checked):
 
 @dataclass(frozen=True)
 class WindowConfig(_Checked):
-    """The past that a query looks back over."""
+    """The recent past that a query is grounded in."""
 
-    size: int = _option(16, "key frames in the window", 1, 256)
-    keyframe_period_s: float = _option(0.5, "time between key frames", 0.0, 3600.0, live=True)
-    min_frames: int = _option(4, "key frames before a query is grounded", 1, 256, live=True)
+    size: int = _option(16, "max key frames in the window", 1, 256)
+    keyframe_period_s: float = _option(0.5, "seconds between key frames", 0.0, 3600.0, live=True)
+    min_frames: int = _option(4, "min key frames in the window before a query is grounded", 1, 256, live=True)
     jump_back_s: float = _option(
-        0.2, "a stamp that is earlier than the last one by this much starts the stream anew (a bag loop)", 0.0, 3600.0
+        0.2, "a stamp at least this many seconds before the last one restarts the stream (a looping bag)", 0.0, 3600.0
     )
-    buffer_frames: int = _option(600, "frames kept for the catch-up", 1, 100000)
-    buffer_mib: float = _option(512.0, "memory of the kept frames", 1.0, 1048576.0)
+    buffer_frames: int = _option(600, "max frames buffered for the catch-up", 1, 100000)
+    buffer_mib: float = _option(512.0, "max MiB of buffered frames", 1.0, 1048576.0)
 
 
 @dataclass(frozen=True)
 class TrackingConfig(_Checked):
-    """Carrying targets from the window to now and on."""
+    """Tracking targets from the window to the newest frame (catch-up) and onwards."""
 
     catch_up_frames: int = _option(
-        64, "most frames that the catch-up steps through; more are thinned out evenly", 1, 10000, live=True
+        64, "max frames that the catch-up tracks through; if more are buffered, an even subset", 1, 10000, live=True
     )
     confirm_frames: int = _option(
-        3, "frames on which a tentative target must be seen to be tracked", 1, 1000, live=True
+        3, "frames on which a tentative target must be visible to become tracked", 1, 1000, live=True
     )
-    lost_after_s: float = _option(5.0, "a target that is hidden for longer is lost", 0.0, 3600.0, live=True)
-    object_score: float = _option(0.0, "object-presence logit over which SAM 2 sees the target", 0.0, 20.0, live=True)
-    max_targets: int = _option(16, "most targets at once; the best are kept", 1, 255)
+    lost_after_s: float = _option(
+        5.0, "seconds without being visible after which a target is lost", 0.0, 3600.0, live=True
+    )
+    object_score: float = _option(
+        0.0, "a target is visible if SAM 2's object-presence logit is higher", 0.0, 20.0, live=True
+    )
+    max_targets: int = _option(16, "max targets at once; the best are kept", 1, 255)
 
 
 @dataclass(frozen=True)
 class RegroundingConfig(_Checked):
-    """Asking the same question again as the window moves on."""
+    """Grounding the same query again as the window moves on."""
 
-    enabled: bool = _option(True, "ground a query again while it is tracked, and let go doubles of a target", live=True)
-    stride: int = _option(8, "key frames between two groundings of one query", 1, 10000, live=True)
-    match_iou: float = _option(0.5, "mask IoU from which a new tracklet continues a living target", 0.0, 1.0, live=True)
-    max_misses: int = _option(2, "groundings in a row without a match after which a target is lost", 1, 1000, live=True)
+    enabled: bool = _option(True, "ground the query again while tracking, and drop duplicates of a target", live=True)
+    stride: int = _option(8, "key frames between two groundings of a query", 1, 10000, live=True)
+    match_iou: float = _option(
+        0.5, "min mask IoU for a new tracklet to continue an existing target", 0.0, 1.0, live=True
+    )
+    max_misses: int = _option(
+        2, "consecutive groundings without a match after which a target is lost", 1, 1000, live=True
+    )
 
 
 @dataclass(frozen=True)
 class NodeConfig(_Checked):
-    """What only the ROS node uses."""
+    """The ROS node alone."""
 
-    autostart: bool = _option(True, "configure and activate at start-up, without a lifecycle manager")
+    autostart: bool = _option(True, "configure and activate at start-up; false: wait for a lifecycle manager")
     image_transport: str = _option(
-        "raw", "raw: topic image; compressed: topic image/compressed", choices=("raw", "compressed")
+        "raw", "subscribe to topic image (raw) or image/compressed (compressed)", choices=("raw", "compressed")
     )
-    reliability: str = _option("best_effort", "of the image subscription", choices=("best_effort", "reliable"))
-    drop_frames: bool = _option(True, "keep only the newest waiting image; false queues them all, for evaluation only")
-    max_query_chars: int = _option(1000, "longer queries are refused", 1, 1000000)
-    diagnostics_period_s: float = _option(1.0, "time between two diagnostics", 0.05, 3600.0)
+    reliability: str = _option(
+        "best_effort", "QoS reliability of the image subscription", choices=("best_effort", "reliable")
+    )
+    drop_frames: bool = _option(True, "keep only the newest waiting image; false: queue all, for evaluation only")
+    max_query_chars: int = _option(1000, "max length of a query in characters; longer ones are refused", 1, 1000000)
+    diagnostics_period_s: float = _option(1.0, "seconds between diagnostics messages", 0.05, 3600.0)
 
 
 @dataclass(frozen=True)
@@ -292,7 +317,7 @@ class DecafConfig(_Checked):
 
 
 def options(config: DecafConfig) -> Iterator[Option]:
-    """Every option of the configuration, in order, under its dotted name."""
+    """Every option of the configuration, in order, by dotted name."""
     for stage in dataclasses.fields(config):
         section = getattr(config, stage.name)
         for field in dataclasses.fields(section):
@@ -304,7 +329,7 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     known = {option.name for option in options(config)}
     unknown = sorted(set(changes) - known)
     if unknown:
-        raise ValueError(f"unknown option {', '.join(unknown)}; known options of a stage: see docs/parameters.md")
+        raise ValueError(f"unknown option {', '.join(unknown)}; docs/parameters.md lists all options")
     sections: dict[str, dict[str, Any]] = {}
     for name, value in changes.items():
         stage, _, field = name.partition(".")
@@ -314,17 +339,19 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     )
 
 
-# What every node of rclpy declares by itself, and takes from the same files.
-OF_RCLPY = ("use_sim_time", "start_type_description_service", "qos_overrides.")
+# Parameters and prefixes that every rclpy node declares itself and reads from the same files.
+RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 
 def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfig:
-    """Reads a ROS parameter file over `base`, by default the defaults, as the node does.
+    """Reads a ROS parameter file as the node does, over `base` (the defaults if None).
 
-    Of the file's sections that of all nodes (`/**`) counts, and over it those whose name ends in `segmenter`. Names may
-    be nested or dotted. Parameters of none of our stages are another node's, or mistyped: logged, and ignored.
-    Raises FileNotFoundError, or ValueError for a file of another form or without such a section, an unknown option of
-    one of our stages or a bad value.
+    Uses the section of all nodes (`/**`), overridden by sections whose name ends in `segmenter`. Names may be nested or
+    dotted. Parameters outside the stages of `DecafConfig` (another node's, or misspelt) are logged and ignored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a ROS parameter file, no matching section, an unknown option of a stage, or a bad value.
     """
     with open(path, encoding="utf-8") as stream:
         try:
@@ -343,9 +370,9 @@ def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfi
     base = base or DecafConfig()
     stages = {stage.name for stage in dataclasses.fields(base)}
     foreign = sorted(name for name in given if name.split(".")[0] not in stages)
-    strange = [name for name in foreign if not name.startswith(OF_RCLPY)]
-    if strange:
-        _log.warning("%s: parameters that decaf_ros does not know are ignored: %s", path, ", ".join(strange))
+    unknown = [name for name in foreign if not name.startswith(RCLPY_PARAMETERS)]
+    if unknown:
+        _log.warning("%s: parameters that decaf_ros does not know are ignored: %s", path, ", ".join(unknown))
     try:
         return replace(base, {name: value for name, value in given.items() if name not in foreign})
     except ValueError as error:
@@ -353,7 +380,7 @@ def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfi
 
 
 def _sections(document: Mapping[Any, Any], namespace: str = "") -> Iterator[tuple[str, Any]]:
-    """Each node's name and parameters. Namespaces may be nested, or stand in the name."""
+    """Each node's name and parameters. Namespaces may be nested or part of the name."""
     for key, value in document.items():
         name = f"{namespace}/{key}" if namespace else str(key)
         if isinstance(value, Mapping) and "ros__parameters" in value:
@@ -363,7 +390,7 @@ def _sections(document: Mapping[Any, Any], namespace: str = "") -> Iterator[tupl
 
 
 def _flat(parameters: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value under its dotted name."""
+    """Every value by dotted name."""
     for key, value in parameters.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

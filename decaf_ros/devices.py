@@ -1,4 +1,4 @@
-"""Where a model runs."""
+"""Chooses the torch device of a model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def resolve_device(device: str) -> torch.device:
-    """`auto` is cuda where there is one, else cpu; anything else as torch understands it."""
+    """`auto`: cuda if available, else cpu. Other names are passed to torch."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)

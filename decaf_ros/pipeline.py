@@ -23,14 +23,14 @@ from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, StageClock, no_progress
 from decaf_ros.types import Frame, Presence, Segmentation, Tracklet, Window
 
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
 
 
 class Decaf:
-    """Training-free video reasoning segmentation: a multimodal LLM finds the target, SAM 2 cuts it out."""
+    """Training-free video reasoning segmentation: a multimodal LLM locates the target, SAM 2 segments it."""
 
     def __init__(self, mllm: Mllm, sam2: Sam2, config: DecafConfig) -> None:
         self.grounder = Grounder(mllm, config.engine)
@@ -39,7 +39,7 @@ class Decaf:
 
     @classmethod
     def from_config(cls, config: DecafConfig) -> Decaf:
-        """Loads both models. Raises FileNotFoundError for a missing checkpoint, with advice."""
+        """Loads both models. Raises FileNotFoundError for a missing checkpoint, saying how to get it."""
         return cls(load_mllm(config.mllm), load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
 
     def segment(
@@ -49,45 +49,50 @@ class Decaf:
         dense: Sequence[Frame] | None = None,
         progress: Progress = no_progress,
     ) -> Segmentation:
-        """Finds what the query means in the window's key frames.
+        """Finds the query's targets in the window's key frames.
 
-        dense: frames to mask besides, in order of time, the key frames among them (the evaluation protocol).
-        progress: called with (stage, fraction) between stages; it may raise to abort, and nothing has changed then.
+        An empty selection means "not found": no tracklet passed, the presence score is below its threshold, or the
+        model answered that there is no such object. `answers.absence` gives the reason.
 
-        Nothing selected is an honest answer: no tracklet passed, the presence score is under its threshold, or the
-        model says that nothing is there (`answers.absence` says which).
-        Raises ValueError for an empty query or a configuration that the models do not fit.
+        Args:
+            window: the key frames.
+            query: the referring expression or question.
+            dense: all frames to mask, in time order, including the key frames (evaluation protocol).
+            progress: called with (stage, fraction in [0, 1]) between stages; may raise to abort without side effects.
+
+        Raises:
+            ValueError: an empty query, or a configuration that does not fit the models.
         """
         config = self.config
         clock = StageClock(STAGES, progress)
 
-        # Sec. 3.2, 3.3: attention rollout, object against background, video and frames.
+        # Sec. 3.2, 3.3: attention rollout, object minus background, fusion of the video and frame branches.
         grounding = self.grounder.ground(window, query, config, clock)
         attention = grounding.maps.fused
 
-        # Sec. 3.4: tokens with high attention become points (Eq. 5), ...
+        # Sec. 3.4: tokens with high attention become points (Eq. 5).
         clock.start("points")
         points = attention_points(attention, config.segmentation)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
-        # ... points become masks, masks become tracklets over the key frames, overlapping ones are suppressed, ...
+        # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
         clock.start("tracklets")
-        proposals = self._with_room(
+        proposals = self._retry_without_caches(
             lambda: propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
         )
 
-        # ... and a tracklet that does not agree with the attention is dropped (Eq. 6-8).
+        # Tracklets that disagree with the attention are dropped (Eq. 6-8).
         clock.start("scoring")
         tracklets = score_tracklets(proposals, attention, config.segmentation)
         presence = measure_presence(grounding.maps, tracklets)
         selected = select_targets(tracklets, presence, grounding.category, config)
 
-        # The evaluation protocol: masks of the attention alone, and every frame masked.
+        # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
         coarse, labels = None, None
         if dense is not None:
             clock.start("dense")
             coarse = coarse_masks(attention, window.size_hw)
-            labels = self._with_room(lambda: dense_labels(self.sam2, window, selected, dense))
+            labels = self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
         clock.pause()
         return Segmentation(
             window,
@@ -103,25 +108,25 @@ class Decaf:
             clock.stage_ms,
         )
 
-    def _with_room(self, work: Callable[[], Made]) -> Made:
-        """What SAM 2 makes; where memory runs out, once more without what the grounding has kept for later."""
+    def _retry_without_caches(self, work: Callable[[], Result]) -> Result:
+        """Runs SAM 2; if out of memory, once more after dropping the grounding's caches."""
         try:
             return work()
         except torch.OutOfMemoryError as error:
-            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", str(error))
-        # Here, where the error no longer keeps what the failed work has made.
+            _log.warning("out of memory: dropped cached prefixes and features, trying again (%s)", str(error))
+        # Outside the except block: there the exception keeps the failed call's tensors alive.
         self.release()
         return work()
 
     def release(self) -> None:
-        """Drops what the grounding holds on the device for later, for whoever has found no room there."""
+        """Drops the grounding's caches on the device, to free memory."""
         self.grounder.engine.release()
 
 
 def select_targets(
     tracklets: Sequence[Tracklet], presence: Presence, category: str, config: DecafConfig
 ) -> list[Tracklet]:
-    """The tracklets (best first) that are the answer; none where there is an `absence_reason`."""
+    """The tracklets that answer the query, best first; none if there is an `absence_reason`."""
     if absence_reason(presence, category, config.presence.threshold):
         return []
     return select_tracklets(tracklets, config.segmentation)

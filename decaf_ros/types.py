@@ -1,7 +1,7 @@
-"""What passes between the stages: small frozen dataclasses, their shapes checked once, when they are made.
+"""The data passed between stages: small frozen dataclasses that check their shapes on construction.
 
 Axis order is always (time, height, width[, channel]). Points are (x, y). Times are nanoseconds since the epoch.
-Token-grid coordinates lie in [0, 1] over the whole image, so they hold for every image size.
+Token-grid coordinates are in [0, 1] over the whole image, independent of the image size.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 
 
 class QueryState(enum.IntEnum):
-    """A query's life; the values are those of `decaf_ros/msg/QueryStatus`."""
+    """States of a query, with the values of `decaf_ros/msg/QueryStatus`."""
 
     RECEIVED = 0
     GROUNDING = 1
@@ -28,12 +28,12 @@ class QueryState(enum.IntEnum):
 
     @property
     def is_answer(self) -> bool:
-        """Whether this state is the one answer that every query gets."""
+        """Whether this state is an answer; every query gets exactly one."""
         return self >= QueryState.TRACKING
 
 
 class TargetState(enum.IntEnum):
-    """A tracked target's state; the values are those of `decaf_ros/msg/Tracklet`."""
+    """States of a tracked target, with the values of `decaf_ros/msg/Tracklet`."""
 
     TENTATIVE = 0
     TRACKED = 1
@@ -45,18 +45,20 @@ def _check_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int | N
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
         got = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
         raise TypeError(f"{name}: expected a numpy array of {np.dtype(dtype)}, got {got}")
-    fits = array.ndim == len(shape) and all(want in (None, have) for want, have in zip(shape, array.shape))
+    fits = array.ndim == len(shape) and all(expected in (None, got) for expected, got in zip(shape, array.shape))
     if not fits:
-        wanted = ", ".join("any" if want is None else str(want) for want in shape)
-        raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
+        expected_shape = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{name}: expected shape ({expected_shape}), got {array.shape}")
 
 
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One camera image.
 
-    image: (H, W, 3) uint8, RGB. stamp_ns: time of exposure as the camera driver stamped it.
-    frame_id: coordinate frame of the camera. index: order of arrival, unique within one stream.
+    image: (H, W, 3) uint8, RGB.
+    stamp_ns: exposure time, as stamped by the camera driver.
+    frame_id: coordinate frame of the camera.
+    index: order of arrival, unique within one stream.
     """
 
     image: np.ndarray
@@ -75,13 +77,13 @@ class Frame:
 
     @cached_property
     def digest(self) -> bytes:
-        """Of the image: what was computed of it serves every frame that looks the same."""
-        return blake2b(np.ascontiguousarray(self.image), digest_size=16).digest()
+        """Hash of the image: a cache key shared by frames with identical pixels."""
+        return blake2b(np.ascontiguousarray(self.image).data, digest_size=16).digest()
 
 
 @dataclass(frozen=True, eq=False)
 class Window:
-    """The T key frames that a query looks back over: one image size, stamps strictly increasing."""
+    """The T key frames in which a query is grounded: one image size, strictly increasing stamps."""
 
     frames: tuple[Frame, ...]
 
@@ -110,7 +112,7 @@ class Window:
 
 @dataclass(frozen=True, eq=False)
 class BranchMaps:
-    """Raw V-Max rollout of one branch: object and background, each (T', h, w) float32, >= 0.
+    """Rollout maps of one branch before normalisation: object and background, each (T', h, w) float32, >= 0.
 
     T' is the number of temporal token rows: frames in the frame branch, temporal pairs in Qwen's video branch.
     """
@@ -125,7 +127,7 @@ class BranchMaps:
 
 @dataclass(frozen=True, eq=False)
 class AttentionMaps:
-    """The maps of one grounding. A branch that the configuration leaves out is None.
+    """The maps of one grounding. A branch disabled by the configuration is None.
 
     fused: (T, h, w) float32 in [0, 1], one per key frame, on the frame branch's token grid.
     """
@@ -140,10 +142,10 @@ class AttentionMaps:
 
 @dataclass(frozen=True, eq=False)
 class Grounding:
-    """What the multimodal LLM said and looked at.
+    """Attention and decoded text of the multimodal LLM.
 
     category: the chosen object category; empty in mode `fast`, which decodes nothing.
-    answers: every candidate in the order of decoding (video first, then frames), lower-cased.
+    answers: all candidate categories in decoding order (video first, then frames), in lower case.
     """
 
     maps: AttentionMaps
@@ -153,8 +155,13 @@ class Grounding:
 
 @dataclass(frozen=True, eq=False)
 class PointPrompts:
-    """P points on key frames. frame: (P,) int64, index into the window. xy: (P, 2) float32 in [0, 1], x right and
-    y down. value: (P,) float32, fused attention there. left_out: weaker ones that `max_points` cut off."""
+    """P points on key frames.
+
+    frame: (P,) int64, index into the window.
+    xy: (P, 2) float32 in [0, 1], x right, y down.
+    value: (P,) float32, fused attention at the point.
+    left_out: number of weaker points dropped by `segmentation.max_points`.
+    """
 
     frame: np.ndarray
     xy: np.ndarray
@@ -171,7 +178,7 @@ class PointPrompts:
 
 
 class TrackletScores(NamedTuple):
-    """attention and iou in [0, 1]; consistency <= 1, may be very negative; combined is their mean (Sec. 3.4)."""
+    """attention, iou: in [0, 1]. consistency: <= 1, can be very negative. combined: their mean (Sec. 3.4)."""
 
     attention: float
     iou: float
@@ -183,9 +190,12 @@ class TrackletScores(NamedTuple):
 class Tracklet:
     """One candidate of one grounding.
 
-    masks: (T, H, W) bool over the window's key frames. source: index of the key frame whose point made it.
-    point_xy: that point, in [0, 1]. scores: of Sec. 3.4. raw_consistency: Eq. 8 before the division by the best.
-    object_score: SAM 2's object-presence logit at the source (> 0: present).
+    masks: (T, H, W) bool over the window's key frames.
+    source: index of the key frame with the point that created it.
+    point_xy: that point, in [0, 1].
+    scores: see Sec. 3.4.
+    raw_consistency: Eq. 8 before the division by the best.
+    object_score: SAM 2's object-presence logit at the source, > 0: present.
     """
 
     masks: np.ndarray
@@ -203,10 +213,7 @@ class Tracklet:
 
 @dataclass(frozen=True)
 class Presence:
-    """Evidence that the target is there, gathered before any normalisation, and the score made of it.
-
-    Every part and the score lie in [0, 1]; `decaf_ros.presence` says what each means.
-    """
+    """The presence score and its parts, all in [0, 1]; defined in `decaf_ros.presence`."""
 
     score: float
     contrast: float
@@ -219,13 +226,15 @@ class Presence:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """Everything that `Decaf.segment` found, from maps to masks.
+    """Result of `Decaf.segment`, from maps to masks.
 
-    tracklets: all scored candidates, best first. selected: the targets (empty: not found). keypoints: the strongest
-    well-separated points of the fused map. coarse_masks: (T, H, W) bool, Otsu masks of the fused map.
-    dense_labels: (F, H, W) uint8 over all frames that were given, 0 background, k the k-th of `selected` (the better
-    one where they overlap; their union is dense_labels > 0). Both are None where no frames to mask were given.
-    stage_ms: wall time of each stage in order.
+    keypoints: the strongest well-separated peaks of the fused map, strongest first.
+    tracklets: all scored candidates, best first.
+    selected: the targets, best first; empty: not found.
+    coarse_masks: (T, H, W) bool, Otsu masks of the fused map; None without dense frames.
+    dense_labels: (F, H, W) uint8 over the dense frames, 0 background, k the k-th of `selected` (the better one where
+        they overlap); None without dense frames.
+    stage_ms: wall time of each stage, in order.
     """
 
     window: Window
@@ -243,7 +252,7 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Query:
-    """An instruction. id: unique within one stream. stamp_ns: when it was asked (0: unknown)."""
+    """A user's query. id: unique within one stream. stamp_ns: time of asking (0: unknown)."""
 
     id: str
     text: str
@@ -251,7 +260,7 @@ class Query:
 
 
 class Keypoint(NamedTuple):
-    """A peak of the fused map. x, y: pixels of the frame with this stamp. score: fused attention in [0, 1]."""
+    """A peak of the fused map. x, y: pixels in the frame with this stamp. score: fused attention in [0, 1]."""
 
     stamp_ns: int
     x: float
@@ -261,8 +270,13 @@ class Keypoint(NamedTuple):
 
 @dataclass(frozen=True)
 class QueryEvent:
-    """A query's change of state. text: the answer in words, or the error. stamp_ns, frame_id: of the newest frame
-    then (0 and "" before any). window_*_ns: first and last key frame that were looked at (0: none)."""
+    """A query's change of state.
+
+    text: the answer as text, or the error.
+    stamp_ns, frame_id: newest frame at that time; 0 and "" before the first frame.
+    presence: None if not computed.
+    window_start_ns, window_end_ns: stamps of the first and last key frame used; 0: none.
+    """
 
     query: Query
     state: QueryState
@@ -280,7 +294,7 @@ class QueryEvent:
 
 @dataclass(frozen=True)
 class StageEvent:
-    """A query's grounding reached a stage. progress in [0, 1]."""
+    """A query's grounding reached a stage. progress: in [0, 1]."""
 
     query: Query
     stage: str
@@ -289,7 +303,7 @@ class StageEvent:
 
 @dataclass(frozen=True)
 class Notice:
-    """Something went wrong or was put right, and the stream goes on. level: "warn" or "error"."""
+    """Something went wrong or was corrected; the stream continues. level: "warn" or "error"."""
 
     level: str
     text: str
@@ -299,8 +313,11 @@ class Notice:
 class Target:
     """One target on one frame.
 
-    id: never given to another object. label: its value in the label image, 1..255. mask: (H, W) bool.
-    source_stamp_ns: key frame whose point started it.
+    id: never reused for another object.
+    label: its value in the label image, 1..255.
+    mask: (H, W) bool.
+    source_stamp_ns: stamp of the key frame with the point that started it.
+    box_xywh, area_px, centroid_xy: geometry of the mask in pixels; zeros if it is empty.
     """
 
     id: int
@@ -326,7 +343,7 @@ class Target:
 
 
 def _mask_geometry(mask: np.ndarray) -> tuple[int, tuple[int, int, int, int], tuple[float, float]]:
-    """Area in pixels, box (x, y, width, height) and centroid (x, y) of a (H, W) bool mask; zeros where it is empty."""
+    """Area in pixels, box (x, y, width, height) and centroid (x, y) of a (H, W) bool mask; zeros if it is empty."""
     columns, rows = mask.sum(axis=0), mask.sum(axis=1)
     area = int(rows.sum())
     if area == 0:
@@ -339,10 +356,11 @@ def _mask_geometry(mask: np.ndarray) -> tuple[int, tuple[int, int, int, int], tu
 
 @dataclass(frozen=True, eq=False)
 class FrameResult:
-    """What is known about one frame; exactly one for every frame that was used.
+    """The targets on one frame; exactly one result per processed frame.
 
-    labels: (H, W) uint8, 0 background, k the target with label k. Where masks overlap the higher combined score wins.
-    query: the one being tracked, or None. targets: empty when nothing is tracked.
+    labels: (H, W) uint8, 0 background, k the target with label k. Where masks overlap, the higher combined score wins.
+    query: the tracked query, or None.
+    targets: empty if nothing is tracked.
     """
 
     frame: Frame

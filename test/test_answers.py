@@ -10,7 +10,7 @@ import torch
 from scripted import ABSENT, ScriptedDecaf, World, frame, settings
 from torch.nn.functional import interpolate
 
-from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, left_out_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.types import AttentionMaps, Grounding, Query, Segmentation, Window
 
 
@@ -24,7 +24,7 @@ def test_absence_names_the_score_and_the_threshold(found):
     config = settings(presence__threshold=0.3, segmentation__tracklet_threshold=0.8)
     assert absence(found, config) == ""
     absent = dataclasses.replace(found, presence=ABSENT, selected=())
-    assert absence(absent, config) == "not found: presence score 0.10 is under presence.threshold 0.30"
+    assert absence(absent, config) == "not found: presence score 0.10 is below presence.threshold 0.30"
     nothing = dataclasses.replace(found, selected=())
     assert absence(nothing, config) == (
         "not found: the best of 2 candidates scores 1.00, not over segmentation.tracklet_threshold 0.80"
@@ -37,7 +37,7 @@ def test_absence_names_the_score_and_the_threshold(found):
 def test_a_model_that_says_none_is_believed(found):
     said = dataclasses.replace(found, grounding=dataclasses.replace(found.grounding, category="none"))
     score = f"{found.presence.score:.2f}"
-    expected = f"not found: asked what it is, the model says 'none' (presence score {score})"
+    expected = f"not found: the model answered 'none' for the category (presence score {score})"
     assert absence(said, settings(presence__threshold=0.3)) == expected
     assert absence(said, settings(presence__threshold=0.0)) == ""
 
@@ -48,10 +48,10 @@ def test_tracking_text():
 
 
 def test_an_answer_says_that_points_were_left_out(found):
-    assert cut_text(found.points) == ""
+    assert left_out_text(found.points) == ""
     points = dataclasses.replace(found.points, left_out=7)
     used = len(points)
-    assert cut_text(points) == (f" (segmentation.max_points: the strongest {used} of {used + 7} points were used)")
+    assert left_out_text(points) == (f" (segmentation.max_points: the strongest {used} of {used + 7} points were used)")
 
 
 def test_heatmaps_are_bilinear_at_the_image_size(found):

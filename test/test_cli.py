@@ -170,7 +170,7 @@ def test_offline_another_image_size_is_named_before_the_models_are_loaded(two_si
     given = ["segment", str(two_sizes), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
     assert main(given) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert "frame 5 has 96 x 96 px where those before have 192 x 128 px" in line and "after 2.00 s" in line
+    assert "frame 5 (after 2.00 s): expected 192 x 128 px as before, got 96 x 96 px" in line
     assert not (tmp_path / "out").exists()
 
 
@@ -180,7 +180,7 @@ def test_offline_a_stamp_that_jumps_back_is_named(tmp_path, capsys):
             file.write_image("/camera/image", picture(place), START_NS + step * STEP_NS, "cam")
     given = ["segment", str(tmp_path / "bag"), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
     assert main(given) == 1
-    assert f"frame 3 has the stamp {START_NS + 2 * STEP_NS} ns, which is not after" in capsys.readouterr().err
+    assert f"got {START_NS + 2 * STEP_NS} ns" in capsys.readouterr().err
 
 
 def test_every_target_has_its_own_label(video, models, tmp_path):

@@ -67,7 +67,7 @@ def test_a_wrong_object(collected):
 def test_a_wrong_not_found_is_worth_nothing(collected):
     case = by_text(collected, "the object that moves")
     assert not case.found and case.always == (1, 1) and case.published == (0, 0)
-    assert case.answer == "not found: presence score 0.20 is under presence.threshold 0.50"
+    assert case.answer == "not found: presence score 0.20 is below presence.threshold 0.50"
 
 
 def test_a_model_that_says_none_is_taken_at_its_word():
@@ -77,7 +77,7 @@ def test_a_model_that_says_none_is_taken_at_its_word():
     for scores in clip_scores(DrawnClips(1), plan, told, workers=0):
         collected.take(scores)
     case = by_text(collected, "the mug")
-    assert not case.found and case.answer.startswith("not found: asked what it is, the model says 'none'")
+    assert not case.found and case.answer.startswith("not found: the model answered 'none' for the category")
     found = summary(collected, KINDS, 0.5)
     assert found["absent"] == {"precision": pytest.approx(2 / 3), "recall": 1}
     assert found["absent_by_score"] == {"precision": 0.5, "recall": 0.5}

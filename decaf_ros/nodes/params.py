@@ -8,7 +8,7 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from decaf_ros.config import OF_RCLPY, DecafConfig, Option, options, replace
+from decaf_ros.config import RCLPY_PARAMETERS, DecafConfig, Option, options, replace
 
 
 def descriptor(option: Option) -> ParameterDescriptor:
@@ -50,7 +50,7 @@ class Parameters:
             node.undeclare_parameter(name)
         for option in options(self.config):
             node.declare_parameter(option.name, option.value, descriptor(option), ignore_override=True)
-        foreign = sorted(name for name in given if name not in ours and not name.startswith(OF_RCLPY))
+        foreign = sorted(name for name in given if name not in ours and not name.startswith(RCLPY_PARAMETERS))
         if foreign:
             node.get_logger().warning(f"parameters that decaf_ros does not know are ignored: {', '.join(foreign)}")
         node.add_on_set_parameters_callback(self._set)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from decaf_ros.answers import absence, cut_text, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, left_out_text, first_line, heatmaps, pixel_keypoints, tracking_text
 from decaf_ros.config import DecafConfig
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
@@ -247,7 +247,7 @@ class OnlineSegmenter:
         self._tell(
             query,
             QueryState.NOT_FOUND if missing else QueryState.TRACKING,
-            (missing or tracking_text(len(ids), category)) + cut_text(found.points),
+            (missing or tracking_text(len(ids), category)) + left_out_text(found.points),
             found.window,
             category=category,
             presence=found.presence,

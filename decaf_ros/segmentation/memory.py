@@ -104,7 +104,7 @@ class ObjectMemory:
         return self.latest
 
     def rewind(self) -> None:
-        """Returns to the conditioning frame; `step` then goes backwards. Raises ValueError for a stream or if repeated."""
+        """Returns to the conditioning frame; `step` then goes backwards. Raises ValueError for a stream or twice."""
         if self._num_frames is None or self._reverse:
             raise ValueError("rewind: expected a clip that has not been rewound yet")
         self._reverse = True
@@ -169,7 +169,7 @@ class ObjectMemory:
         return {"maskmem_features": features.bfloat16(), "maskmem_pos_enc": [position], "obj_ptr": pointer}
 
     def _forget(self) -> None:
-        """Drops frames that no later step attends to, and features of frames of which only the object pointer is used."""
+        """Drops frames that no later step attends to, and the features where only the object pointer is still used."""
         outputs = self._bank["non_cond_frame_outputs"]
         for index in list(outputs):
             distance = abs(index - self._index)

@@ -36,7 +36,7 @@ def pairwise_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     first, second = first.flatten(1), second.flatten(1)
     areas = [masks.sum(dim=1, dtype=torch.float64) for masks in (first, second)]
     if first.device.type == "cpu":
-        # Skip pixels that no mask of one side covers: usually most of the image.
+        # Only pixels that both sides cover can intersect: usually few.
         both = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
         first, second = first[:, both], second[:, both]
     intersection = torch.zeros((len(first), len(second)), device=first.device)  # float32 counts are exact up to 2^24

@@ -244,8 +244,8 @@ def _locate(config: Sam2Config) -> tuple[Path, Path]:
 def _locate_config(name: str, package: Path) -> Path:
     if not name:
         raise ValueError(
-            "sam2.model_config: a .pt file needs its configuration: expected a name such as sam2.1_hiera_l or a YAML file, "
-            "got ''"
+            "sam2.model_config: a .pt file needs its configuration: expected a name such as sam2.1_hiera_l or a YAML "
+            "file, got ''"
         )
     known = {Path(config).name[: -len(".yaml")]: package / config for config, _ in HF_MODEL_ID_TO_FILENAMES.values()}
     for path in (Path(name).expanduser(), package / name, known.get(name)):
