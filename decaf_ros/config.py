@@ -77,7 +77,7 @@ class MllmConfig(_Checked):
         "Hugging Face hub name, or a folder (package://decaf_ros/PATH: inside this installation)",
     )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
-    device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
+    device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     dtype: str = _option(
         "auto",
         "type of weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
@@ -155,7 +155,7 @@ class Sam2Config(_Checked):
     )
     model_config: str = _option("", "for a .pt file: name of a configuration in the sam2 package, or a YAML file")
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
-    device: str = _option("auto", "torch device; auto: cuda where there is one, else cpu")
+    device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")
     embedding_cache: int = _option(
         20,

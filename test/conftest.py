@@ -1,4 +1,4 @@
-"""Shared fixtures: tiny randomly initialised checkpoints of the real architectures, written once a run."""
+"""Shared fixtures: tiny checkpoints of the real architectures with random weights, written once per run."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import pytest
 import torch
 import transformers
 
-# The models are tiny, and the tests start processes of their own: more threads only wait for each other.
+# The models are tiny and tests start more processes: additional threads would only compete.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
-# Without ROS or the renderer their tests are left out; where both have to be there (`make test`), it is a failure.
+# Tests of ROS and of the renderer are skipped without them; `make test` requires both.
 if os.environ.get("DECAF_REQUIRE_ROS"):
     import rclpy  # noqa: F401
 
     import decaf_ros.msg  # noqa: F401
 
     if find_spec("mujoco") is None:
-        raise ModuleNotFoundError("mujoco: expected it to be there, `make setup` installs it")
+        raise ModuleNotFoundError("mujoco: expected to be installed; `make setup` installs it")
 
-# The package runs with transformers 4.57, the training of the demo's MLLM with 5 alone.
+# The package supports transformers 4.57; training the demo's MLLM requires version 5.
 collect_ignore = ["test_training_language.py", "test_training_mllm.py"] if transformers.__version__ < "5" else []
 
 GOLDEN_DIR = Path(os.environ.get("DECAF_GOLDEN_DIR", Path(__file__).parent / "golden"))

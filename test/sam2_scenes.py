@@ -1,4 +1,4 @@
-"""Small made-up clips for the tests of the segmentation."""
+"""Small synthetic clips for the segmentation tests."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decaf_ros.types import Frame
 
 
 def moving_scene(count: int, size_hw: tuple[int, int] = (120, 200)) -> list[Frame]:
-    """A red disc that moves to the right and a blue box that moves down, on a shaded ground with a little noise."""
+    """A red disc moves right and a blue box moves down, on a shaded background with slight noise."""
     height, width = size_hw
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:height, :width]

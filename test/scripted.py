@@ -1,7 +1,7 @@
-"""A world with known answers: square objects on known paths, and a pipeline and a tracker that see them exactly.
+"""A world with known answers: square objects on known paths, and a fake pipeline and tracker that see them exactly.
 
-What stands in here is only what a model would have to be good for: which objects a query means, and where an object is
-on the next frame. Everything else in the tests is the real thing.
+Only the models' judgement is faked: which objects a query means, and where an object is on the next frame. All other
+code under test is real.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ Path = Callable[[float], "tuple[int, int] | None"]
 
 
 def frame(number: int, hz: float = 10.0, size_hw: tuple[int, int] = SIZE_HW, start_s: float = 100.0) -> Frame:
-    """Frame `number` of a camera; its stamp says which."""
+    """Frame `number` of a camera; its stamp encodes the number."""
     stamp_ns = round((start_s + number / hz) * 1e9)
     return Frame(np.full((*size_hw, 3), number % 251, np.uint8), stamp_ns, "camera", number)
 
 
 class World:
-    """paths: where each object's upper left corner (x, y) is at a time in seconds; None while it is hidden."""
+    """paths: each object's upper left corner (x, y) at a time in seconds; None while it is hidden."""
 
     def __init__(self, **paths: Path) -> None:
         self.paths = paths
@@ -44,11 +44,11 @@ class World:
         return mask
 
     def hold(self, frames: Sequence[Frame]) -> None:
-        """As `Sam2.hold`: here nothing is kept that could be given up."""
+        """Stands in for `Sam2.hold`; there is no cache here."""
 
 
 class WorldTracker:
-    """StreamingTracker's interface; follows whatever object a mask was of. Its `sam2` is the world."""
+    """StreamingTracker's interface; identifies the object of a mask and follows it. Its `sam2` is the world."""
 
     def __init__(self, sam2: World) -> None:
         self._world = sam2
@@ -76,8 +76,10 @@ class WorldTracker:
 
 
 class ScriptedDecaf:
-    """Decaf's interface. Each call of `segment` takes the next answer of `script` (the last one again and again): names
-    of the objects that it selects, best first, each at the key frame `source`; nothing; or an exception to raise."""
+    """Decaf's interface. Each call of `segment` uses the next answer of `script` and repeats the last one.
+
+    An answer is the names of the selected objects, best first, each from key frame `source`; or an exception to raise.
+    """
 
     stages = ("prefill", "points", "tracklets")
     stage_ms = (("prefill", 1.0), ("points", 1.0), ("tracklets", 1.0))
@@ -122,7 +124,7 @@ class ScriptedDecaf:
 
 
 class Recorder:
-    """An OnlineSegmenter and everything that it emitted, in order."""
+    """An OnlineSegmenter and all its outputs, in order."""
 
     def __init__(self, decaf, between_stages: Callable[[], None] = lambda: None, **options) -> None:
         self.outputs: list = []
@@ -153,7 +155,7 @@ class Recorder:
         return [output for output in self.outputs if isinstance(output, kind)]
 
     def states(self, place: int = -1) -> dict[int, str]:
-        """State of each target in one frame's result, by id."""
+        """State of each target in a frame's result, by id."""
         return {target.id: target.state.name for target in self.results[place].targets}
 
     def answers(self, query_id: str) -> list[QueryState]:
@@ -161,6 +163,6 @@ class Recorder:
 
 
 def settings(**changes) -> DecafConfig:
-    """A quick clock: a key frame every 0.5 s, four make a window of at most six; and `stage__field=value`."""
+    """Small windows (a key frame every 0.5 s, four to six in a window), with changes as `stage__field=value`."""
     quick = {"window.size": 6, "window.min_frames": 4, "window.keyframe_period_s": 0.5, "tracking.confirm_frames": 2}
     return replace(DecafConfig(), quick | {name.replace("__", "."): value for name, value in changes.items()})

@@ -1,4 +1,4 @@
-"""What a result means to the one who asked."""
+"""Answers made from a grounding's result."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from scripted import ABSENT, ScriptedDecaf, World, frame, settings
 from torch.nn.functional import interpolate
 
-from decaf_ros.answers import absence, left_out_text, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.types import AttentionMaps, Grounding, Query, Segmentation, Window
 
 
@@ -34,12 +34,12 @@ def test_absence_names_the_score_and_the_threshold(found):
     assert "no candidate object at all" in absence(dataclasses.replace(nothing, tracklets=()), config)
 
 
-def test_a_model_that_says_none_is_believed(found):
-    said = dataclasses.replace(found, grounding=dataclasses.replace(found.grounding, category="none"))
+def test_the_category_none_means_not_found(found):
+    none = dataclasses.replace(found, grounding=dataclasses.replace(found.grounding, category="none"))
     score = f"{found.presence.score:.2f}"
     expected = f"not found: the model answered 'none' for the category (presence score {score})"
-    assert absence(said, settings(presence__threshold=0.3)) == expected
-    assert absence(said, settings(presence__threshold=0.0)) == ""
+    assert absence(none, settings(presence__threshold=0.3)) == expected
+    assert absence(none, settings(presence__threshold=0.0)) == ""
 
 
 def test_tracking_text():
@@ -47,7 +47,7 @@ def test_tracking_text():
     assert tracking_text(1, "") == "tracking 1 target"
 
 
-def test_an_answer_says_that_points_were_left_out(found):
+def test_an_answer_reports_left_out_points(found):
     assert left_out_text(found.points) == ""
     points = dataclasses.replace(found.points, left_out=7)
     used = len(points)
@@ -59,9 +59,9 @@ def test_heatmaps_are_bilinear_at_the_image_size(found):
     fused = rng.random((2, 3, 4), dtype=np.float32)
     found = dataclasses.replace(found, grounding=Grounding(AttentionMaps(fused)))
     made = list(heatmaps(found, Query("q", "it")))
-    wanted = interpolate(torch.from_numpy(fused)[None], found.window.size_hw, mode="bilinear", align_corners=False)
+    expected = interpolate(torch.from_numpy(fused)[None], found.window.size_hw, mode="bilinear", align_corners=False)
     assert [heatmap.frame for heatmap in made] == list(found.window.frames)
-    np.testing.assert_allclose(np.stack([heatmap.values for heatmap in made]), wanted[0].numpy(), atol=1e-6)
+    np.testing.assert_allclose(np.stack([heatmap.values for heatmap in made]), expected[0].numpy(), atol=1e-6)
 
 
 def test_keypoints_are_in_pixels_of_their_key_frame(found):

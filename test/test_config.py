@@ -53,7 +53,7 @@ def test_load_config_reads_a_ros_parameter_file(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "window:\n  size: 8\n", "a: {ros__parameters: 3}\n", "a: {}\nb: {}\n"])
-def test_load_config_names_the_form_it_expects(tmp_path, text):
+def test_load_config_refuses_other_yaml(tmp_path, text):
     file = tmp_path / "robot.yaml"
     file.write_text(text)
     with pytest.raises(ValueError, match="expected a ROS parameter file"):
@@ -68,7 +68,7 @@ def test_load_config_names_an_unknown_option(tmp_path, parameters):
         load_config(file)
 
 
-def test_load_config_takes_dotted_names_and_what_rclpy_takes(tmp_path, caplog):
+def test_load_config_accepts_dotted_names_and_rclpy_parameters(tmp_path, caplog):
     file = tmp_path / "robot.yaml"
     file.write_text(
         "/**:\n  ros__parameters:\n    use_sim_time: true\n    segmentation.point_threshold: 0.7\n"
@@ -79,8 +79,8 @@ def test_load_config_takes_dotted_names_and_what_rclpy_takes(tmp_path, caplog):
     assert caplog.text == ""
 
 
-def test_load_config_says_what_it_does_not_know(tmp_path, caplog):
-    """As the node does: the section of all nodes may hold another one's parameters, and a stage may be mistyped."""
+def test_load_config_warns_about_unknown_parameters(tmp_path, caplog):
+    """As the node: the section of all nodes may contain parameters of another node, or a misspelt stage."""
     file = tmp_path / "robot.yaml"
     file.write_text("/**: {ros__parameters: {frame_rate: 5, windows: {size: 8}, window: {size: 7}}}\n")
     assert load_config(file).window.size == 7
@@ -105,7 +105,7 @@ def test_load_config_follows_nested_namespaces(tmp_path):
     assert load_config(file).window.size == 9
 
 
-def test_load_config_wants_a_section_for_the_segmenter(tmp_path):
+def test_load_config_needs_a_section_for_the_segmenter(tmp_path):
     file = tmp_path / "robot.yaml"
     file.write_text("/camera: {ros__parameters: {rate: 5}}\n/base: {ros__parameters: {}}\n")
     with pytest.raises(ValueError, match="section '/\\*\\*' or one that ends in 'segmenter', got /camera, /base"):

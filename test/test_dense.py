@@ -12,7 +12,7 @@ from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Tracklet, TrackletScores, Window
 
 FRAMES = moving_scene(7)
-WINDOW = Window(tuple(FRAMES[1::2]))  # key frames are the frames 1, 3, 5
+WINDOW = Window(tuple(FRAMES[1::2]))  # key frames 1, 3, 5
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
     late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low]))).numpy()
     early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None])).numpy()
     first, second, third = late[0], early[0], late[1]
-    # They overlap, so that the order decides.
+    # Overlapping masks: the order decides.
     assert (first & third).any() and (second & third).any()
     expected = np.where(first, 1, np.where(second, 2, np.where(third, 3, 0)))
     assert np.array_equal(found, expected)

@@ -8,18 +8,18 @@ from decaf_ros.segmentation.holes import FILLED_LOGIT, fill_holes, small_compone
 
 
 @pytest.mark.parametrize("density", [0.1, 0.35, 0.5, 0.7])
-@pytest.mark.parametrize("most_px", [1, 3, 8])
-def test_both_ways_find_the_same_parts(density, most_px):
-    """Noise has parts of every size and shape, and near the density of percolation very crooked ones."""
-    rng = np.random.default_rng(int(100 * density) + most_px)
+@pytest.mark.parametrize("max_px", [1, 3, 8])
+def test_both_implementations_find_the_same_components(density, max_px):
+    """Noise has components of every size and shape, very irregular ones near the percolation density."""
+    rng = np.random.default_rng(int(100 * density) + max_px)
     masks = torch.from_numpy(rng.random((3, 1, 64, 80)) < density)
-    expected = small_components_on_cpu(masks, most_px)
-    assert torch.equal(small_components(masks, most_px), expected)
+    expected = small_components_on_cpu(masks, max_px)
+    assert torch.equal(small_components(masks, max_px), expected)
     assert expected.any() and not expected.all()
 
 
-def test_a_long_line_is_no_small_part():
-    """Its ends are farther apart than numbers travel: its fragments are not holes."""
+def test_a_long_line_is_no_small_component():
+    """Its ends are farther apart than max_px steps: its fragments are not holes."""
     masks = torch.zeros(1, 1, 5, 60, dtype=torch.bool)
     masks[0, 0, 2] = True
     assert not small_components(masks, 8).any() and not small_components_on_cpu(masks, 8).any()

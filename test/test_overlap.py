@@ -1,4 +1,4 @@
-"""Optimal assignment by mask IoU, on masks small enough to count by hand."""
+"""Mask IoU and optimal assignment, on masks small enough to count by hand."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def test_mask_iou():
     assert mask_iou(_mask(), _mask()) == 0.0
 
 
-def test_mask_iou_refuses_other_sizes():
+def test_mask_iou_refuses_different_sizes():
     with pytest.raises(ValueError, match=r"one size, got \(2, 4\) and \(4, 2\)"):
         mask_iou(_mask(0), _mask(0).reshape(4, 2))
 
 
 def test_assignment_is_optimal_not_greedy():
-    # Greedy takes 0.9 first and then has to accept 0.1; 0.8 + 0.7 is more.
+    # Greedy takes 0.9 and then 0.1; 0.8 + 0.7 is more.
     assert assign(np.array([[0.9, 0.8], [0.7, 0.1]]), 0.05) == [(0, 1), (1, 0)]
 
 
-def test_threshold_is_inclusive_and_counts_before_the_sum():
+def test_threshold_is_inclusive_and_applies_before_the_sum():
     assert assign(np.array([[0.5, 0.49]]), 0.5) == [(0, 0)]
     # Without the threshold the sum 0.45 + 0.45 would beat the one admissible pair.
     assert assign(np.array([[0.6, 0.45], [0.45, 0.0]]), 0.5) == [(0, 0)]

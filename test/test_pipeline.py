@@ -26,10 +26,10 @@ def models(tiny_mllm_dir, tiny_sam2_dir):
 def moving_square(count=9, size_hw=(96, 128)):
     rng = np.random.default_rng(0)
     frames = []
-    for place in range(count):
+    for index in range(count):
         image = rng.integers(0, 60, (*size_hw, 3), dtype=np.uint8)
-        image[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)
-        frames.append(Frame(image, (place + 1) * 100_000_000, "camera", place))
+        image[30:60, 10 + 6 * index : 40 + 6 * index] = (220, 40, 40)
+        frames.append(Frame(image, (index + 1) * 100_000_000, "camera", index))
     return frames
 
 
@@ -56,21 +56,21 @@ def test_whole_method(models):
 
 
 def test_caches_change_nothing(models, tiny_sam2_dir):
-    """Two windows that overlap, with all caches and with none, SAM 2's embeddings included."""
+    """Two overlapping windows, with all caches and without any, including SAM 2's embeddings."""
     sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True, embedding_cache=1))
     off = {f"engine__{name}_cache_mib": 0 for name in ("prefix", "feature", "map")}
     with_caches, without = decaf(models), decaf((models[0], sam2), **off)
     frames = moving_square(7)
     for window in (Window(tuple(frames[:5])), Window(tuple(frames[2:]))):
-        one, other = (each.segment(window, "the red square") for each in (with_caches, without))
-        assert len(one.tracklets) == len(other.tracklets) > 0 and len(one.selected) == len(other.selected)
-        for a, b in zip(one.tracklets, other.tracklets):
+        cached, fresh = (segmenter.segment(window, "the red square") for segmenter in (with_caches, without))
+        assert len(cached.tracklets) == len(fresh.tracklets) > 0 and len(cached.selected) == len(fresh.selected)
+        for a, b in zip(cached.tracklets, fresh.tracklets):
             assert np.array_equal(a.masks, b.masks) and a.scores == pytest.approx(b.scores, abs=1e-5)
     assert not without.grounder.engine.prefixes.held_bytes and len(sam2._cache) == 1
 
 
 def test_a_frame_is_embedded_once(models, monkeypatch):
-    """For its points and for all that is followed over it."""
+    """Shared by its points and by all tracklets propagated over it."""
     segmenter = decaf(models, segmentation__points="top_k", segmentation__top_k=1)
     window = Window(tuple(moving_square()[::2]))
     segmenter.sam2.forget()
@@ -81,26 +81,26 @@ def test_a_frame_is_embedded_once(models, monkeypatch):
 
 
 @pytest.mark.parametrize("part", ["propose_tracklets", "dense_labels"])
-def test_out_of_memory_in_sam2_costs_what_the_grounding_has_kept(models, monkeypatch, part):
+def test_out_of_memory_in_sam2_drops_the_caches_and_retries(models, monkeypatch, part):
     segmenter, frames = decaf(models), moving_square()
     window, work, held = Window(tuple(frames[::2])), getattr(pipeline, part), []
     expected = segmenter.segment(window, "the red square", frames)
 
-    def without_room(*given):
+    def fails_with_caches(*arguments):
         held.append(segmenter.grounder.engine.prefixes.held_bytes + segmenter.grounder.engine.features.held_bytes)
         if held[-1]:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return work(*given)
+        return work(*arguments)
 
-    monkeypatch.setattr(pipeline, part, without_room)
+    monkeypatch.setattr(pipeline, part, fails_with_caches)
     found = segmenter.segment(window, "the red square", frames)
     assert len(held) == 2 and held[0] > 0
     assert np.array_equal(found.dense_labels, expected.dense_labels)
 
-    def never_room(*_):
+    def always_fails(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(pipeline, part, never_room)
+    monkeypatch.setattr(pipeline, part, always_fails)
     with pytest.raises(torch.OutOfMemoryError):
         segmenter.segment(window, "the red square", frames)
 
@@ -123,14 +123,14 @@ def test_not_found_is_an_empty_selection(models):
         assert result.selected == () and result.tracklets and not result.dense_labels.any()
 
 
-def test_a_model_that_says_none_is_believed_where_absence_is_asked_for(models, monkeypatch):
+def test_the_category_none_means_not_found_with_a_presence_threshold(models, monkeypatch):
     window = Window(tuple(moving_square()[::2]))
     ground = Grounder.ground
 
-    def says_none(*given):
-        return dataclasses.replace(ground(*given), category="none")
+    def answers_none(*arguments):
+        return dataclasses.replace(ground(*arguments), category="none")
 
-    monkeypatch.setattr(Grounder, "ground", says_none)
+    monkeypatch.setattr(Grounder, "ground", answers_none)
     for threshold, is_selected in ((0.0, True), (1e-6, False)):
         result = decaf(models, presence__threshold=threshold).segment(window, "the green mug")
         assert result.tracklets and bool(result.selected) == is_selected

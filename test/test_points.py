@@ -8,10 +8,10 @@ from decaf_ros.segmentation.points import attention_points, keypoints
 
 
 def fused(**values: float) -> np.ndarray:
-    """A (2, 3, 4) map of zeros but for tokens given as tYX=value."""
+    """A (2, 3, 4) map of zeros, except for tokens given as tTYX=value."""
     tokens = np.zeros((2, 3, 4), dtype=np.float32)
-    for place, value in values.items():
-        tokens[tuple(int(digit) for digit in place[1:])] = value
+    for name, value in values.items():
+        tokens[tuple(int(digit) for digit in name[1:])] = value
     return tokens
 
 
@@ -41,7 +41,7 @@ def test_max_points_keeps_the_strongest_in_order():
 
 
 def test_keypoints_are_peaks_apart_from_each_other_strongest_first():
-    # (0, 0, 1) and (0, 1, 0) touch stronger tokens: no peaks. In frame 1 the token beside frame 0's peak is too near.
+    # (0, 0, 1) and (0, 1, 0) touch stronger tokens: no peaks. In frame 1 the token next to frame 0's peak is too close.
     values = fused(t000=0.9, t001=0.8, t010=0.7, t023=0.5, t101=0.6, t120=0.3)
     config = SegmentationConfig(top_k=3, keypoint_distance=0.3)
     points = keypoints(values, config, (300, 400))
@@ -54,7 +54,7 @@ def test_keypoints_are_peaks_apart_from_each_other_strongest_first():
 def test_keypoint_distance_is_measured_in_the_image_not_in_tokens():
     values = fused(t000=1.0, t002=0.9, t020=0.8)
     config = SegmentationConfig(keypoint_distance=0.3)
-    # Two tokens to the right are half of the width, two down are two thirds of the height.
+    # Two tokens are half the width or two thirds of the height.
     assert keypoints(values, config, (100, 1000)).value.tolist() == pytest.approx([1.0, 0.9])
     assert keypoints(values, config, (1000, 100)).value.tolist() == pytest.approx([1.0, 0.8])
 

@@ -60,7 +60,7 @@ def test_without_a_background_there_is_no_separation():
     assert found.separation == 0 and abs(found.score - whole.score) < 0.2 and found.score > 0.6
 
 
-def test_one_branch_has_nothing_to_agree_with():
+def test_agreement_needs_two_branches():
     both = maps(peak=0.2)
     alone = measure_presence(AttentionMaps(ZERO, both.video, None), [tracklet(0.8)])
     assert alone.agreement == 0 and alone.score > 0.6
@@ -84,7 +84,7 @@ def test_score_is_the_weighted_mean_of_the_parts():
     assert found.score == weighted_score(parts, WEIGHTS)
 
 
-def test_an_answer_that_names_nothing():
+def test_categories_that_mean_no_such_object():
     nothings = ("none", "None.", '"none"', "None of them", "Nothing!", "no", "No.", "No, there is none", "N/A")
     for nothing in (*nothings, "no object", "no object visible", "no such thing", "not visible", "Not in the image"):
         assert names_nothing(nothing), nothing

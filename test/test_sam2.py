@@ -1,4 +1,4 @@
-"""Loading, and agreement with the predictors that the sam2 package ships."""
+"""Loading, and agreement with the predictors of the sam2 package."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def sam2(tiny_sam2_dir: Path) -> Sam2:
 
 @pytest.fixture(scope="module")
 def random_model() -> SAM2Base:
-    """The tiny architecture with random weights alone, scaled so that memories and object pointers show in masks."""
+    """The tiny architecture with random weights, scaled so that memories and object pointers affect the masks."""
     torch.manual_seed(0)
     model = build_model(model_config()).eval()
     scales = {"cross_attn_image.v_proj": 8, "cross_attn_image.out_proj": 8, "memory_encoder.out_proj": 20, "obj_ptr": 4}
@@ -46,7 +46,7 @@ def random_model() -> SAM2Base:
 
 
 def recorded_logits(sam2: Sam2) -> list[torch.Tensor]:
-    """The low-resolution mask logits of every output from now on, filled by the model as it runs."""
+    """A list that collects the low-resolution mask logits of every later output."""
     record: list[torch.Tensor] = []
     filled = sam2.filled
 
@@ -64,11 +64,11 @@ def test_a_cpu_decodes_fewer_points_at_once_of_larger_features(random_model, mon
     xy = np.random.default_rng(1).random((5, 2)).astype(np.float32)
     logits = recorded_logits(sam2)
     sizes = {}
-    for room in (0.5, 2.5, 100):
-        monkeypatch.setattr("decaf_ros.segmentation.sam2.CPU_BATCH_BYTES", int(room * embedding.features[-1].nbytes))
+    for images in (0.5, 2.5, 100):
+        monkeypatch.setattr("decaf_ros.segmentation.sam2.CPU_BATCH_BYTES", int(images * embedding.features[-1].nbytes))
         logits.clear()
         sam2.masks_at_points(embedding, xy)
-        sizes[room] = [len(part) for part in logits]
+        sizes[images] = [len(part) for part in logits]
     assert sizes == {0.5: [1] * 5, 2.5: [2, 2, 1], 100: [4, 1]}
 
 
@@ -84,17 +84,17 @@ def test_points_equal_the_image_predictor(random_model):
     assert len(logits) == 3, "expected chunks of point_batch"
 
     predictor = SAM2ImagePredictor(random_model)
-    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # it knows those of image_size 1024 only
+    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # its default is for image_size 1024
     predictor.set_image(frame.image)
-    for place, point in enumerate(xy):
+    for index, point in enumerate(xy):
         masks, iou, low_res = predictor.predict(point[None] * (width, height), np.array([1]))
         best = int(iou.argmax())
-        assert found.iou[place] == pytest.approx(iou[best], abs=1e-5)
-        np.testing.assert_allclose(torch.cat(logits)[place, 0], low_res[best], atol=5e-4)
-        assert (found.masks[place].numpy() == masks[best].astype(bool)).mean() > 0.999
+        assert found.iou[index] == pytest.approx(iou[best], abs=1e-5)
+        np.testing.assert_allclose(torch.cat(logits)[index, 0], low_res[best], atol=5e-4)
+        assert (found.masks[index].numpy() == masks[best].astype(bool)).mean() > 0.999
 
 
-def test_the_tiny_checkpoint_is_small_reproducible_and_does_something(sam2, tiny_sam2_dir, tmp_path):
+def test_the_tiny_checkpoint_is_small_reproducible_and_makes_masks(sam2, tiny_sam2_dir, tmp_path):
     write_tiny_sam2(tmp_path)
     for name in ("model.yaml", "model.safetensors"):
         assert (tmp_path / name).read_bytes() == (tiny_sam2_dir / name).read_bytes()
@@ -104,18 +104,17 @@ def test_the_tiny_checkpoint_is_small_reproducible_and_does_something(sam2, tiny
     masks = sam2.masks_at_points(sam2.embed(frame), xy).masks
     assert ((masks.float().mean((1, 2)) > 0.005) & (masks.float().mean((1, 2)) < 0.3)).all()
     rows, columns = (xy[:, ::-1] * frame.size_hw).astype(int).T
-    assert masks[torch.arange(len(xy)), rows, columns].all(), "a mask without its point"
+    assert masks[torch.arange(len(xy)), rows, columns].all(), "a mask does not contain its point"
 
 
-@pytest.mark.slow  # a compiler takes its time
+@pytest.mark.slow  # compiles
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
-def test_a_compiled_image_encoder_sees_the_same(sam2, tiny_sam2_dir):
+def test_a_compiled_image_encoder_gives_equal_features(sam2, tiny_sam2_dir):
     compiled = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", compile=True))
-    first, second = (frame for frame in moving_scene(2))
-    for frame in (first, second):
-        wanted, found = sam2.embed(frame), compiled.embed(frame)
-        for one, other in zip(wanted.features, found.features):
-            np.testing.assert_allclose(one, other, atol=2e-4)
+    for frame in moving_scene(2):
+        expected, found = sam2.embed(frame), compiled.embed(frame)
+        for found_level, expected_level in zip(found.features, expected.features):
+            np.testing.assert_allclose(found_level, expected_level, atol=2e-4)
 
 
 def test_no_points_give_no_masks(sam2):
@@ -125,14 +124,14 @@ def test_no_points_give_no_masks(sam2):
 
 @pytest.mark.parametrize("size_hw", [(48, 85), (12, 20), (9, 7), (5, 4)])
 def test_masks_of_size_are_interpolated(size_hw):
-    """Also at the edges, with several parts, without any foreground and with nothing else."""
+    """Also at the edges, with several components, without foreground and with foreground only."""
     logits = torch.randn(40, 12, 20, generator=torch.Generator().manual_seed(0)) - 2.5
     logits[0], logits[1] = -1, 1
     logits[2], logits[2, 0, 0], logits[2, -1, -1] = -1, 2, 2
-    wanted = F.interpolate(logits[:, None], size_hw, mode="bilinear")[:, 0] > 0
+    expected = F.interpolate(logits[:, None], size_hw, mode="bilinear")[:, 0] > 0
     found = masks_of_size(logits, size_hw)
     assert found.dtype == torch.bool and found[1].all() and not found[0].any()
-    assert (found == wanted).float().mean() > 0.9999
+    assert (found == expected).float().mean() > 0.9999
 
 
 @pytest.mark.parametrize("bad", [np.array([[0.5, 1.1]]), np.array([0.5, 0.5]), np.array([[0.5, np.nan]])])
@@ -146,7 +145,7 @@ def test_bad_points_are_named(sam2, bad):
 def test_propagation_equals_the_video_predictor(request, tmp_path, weights, length, source):
     """Two objects from one frame's masks, forwards and backwards; 20 frames are more than the memory holds.
 
-    With the random weights the object pointers count, with the wired ones the masks in the memory.
+    The random weights depend on object pointers, the wired ones on masks in the memory.
     """
     model = request.getfixturevalue("sam2").model if weights == "wired" else request.getfixturevalue("random_model")
     frames = moving_scene(length)
@@ -161,7 +160,7 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
     for frame in frames:
         cv2.imwrite(str(tmp_path / f"{frame.index}.jpg"), frame.image)
     state = predictor.init_state(str(tmp_path))
-    state["images"] = torch.cat([sam2.normalised(frame.image) for frame in frames])  # without the loss of JPEG
+    state["images"] = torch.cat([sam2.normalised(frame.image) for frame in frames])  # avoids JPEG loss
     state["cached_features"] = {}
     for object_id, mask in enumerate(masks):
         predictor.add_new_mask(state, source, object_id, mask)
@@ -170,7 +169,9 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
         for index, _, found in predictor.propagate_in_video(state, reverse=reverse):
             expected[index] = found[:, 0] > 0
     assert sorted(expected) == list(range(length))
-    assert all((found > NO_OBJ_SCORE).all() and found.std() > 0.5 for found in record), "no masks, so nothing is tested"
+    assert all((found > NO_OBJ_SCORE).all() and found.std() > 0.5 for found in record), (
+        "empty or constant masks would test nothing"
+    )
     for object_id, outputs in state["output_dict_per_obj"].items():
         stored = {**outputs["cond_frame_outputs"], **outputs["non_cond_frame_outputs"]}
         for index in range(length):
@@ -179,13 +180,13 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
             assert (tracks[object_id, index] == expected[index][object_id]).float().mean() > 0.999
 
 
-def test_many_objects_are_followed_some_at_a_time(sam2: Sam2, monkeypatch):
+def test_many_objects_are_followed_in_batches(sam2: Sam2, monkeypatch):
     frames = moving_scene(5)
     places = [(0.3, 0.5, 0.18), (0.75, 0.4, 0.12), (0.5, 0.8, 0.1)]
     masks = torch.from_numpy(np.stack([disc(frames[0].size_hw, *place) for place in places]))
     expected = propagate(sam2, frames, 2, masks)
     counts, start = [], ObjectMemory.start
-    monkeypatch.setattr(ObjectMemory, "start", lambda *given: counts.append(len(given[2])) or start(*given))
+    monkeypatch.setattr(ObjectMemory, "start", lambda *arguments: counts.append(len(arguments[2])) or start(*arguments))
     found = propagate(Sam2(sam2.model, Sam2Config(device="cpu", object_batch=2)), frames, 2, masks)
     assert counts == [2, 1] and expected.flatten(1).any(1).all()
     assert (found == expected).float().mean() > 0.999
@@ -206,12 +207,12 @@ def _video_predictor(model: SAM2Base) -> SAM2Base:
     return predictor.eval()
 
 
-def test_holes_up_to_the_area_are_filled(random_model):
+def test_holes_up_to_the_limit_are_filled(random_model):
     logits = torch.full((2, 1, 20, 20), 3.0)
     logits[0, 0, 2:4, 2:6] = -1  # 8 pixels
     logits[0, 0, 8:11, 2:5] = -1  # 9 pixels
-    logits[0, 0, 0:2, 18:20] = -1  # 4 at the border
-    logits[0, 0, [14, 15], [14, 15]] = 0.0  # 2 that touch at a corner; 0 is background
+    logits[0, 0, 0:2, 18:20] = -1  # 4 pixels at the border
+    logits[0, 0, [14, 15], [14, 15]] = 0.0  # 2 pixels that touch at a corner; 0 is background
     logits[1] = -5
     logits[1, 0, 5:10, 5:10] = 2
     filled = Sam2(random_model, Sam2Config(device="cpu"), fill_holes_px=8).filled(logits)
@@ -230,7 +231,7 @@ def test_embeddings_are_cached_by_frame_up_to_the_limit(tiny_sam2_dir):
     same_pixels = Frame(first.image, first.stamp_ns)
     assert sam2.embed(first) is sam2.embed(first) and len(encoded) == 1
     assert sam2.embed(same_pixels) is not sam2.embed(first) and len(encoded) == 2
-    sam2.embed(second)  # the one with the same pixels was used longest ago
+    sam2.embed(second)  # evicts `same_pixels`, the least recently used
     sam2.embed(first)
     assert len(encoded) == 3
     sam2.embed(third)
@@ -246,9 +247,9 @@ def test_held_frames_outlast_others(tiny_sam2_dir):
     sam2.hold(frames[:2])
     kept = [sam2.embed(frame) for frame in frames[:2]]
     for frame in frames[2:]:
-        assert sam2.embed(frame) is sam2.embed(frame), "the newest one is there as well"
+        assert sam2.embed(frame) is sam2.embed(frame), "the newest frame is cached too"
     assert [sam2.embed(frame) for frame in frames[:2]] == kept and len(encoded) == 9
-    sam2.hold(frames[:4])  # more than there is room for: those that were used last
+    sam2.hold(frames[:4])  # more than fit: the most recently used ones stay
     for frame in frames[:4]:
         sam2.embed(frame)
     assert len(encoded) == 11 and len(sam2._cache) == 3
@@ -258,7 +259,7 @@ def test_held_frames_outlast_others(tiny_sam2_dir):
     for frame in frames[4:7]:
         sam2.embed(frame)
     assert set(sam2._cache) == set(frames[4:7])
-    sam2.hold(frames[4:7])  # no room beside them: yet what is looked at now stays for a while
+    sam2.hold(frames[4:7])  # they fill the cache, yet the newest frame is cached too
     assert sam2.embed(frames[7]) is sam2.embed(frames[7])
 
 
@@ -293,7 +294,7 @@ def test_weights_of_another_model_are_refused(tiny_sam2_dir, tmp_path):
         load_sam2(Sam2Config(str(tmp_path), device="cpu"))
 
 
-def test_missing_checkpoints_say_what_to_do(tmp_path, monkeypatch):
+def test_errors_for_missing_checkpoints_give_advice(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="model.yaml and model.safetensors"):
         load_sam2(Sam2Config(str(tmp_path / "nowhere")))
     (tmp_path / "notes.txt").touch()

@@ -8,7 +8,7 @@ from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.scoring import consistency_maps, score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import Proposal
 
-# One frame of 2 x 2 tokens: mean 0.45, so the upper row is in the mask, and outside it stands -0.9.
+# One frame of 2 x 2 tokens: mean 0.45, so the mask is the upper row, and the map is -0.9 outside.
 ATTENTION = np.array([[[0.9, 0.6], [0.2, 0.1]]], dtype=np.float32)
 
 
@@ -22,15 +22,15 @@ def test_consistency_by_hand():
     upper, left, lower = proposal([[1, 1], [0, 0]]), proposal([[1, 0], [1, 0]]), proposal([[0, 0], [1, 1]])
     ranked = score_tracklets([lower, left, upper], ATTENTION, SegmentationConfig())
     # Eq. 8: 1.5 / 1.5, (0.9 - 0.9) / 1.5, -1.8 / 1.5.
-    assert [one.raw_consistency for one in ranked] == pytest.approx([1.0, 0.0, -1.2], abs=1e-6)
-    assert [one.scores.combined for one in ranked] == pytest.approx([2.8 / 3, 0.6, 0.2], abs=1e-6)
+    assert [tracklet.raw_consistency for tracklet in ranked] == pytest.approx([1.0, 0.0, -1.2], abs=1e-6)
+    assert [tracklet.scores.combined for tracklet in ranked] == pytest.approx([2.8 / 3, 0.6, 0.2], abs=1e-6)
 
 
 def test_positive_scores_are_divided_by_the_largest_and_negative_ones_stay():
     first, second, outside = proposal([[0, 1], [0, 0]]), proposal([[1, 0], [0, 0]]), proposal([[0, 0], [0, 1]])
     ranked = score_tracklets([first, second, outside], ATTENTION, SegmentationConfig())
-    assert [one.scores.consistency for one in ranked] == pytest.approx([1.0, 0.6 / 0.9, -0.6], abs=1e-6)
-    assert [one.raw_consistency for one in ranked] == pytest.approx([0.6, 0.4, -0.6], abs=1e-6)
+    assert [tracklet.scores.consistency for tracklet in ranked] == pytest.approx([1.0, 0.6 / 0.9, -0.6], abs=1e-6)
+    assert [tracklet.raw_consistency for tracklet in ranked] == pytest.approx([0.6, 0.4, -0.6], abs=1e-6)
 
 
 def test_masks_are_averaged_over_a_token():
@@ -53,18 +53,18 @@ def test_ablations_of_table_7():
 
 
 def test_a_constant_map_agrees_with_nothing():
-    flat = np.full((1, 7, 9), 0.3, dtype=np.float32)  # whose float32 mean comes out below 0.3
+    flat = np.full((1, 7, 9), 0.3, dtype=np.float32)  # its float32 mean is below 0.3
     (scored,) = score_tracklets([proposal([[1, 1], [1, 1]])], flat, SegmentationConfig())
     assert scored.raw_consistency == 0 and scored.scores.consistency == 0
 
 
-def test_a_constant_frame_beside_a_good_one_only_costs():
+def test_a_constant_frame_only_lowers_the_score():
     attention = np.concatenate([ATTENTION, np.full((1, 2, 2), 0.5, dtype=np.float32)])
     (scored,) = score_tracklets([proposal([[1, 1], [0, 0]], frames=2)], attention, SegmentationConfig())
     assert scored.raw_consistency == pytest.approx((1.5 - 1.0) / 1.5, abs=1e-6)
 
 
-def test_selection_is_strict_and_falls_back_as_told():
+def test_selection_is_strict_and_falls_back_as_configured():
     (good,) = score_tracklets([proposal([[1, 1], [0, 0]], 0.9, 0.5)], ATTENTION, SegmentationConfig())
     assert good.scores.combined == pytest.approx(0.8)
     exact = SegmentationConfig(tracklet_threshold=good.scores.combined)

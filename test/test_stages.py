@@ -20,7 +20,7 @@ def test_fractions_and_times():
     assert (look, cut) == ("look", "cut") and look_ms >= 20
 
 
-def test_the_listeners_time_is_not_counted():
+def test_time_in_the_callback_is_not_counted():
     clock = StageClock(("look",), lambda *_: time.sleep(0.05))
     clock.start("look")
     clock.pause()

@@ -87,7 +87,7 @@ def test_the_same_calls_give_the_same_bytes(sam2):
     assert run() == run()
 
 
-def test_absorb_takes_memories_along(sam2):
+def test_absorb_takes_over_memories(sam2):
     frames = moving_scene(6)
     reference, taken, home = StreamingTracker(sam2), StreamingTracker(sam2), StreamingTracker(sam2)
     reference.add([2], frames[0], RIGHT[None])
@@ -105,15 +105,15 @@ def test_absorb_takes_memories_along(sam2):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("autocast", [False, True])
-def test_a_gpu_follows_as_the_cpu_does(sam2, tiny_sam2_dir, autocast):
-    fast = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cuda", autocast=autocast))
+def test_gpu_and_cpu_agree(sam2, tiny_sam2_dir, autocast):
+    on_gpu = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cuda", autocast=autocast))
     frames = moving_scene(6)
-    trackers = [StreamingTracker(model) for model in (sam2, fast)]
+    trackers = [StreamingTracker(model) for model in (sam2, on_gpu)]
     for tracker in trackers:
         tracker.add([1, 2], frames[0], np.stack([LEFT, RIGHT]))
     for frame in frames[1:]:
         expected, found = (tracker.step(frame) for tracker in trackers)
-        assert all(overlap(found[one].mask, expected[one].mask) > 0.9 for one in (1, 2))
+        assert all(overlap(found[key].mask, expected[key].mask) > 0.9 for key in (1, 2))
 
 
 def test_an_empty_mask_stays_unseen(sam2):
@@ -145,8 +145,8 @@ def test_misuse_is_named(sam2):
         tracker.absorb(other)
 
 
-def test_memory_holds_what_later_steps_look_at_and_no_more(sam2):
-    """16 object pointers and 7 feature maps: after many steps exactly what the model can reach is left."""
+def test_memory_holds_only_entries_within_reach(sam2):
+    """After many steps exactly the entries within the model's reach are left: 16 object pointers, 7 feature maps."""
     frames = moving_scene(2)
     embedding = sam2.embed(frames[0])
     memory = ObjectMemory.start(sam2, embedding, torch.from_numpy(LEFT[None]))
@@ -160,7 +160,7 @@ def test_memory_holds_what_later_steps_look_at_and_no_more(sam2):
     assert len(positions) == 1, "the position encoding is the same for all frames"
 
 
-def test_frame_numbers_stay_valid_for_ever(sam2):
+def test_results_do_not_depend_on_frame_numbers(sam2):
     frames = moving_scene(6)
     prompt = torch.from_numpy(np.stack([LEFT, RIGHT]))
 

@@ -14,15 +14,15 @@ from decaf_ros.types import PointPrompts, Window
 
 
 def strips(*spans: tuple[int, int]) -> torch.Tensor:
-    """(P, 1, 20) masks that cover columns first..last-1."""
+    """(P, 1, 20) masks that cover columns first to last - 1."""
     columns = torch.arange(20)
     return torch.stack([(columns >= first) & (columns < last) for first, last in spans])[:, None]
 
 
 def run(masks, scores, previous=(), previous_scores=(), threshold=0.7):
-    nothing = torch.zeros((0, 1, 20), dtype=torch.bool)
+    no_masks = torch.zeros((0, 1, 20), dtype=torch.bool)
     return suppress(
-        strips(*masks), torch.tensor(scores), strips(*previous) if previous else nothing,
+        strips(*masks), torch.tensor(scores), strips(*previous) if previous else no_masks,
         torch.tensor(previous_scores), threshold,
     )  # fmt: skip
 
@@ -32,7 +32,7 @@ def test_iou_by_hand():
     np.testing.assert_allclose(iou.numpy(), [[1 / 3, 1, 0], [0, 0, 0]])
 
 
-def test_best_first_and_doubles_go():
+def test_best_first_and_duplicates_are_dropped():
     assert run([(0, 10), (0, 9), (12, 20)], [1.0, 1.5, 1.2]) == ([1, 2], [])
 
 
@@ -41,13 +41,13 @@ def test_iou_equal_to_the_threshold_stays():
     assert run([(0, 10), (0, 8)], [1.5, 1.0])[0] == [0]
 
 
-def test_the_better_of_new_and_old_survives_and_a_tie_keeps_the_old():
+def test_the_better_of_new_and_old_is_kept_and_the_old_at_a_tie():
     assert run([(0, 10)], [1.5], [(0, 9), (11, 20)], [1.2, 0.1]) == ([0], [0])
     assert run([(0, 10)], [1.5], [(0, 9)], [1.8]) == ([], [])
     assert run([(0, 10)], [1.5], [(0, 9)], [1.5]) == ([], [])
 
 
-def test_a_dropped_candidate_has_deleted_nothing():
+def test_a_dropped_candidate_deletes_nothing():
     # The candidate beats the first old one, but not the second.
     assert run([(0, 10)], [1.5], [(0, 9), (1, 10)], [1.2, 1.7]) == ([], [])
 
@@ -70,15 +70,15 @@ def points(*rows: tuple[int, float, float, float]) -> PointPrompts:
 def test_tracklets_over_the_window(sam2):
     window = Window(tuple(moving_scene(4)))
     found = propose_tracklets(sam2, window, points((1, 0.3, 0.5, 0.9), (1, 0.75, 0.4, 1.0)), SegmentationConfig())
-    assert [one.source for one in found] == [1, 1]
-    assert {round(one.attention, 3) for one in found} == {0.9, 1.0}
+    assert [proposal.source for proposal in found] == [1, 1]
+    assert {round(proposal.attention, 3) for proposal in found} == {0.9, 1.0}
     assert found[0].score >= found[1].score
-    for one in found:
-        assert one.masks.shape == (4, *window.size_hw) and one.masks.dtype == torch.bool
-        assert one.masks.flatten(1).any(1).all(), "lost before or after its source frame"
-        x, y = one.point_xy
+    for proposal in found:
+        assert proposal.masks.shape == (4, *window.size_hw) and proposal.masks.dtype == torch.bool
+        assert proposal.masks.flatten(1).any(1).all(), "lost before or after its source frame"
+        x, y = proposal.point_xy
         height, width = window.size_hw
-        assert one.masks[1, int(y * height), int(x * width)]
+        assert proposal.masks[1, int(y * height), int(x * width)]
     assert pairwise_iou(found[0].masks[1:2], found[1].masks[1:2]).item() < 0.1
 
 
@@ -87,13 +87,13 @@ def test_the_same_object_on_a_later_frame_is_suppressed_or_replaces(sam2):
     config = SegmentationConfig(suppression_iou=0.3)
     weak, strong = (0.3, 0.5, 0.5), (0.3, 0.5, 0.95)
     first = propose_tracklets(sam2, window, points((0, *strong), (2, *weak)), config)
-    assert [one.source for one in first] == [0]
+    assert [proposal.source for proposal in first] == [0]
     second = propose_tracklets(sam2, window, points((0, *weak), (2, *strong)), config)
-    assert [one.source for one in second] == [2]
+    assert [proposal.source for proposal in second] == [2]
 
 
 def test_suppression_looks_at_the_earlier_tracklet_where_it_is_now(sam2, monkeypatch):
-    """The earlier tracklet has moved half an image to the right meanwhile: a later point at its old place is new."""
+    """The earlier tracklet moved half an image to the right: a later point at its old place is a new object."""
 
     def moved(sam2, frames, source, masks):
         return torch.stack([masks.roll((index - source) * masks.shape[2] // 4, dims=2) for index in range(3)], dim=1)
@@ -103,14 +103,17 @@ def test_suppression_looks_at_the_earlier_tracklet_where_it_is_now(sam2, monkeyp
     old_place, new_place = (0.3, 0.5, 0.9), (0.8, 0.5, 0.5)
     config = SegmentationConfig(suppression_iou=0.2)
     found = propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (2, *old_place), (2, *new_place)), config)
-    assert [(one.source, one.point_xy[0]) for one in found] == [(0, pytest.approx(0.3)), (2, pytest.approx(0.3))]
+    assert [(proposal.source, proposal.point_xy[0]) for proposal in found] == [
+        (0, pytest.approx(0.3)),
+        (2, pytest.approx(0.3)),
+    ]
 
 
 def test_a_point_without_a_mask_makes_no_candidate(sam2, monkeypatch):
-    ask = sam2.masks_at_points
+    masks_at_points = sam2.masks_at_points
 
     def blind_on_the_left(embedding, xy):
-        found = ask(embedding, xy)
+        found = masks_at_points(embedding, xy)
         return found._replace(masks=found.masks & torch.from_numpy(xy[:, 0] > 0.5)[:, None, None])
 
     monkeypatch.setattr(sam2, "masks_at_points", blind_on_the_left)

@@ -12,7 +12,7 @@ def frame(stamp_ns, size_hw=(4, 6)):
     return Frame(np.zeros((*size_hw, 3), np.uint8), stamp_ns)
 
 
-def test_frame_names_what_is_wrong():
+def test_frame_refuses_other_arrays():
     with pytest.raises(TypeError, match="expected a numpy array of uint8, got float64"):
         Frame(np.zeros((4, 6, 3)), 0)
     with pytest.raises(ValueError, match=r"expected shape \(any, any, 3\), got \(4, 6\)"):
@@ -21,7 +21,7 @@ def test_frame_names_what_is_wrong():
         Frame(np.zeros((0, 6, 3), np.uint8), 0)
 
 
-def test_window_wants_one_size_and_rising_stamps():
+def test_window_needs_one_size_and_increasing_stamps():
     assert Window((frame(1), frame(2))).images.shape == (2, 4, 6, 3)
     with pytest.raises(ValueError, match="strictly increasing"):
         Window((frame(2), frame(2)))

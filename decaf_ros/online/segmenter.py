@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from decaf_ros.answers import absence, left_out_text, first_line, heatmaps, pixel_keypoints, tracking_text
+from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.config import DecafConfig
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets

@@ -133,9 +133,9 @@ class Sam2:
     def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
         """One mask per point; each point is a positive click on a separate object.
 
-        Of the three masks in the multimask output the one with the best predicted IoU is taken, whatever its object
-        score. Equals SAM2ImagePredictor, except for filled holes. Decodes config.point_batch points at once, fewer for
-        a large model on a CPU.
+        Takes the mask with the best predicted IoU of the three in the multimask output, whatever its object score.
+        Equals SAM2ImagePredictor, except for filled holes. Decodes config.point_batch points at once, fewer for a large
+        model on a CPU.
 
         xy: (P, 2) in [0, 1], x right, y down. Raises ValueError for another shape or points outside [0, 1].
         """
