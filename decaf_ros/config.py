@@ -74,7 +74,7 @@ class MllmConfig(_Checked):
 
     checkpoint: str = _option(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        "Hugging Face hub name, or a folder (package://decaf_ros/PATH: inside this installation)",
+        "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package)",
     )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
@@ -151,7 +151,7 @@ class Sam2Config(_Checked):
 
     checkpoint: str = _option(
         "facebook/sam2.1-hiera-large",
-        "hub name, folder (package://decaf_ros/PATH: inside this installation) or .pt file",
+        "hub name, folder (package://PACKAGE/PATH: in a ROS or Python package) or .pt file",
     )
     model_config: str = _option("", "for a .pt file: name of a configuration in the sam2 package, or a YAML file")
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
