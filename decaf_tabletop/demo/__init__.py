@@ -1,1 +1,1 @@
-"""`make demo`: the real node on a recorded camera. Nothing here is part of the installed package."""
+"""`make demo`: runs the segmenter node on a recorded camera. Not part of the product."""

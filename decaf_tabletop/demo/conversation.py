@@ -1,4 +1,4 @@
-"""Runs recorder, node and player side by side, and asks the questions."""
+"""Runs recorder, node and player side by side and asks the questions."""
 
 from __future__ import annotations
 
@@ -12,37 +12,42 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from decaf_ros.resources import find_resource
-from decaf_tabletop.demo.clips import Clip
+from decaf_tabletop.demo.clip import STORY, Clip, Question
 from decaf_tabletop.demo.processes import Child, ChildError
+from decaf_tabletop.world.bag import COMPRESSED_TOPIC
 
 NAMESPACE = "/decaf"
 PROFILE = find_resource("config/fastdds_large_shm.xml")
-# How long a target is watched, in seconds of the clip, before the next question.
+# Clip seconds for which an answer is tracked before the next question.
 _WATCH_S = 1.0
-# How far a camera that waits for the node may be ahead of it, in seconds of the clip.
+# Clip seconds by which the camera may be ahead of the node.
 _AHEAD_S = 0.4
 _START_S, _ANSWER_S = 120.0, 150.0
 
-Say = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 class Conversation(NamedTuple):
-    """What was done. asked: the queries in order, the clearing empty one too. node_exit: the node's exit code."""
+    """The queries in the order asked, with the empty one that clears, and the node's exit code."""
 
     asked: list[str]
     node_exit: int
 
 
-def hold_conversation(
-    clip: Clip, configs: Sequence[Path], rate: float, out: Path, domain: int, say: Say
-) -> Conversation:
-    """Plays the clip to the node and records into `out`/outputs. configs: the node's parameter files, the last one
-    counts.
+def hold_conversation(clip: Clip, configs: Sequence[Path], out: Path, domain: int, log: Log) -> Conversation:
+    """Plays the clip to the node and records the node's topics into `out`/outputs.
 
-    The clip's questions are asked one after the other, each when the node has come to its time and the one before has
-    been answered and watched for a while; those for which the clip is too short are not. An empty one needs no camera
-    and is asked after the clip too.
-    Raises ChildError where a process ends early or says nothing for too long. All processes have ended afterwards.
+    Each question is asked once the node has reached its clip time and the previous answer has been tracked for a
+    while. Questions after the end of the clip are skipped, except the empty one. The camera pauses when the node falls
+    behind and while a query is open. All child processes have ended when this returns or raises.
+
+    Args:
+        configs: the node's parameter files; later files override earlier ones.
+        domain: ROS domain id.
+        log: called with each progress line.
+
+    Raises:
+        ChildError: a process ended early or timed out.
     """
     env = {
         **os.environ,
@@ -60,16 +65,16 @@ def hold_conversation(
 
         recorder = start("recorder", "decaf_tabletop.demo.recorder", str(out / "outputs"), "--namespace", NAMESPACE)
         ros = ["--ros-args", "-r", f"__ns:={NAMESPACE}", "-p", "use_sim_time:=true"]
-        ros += ["-r", f"{'image/compressed' if clip.compressed else 'image'}:={clip.topic}"]
+        ros += ["-r", f"image/compressed:={COMPRESSED_TOPIC}"]
         ros += [part for config in configs for part in ("--params-file", str(config))]
         node = start("node", "decaf_ros.nodes.segmenter", *ros)
-        play = ["--image-topic", clip.topic, "--query-topic", f"{NAMESPACE}/query"]
-        play += ["--seconds", str(clip.seconds), "--rate", str(rate)]
-        player = start("player", "decaf_tabletop.demo.player", str(clip.bag), *play)
+        play = ["--image-topic", COMPRESSED_TOPIC, "--query-topic", f"{NAMESPACE}/query"]
+        play += ["--seconds", str(clip.seconds)]
+        player = start("player", "decaf_tabletop.demo.player", str(STORY), *play)
         recorder.wait_for({"event": "ready"}, _START_S)
         _wait_until_active(recorder, node)
-        say("      the node is active; the camera starts")
-        asked = _converse(recorder, node, player, clip, say)
+        log("      the node is active; the camera starts")
+        asked = _converse(recorder, node, player, clip.questions, log)
         node_exit = node.stop()
     return Conversation(asked, node_exit)
 
@@ -80,21 +85,20 @@ def _wait_until_active(recorder: Child, node: Child) -> None:
             if event["state"] == "active":
                 return
             if event["message"].startswith("cannot become"):
-                raise ChildError(f"node: {event['message']} (all of it: {node.log})")
+                raise ChildError(f"node: {event['message']} (log: {node.log})")
 
 
-def _converse(recorder: Child, node: Child, player: Child, clip: Clip, say: Say) -> list[str]:
-    """Lets it play, asks, and says what happens, until the clip is over, every question has its answer and the node has
-    nothing left to do. The texts that were asked."""
-    waiting, asked = list(clip.questions), []
+def _converse(recorder: Child, node: Child, player: Child, questions: Sequence[Question], log: Log) -> list[str]:
+    """Plays and asks until the clip is over, every query is answered and the node is idle. Returns the texts asked."""
+    pending, asked = list(questions), []
     answered: set[str] = set()
     counts: dict[str, int] = {}
     start_ns = 0
-    # Of the newest frame that the node has published results of: where it has images waiting, the camera is ahead.
-    clip_s = said_s = 0.0
+    # Clip time of the newest frame with published results. The camera is ahead of it while the node has a backlog.
+    clip_s = logged_s = 0.0
     answered_s = -_WATCH_S
     played = over = idle = False
-    player.send(play_s=_AHEAD_S if clip.waits else clip.seconds)
+    player.send(play_s=_AHEAD_S)
     for event in _events(_ANSWER_S, recorder, node, player):
         if event["event"] == "playing":
             start_ns = event["stamp_ns"]
@@ -103,7 +107,7 @@ def _converse(recorder: Child, node: Child, player: Child, clip: Clip, say: Say)
         elif event["event"] == "frame" and start_ns:
             clip_s = (event["stamp_ns"] - start_ns) / 1e9
         elif event["event"] == "status":
-            say(f"      {clip_s:5.2f} s  {event['id']} {event['state']}{': ' if event['text'] else ''}{event['text']}")
+            log(f"      {clip_s:5.2f} s  {event['id']} {event['state']}{': ' if event['text'] else ''}{event['text']}")
             if event["state"] not in ("RECEIVED", "GROUNDING"):
                 answered.add(event["id"])
                 answered_s = clip_s
@@ -111,27 +115,29 @@ def _converse(recorder: Child, node: Child, player: Child, clip: Clip, say: Say)
             idle = event["counts"] == counts and counts["waiting"] == 0
             counts = event["counts"]
             over = played and counts["waiting"] == 0
-            if clip_s >= said_s + 1.0:
-                said_s = clip_s
+            if clip_s >= logged_s + 1.0:
+                logged_s = clip_s
                 numbers = ", ".join(f"{counts[name]} {name}" for name in ("received", "used", "dropped"))
-                say(f"      {clip_s:5.2f} s  frames: {numbers}")
+                log(f"      {clip_s:5.2f} s  frames: {numbers}")
         if len(answered) < len(asked):
             continue
-        if clip.waits and not played:
+        if not played:
             player.send(play_s=clip_s + _AHEAD_S)
-        if waiting and (not waiting[0].text if over else clip_s >= max(waiting[0].at_s, answered_s + _WATCH_S)):
-            asked.append(waiting.pop(0).text)
+        if pending and (not pending[0].text if over else clip_s >= max(pending[0].at_s, answered_s + _WATCH_S)):
+            asked.append(pending.pop(0).text)
             player.send(ask=asked[-1])
-            say(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
+            log(f"      {clip_s:5.2f} s  asked: {asked[-1] or '(empty: clears)'}")
         elif over and idle:
             return asked
     return asked
 
 
-def _events(quiet_s: float, *children: Child) -> Iterator[dict[str, Any]]:
-    """What the processes say. Raises ChildError where one ends, or the first of them says nothing new but diagnostics
-    for `quiet_s`."""
-    until = time.monotonic() + quiet_s
+def _events(timeout_s: float, *children: Child) -> Iterator[dict[str, Any]]:
+    """The events of all children as they come.
+
+    Raises ChildError when a child ends, or after `timeout_s` without an event other than diagnostics.
+    """
+    until = time.monotonic() + timeout_s
     while time.monotonic() < until:
         for child in children:
             child.check()
@@ -141,8 +147,8 @@ def _events(quiet_s: float, *children: Child) -> Iterator[dict[str, Any]]:
                 except queue.Empty:
                     break
                 if event["event"] != "diagnostics":
-                    until = time.monotonic() + quiet_s
+                    until = time.monotonic() + timeout_s
                 yield event
         time.sleep(0.02)
     logs = ", ".join(str(child.log) for child in children)
-    raise ChildError(f"nothing has happened for {quiet_s:.0f} s; logs: {logs}")
+    raise ChildError(f"no event for {timeout_s:.0f} s; logs: {logs}")

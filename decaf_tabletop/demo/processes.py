@@ -1,4 +1,4 @@
-"""The demo's child processes: started, listened to, ended in order."""
+"""The demo's child processes."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 
 class ChildError(Exception):
-    """A child process ended, or did not say in time what was waited for."""
+    """A child process ended early or timed out."""
 
 
 class Child:
-    """A process that tells what happens by JSON lines on its standard output; everything else goes to `log`.
+    """A process that emits events as JSON lines on standard output. Other output and standard error go to `log`.
 
-    It runs apart from the terminal, so that Ctrl-C reaches the demo alone, which then ends its children in order.
+    It runs in its own session: Ctrl-C reaches only the demo, which then stops its children in order.
     """
 
     def __init__(self, name: str, command: Sequence[str], env: Mapping[str, str], log: Path) -> None:
@@ -42,7 +42,7 @@ class Child:
         self._reader.start()
 
     def send(self, **command: Any) -> None:
-        """Writes a JSON line to the process's standard input. Raises ChildError where it has ended."""
+        """Writes a JSON line to the process's standard input. Raises ChildError if the process has ended."""
         try:
             self._process.stdin.write(json.dumps(command) + "\n")
             self._process.stdin.flush()
@@ -50,13 +50,13 @@ class Child:
             raise ChildError(f"{self.name} has ended:{self._last_lines()}") from error
 
     def check(self) -> None:
-        """Raises ChildError where the process has ended."""
+        """Raises ChildError if the process has ended."""
         if self._process.poll() is not None:
             self._reader.join(timeout=5)
             raise ChildError(f"{self.name} ended with exit code {self._process.returncode}:{self._last_lines()}")
 
     def wait_for(self, wanted: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """The next event that holds all of `wanted`. Raises ChildError where the process ends or the time is over."""
+        """The next event with all items of `wanted`. Raises ChildError when the process ends or the time is up."""
         until = time.monotonic() + timeout_s
         while time.monotonic() < until:
             ended = self._process.poll() is not None
@@ -69,10 +69,10 @@ class Child:
                 continue
             if wanted.items() <= event.items():
                 return event
-        raise ChildError(f"{self.name} did not say {dict(wanted)} within {timeout_s:g} s:{self._last_lines()}")
+        raise ChildError(f"{self.name} did not emit {dict(wanted)} within {timeout_s:g} s:{self._last_lines()}")
 
     def stop(self, timeout_s: float = 15.0) -> int:
-        """Asks by SIGINT to end, and kills what does not. The exit code; negative: ended by that signal."""
+        """Sends SIGINT, then SIGKILL after `timeout_s`. Returns the exit code, negative for a signal."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGINT)
         try:
@@ -96,9 +96,9 @@ class Child:
     def _last_lines(self, count: int = 15) -> str:
         self._stream.flush()
         lines = self.log.read_text(encoding="utf-8", errors="replace").splitlines()
-        return "\n".join(["", *(f"    {line}" for line in lines[-count:]), f"    (all of it: {self.log})"])
+        return "\n".join(["", *(f"    {line}" for line in lines[-count:]), f"    (log: {self.log})"])
 
 
-def tell(**event: Any) -> None:
-    """In a child: says something to the demo."""
+def emit(**event: Any) -> None:
+    """In a child: sends an event to the demo."""
     print(json.dumps(event), flush=True)

@@ -1,4 +1,4 @@
-"""Checks of the node's promises on a recorded demo, and its one-page summary."""
+"""Checks of a recorded demo, and its one-page summary."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ PER_FRAME = ("masks", "target_mask", "tracklets")
 
 
 class Check(NamedTuple):
-    """Something that must hold. found: what was counted."""
+    """A condition that must hold. detail: the numbers behind the result."""
 
     text: str
     holds: bool
-    found: str
+    detail: str
 
 
 def checks(recording: Recording, asked: list[str], node_exit: int) -> list[Check]:
-    """Every promise that the node makes about these messages. asked: the queries in order, empty ones too."""
+    """Checks the guarantees of the node's topics. asked: the queries in order, with empty ones."""
     counts, headers = recording.counts, recording.headers
     used, received = counts["used"], counts["received"]
-    found = [
+    results = [
         Check(
             "frames: used + dropped + rejected = received, none waiting",
             used + counts["dropped"] + counts["rejected"] == received and counts["waiting"] == 0 and used > 0,
@@ -34,30 +34,30 @@ def checks(recording: Recording, asked: list[str], node_exit: int) -> list[Check
     frames = set(recording.published)
     masks = headers.get("masks", Counter())
     for name in PER_FRAME:
-        seen = headers.get(name, Counter())
-        twice = sum(count > 1 for count in seen.values())
-        strange = len(set(seen) - frames)
-        found.append(
+        topic = headers.get(name, Counter())
+        repeated = sum(count > 1 for count in topic.values())
+        unknown = len(set(topic) - frames)
+        results.append(
             Check(
                 f"`{name}`: exactly one for each used frame, with that frame's stamp and frame_id",
-                len(seen) == used and twice == 0 and strange == 0 and set(seen) == set(masks),
-                f"{sum(seen.values())} messages for {used} used frames, {twice} headers twice, {strange} of no frame",
+                len(topic) == used and repeated == 0 and unknown == 0 and set(topic) == set(masks),
+                f"{sum(topic.values())} messages for {used} used frames, {repeated} repeated, {unknown} unknown",
             )
         )
     answers = Counter(state.query_id for state in recording.states if state.state.is_answer)
-    found.append(
+    results.append(
         Check(
             "every query got exactly one answer",
             len(answers) == len(asked) and set(answers.values()) == {1},
             f"{len(asked)} asked, answers: {', '.join(f'{name} {count}' for name, count in answers.items()) or 'none'}",
         )
     )
-    found.append(Check("the node ended with exit code 0", node_exit == 0, f"exit code {node_exit}"))
-    return found
+    results.append(Check("the node ended with exit code 0", node_exit == 0, f"exit code {node_exit}"))
+    return results
 
 
 def answers_check(verdicts: Sequence[Verdict], due: Sequence[str]) -> Check:
-    """Whether every question that was due has its answer, and that is right. due: as in `Clip`."""
+    """Checks that every question in `due` (see `Clip`) has a right answer."""
     answered = {one.text for one in verdicts}
     wrong = [f"{one.query_id} {one.text}" for one in verdicts if not one.right]
     wrong += [f"{text} (not answered)" for text in due if text not in answered]
@@ -66,18 +66,17 @@ def answers_check(verdicts: Sequence[Verdict], due: Sequence[str]) -> Check:
 
 
 def summary(
-    recording: Recording, found: list[Check], facts: dict[str, str], remark: str, verdicts: Sequence[Verdict] = ()
+    recording: Recording, results: list[Check], facts: dict[str, str], remark: str, verdicts: Sequence[Verdict] = ()
 ) -> str:
-    """Markdown, one page. facts: what was run, in order. remark: what to know about it first."""
+    """One page of Markdown. remark: the first paragraph. facts: a list below it, in order."""
     lines = ["# decaf_ros demo", "", remark, ""]
     lines += [f"- {name}: {value}" for name, value in facts.items()]
     if verdicts:
         lines += [
             "",
-            "## Answers and the truth",
+            "## Answers and ground truth",
             "",
-            "J: region similarity (IoU) of what was masked and what was meant, mean over the frames on which the query",
-            "was tracked.",
+            "J: region similarity (IoU) of the mask and the ground truth, mean over the tracked frames.",
             "",
             "| Query | Meant | Answer | Category | Presence | Masked | J | Frames | |",
             "|---|---|---|---|---|---|---|---|---|",
@@ -106,38 +105,34 @@ def summary(
         ("dropped for a newer one", counts["dropped"]),
         ("rejected", counts["rejected"]),
         *((f"`{name}` in the bag", sum(recording.headers.get(name, Counter()).values())) for name in PER_FRAME),
-        ("with a target in `target_mask`", recording.masked),
+        ("with a target in `target_mask`", recording.frames_with_target),
     ]
     lines += [f"| {name} | {count} |" for name, count in rows]
     if published > counts["received"]:
-        lines += [
-            "",
-            f"{published - counts['received']} frames never reached the node's callback: best-effort, depth 1. "
-            "A newer image replaced them in the middleware.",
-        ]
+        lines += ["", f"{published - counts['received']} frames never reached the node's callback."]
     grounded = [state for state in recording.states if state.stage_ms]
     if grounded:
         stages = list(dict.fromkeys(stage for state in grounded for stage, _ in state.stage_ms))
-        heads = "".join(f" {state.query_id} |" for state in grounded)
-        lines += ["", "## Stage times (ms)", "", f"| Stage |{heads}", "|---|" + "---|" * len(grounded)]
+        header = "".join(f" {state.query_id} |" for state in grounded)
+        lines += ["", "## Stage times (ms)", "", f"| Stage |{header}", "|---|" + "---|" * len(grounded)]
         for stage in stages:
             cells = "".join(f" {dict(state.stage_ms).get(stage, 0):.0f} |" for state in grounded)
             lines.append(f"| {stage} |{cells}")
         total = "".join(f" {sum(ms for _, ms in state.stage_ms):.0f} |" for state in grounded)
         lines += [f"| **all** |{total}", ""]
-    lines += ["A frame (recent mean): " + ", ".join(f"{key} {value}" for key, value in recording.frame_ms.items())]
+    lines += ["Mean times per frame: " + ", ".join(f"{key} {value}" for key, value in recording.frame_ms.items())]
     lines += ["", "## Checks", ""]
-    lines += [f"- {'ok' if check.holds else '**FAILED**'}: {check.text} ({check.found})" for check in found]
+    lines += [f"- {'ok' if check.holds else '**FAILED**'}: {check.text} ({check.detail})" for check in results]
     return "\n".join(lines) + "\n"
 
 
 def _cell(text: str) -> str:
-    """On one line of a Markdown table; what a random model says may hold anything."""
+    """Cleans a model's answer for one cell of a Markdown table."""
     return " ".join("".join(" " if char in "|`<>*\\" else char for char in text).split())
 
 
-def say_checks(found: list[Check], say: Callable[[str], None]) -> bool:
-    """Prints every check; whether all hold."""
-    for check in found:
-        say(f"  {'ok    ' if check.holds else 'FAILED'}  {check.text}: {check.found}")
-    return all(check.holds for check in found)
+def log_checks(results: list[Check], log: Callable[[str], None]) -> bool:
+    """Logs every check and returns whether all hold."""
+    for check in results:
+        log(f"  {'ok    ' if check.holds else 'FAILED'}  {check.text}: {check.detail}")
+    return all(check.holds for check in results)

@@ -1,4 +1,4 @@
-"""Whether the node's answers were right, where the clip comes with the truth."""
+"""Compares the node's answers with the ground truth."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from decaf_tabletop.demo.recording import Recording
 from decaf_tabletop.world.bag import GroundTruth
 from decaf_tabletop.world.clip import TabletopObject
 
-# From which mean overlap on the object that is meant is masked, not just touched.
+# Lowest mean IoU of a right answer.
 _RIGHT_J = 0.6
-# Of what is seen of an object that is not meant: from where on it counts as masked too.
-_TAKEN_ALONG = 0.5
+# An object counts as masked too if more than this share of its visible area is masked.
+_MASKED_SHARE = 0.5
 
 
 class Verdict(NamedTuple):
-    """An answer and the truth. meant, masked: names of objects, empty for none; masked: on which most of the masks'
-    pixels lie, and what else is masked that is not meant. frames: on which it was tracked; j: region similarity, mean
-    over these, None where there are none. right: the right objects are masked, and no wrong category is named."""
+    """An answer compared with the ground truth.
+
+    Attributes:
+        meant: names of the queried objects, empty if there are none.
+        masked: name of the object with most of the masked pixels, then names of other masked objects.
+        j: region similarity (IoU), mean over the tracked frames; None without tracked frames.
+        frames: number of tracked frames.
+        right: whether exactly the queried objects are masked and no wrong category is named. For a query without
+            targets: whether the state is NOT_FOUND.
+    """
 
     query_id: str
     text: str
@@ -38,44 +45,44 @@ class Verdict(NamedTuple):
 
 
 def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
-    """Of every answered query that the truth knows, in order."""
-    known = {said.text: said for said in truth.expressions}
-    found = []
+    """One verdict for each answered query with an expression in the ground truth, in order."""
+    expressions = {expression.text: expression for expression in truth.expressions}
+    verdicts = []
     for state in recording.states:
-        said = known.get(state.query)
-        if said is None or not state.state.is_answer:
+        expression = expressions.get(state.query)
+        if expression is None or not state.state.is_answer:
             continue
         stamps = [stamp_ns for stamp_ns, query_id in recording.tracked.items() if query_id == state.query_id]
         masks = [recording.labels[stamp_ns] > 0 for stamp_ns in stamps]
         labels = [truth.labels[stamp_ns] for stamp_ns in stamps]
-        meant = np.array(said.targets, np.uint8) + 1
+        meant = np.array(expression.targets, np.uint8) + 1
         pairs = [(mask, np.isin(label, meant)) for mask, label in zip(masks, labels)]
         overlaps = [mask_iou(*pair) if pair[0].any() or pair[1].any() else 1.0 for pair in pairs]
         j = float(np.mean(overlaps)) if overlaps else None
         covered = np.sum([np.bincount(label[mask], minlength=256) for mask, label in zip(masks, labels)], axis=0)
         most = int(np.argmax(covered)) if np.any(covered) else None
         visible = np.sum([np.bincount(label.ravel(), minlength=256) for label in labels], axis=0)
-        others = np.setdiff1d(np.arange(1, len(truth.objects) + 1), meant)
-        along = [int(k) for k in others if np.any(covered) and covered[k] > _TAKEN_ALONG * visible[k]]
-        tracked = state.state == QueryState.TRACKING and most in meant and not along and j >= _RIGHT_J
-        named = says(state.category or None, said.category) is not False
-        masked = [k for k in dict.fromkeys([most, *along]) if k is not None]
-        found.append(
+        unmeant = np.setdiff1d(np.arange(1, len(truth.objects) + 1), meant)
+        extra = [int(k) for k in unmeant if np.any(covered) and covered[k] > _MASKED_SHARE * visible[k]]
+        tracked = state.state == QueryState.TRACKING and most in meant and not extra and j >= _RIGHT_J
+        category_fits = says(state.category or None, expression.category) is not False
+        masked = [k for k in dict.fromkeys([most, *extra]) if k is not None]
+        verdicts.append(
             Verdict(
                 query_id=state.query_id,
                 text=state.query,
-                kind=said.kind,
+                kind=expression.kind,
                 state=state.state,
                 category=state.category,
                 presence=state.presence,
-                meant=", ".join(_name(truth.objects[target]) for target in said.targets),
+                meant=", ".join(_name(truth.objects[target]) for target in expression.targets),
                 masked=", ".join(_name(truth.objects[k - 1]) if k else "the surroundings" for k in masked),
                 j=j,
                 frames=len(stamps),
-                right=tracked and named if said.targets else state.state == QueryState.NOT_FOUND,
+                right=tracked and category_fits if expression.targets else state.state == QueryState.NOT_FOUND,
             )
         )
-    return found
+    return verdicts
 
 
 def _name(thing: TabletopObject) -> str:
