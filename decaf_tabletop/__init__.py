@@ -1,1 +1,1 @@
-"""A simulated table and small models trained on it, for tests, `make demo` and `decaf eval`. Not part of the product."""
+"""A simulated table and models trained on it, for tests, `make demo` and `decaf eval`. Not part of the product."""

@@ -64,8 +64,8 @@ def write_answers_sheet(recording: Recording, verdicts: Sequence[Verdict], path:
 def write_question_picture(recording: Recording, truth: GroundTruth, verdict: Verdict, path: Path) -> None:
     """Writes three tiles: the camera with the question, the attention over a past key frame, and the mask.
 
-    The key frame is the last one on which the target has not reached its final place, else the last one. The mask is
-    shown 1 s after the answer. Writes nothing for a recording without heatmaps of the query.
+    The key frame is the last one before the target reached its final place, or simply the last one. The mask is shown
+    1 s after the answer. Writes nothing if the query has no heatmaps.
     """
     span = _spans(recording)[verdict.query_id]
     key_frames = _key_frames(recording, verdict.query_id, span)
@@ -86,8 +86,7 @@ def write_question_picture(recording: Recording, truth: GroundTruth, verdict: Ve
     tiles = [
         _enlarged(recording.images[asked_ns]),
         heat_overlay(
-            _enlarged(recording.images[looked_ns]),
-            np.clip(_enlarged(recording.heatmaps[verdict.query_id, looked_ns]), 0, 1),
+            _enlarged(recording.images[looked_ns]), _enlarged(recording.heatmaps[verdict.query_id, looked_ns])
         ),
         _masked(_enlarged(recording.images[shown_ns]), _enlarged((recording.labels[shown_ns] > 0).astype(np.float32))),
     ]
