@@ -1,4 +1,4 @@
-"""The simulated tabletop as a dataset of `decaf eval`: clips rendered on demand, or read from a folder."""
+"""The simulated tabletop as a dataset of `decaf eval`: clips rendered on demand or read from a folder."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.store import clip_path, read_clip
 
 NAME = "tabletop"
-# Seeds below the first bound are for training, then come reports, the fit of the presence score, and later reports.
+# First seeds of the ranges for reports, calibration of the presence score and further reports. Lower seeds: training.
 REPORT_SEEDS, CALIBRATION_SEEDS, LATER_REPORT_SEEDS = 1_000_000, 2_000_000, 3_000_000
-# Seeds of one report: scored clips from the first one on, clips in which one object passes another from MOST_CLIPS on.
+# Within one report's seeds, scored clips start at 0 and crossings at MOST_CLIPS.
 SEEDS_A_REPORT, MOST_CLIPS = 10_000, 5_000
 EARLIER_REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
 DEFAULT_CLIPS = 20
-# Types whose meaning does not depend on how much of the clip was seen.
+# Expression types whose targets do not depend on how much of the clip was seen.
 TIMELESS_KINDS = ("explicit", "attribute", "size", "several")
 
 
@@ -32,7 +32,7 @@ class Tabletop:
     default_config = "package://decaf_tabletop/config/tabletop.yaml"
 
     def select(self, selection: Selection) -> Dataset:
-        """See `DatasetSource.select`. A report has a crossing, for tracking only, for every fourth scored clip."""
+        """See `DatasetSource.select`. A report adds one crossing, for tracking only, per four scored clips."""
         if selection.folder is not None:
             return stored_clips(selection.folder, selection.count, selection.calibration)
         count = DEFAULT_CLIPS if selection.count is None else selection.count
@@ -46,10 +46,7 @@ SOURCE = Tabletop()
 
 @dataclass(frozen=True)
 class SimulatedTabletop:
-    """`scored` clips with the seeds from first_seed on, then crossings: clips in which an object is hidden for a time.
-
-    Needs MuJoCo and a renderer.
-    """
+    """`scored` clips, then `tracking_only` crossings (one object occludes another). Needs MuJoCo and a renderer."""
 
     first_seed: int
     scored: int
@@ -59,7 +56,7 @@ class SimulatedTabletop:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Another version of MuJoCo renders other clips from a seed."""
+        """Includes the MuJoCo version, because clips of a seed differ between versions."""
         return {"stored": False, "mujoco": version("mujoco")}
 
     def clip(self, index: int) -> EvaluationClip:
@@ -72,7 +69,7 @@ class SimulatedTabletop:
 
 
 def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
-    """The clips of report number `seed`: never trained on, and none of them in another report.
+    """The clips of report number `seed`. They are held out from training and from all other reports.
 
     Raises ValueError for a negative seed or a count outside 1..5000.
     """
@@ -86,7 +83,7 @@ def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
 
 
 def calibration_clips(count: int) -> SimulatedTabletop:
-    """Clips of neither training nor reports. Raises ValueError for a count outside 1..1,000,000."""
+    """Clips held out from training and reports. Raises ValueError for a count outside 1..1,000,000."""
     most = LATER_REPORT_SEEDS - CALIBRATION_SEEDS
     if not 1 <= count <= most:
         raise ValueError(f"--clips: expected 1 to {most}, got {count}")
@@ -95,11 +92,11 @@ def calibration_clips(count: int) -> SimulatedTabletop:
 
 @dataclass(frozen=True)
 class StoredTabletop:
-    """Clips that `decaf_tabletop.world.store` wrote; all are scored.
+    """Clips written by `decaf_tabletop.world.store`; all are scored.
 
     Attributes:
-        files: one .npz file a clip.
-        calibration: whether they serve to fit the presence score rather than for a report.
+        files: one .npz file per clip.
+        calibration: whether the clips calibrate the presence score rather than form a report.
     """
 
     files: tuple[Path, ...]
@@ -110,7 +107,7 @@ class StoredTabletop:
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """Stored clips were rendered elsewhere."""
+        """The MuJoCo version that rendered stored clips is unknown."""
         return {"stored": True, "mujoco": None}
 
     @property
@@ -119,7 +116,7 @@ class StoredTabletop:
         return len(self.files)
 
     def clip(self, index: int) -> EvaluationClip:
-        """See `Dataset.clip`. Raises ValueError for a seed of another purpose: it may have been trained on."""
+        """See `Dataset.clip`. Raises ValueError for a seed outside the range for this purpose."""
         file = self.files[index]
         clip = read_clip(file)
         held_out = CALIBRATION_SEEDS <= clip.seed < LATER_REPORT_SEEDS
@@ -132,20 +129,20 @@ class StoredTabletop:
 
 
 def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTabletop:
-    """The first `count` clips of a folder in the order of their names; all without a count.
+    """The first `count` clips of a folder, sorted by name; None takes all.
 
-    Raises FileNotFoundError for a folder without a clip, ValueError for a count larger than the folder.
+    Raises FileNotFoundError for a folder without clips, ValueError for a count beyond the number of clips.
     """
     files = tuple(sorted(folder.glob("clip_*.npz")))
     if not files:
         raise FileNotFoundError(f"{folder}: no clip there (clip_*.npz)")
     if count is not None and not 1 <= count <= len(files):
-        raise ValueError(f"--clips: expected 1 to {len(files)}, which {folder} holds, got {count}")
+        raise ValueError(f"--clips: expected 1 to {len(files)} (the clips in {folder}), got {count}")
     return StoredTabletop(files[:count], calibration)
 
 
 def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
-    """The clip with its expressions. file: its path, for its name: SEED or SEED_crossing."""
+    """The clip with its expressions. Its name, SEED or SEED_crossing, is the stem of `file` without "clip_"."""
     name = file.stem.removeprefix("clip_")
     expressions = tuple(
         Referral(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS)

@@ -1,4 +1,4 @@
-"""A segmenter process under test, and the robot around it: a camera, someone who asks, and someone who listens."""
+"""A segmenter process under test, and a robot with camera, queries and subscriptions."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ SIZE_HW = (96, 128)
 LATCHED = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
 
 
-def wait_for(condition: Callable[[], object], what: str, timeout_s: float = TIMEOUT_S) -> object:
-    """Polls until `condition` holds, and returns what it returned."""
+def wait_for(condition: Callable[[], object], description: str, timeout_s: float = TIMEOUT_S) -> object:
+    """Polls until `condition` returns a true value, and returns that value."""
     until = time.monotonic() + timeout_s
     while not (value := condition()):
-        assert time.monotonic() < until, f"not within {timeout_s:g} s: {what}"
+        assert time.monotonic() < until, f"not within {timeout_s:g} s: {description}"
         time.sleep(0.01)
     return value
 
 
 class SegmenterProcess:
-    """`python -m decaf_ros.nodes.segmenter` with a parameter file; its log is in `log`."""
+    """`python -m decaf_ros.nodes.segmenter` with a parameter file."""
 
     def __init__(
         self, domain_id: int, folder: Path, parameters: dict, *ros_args: str, namespace: str = "/decaf"
@@ -80,7 +80,7 @@ class SegmenterProcess:
         return self._process.wait(timeout_s)
 
     def stop(self, with_signal: int = signal.SIGINT, within_s: float = 10.0) -> int:
-        """Its exit code; fails if it does not end in time."""
+        """Stops the process and returns its exit code. Fails if it does not end in time."""
         if self.running:
             self._process.send_signal(with_signal)
         try:
@@ -91,7 +91,7 @@ class SegmenterProcess:
 
 
 class Robot:
-    """The other end of every topic, service and action of a segmenter in /decaf."""
+    """A client of every topic, service and action of a segmenter in /decaf."""
 
     def __init__(self, domain_id: int) -> None:
         self._context = Context()
@@ -142,7 +142,7 @@ class Robot:
         wait_for(lambda: all(publisher.get_subscription_count() for publisher in both), "subscriptions")
 
     def show(self, frames: int, hz: float = 20.0, **changes) -> list[int]:
-        """Publishes images of a square that wanders; their stamps."""
+        """Publishes images of a moving square and returns their stamps. changes: message fields to override."""
         stamps = []
         for _ in range(frames):
             pixels = np.full((*SIZE_HW, 3), 50, np.uint8)
@@ -160,7 +160,7 @@ class Robot:
         return stamps
 
     def show_compressed(self) -> int:
-        """Publishes one PNG; its stamp."""
+        """Publishes one PNG and returns its stamp."""
         stamp = time.time_ns()
         message = CompressedImage(header=header(make_message, stamp, "camera_optical"), format="png")
         message.data = array.array("B", cv2.imencode(".png", np.zeros((*SIZE_HW, 3), np.uint8))[1].tobytes())
@@ -168,27 +168,27 @@ class Robot:
         self._compressed.publish(message)
         return stamp
 
-    def show_until(self, condition: Callable[[], object], what: str) -> None:
+    def show_until(self, condition: Callable[[], object], description: str) -> None:
         until = time.monotonic() + TIMEOUT_S
         while not condition():
-            assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {what}"
+            assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {description}"
             self.show(1)
 
     def ask(self, text: str) -> str:
-        """Publishes a query and waits until it was received; its id."""
+        """Publishes a query, waits until it is received and returns its id."""
         return self.ask_all([text])[0]
 
     def ask_all(self, texts: list[str]) -> list[str]:
-        """Publishes queries one right after the other and waits until all were received; their ids."""
+        """Publishes queries back to back, waits until all are received and returns their ids."""
         before = {status.query_id for status in self.received["status"]}
 
-        def new() -> list[str]:
+        def new_ids() -> list[str]:
             return [query_id for query_id in self._query_ids() if query_id not in before]
 
         for text in texts:
             self._query.publish(String(data=text))
-        wait_for(lambda: len(new()) == len(texts), f"queries {texts}")
-        return new()
+        wait_for(lambda: len(new_ids()) == len(texts), f"queries {texts}")
+        return new_ids()
 
     def _query_ids(self) -> list[str]:
         return list(dict.fromkeys(status.query_id for status in self.received["status"]))
@@ -206,8 +206,8 @@ class Robot:
         if not self.received["/diagnostics"]:
             return {}
         status = self.received["/diagnostics"][-1].status[0]
-        told = {value.key: value.value for value in status.values}
-        return told | {"level": str(status.level[0]), "message": status.message}
+        values = {value.key: value.value for value in status.values}
+        return values | {"level": str(status.level[0]), "message": status.message}
 
     def _call(self, client, request):
         assert client.wait_for_service(TIMEOUT_S)
@@ -244,7 +244,7 @@ class Robot:
 
 
 class SentGoal:
-    """A goal of the action, accepted or not."""
+    """An accepted or rejected goal of the action."""
 
     def __init__(self, handle, feedback: list) -> None:
         self.accepted = handle.accepted
@@ -260,7 +260,7 @@ class SentGoal:
         self._handle.cancel_goal_async()
 
     def result(self) -> tuple[str, Segment.Result]:
-        """How it ended (SUCCEEDED, ABORTED or CANCELED) and the result."""
+        """The final status (SUCCEEDED, ABORTED or CANCELED) and the result."""
         wait_for(self._result.done, "result of a goal")
         ends = {getattr(GoalStatus, f"STATUS_{name}"): name for name in ("SUCCEEDED", "ABORTED", "CANCELED")}
         return ends[self._result.result().status], self._result.result().result

@@ -119,7 +119,7 @@ def test_quality_with_ablations(tmp_path):
     assert overall["j_and_f"] >= 0.75 and overall["pointing"] >= 0.9
     for kind, category in (("attribute", 0.9), ("motion", 0.9), ("size", 0.9), ("relation", 0.8)):
         assert by_type[kind]["category"] >= category and by_type[kind]["pointing"] >= 0.85, kind
-    # Absence by the model's answer "none", which is trained, and by the presence score alone.
+    # "absent" also uses the model's answer "none", which is trained; "absent_by_score" uses the presence score alone.
     for absent in (report["absent"], report["absent_by_score"]):
         assert absent["recall"] >= 0.8 and absent["precision"] >= 0.8
     branches = report["category_by_branch"]["by_type"]
