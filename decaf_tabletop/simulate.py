@@ -42,7 +42,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--clips: expected a number >= 1, got {arguments.clips}")
     for name in ("depth", "compressed"):
         if arguments.format == "npz" and getattr(arguments, name):
-            raise ValueError(f"--{name}: expected --format bag, got --format npz")
+            raise ValueError(f"--{name}: only bags have it, got --format npz")
     if arguments.story and (arguments.seed, arguments.clips, arguments.crossing) != (0, 1, False):
         raise ValueError("--story: it is one clip and has no seed, got --seed, --clips or --crossing")
 
@@ -63,7 +63,7 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
         if path.exists():
             raise FileExistsError(f"{path}: exists already")
         if arguments.story:
-            clip, expressions = play_scene(story(), arguments.depth), QUESTIONS
+            clip, expressions = play_scene(story(), arguments.depth), list(QUESTIONS)
         else:
             clip = make_clip(seed, depth=arguments.depth, crossing=arguments.crossing)
             expressions = expressions_of(clip)

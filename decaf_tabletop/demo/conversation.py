@@ -90,7 +90,8 @@ def _wait_until_active(recorder: Child, node: Child) -> None:
 
 def _converse(recorder: Child, node: Child, player: Child, questions: Sequence[Question], log: Log) -> list[str]:
     """Plays and asks until the clip is over, every query is answered and the node is idle. Returns the texts asked."""
-    pending, asked = list(questions), []
+    pending = list(questions)
+    asked: list[str] = []
     answered: set[str] = set()
     counts: dict[str, int] = {}
     start_ns = 0

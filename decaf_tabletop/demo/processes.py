@@ -43,9 +43,11 @@ class Child:
 
     def send(self, **command: Any) -> None:
         """Writes a JSON line to the process's standard input. Raises ChildError if the process has ended."""
+        stdin = self._process.stdin
+        assert stdin is not None
         try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
+            stdin.write(json.dumps(command) + "\n")
+            stdin.flush()
         except BrokenPipeError as error:
             raise ChildError(f"{self.name} has ended:{self._last_lines()}") from error
 
@@ -81,11 +83,13 @@ class Child:
             self._process.kill()
             self._process.wait()
         self._reader.join(timeout=5)
-        self._process.stdin.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
         self._stream.close()
         return self._process.returncode
 
     def _read(self) -> None:
+        assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
                 self.events.put(json.loads(line))

@@ -25,7 +25,7 @@ from decaf_tabletop.demo.processes import ChildError
 from decaf_tabletop.demo.verdicts import judge
 
 TABLETOP = Path(resolve_path("package://decaf_tabletop/config/tabletop.yaml"))
-# Overrides for tabletop.yaml. With every frame used, the answers do not depend on the machine's speed.
+# Overrides for tabletop.yaml. With every frame used, the answers hardly depend on the machine's speed.
 EVERY_FRAME = {
     "node": {
         "image_transport": "compressed",
@@ -37,8 +37,8 @@ EVERY_FRAME = {
 _REMARK = """**Both checkpoints are small stand-ins trained on this simulated table. They know nothing else.**
 The clip is not part of their training data, but its objects, colours, motions and questions are of the same kinds. The
 masks show that the method works. They do not show how well real models find things. The node uses every frame
-(`node.drop_frames` is false), and the camera pauses when the node falls behind and while a query is open, so the result
-does not depend on the machine's speed. A robot's camera does not pause: there the node drops frames and uses the
+(`node.drop_frames` is false), and the camera pauses when the node falls behind and while a query is open, so the
+answers hardly depend on the machine's speed. A robot's camera does not pause: there the node drops frames and uses the
 newest."""
 _SHORT_REMARK = "small checkpoints, trained only on this simulated table: no measure of real models"
 _OUTPUTS = {

@@ -64,7 +64,8 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
         visible = np.sum([np.bincount(label.ravel(), minlength=256) for label in labels], axis=0)
         unmeant = np.setdiff1d(np.arange(1, len(truth.objects) + 1), meant)
         extra = [int(k) for k in unmeant if np.any(covered) and covered[k] > _MASKED_SHARE * visible[k]]
-        tracked = state.state == QueryState.TRACKING and most in meant and not extra and j >= _RIGHT_J
+        only_meant = state.state == QueryState.TRACKING and most in meant and not extra
+        well_tracked = only_meant and j is not None and j >= _RIGHT_J
         category_fits = says(state.category or None, expression.category) is not False
         masked = [k for k in dict.fromkeys([most, *extra]) if k is not None]
         verdicts.append(
@@ -79,7 +80,7 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
                 masked=", ".join(_name(truth.objects[k - 1]) if k else "the surroundings" for k in masked),
                 j=j,
                 frames=len(stamps),
-                right=tracked and category_fits if expression.targets else state.state == QueryState.NOT_FOUND,
+                right=well_tracked and category_fits if expression.targets else state.state == QueryState.NOT_FOUND,
             )
         )
     return verdicts
