@@ -22,7 +22,7 @@ from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.engine import View
 from decaf_ros.grounding.grounder import resolve_start_layer
-from decaf_ros.grounding.mllm import Mllm, decode, run
+from decaf_ros.grounding.mllm import Mllm, decode, forward
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
@@ -65,7 +65,7 @@ def literal_look(
     images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
     given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
     cache = DynamicCache() if max_new_tokens else None
-    seen = run(mllm.model, given, prompt.positions, cache, start_layer, wants_token=True)
+    seen = forward(mllm.model, given, prompt.positions, cache, start_layer, wants_token=True)
     row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
     answer = decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0] if max_new_tokens else ""
     return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
@@ -130,7 +130,7 @@ def _scaled(values: np.ndarray) -> np.ndarray:
 def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
     prompt, cache = mllm.prompt(None, text), DynamicCache()
     given = mllm.embed(prompt.ids, prompt.slots, [()])
-    seen = run(mllm.model, given, prompt.positions, cache, mllm.layers, wants_token=True)
+    seen = forward(mllm.model, given, prompt.positions, cache, mllm.layers, wants_token=True)
     return decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0].rstrip(".")
 
 

@@ -45,10 +45,11 @@ def measure(windows: int, device: str = "cpu") -> dict[str, float]:
     def segment(number: int) -> None:
         decaf.segment(window(FRAMES, first=number, size_hw=(96, 128)), QUERIES[number % 2])
 
-    grown = growth(segment, windows, "window")
-    caches = {name: getattr(decaf.grounder.engine, name) for name in ("prefixes", "features", "looks")}
+    growth_figures = growth(segment, windows, "window")
+    engine = decaf.grounder.engine
+    caches = {"prefixes": engine.prefixes, "features": engine.features, "looks": engine.results}
     held = {f"{name}_mib": round(cache.held_bytes / 2**20, 2) for name, cache in caches.items()}
-    return {"windows": windows, **grown, **held}
+    return {"windows": windows, **growth_figures, **held}
 
 
 def main() -> None:

@@ -9,8 +9,8 @@ from sam2_scenes import disc
 from benchmarks.literal import literal_look
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.engine import Engine, Reading, View
-from decaf_ros.grounding.mllm import run
+from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.mllm import forward
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Frame, Window
 
@@ -64,7 +64,7 @@ def check_inputs(mllm, view, text, expected):
     features = encode(mllm, view)
     assert len(features) == view.layout.units
     given = mllm.embed(prompt.ids, prompt.slots, [features])
-    ours = run(mllm.model, given, prompt.positions, None, 0, wants_token=True)
+    ours = forward(mllm.model, given, prompt.positions, None, 0, wants_token=True)
     assert len(ours.layers) == len(theirs.layers) == mllm.layers
     for one, other in zip(ours.layers, theirs.layers):
         torch.testing.assert_close(one.query, other.query, atol=1e-4, rtol=1e-4)
@@ -75,7 +75,7 @@ def check_inputs(mllm, view, text, expected):
 def check_maps(mllm, kind, pictures):
     """Through the engine's prefix and suffixes as in one full pass, Eq. 1-4 as they stand."""
     views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
-    looks = Engine(mllm, EngineConfig()).look(views, TEXTS, Reading(2))
+    looks = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2))
     for text, seen in zip(TEXTS, looks):
         for one, look in zip(views, seen):
             expected = literal_look(mllm, one, text, 2)[0]
@@ -89,7 +89,7 @@ def check_decoding(mllm, view, text, expected):
     if view is None:
         answer = engine.answer(text, 6)
     else:
-        answer = engine.look([view], [text], Reading(2, max_new_tokens=6))[0][0].answer
+        answer = engine.ask([view], [text], ReadOptions(2, max_new_tokens=6))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
     said = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())

@@ -9,7 +9,7 @@ import torch
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
@@ -38,7 +38,7 @@ def test_maps_in_bfloat16(tmp_path, write, kind):
         if kind == "frames":
             layout = mllm.layout("frames", 1, (96, 128))
             views = [View(layout, (frame,)) for frame in frames]
-        looks = Engine(mllm, EngineConfig()).look(views, TEXTS, Reading(2, max_new_tokens=2))
+        looks = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2, max_new_tokens=2))
         found[dtype] = np.stack([[look.map for look in some] for some in looks])
     exact, rounded = found.values()
     assert rounded.dtype == np.float32 and exact.std() > 0

@@ -12,10 +12,10 @@ from benchmarks.literal import literal_rollout
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.grounding.mllm import run
+from decaf_ros.grounding.mllm import forward
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Window
 
@@ -45,7 +45,7 @@ def full_pass(mllm, view, text, method, start_layer):
     prompt = mllm.prompt(view.layout, text)
     images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
     given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
-    seen = run(mllm.model, given, prompt.positions, None, start_layer, wants_token=True)
+    seen = forward(mllm.model, given, prompt.positions, None, start_layer, wants_token=True)
     row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
     return row[prompt.cells].reshape(prompt.grid).numpy()
 
@@ -55,8 +55,8 @@ def full_pass(mllm, view, text, method, start_layer):
 def test_maps_are_those_of_one_full_pass(mllm, frames, kind, method):
     engine = Engine(mllm, EngineConfig())
     some = views(mllm, frames[:5], kind)
-    together = engine.look(some, TEXTS, Reading(2, method, block=7))
-    later = engine.look(some, ["And this?"], Reading(2, method, block=64))
+    together = engine.ask(some, TEXTS, ReadOptions(2, method, block=7))
+    later = engine.ask(some, ["And this?"], ReadOptions(2, method, block=64))
     for text, looks in zip([*TEXTS, "And this?"], [*together, *later]):
         for view, look in zip(some, looks):
             expected = full_pass(mllm, view, text, method, 2)
@@ -69,7 +69,7 @@ def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, fram
     some = views(mllm, frames[:2], "video")
     encoded = counted(monkeypatch, mllm)
     for start in (2, 1, 3):
-        look = engine.look(some, TEXTS[:1], Reading(start))[0][0]
+        look = engine.ask(some, TEXTS[:1], ReadOptions(start))[0][0]
         assert np.abs(look.map - full_pass(mllm, some[0], TEXTS[0], "v_max", start)).max() <= 1e-6
     prefix = engine.prefixes.get((some[0].key,))
     assert prefix.first_layer == 1 and encoded.count(("video", 1)) == 1 + 3  # by the engine once
@@ -94,9 +94,9 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames,
     head = mllm.model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(1))
     try:
         engine = Engine(mllm, EngineConfig())
-        engine.look(views(mllm, frames[:4], "video"), TEXTS, Reading(2))
+        engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2))
         assert not seen
-        engine.look(views(mllm, frames[:4], "video"), TEXTS, Reading(2, max_new_tokens=1))
+        engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2, max_new_tokens=1))
         assert seen
     finally:
         handle.remove(), head.remove()
@@ -144,8 +144,8 @@ def test_equal_images_count_as_one_whatever_their_stamps(mllm, frames, monkeypat
     encoded = counted(monkeypatch, mllm)
     engine = Engine(mllm, EngineConfig())
     again = [Frame(frame.image.copy(), frame.stamp_ns + 10**9) for frame in frames[:2]]
-    first = engine.look(views(mllm, frames[:2], "frames"), TEXTS[:1], Reading(2))
-    second = engine.look(views(mllm, tuple(again), "frames"), TEXTS[:1], Reading(2))
+    first = engine.ask(views(mllm, frames[:2], "frames"), TEXTS[:1], ReadOptions(2))
+    second = engine.ask(views(mllm, tuple(again), "frames"), TEXTS[:1], ReadOptions(2))
     assert len(encoded) == 1 and all((a.map == b.map).all() for a, b in zip(first[0], second[0]))
 
 
@@ -157,16 +157,16 @@ def test_an_aborted_look_leaves_a_working_engine(mllm, frames):
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        engine.look(some, TEXTS, Reading(2), abort)
-    looks = engine.look(some, TEXTS, Reading(2))
-    fresh = Engine(mllm, EngineConfig(batch_tokens=1)).look(some, TEXTS, Reading(2))
+        engine.ask(some, TEXTS, ReadOptions(2), abort)
+    looks = engine.ask(some, TEXTS, ReadOptions(2))
+    fresh = Engine(mllm, EngineConfig(batch_tokens=1)).ask(some, TEXTS, ReadOptions(2))
     for ours, theirs in zip(looks, fresh):
         assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
 
 
 def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = engine.look(some, TEXTS[:1], Reading(2))[0][0].map
+    expected = engine.ask(some, TEXTS[:1], ReadOptions(2))[0][0].map
 
     def fails(*_):
         raise RuntimeError("out of memory")
@@ -174,10 +174,10 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
     with monkeypatch.context() as broken:
         broken.setattr("decaf_ros.grounding.engine.decode", fails)
         with pytest.raises(RuntimeError, match="out of memory"):
-            engine.look(some, TEXTS[1:], Reading(2, max_new_tokens=4))
-    engine.looks.drop((some[0].key, TEXTS[0], Reading(2)))
+            engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4))
+    engine.results.drop((some[0].key, TEXTS[0], ReadOptions(2)))
     hits = engine.prefixes.hits
-    np.testing.assert_allclose(engine.look(some, TEXTS[:1], Reading(2))[0][0].map, expected, atol=1e-7)
+    np.testing.assert_allclose(engine.ask(some, TEXTS[:1], ReadOptions(2))[0][0].map, expected, atol=1e-7)
     assert engine.prefixes.hits == hits + 1
 
 
@@ -185,13 +185,13 @@ def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
     """Frames that came together stay together, whatever the window that they are asked in; equal ones count once."""
     some = views(mllm, (*frames, frames[0]), "frames")
     engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[1]).ids)))
-    engine.look(some[:6], TEXTS[1:], Reading(2))
+    engine.ask(some[:6], TEXTS[1:], ReadOptions(2))
     assert [len(key) for key in engine.prefixes] == [3, 3]
     encoded = counted(monkeypatch, mllm)
-    found = engine.look(some[1:], TEXTS[:1], Reading(2))
+    found = engine.ask(some[1:], TEXTS[:1], ReadOptions(2))
     # Two of the first three are still there, and the last frame is the first one once more.
     assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
-    fresh = Engine(mllm, EngineConfig()).look(some[1:], TEXTS[:1], Reading(2))
+    fresh = Engine(mllm, EngineConfig()).ask(some[1:], TEXTS[:1], ReadOptions(2))
     for ours, theirs in zip(found[0], fresh[0]):
         np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
         assert ours.map.base is None, "a part of a batch's array keeps all of it"
@@ -199,8 +199,8 @@ def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
 
 def test_out_of_memory_nothing_keeps_the_prefix_that_was_held(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = Engine(mllm, EngineConfig()).look(some, TEXTS, Reading(2))[1]
-    engine.look(some, TEXTS[:1], Reading(2))
+    expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))[1]
+    engine.ask(some, TEXTS[:1], ReadOptions(2))
     held = weakref.ref(engine.prefixes.peek((some[0].key,)))
     still_there = []
 
@@ -208,28 +208,28 @@ def test_out_of_memory_nothing_keeps_the_prefix_that_was_held(mllm, frames, monk
         still_there.append(held() is not None)
         if len(still_there) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(model, given, *rest, **more)
+        return forward(model, given, *rest, **more)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.run", fails_with_a_prefix)
-    found = engine.look(some, TEXTS[1:], Reading(2))[0]
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_with_a_prefix)
+    found = engine.ask(some, TEXTS[1:], ReadOptions(2))[0]
     assert still_there == [True, False, False]
     np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
 
 
 def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "frames")
-    expected = Engine(mllm, EngineConfig()).look(some, TEXTS, Reading(2))
-    engine.look(some[:2], TEXTS[:1], Reading(2))
+    expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))
+    engine.ask(some[:2], TEXTS[:1], ReadOptions(2))
     sizes = []
 
     def with_room_for_one(model, given, *rest, **more):
         sizes.append(len(given["inputs_embeds"]))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(model, given, *rest, **more)
+        return forward(model, given, *rest, **more)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.run", with_room_for_one)
-    found = engine.look(some, TEXTS, Reading(2))
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_one)
+    found = engine.ask(some, TEXTS, ReadOptions(2))
     assert max(sizes) > 1 and len(found[0]) == 4
     # Nor does it take the room again: the next view may need it.
     assert not engine.prefixes.held_bytes and not engine.features.held_bytes
@@ -239,9 +239,9 @@ def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeyp
     def with_room_for_none(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.run", with_room_for_none)
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_none)
     with pytest.raises(torch.OutOfMemoryError):
-        engine.look(some[:1], ["something new"], Reading(2))
+        engine.ask(some[:1], ["something new"], ReadOptions(2))
 
 
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
@@ -253,7 +253,7 @@ def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
 
 
 def test_byte_cache_keeps_what_the_round_has_used():
-    cache: ByteCache[str] = ByteCache(10)
+    cache: ByteCache[str, str] = ByteCache(10)
     assert cache.put("a", "A", 4) and cache.put("b", "B", 4)
     assert not cache.put("c", "C", 4) and cache.get("c") is None  # a scan keeps its first part
     cache.new_round()

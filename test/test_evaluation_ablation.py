@@ -98,7 +98,7 @@ def test_what_is_kept_of_a_window_is_bounded(models):
     a_token = layers * (2 * (heads + 2 * kv_heads) * head_size + 4 * heads)
     a_frame = config.mllm.video_tokens * config.mllm.frame_scale**2
     window = config.window.size * (config.mllm.video_tokens // 2 + a_frame) * a_token
-    kept = sharing_grounder(models[0]).engine.prefixes.most_bytes
+    kept = sharing_grounder(models[0]).engine.prefixes.max_bytes
     assert window < kept < 1.3 * window
 
 

@@ -11,7 +11,7 @@ from conftest import GOLDEN_DIR
 from transformers import AutoModelForImageTextToText
 
 from decaf_ros.grounding.attention_tap import LayerAttention, record_attention
-from decaf_ros.grounding.families.llava_onevision import keep_published_features
+from decaf_ros.grounding.families.llava_onevision import remove_final_norm
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.mllm import prepare_model
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
@@ -54,7 +54,7 @@ def test_golden_rollout(case):
     else:
         inputs |= token_kinds(model, inputs, visual)
     if family == "llava_onevision":
-        keep_published_features(model)
+        remove_final_norm(model)
     prepare_model(model)
     with torch.inference_mode(), record_attention(int(data["start_layer"])) as recording:
         logits = model(**inputs, use_cache=False).logits[:, -1]

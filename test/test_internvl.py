@@ -73,8 +73,8 @@ def brightness(folder):
 
 def test_layouts(mllm):
     video, frames = mllm.layout("video", 5, (480, 854)), mllm.layout("frames", 1, (480, 854))
-    assert (video.grid, video.units, video.frames_a_unit) == ((5, 3, 3), 5, 1)
-    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 2 * 3, 4 * 3), 1, 1)
+    assert (video.grid, video.units, video.frames_per_unit) == ((5, 3, 3), 5, 1)
+    assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 2 * 3, 4 * 3), 1, 1)
     assert mllm.layout("frames", 1, (84, 84)).grid == (1, 3, 3)
     for size in SIZES:
         grid = mllm.layout("frames", 1, size).grid

@@ -63,9 +63,9 @@ def brightness(folder):
 
 def test_layouts(mllm):
     video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
-    assert (video.grid, video.units, video.frames_a_unit) == ((5, 3, 3), 5, 1)
+    assert (video.grid, video.units, video.frames_per_unit) == ((5, 3, 3), 5, 1)
     # 3 x 4 tiles of 5 x 5 tokens, of whose 15 rows the image fills 13.8: one goes at the top, one at the bottom.
-    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 13, 20), 1, 1)
+    assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 13, 20), 1, 1)
     # 6 x 5 tiles are more than nine: 30 x 25 tokens are brought down to about nine tiles of 25.
     assert mllm.layout("frames", 1, (480, 400)).grid == (1, 16, 13)
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from decaf_ros.config import EngineConfig, MllmConfig
 from decaf_ros.grounding import loading
-from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl
@@ -108,7 +108,7 @@ def maps(mllm):
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     layout = mllm.layout("video", 2, (96, 128))
     view = View(layout, tuple(Frame(image, number + 1) for number, image in enumerate(images)))
-    return Engine(mllm, EngineConfig()).look([view], ["where is it?"], Reading(2, max_new_tokens=3))[0][0].map
+    return Engine(mllm, EngineConfig()).ask([view], ["where is it?"], ReadOptions(2, max_new_tokens=3))[0][0].map
 
 
 def effective_weight(layer):

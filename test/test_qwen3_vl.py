@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from transformers.video_utils import VideoMetadata
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.grounding.engine import Engine, Reading
+from decaf_ros.grounding.engine import Engine, ReadOptions
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
 from tiny_models.qwen3_vl import write_tiny_qwen3_vl
@@ -43,7 +43,7 @@ def processed(mllm, view, placeholder="<|video_pad|>"):
     placeholder: of a video. Without what the chat template puts around it the releases of transformers agree.
     """
     pixels = torch.from_numpy(np.stack([frame.image for frame in view.frames])).permute(0, 3, 1, 2)
-    size = [side * mllm._side for side in view.layout.grid[1:]]
+    size = [side * mllm._token_px for side in view.layout.grid[1:]]
     pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
     kind = "video" if view.layout.kind == "video" else "image"
     content = [{"type": kind}, {"type": "text", "text": TEXT}]
@@ -63,8 +63,8 @@ def processed(mllm, view, placeholder="<|video_pad|>"):
 def test_grids(mllm):
     """Tokens of 32 pixels; five frames are three pairs."""
     video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
-    assert (video.grid, video.units, video.frames_a_unit) == ((3, 3, 4), 3, 2)
-    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 6, 8), 1, 1)
+    assert (video.grid, video.units, video.frames_per_unit) == ((3, 3, 4), 3, 2)
+    assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 6, 8), 1, 1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
@@ -148,7 +148,7 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm):
     seen = []
     handle = mllm.model.get_decoder().layers[-1].mlp.register_forward_hook(lambda *_: seen.append(1))
     try:
-        Engine(mllm, EngineConfig()).look([view(mllm, "video", noise(5, (90, 130)))], [TEXT], Reading(2))
+        Engine(mllm, EngineConfig()).ask([view(mllm, "video", noise(5, (90, 130)))], [TEXT], ReadOptions(2))
     finally:
         handle.remove()
     assert not seen

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import resize
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.engine import Engine, Reading, View
+from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -33,7 +33,7 @@ def images(count=5, size_hw=(90, 130), seed=0):
 
 def processed(mllm, layout, pictures, text):
     """What the family's own processor makes of the images, resized to the layout's grid, and the text."""
-    size = [side * mllm._side for side in layout.grid[1:]]
+    size = [side * mllm._token_px for side in layout.grid[1:]]
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
     kind = "video" if layout.kind == "video" else "image"
@@ -60,14 +60,14 @@ def view(mllm, kind, pictures):
 
 def as_units(layout, pictures):
     """(units, frames of each, H, W, 3): the last frame fills up."""
-    padded = np.concatenate([pictures, pictures[-1:].repeat(-len(pictures) % layout.frames_a_unit, axis=0)])
-    return padded.reshape(layout.units, layout.frames_a_unit, *pictures.shape[1:])
+    padded = np.concatenate([pictures, pictures[-1:].repeat(-len(pictures) % layout.frames_per_unit, axis=0)])
+    return padded.reshape(layout.units, layout.frames_per_unit, *pictures.shape[1:])
 
 
 def test_grids(mllm):
     video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
-    assert (video.grid, video.units, video.frames_a_unit) == ((3, 3, 5), 3, 2)
-    assert (frames.grid, frames.units, frames.frames_a_unit) == ((1, 6, 10), 1, 1)
+    assert (video.grid, video.units, video.frames_per_unit) == ((3, 3, 5), 3, 2)
+    assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 6, 10), 1, 1)
     assert mllm.token_grid((480, 854))[0] * mllm.token_grid((480, 854))[1] <= 48
 
 
@@ -132,7 +132,7 @@ def test_decoding_is_what_generate_does(mllm, kind):
         layout, used = view(mllm, kind, pictures)
         count = 1 if kind == "video" else 3
         views = [View(layout, tuple(map(Frame, pictures[k : k + len(used)], range(1, 9)))) for k in range(count)]
-        answers = [look.answer for look in engine.look(views, ["where is it?"], Reading(2, max_new_tokens=6))[0]]
+        answers = [look.answer for look in engine.ask(views, ["where is it?"], ReadOptions(2, max_new_tokens=6))[0]]
         given = [processed(mllm, layout, pictures[k : k + len(used)], "where is it?") for k in range(count)]
     for answer, inputs in zip(answers, given):
         tokens = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0]

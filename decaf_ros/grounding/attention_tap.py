@@ -1,8 +1,8 @@
-"""Records a language model's queries and keys while it runs, without a subclass or a hook.
+"""Records the queries and keys of a language model while it runs, without subclasses or hooks.
 
-transformers asks `AttentionInterface` for the attention function of a model's configuration; ours keeps what the
-rollout needs and hands the work on to SDPA. Registering the mask function under the same name matters: without it
-transformers builds no mask at all for an unknown name, and a padded batch or a cached prefix gives wrong logits.
+transformers looks up a model's attention function in `AttentionInterface`. The function registered here keeps the
+rollout's inputs and delegates to SDPA. The mask function must be registered under the same name: for an unknown name
+transformers builds no mask, and a padded batch or a cached prefix then gives wrong logits.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
@@ -21,8 +21,13 @@ TAP = "decaf_tap"
 
 
 class LayerAttention(NamedTuple):
-    """One layer's inputs to attention: query (B, H, n, D) after RoPE, key (B, H_kv, N, D) after RoPE and not yet
-    repeated for grouped queries, and the factor on their product. The queries are those of the last n of N tokens."""
+    """Attention inputs of one layer. The n queries belong to the last n of the N tokens.
+
+    Attributes:
+        query: (B, H, n, D), after RoPE.
+        key: (B, H_kv, N, D), after RoPE, not repeated for grouped queries.
+        scaling: factor on their product.
+    """
 
     query: torch.Tensor
     key: torch.Tensor
@@ -30,7 +35,7 @@ class LayerAttention(NamedTuple):
 
 
 class Recording:
-    """The layers from `first_layer` up, in the order in which they ran. last_layer: the pass ends with it."""
+    """Attention of the layers from `first_layer` up, in execution order. The pass stops at `last_layer`, if given."""
 
     def __init__(self, first_layer: int, last_layer: int | None = None) -> None:
         self.first_layer = first_layer
@@ -38,20 +43,28 @@ class Recording:
         self.layers: list[LayerAttention] = []
 
 
-class _PassOverError(Exception):
-    """Everything that was wanted of a pass is recorded."""
+class _PassCompleteError(Exception):
+    """Stops a pass once everything requested is recorded."""
 
 
 _recording: ContextVar[Recording | None] = ContextVar("decaf_attention_recording", default=None)
 
 
-def _tapped_attention(module, query, key, value, attention_mask, scaling=None, **kwargs):
+def _tapped_attention(
+    module: Any,  # a family's attention module, which has `layer_idx`
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
     recording = _recording.get()
     if recording is not None and module.layer_idx >= recording.first_layer:
         factor = query.shape[-1] ** -0.5 if scaling is None else scaling
         recording.layers.append(LayerAttention(query, key, factor))
     if recording is not None and module.layer_idx == recording.last_layer:
-        raise _PassOverError
+        raise _PassCompleteError
     return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
 
 
@@ -60,22 +73,23 @@ AttentionMaskInterface.register(TAP, sdpa_mask)
 
 
 def install_tap(language_model: PreTrainedModel) -> None:
-    """Sends the attention of this language model through the tap. The vision tower keeps its own."""
+    """Routes the attention of this language model through the tap. The vision tower keeps its own."""
     language_model.set_attn_implementation(TAP)
 
 
 @contextmanager
 def record_attention(first_layer: int, last_layer: int | None = None) -> Iterator[Recording]:
-    """Within the block, every pass of a tapped model in this thread is recorded from `first_layer` (from 0) up.
+    """Records every pass of a tapped model in this thread from layer `first_layer` (from 0) up, within the block.
 
-    last_layer: once it has its queries and keys (and its part of a cache), the pass is over: the block ends there.
+    If `last_layer` is given, the pass and the block end once this layer has its queries and keys (and its KV cache
+    entries).
     """
     recording = Recording(first_layer, last_layer)
     token = _recording.set(recording)
     try:
         yield recording
-    except _PassOverError:
-        # Only thrown in here: nothing of the pass is left but what is recorded.
+    except _PassCompleteError:
+        # The rest of the pass is not needed.
         pass
     finally:
         _recording.reset(token)

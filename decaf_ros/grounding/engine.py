@@ -1,8 +1,8 @@
-"""Puts prompts to a multimodal LLM and computes nothing twice (paper, Sec. 3.2; docs/architecture.md, "The engine").
+"""Runs prompts through a multimodal LLM without repeated work (paper, Sec. 3.2; docs/architecture.md, "The engine").
 
-Visual tokens come before the text, so all prompts about the same images share a prefix: it runs once, every text is a
-short suffix on its keys and values, and their rollouts share one pass over its attention. What later windows and
-queries ask again is kept: vision features of a unit, prefixes, and finished maps.
+Visual tokens come before the text, so all prompts about the same images share a prefix. The prefix runs once. Each text
+is a short suffix on its KV cache, and all suffixes share one rollout over the prefix. Vision features of units,
+prefixes, and finished maps are cached for later windows and queries.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from decaf_ros.config import EngineConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.mllm import Features, Layout, Mllm, Prompt, decode, run
+from decaf_ros.grounding.mllm import Features, Layout, Mllm, Prompt, decode, forward
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
@@ -29,27 +29,35 @@ _log = logging.getLogger(__name__)
 
 
 class View(NamedTuple):
-    """Frames as they are put into one sequence."""
+    """Frames that enter the model in one sequence."""
 
     layout: Layout
     frames: tuple[Frame, ...]
 
     @property
     def units(self) -> list[tuple[Frame, ...]]:
-        """The frames of every unit; the last frame fills up the last one."""
-        size = self.layout.frames_a_unit
+        """The frames of every unit. The last frame is repeated to fill the last unit."""
+        size = self.layout.frames_per_unit
         padded = [*self.frames, *[self.frames[-1]] * (-len(self.frames) % size)]
         return [tuple(padded[start : start + size]) for start in range(0, len(padded), size)]
 
     @property
     def key(self) -> Hashable:
+        """Cache key: equal for equal layouts and images."""
         return self.layout, tuple(frame.digest for frame in self.frames)
 
 
 @dataclass(frozen=True)
-class Reading:
-    """What is made of the attention, and whether an answer is decoded. start_layer: first of the rollout, from 0.
-    method, block, kernel: as in `rollout_of_suffixes`. max_new_tokens: 0 decodes nothing."""
+class ReadOptions:
+    """How the engine reads the attention, and how much of an answer it decodes.
+
+    Attributes:
+        start_layer: first layer of the rollout, from 0.
+        method: see `rollout_of_suffixes`.
+        block: see `rollout_of_suffixes`.
+        kernel: see `rollout_of_suffixes`.
+        max_new_tokens: length limit of the answer; 0 decodes nothing.
+    """
 
     start_layer: int
     method: str = "v_max"
@@ -58,17 +66,28 @@ class Reading:
     max_new_tokens: int = 0
 
 
-class Look(NamedTuple):
-    """What one prompt about one view showed: the map of its cells (t, h, w) float32, and the answer, if one was
-    wanted."""
+class ViewResult(NamedTuple):
+    """Result of one prompt about one view.
+
+    Attributes:
+        map: rollout of the visual tokens, (t, h, w) float32.
+        answer: decoded text, "" if none was requested.
+    """
 
     map: np.ndarray
     answer: str
 
 
 class _Prefix:
-    """What B sequences of one layout begin with, after its pass. views: their keys. keys and values: in `cache`, of
-    every layer."""
+    """The common prefix of B sequences of one layout, after its pass.
+
+    Attributes:
+        views: cache key of each sequence's view.
+        length: number of tokens.
+        cache: keys and values of every layer.
+        first_layer: the lowest layer whose attention is recorded.
+        attention: recorded attention for the rollout.
+    """
 
     def __init__(
         self,
@@ -81,96 +100,113 @@ class _Prefix:
         self.views = views
         self.length = length
         self.cache = cache
-        self._held = [(layer.keys, layer.values) for layer in cache.layers]
+        self._keys_values: list[tuple[torch.Tensor, torch.Tensor]] = [
+            (layer.keys, layer.values) for layer in self._cache_layers()
+        ]
         self.first_layer = len(cache.layers) - len(layers)
         self.attention = PrefixAttention(layers, prompt.visual[:length])
 
     @property
     def bytes(self) -> int:
-        """Of everything that is held, with the statistics that the rollout will add."""
-        held = [part for pair in self._held for part in pair]
-        held += [layer.query for layer in self.attention.layers]
+        """Size of all tensors, including the statistics that the rollout will add."""
+        tensors = [tensor for pair in self._keys_values for tensor in pair]
+        tensors += [layer.query for layer in self.attention.layers]
         statistics = sum(4 * layer.query[..., 0].numel() for layer in self.attention.layers)
-        return statistics + sum(part.numel() * part.element_size() for part in held)
+        return statistics + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
-    def shorten(self) -> None:
-        """Forgets the tokens that were put after the prefix."""
-        for layer, (keys, values) in zip(self.cache.layers, self._held):
+    def truncate(self) -> None:
+        """Removes the tokens after the prefix from the KV cache."""
+        for layer, (keys, values) in zip(self._cache_layers(), self._keys_values):
             layer.keys, layer.values = keys, values
+
+    def _cache_layers(self) -> list[Any]:
+        # Full-attention layers only, which all have `keys` and `values`; transformers types the union of all kinds.
+        return cast("list[Any]", self.cache.layers)
 
 
 class _Batch(NamedTuple):
-    """Views that go through the model together. held: the key of their prefix where one is held, which may be of other
-    views besides. (Not the prefix itself: out of memory, nothing but the cache may keep it.)"""
+    """Views that run through the model together.
+
+    prefix_key: key of a cached prefix that contains these views, and perhaps others. (A key, not the prefix itself:
+    only the cache may own the prefix, so that it can be freed when memory runs out.)
+    """
 
     views: list[View]
-    held: tuple[Hashable, ...] | None = None
+    prefix_key: tuple[Hashable, ...] | None = None
 
 
 class Engine:
-    """Looks at views with one multimodal LLM. config: its bounds, in bytes and tokens. record_from: the lowest layer
-    that prefixes are recorded from, for readings that differ in their start layer; None: as each reading wants."""
+    """Asks one multimodal LLM about views.
+
+    Args:
+        mllm: the model.
+        config: bounds in bytes and tokens.
+        record_from: lowest layer recorded in prefixes, for read options with different start layers; None: the start
+            layer of each call.
+    """
 
     def __init__(self, mllm: Mllm, config: EngineConfig, record_from: int | None = None) -> None:
         self.mllm = mllm
         self.config = config
         self.record_from = record_from
-        self.features: ByteCache[Features] = ByteCache(config.feature_cache_mib * _MIB)
-        self.prefixes: ByteCache[_Prefix] = ByteCache(config.prefix_cache_mib * _MIB)
-        self.looks: ByteCache[Look] = ByteCache(config.map_cache_mib * _MIB)
+        self.features: ByteCache[Hashable, Features] = ByteCache(config.feature_cache_mib * _MIB)
+        self.prefixes: ByteCache[tuple[Hashable, ...], _Prefix] = ByteCache(config.prefix_cache_mib * _MIB)
+        self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
         self._prompt = lru_cache(maxsize=64)(mllm.prompt)
 
     def new_round(self) -> None:
-        """To be called when a grounding begins: what it uses is not thrown out for what it brings."""
-        for cache in (self.features, self.prefixes, self.looks):
-            cache.new_round()
+        """Call at the start of a grounding: entries it uses are not evicted by its later entries."""
+        self.features.new_round()
+        self.prefixes.new_round()
+        self.results.new_round()
 
-    def look(
+    def ask(
         self,
         views: Sequence[View],
         texts: Sequence[str],
-        reading: Reading,
+        options: ReadOptions,
         tick: Callable[[], None] = lambda: None,
-    ) -> list[list[Look]]:
-        """Puts every text to the model about every view, which all have one layout. tick: called between batches; it
-        may raise, and nothing has changed then.
+    ) -> list[list[ViewResult]]:
+        """Asks the model every text about every view. All views have the same layout.
 
-        Returns for each text the looks at the views, in order.
+        tick: called between batches. It may raise, which leaves the engine in a valid state.
+        Returns for each text the results of the views, in order.
         """
-        found: dict[tuple[Hashable, str], Look] = {}
+        results: dict[tuple[Hashable, str], ViewResult] = {}
         missing: dict[Hashable, View] = {}
         for view in views:
             for text in texts:
-                look = self.looks.get((view.key, text, reading))
-                if look is not None:
-                    found[view.key, text] = look
-            if any((view.key, text) not in found for text in texts):
+                result = self.results.get((view.key, text, options))
+                if result is not None:
+                    results[view.key, text] = result
+            if any((view.key, text) not in results for text in texts):
                 missing[view.key] = view
-        for number, batch in enumerate(self._batches(missing, texts[0], reading)):
+        for number, batch in enumerate(self._batches(missing, texts[0], options)):
             if number:
                 tick()
-            for text, looks in zip(texts, self._look_with_room(batch, texts, reading)):
-                for view, look in zip(batch.views, looks):
-                    self.looks.put((view.key, text, reading), look, look.map.nbytes + 1024)
-                    found[view.key, text] = look
-        return [[found[view.key, text] for view in views] for text in texts]
+            for text, batch_results in zip(texts, self._ask_within_memory(batch, texts, options)):
+                for view, result in zip(batch.views, batch_results):
+                    self.results.put((view.key, text, options), result, result.map.nbytes + 1024)
+                    results[view.key, text] = result
+        return [[results[view.key, text] for view in views] for text in texts]
 
     def answer(self, text: str, max_new_tokens: int) -> str:
-        """What the model says to a text alone."""
+        """The model's answer to a text without images."""
         prompt = self._prompt(None, text)
         cache = DynamicCache()
-        given = self.mllm.embed(prompt.ids, prompt.slots, [()])
-        # No attention of this prompt is read: record from past the last layer.
-        seen = run(self.mllm.model, given, prompt.positions, cache, self.mllm.layers, wants_token=True)
-        return decode(self.mllm, prompt, cache, seen.next_token, max_new_tokens)[0]
+        inputs = self.mllm.embed(prompt.ids, prompt.slots, [()])
+        # Past the last layer: no attention of this prompt is recorded.
+        output = forward(self.mllm.model, inputs, prompt.positions, cache, self.mllm.layers, wants_token=True)
+        assert output.next_token is not None
+        return decode(self.mllm, prompt, cache, output.next_token, max_new_tokens)[0]
 
-    def _batches(self, views: dict[Hashable, View], text: str, reading: Reading) -> Iterator[_Batch]:
-        """All of these views, as they came together before where that is still held."""
+    def _batches(self, views: dict[Hashable, View], text: str, options: ReadOptions) -> Iterator[_Batch]:
+        """Splits these views into batches; views with a cached common prefix stay together."""
         for key in self.prefixes:
-            wanted = [one for one in key if one in views]
-            # What is not wanted goes along through the suffix: not too much of that.
-            if 2 * len(wanted) >= len(key) and self._serves(key, reading):
-                yield _Batch([views.pop(one) for one in wanted], key)
+            wanted = [view_key for view_key in key if view_key in views]
+            # Unwanted views of the prefix run through the suffix too: accept at most half.
+            if 2 * len(wanted) >= len(key) and self._is_usable(key, options):
+                yield _Batch([views.pop(view_key) for view_key in wanted], key)
         rest = list(views.values())
         if not rest:
             return
@@ -178,100 +214,111 @@ class Engine:
         for start in range(0, len(rest), size):
             yield _Batch(rest[start : start + size])
 
-    def _serves(self, key: tuple[Hashable, ...], reading: Reading) -> bool:
+    def _is_usable(self, key: tuple[Hashable, ...], options: ReadOptions) -> bool:
         prefix = self.prefixes.peek(key)
-        return prefix is not None and prefix.first_layer <= self._first_layer(reading)
+        return prefix is not None and prefix.first_layer <= self._first_layer(options)
 
-    def _look_with_room(self, batch: _Batch, texts: Sequence[str], reading: Reading) -> list[list[Look]]:
-        """Where memory runs out, once more without what is only held for later, and one view after the other."""
+    def _ask_within_memory(self, batch: _Batch, texts: Sequence[str], options: ReadOptions) -> list[list[ViewResult]]:
+        """As `_ask`. On out of memory, frees the caches on the device and retries view by view."""
         try:
-            return self._look(batch, texts, reading)
+            return self._ask(batch, texts, options)
         except torch.OutOfMemoryError as error:
-            _log.warning("out of memory: prefixes and features are dropped, and it is tried again (%s)", str(error))
-        # Here, where the error no longer keeps what the failed pass has made.
+            _log.warning("out of memory: dropping prefixes and features, then retrying view by view (%s)", str(error))
+        # Outside the handler, where the error no longer keeps the tensors of the failed pass alive.
         self.release()
-        alone = [self._look(_Batch([view]), texts, reading, keeps=False) for view in batch.views]
-        return [[look for (look,) in looks] for looks in zip(*alone)]
+        by_view = [self._ask(_Batch([view]), texts, options, keep=False) for view in batch.views]
+        return [[result for (result,) in results] for results in zip(*by_view)]
 
     def release(self) -> None:
-        """Drops what is held on the device for later, for whoever has found no room there."""
+        """Frees the caches on the device, for a caller that ran out of memory."""
         self.prefixes.clear()
         self.features.clear()
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _look(self, batch: _Batch, texts: Sequence[str], reading: Reading, keeps: bool = True) -> list[list[Look]]:
+    def _ask(
+        self, batch: _Batch, texts: Sequence[str], options: ReadOptions, keep: bool = True
+    ) -> list[list[ViewResult]]:
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
-        prefix = self.prefixes.get(batch.held) if batch.held else None
-        prefix = prefix or self._new_prefix(batch.views, prompts[0], reading, keeps)
+        prefix = self.prefixes.get(batch.prefix_key) if batch.prefix_key else None
+        prefix = prefix or self._new_prefix(batch.views, prompts[0], options, keep)
         suffixes, answers = [], []
         for prompt in prompts:
-            layers, said = self._suffix(prefix, prompt, reading)
+            layers, prompt_answers = self._suffix(prefix, prompt, options)
             suffixes.append(layers)
-            answers.append(said)
-        skipped = reading.start_layer - prefix.first_layer
+            answers.append(prompt_answers)
+        skipped = options.start_layer - prefix.first_layer
         attention = prefix.attention
-        rows = rollout_of_suffixes(attention, suffixes, reading.method, reading.block, skipped, reading.kernel)
+        rows = rollout_of_suffixes(attention, suffixes, options.method, options.block, skipped, options.kernel)
         places = [prefix.views.index(view.key) for view in batch.views]
-        looks = []
-        for prompt, row, said in zip(prompts, rows, answers):
+        results = []
+        for prompt, row, prompt_answers in zip(prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
-            # Copies: a part of a batch's array would keep all of it.
-            looks.append([Look(maps[place].copy(), said[place]) for place in places])
-        return looks
+            # Copy: a cached slice would keep the whole batch's array.
+            results.append([ViewResult(maps[place].copy(), prompt_answers[place]) for place in places])
+        return results
 
-    def _first_layer(self, reading: Reading) -> int:
-        return reading.start_layer if self.record_from is None else min(reading.start_layer, self.record_from)
+    def _first_layer(self, options: ReadOptions) -> int:
+        return options.start_layer if self.record_from is None else min(options.start_layer, self.record_from)
 
-    def _new_prefix(self, views: list[View], prompt: Prompt, reading: Reading, keeps: bool) -> _Prefix:
-        """Of these views together; keeps: for the next text, if there is room, and the features too."""
+    def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
+        """Runs the prefix of these views as one batch. keep: cache it, and the features, where they fit."""
         key = tuple(view.key for view in views)
         length = int(prompt.slots.nonzero()[-1, 0]) + 1
-        given = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views, keeps))
-        cache, first_layer = DynamicCache(), self._first_layer(reading)
-        seen = run(self.mllm.model, given, prompt.positions[..., :length], cache, first_layer, wants_token=False)
-        prefix = _Prefix(key, prompt, length, cache, seen.layers)
-        if keeps:
+        inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views, keep))
+        cache, first_layer = DynamicCache(), self._first_layer(options)
+        positions = prompt.positions[..., :length]
+        output = forward(self.mllm.model, inputs, positions, cache, first_layer, wants_token=False)
+        prefix = _Prefix(key, prompt, length, cache, output.layers)
+        if keep:
             self.prefixes.put(key, prefix, prefix.bytes)
         return prefix
 
-    def _suffix(self, prefix: _Prefix, prompt: Prompt, reading: Reading) -> tuple[list[LayerAttention], list[str]]:
-        """Attention of the tokens after the prefix among themselves, and the answer of every sequence."""
+    def _suffix(self, prefix: _Prefix, prompt: Prompt, options: ReadOptions) -> tuple[list[LayerAttention], list[str]]:
+        """Attention among the tokens after the prefix, and the answer of each sequence."""
         batch = len(prefix.views)
         ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
-        given = self.mllm.embed(ids, slots, [()] * batch)
+        inputs = self.mllm.embed(ids, slots, [()] * batch)
         positions = prompt.positions[..., prefix.length :]
-        wants, said = reading.max_new_tokens > 0, [""] * batch
+        wants_answer, answers = options.max_new_tokens > 0, [""] * batch
         try:
-            seen = run(self.mllm.model, given, positions, prefix.cache, reading.start_layer, wants_token=wants)
-            if wants:
-                said = decode(self.mllm, prompt, prefix.cache, seen.next_token, reading.max_new_tokens)
+            output = forward(
+                self.mllm.model, inputs, positions, prefix.cache, options.start_layer, wants_token=wants_answer
+            )
+            if output.next_token is not None:
+                answers = decode(self.mllm, prompt, prefix.cache, output.next_token, options.max_new_tokens)
         finally:
-            # Also where the pass failed, out of memory perhaps: the prefix is kept for the next text.
-            prefix.shorten()
+            # Also after a failure such as out of memory: the prefix stays valid for the next text.
+            prefix.truncate()
         layers = [
             LayerAttention(layer.query, layer.key[:, :, prefix.length :].clone(), layer.scaling)
-            for layer in seen.layers
+            for layer in output.layers
         ]
-        return layers, said
+        return layers, answers
 
-    def _features(self, views: list[View], keeps: bool) -> list[list[Features]]:
-        """Of every unit of every view; those that are not held are encoded, in batches."""
+    def _features(self, views: list[View], keep: bool) -> list[list[Features]]:
+        """The features of every unit of every view. Units without cached features are encoded in batches."""
         layout = views[0].layout
         units = {self._unit_key(layout, unit): unit for view in views for unit in view.units}
-        found = {key: self.features.get(key) for key in units}
-        missing = [key for key, features in found.items() if features is None]
-        tokens = max(1, layout.grid[0] * layout.grid[1] * layout.grid[2] // layout.units)
-        size = max(1, self.config.batch_tokens // tokens)
+        found: dict[Hashable, Features] = {}
+        missing: list[Hashable] = []
+        for key in units:
+            cached = self.features.get(key)
+            if cached is None:
+                missing.append(key)
+            else:
+                found[key] = cached
+        tokens_per_unit = max(1, layout.grid[0] * layout.grid[1] * layout.grid[2] // layout.units)
+        size = max(1, self.config.batch_tokens // tokens_per_unit)
         for start in range(0, len(missing), size):
             keys = missing[start : start + size]
             images = np.stack([np.stack([frame.image for frame in units[key]]) for key in keys])
             for key, (tokens, deep) in zip(keys, self.mllm.encode(layout, images)):
-                # Copies: a part of a batch's tensor would keep all of it.
+                # Clone: a cached slice would keep the whole batch's tensor.
                 features = found[key] = Features(tokens.clone(), tuple(part.clone() for part in deep))
-                held = (features.tokens, *features.deep)
-                if keeps:
-                    self.features.put(key, features, sum(part.numel() * part.element_size() for part in held))
+                tensors = (features.tokens, *features.deep)
+                if keep:
+                    self.features.put(key, features, sum(part.numel() * part.element_size() for part in tensors))
         return [[found[self._unit_key(layout, unit)] for unit in view.units] for view in views]
 
     @staticmethod

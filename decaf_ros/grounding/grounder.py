@@ -1,4 +1,4 @@
-"""The first half of the method: what does the multimodal LLM look at when it is asked about the target?"""
+"""First half of the method: where does the multimodal LLM look when it is asked about the target?"""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
-from decaf_ros.grounding.engine import Engine, Look, Reading, View
+from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
@@ -18,7 +18,7 @@ STAGES = ("video_object", "frames_object", "category", "video_background", "fram
 
 
 class Grounder:
-    """Asks one multimodal LLM. record_from: see `Engine`."""
+    """Grounds queries with one multimodal LLM. record_from: see `Engine`."""
 
     def __init__(self, mllm: Mllm, config: EngineConfig | None = None, record_from: int | None = None) -> None:
         self.mllm = mllm
@@ -28,15 +28,15 @@ class Grounder:
         """Object and background maps of the video and of its frames, fused.
 
         Mode `paper` decodes the category (candidates from the video and every frame, then one choice) and names it in
-        the background prompt; mode `fast` names the target by the query, decodes nothing, and so puts both prompts at
-        once, in the object's stages.
+        the background prompt. Mode `fast` names the target by the query and decodes nothing, so both prompts run
+        together, in the object stages.
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
         self.engine.new_round()
-        return _Conversation(self, window, query, config, clock).run()
+        return _GroundingRun(self, window, query, config, clock).run()
 
 
-class _Conversation:
+class _GroundingRun:
     """One grounding."""
 
     def __init__(self, grounder: Grounder, window: Window, query: str, config: DecafConfig, clock: StageClock) -> None:
@@ -47,11 +47,12 @@ class _Conversation:
         self.clock = clock
         self.frame_count = len(window)
         mllm = grounder.mllm
-        # On a CPU a block should fit into its caches; a GPU wants few large ones.
+        # On a CPU a block should fit into the CPU caches; a GPU prefers few large blocks.
         block = self.options.query_block or (64 if mllm.model.device.type == "cpu" else 512)
         start_layer = resolve_start_layer(self.options.start_layer, mllm.layers)
-        self.reading = Reading(start_layer, self.options.rollout, block, self.options.rollout_kernel)
-        self.video, self.frames = [], []
+        self.read_options = ReadOptions(start_layer, self.options.rollout, block, self.options.rollout_kernel)
+        self.video: list[View] = []
+        self.frames: list[View] = []
         if self.options.branches != "frames":
             self.video = [View(mllm.layout("video", len(window), window.size_hw), window.frames)]
         if self.options.branches != "video":
@@ -61,48 +62,51 @@ class _Conversation:
     def run(self) -> Grounding:
         options = self.options
         text = object_prompt(self.query, options.object_prompt)
+        answers: tuple[str, ...] = ()
+        category = ""
         if options.mode == "fast":
-            answers, category = (), ""
             texts = [text, background_prompt(self.query, "", "v3")] if options.contrast else [text]
-            video = self._look("video_object", self.video, texts)
-            frames = self._look("frames_object", self.frames, texts)
+            video = self._ask("video_object", self.video, texts)
+            frames = self._ask("frames_object", self.frames, texts)
         else:
-            video = self._look("video_object", self.video, [text], decodes=True)
-            frames = self._look("frames_object", self.frames, [text], decodes=True)
-            answers = tuple(look.answer.lower() for looks in (video[0], frames[0]) for look in looks)
+            video = self._ask("video_object", self.video, [text], decodes=True)
+            frames = self._ask("frames_object", self.frames, [text], decodes=True)
+            answers = tuple(result.answer.lower() for results in (video[0], frames[0]) for result in results)
             category = self._choose(answers)
             if options.contrast:
                 text = background_prompt(self.query, category, options.background_prompt)
-                video += self._look("video_background", self.video, [text])
-                frames += self._look("frames_background", self.frames, [text])
+                video += self._ask("video_background", self.video, [text])
+                frames += self._ask("frames_background", self.frames, [text])
 
         self.clock.start("fusion")
-        of_video, of_frames = _branch(video), _branch(frames)
+        video_maps, frame_maps = _branch_maps(video), _branch_maps(frames)
         fused = fuse(
-            None if of_video is None else contrast(of_video, VIDEO_KERNEL, per_frame=False),
-            None if of_frames is None else contrast(of_frames, FRAME_KERNEL, per_frame=True),
+            None if video_maps is None else contrast(video_maps, VIDEO_KERNEL, per_frame=False),
+            None if frame_maps is None else contrast(frame_maps, FRAME_KERNEL, per_frame=True),
             self.frame_count,
         )
-        return Grounding(AttentionMaps(fused, of_video, of_frames), category, answers)
+        return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers)
 
-    def _look(self, stage: str, views: list[View], texts: list[str], decodes: bool = False) -> list[list[Look]]:
-        """For each text the looks at the views; nothing to see without views."""
+    def _ask(self, stage: str, views: list[View], texts: list[str], decodes: bool = False) -> list[list[ViewResult]]:
+        """Results of the views for each text; empty lists without views."""
         if not views:
             return [[] for _ in texts]
         self.clock.start(stage)
-        reading = dataclasses.replace(self.reading, max_new_tokens=self.max_new_tokens) if decodes else self.reading
-        return self.engine.look(views, texts, reading, self.clock.tick)
+        options = self.read_options
+        if decodes:
+            options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
+        return self.engine.ask(views, texts, options, self.clock.tick)
 
     def _choose(self, answers: tuple[str, ...]) -> str:
-        """The category that the model settles on, from the query and all candidates (text only)."""
+        """The model's choice of a category, from the query and all candidates (text only)."""
         self.clock.start("category")
         choice = self.engine.answer(choice_prompt(self.query, answers, self.options.choice_prompt), self.max_new_tokens)
-        # The prompt in which it is put has a full stop of its own.
+        # The background prompt has its own full stop.
         return choice.rstrip(".")
 
 
 def resolve_start_layer(configured: int, layers: int) -> int:
-    """Half of the layers for -1 (Tab. 5b: 14 of 28, 18 of 36, 24 of 48), else as configured.
+    """Half of the layers for -1 (Tab. 5b: 14 of 28, 18 of 36, 24 of 48), otherwise the configured layer.
 
     Raises ValueError for a layer that the model does not have.
     """
@@ -111,9 +115,9 @@ def resolve_start_layer(configured: int, layers: int) -> int:
     return layers // 2 if configured < 0 else configured
 
 
-def _branch(looks: list[list[Look]]) -> BranchMaps | None:
-    """None without images; without contrast the background is zero."""
-    if not looks[0]:
+def _branch_maps(results: list[list[ViewResult]]) -> BranchMaps | None:
+    """The maps of one branch. None without views; a zero background without contrast."""
+    if not results[0]:
         return None
-    maps = [np.concatenate([look.map for look in some]) for some in looks]
+    maps = [np.concatenate([result.map for result in text_results]) for text_results in results]
     return BranchMaps(maps[0], maps[1] if len(maps) > 1 else np.zeros_like(maps[0]))

@@ -1,4 +1,4 @@
-"""The paper's prompts and their variants, word for word (App. B and F)."""
+"""The paper's prompts and their variants, verbatim (App. B and F)."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ CHOICE = {
 
 
 def clean_query(query: str) -> str:
-    """The query stripped, with a full stop unless it ends in "." or "?". Raises ValueError for an empty one."""
+    """The stripped query, with a full stop unless it ends in "." or "?". Raises ValueError for an empty query."""
     text = query.strip()
     if not text:
         raise ValueError("query: expected some text, got an empty string")
@@ -80,17 +80,17 @@ def clean_query(query: str) -> str:
 
 
 def object_prompt(query: str, variant: str) -> str:
-    """What is meant? The query goes in lower-cased."""
+    """Asks for the target's category. The query is lower-cased."""
     return _template(OBJECT, variant).format(expression=clean_query(query).lower())
 
 
 def background_prompt(query: str, category: str, variant: str) -> str:
-    """What else is there? Variant v3 names the target by the query and needs no category."""
+    """Asks for the background. Variant v3 names the target by the query and ignores the category."""
     return _template(BACKGROUND, variant).format(expression=clean_query(query), category=category)
 
 
 def choice_prompt(query: str, candidates: tuple[str, ...], variant: str) -> str:
-    """Which of these categories? The query goes in lower-cased, the candidates joined by commas."""
+    """Asks to choose one of the candidate categories. The query is lower-cased, candidates are joined by commas."""
     return _template(CHOICE, variant).format(expression=clean_query(query).lower(), candidates=", ".join(candidates))
 
 

@@ -1,18 +1,18 @@
 """Attention rollout with vision-aware head weights (paper, Eq. 1-4), as row vectors.
 
-Only the last row of R = A^(L) ... A^(start) is wanted. A row vector pushed from the top layer down gives just that:
-v <- v A^ = (v + mean_h w_h (v A_h)) / 2. One pass over the softmax of a layer, in blocks of rows, gives both the head
-weights w_h and the products v A_h, so neither an N x N matrix of all heads nor an N^3 product ever exists.
+Only the last row of R = A^(L) ... A^(start) is needed. A row vector pushed from the top layer down gives exactly this
+row: v <- v A^ = (v + mean_h w_h (v A_h)) / 2. One pass over a layer's softmax, in blocks of rows, gives both the head
+weights w_h and the products v A_h. Neither the N x N matrices of all heads nor an N^3 product are ever formed.
 
-Prompts that share a prefix share its rows of A: one pass serves the vectors of all of them, and what no vector changes
-(`PrefixAttention`) is not computed again for later ones.
+Prompts with a common prefix share its rows of A: one pass serves the vectors of all prompts. `PrefixAttention` keeps
+the results that do not depend on the vectors.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import torch
 
@@ -21,22 +21,25 @@ from decaf_ros.grounding.attention_tap import LayerAttention
 METHODS = ("v_max", "max", "mean")
 KERNELS = ("auto", "torch", "triton")
 _log = logging.getLogger(__name__)
-# By device, type, heads, key heads, size of a head and block: which kernel was the faster one.
-_faster: dict[tuple, str] = {}
-# Which keys a head is weighed by: (first, one past the last) of every run of columns that count.
-Runs = Sequence[tuple[int, int]]
+# Fastest kernel by device, dtype, heads, key heads, head size, sequence length (power of two) and block.
+_fastest_kernel: dict[tuple[Hashable, ...], str] = {}
+# Key columns that head strengths are computed over, as half-open intervals (first, end).
+ColumnRanges = Sequence[tuple[int, int]]
 
 
 class PrefixAttention:
-    """Attention of the tokens that several prompts begin with, and what of it stays the same whatever follows.
+    """Attention of the tokens that several prompts share, and its statistics that no suffix changes.
 
-    layers: bottom to top, queries and keys of the same P tokens. visual: (P,) bool.
+    Attributes:
+        layers: bottom to top, queries and keys of the same P tokens.
+        visual: (P,) bool.
+        log_total: by layer, log of the softmax denominator (B, H, P).
+        strength: by layer and method, head strengths (B, H).
     """
 
     def __init__(self, layers: Sequence[LayerAttention], visual: torch.Tensor) -> None:
         self.layers = list(layers)
         self.visual = visual
-        # Of each layer: log of the softmax's denominator (B, H, P), and by method the heads' strength (B, H).
         self.log_total: dict[int, torch.Tensor] = {}
         self.strength: dict[tuple[int, str], torch.Tensor] = {}
 
@@ -49,39 +52,47 @@ def rollout_of_suffixes(
     skipped: int = 0,
     kernel: str = "auto",
 ) -> torch.Tensor:
-    """How much every token of a prefix counts for the last token of each prompt that goes on from it.
+    """Rollout from the last token of each prompt to every token of their common prefix.
 
-    suffixes: of S prompts, the rollout's layers bottom to top; queries and keys of the n tokens after the prefix alone,
-    none of which is visual. skipped: so many of the prefix's layers lie below the rollout. method: `v_max` weighs a
-    head by its mean maximum over visual columns (Eq. 4), `max` over all columns (Lin et al., 2024), `mean` not at all
-    (Abnar & Zuidema, 2020). block: rows of the attention matrix that `torch` holds at once. kernel: `torch`, `triton`
-    (CUDA only), or `auto`: the faster one, which on CUDA is measured once for each kind of layer.
+    Args:
+        prefix: attention of the prefix.
+        suffixes: for S prompts, the rollout's layers bottom to top, with queries and keys of the n tokens after the
+            prefix only. None of these tokens is visual.
+        method: `v_max` weighs a head by its mean maximum over visual columns (Eq. 4), `max` over all columns (Lin et
+            al., 2024), `mean` weighs all heads equally (Abnar & Zuidema, 2020).
+        block: number of attention rows that `torch` holds at once.
+        skipped: number of prefix layers below the rollout.
+        kernel: `torch`, `triton` (CUDA only), or `auto`: the faster one, measured once per kind of layer on CUDA.
 
-    Returns (S, B, P) float32. Rows do not sum to 1: the weighted heads are averaged, not normalised (as published).
-    Raises ValueError for an unknown method, no layers, or no visual token; for `triton` where it cannot run.
+    Returns:
+        (S, B, P) float32. Rows do not sum to 1: the weighted heads are averaged, not normalised (as published).
+
+    Raises:
+        ValueError: unknown method or kernel, no layers, no visual token, or `triton` cannot run.
     """
     _check(method, len(prefix.layers), prefix.visual)
-    kernel = _resolved(kernel, prefix.layers[skipped], block)
+    kernel = _resolve_kernel(kernel, prefix.layers[skipped], block)
     tokens = len(prefix.visual)
-    vectors = [_last(suffix[0]) for suffix in suffixes]
+    vectors = [_unit_vector(suffix[0]) for suffix in suffixes]
     rows = torch.zeros(len(suffixes), len(vectors[0]), tokens, device=prefix.visual.device)
     for index in reversed(range(skipped, len(prefix.layers))):
         layer = prefix.layers[index]
-        runs = _runs(prefix.visual) if method == "v_max" else [(0, tokens)]
-        strength, products = _prefix_rows(prefix, index, rows, runs, method, block, kernel)
-        passed = []
+        ranges = _ranges(prefix.visual) if method == "v_max" else [(0, tokens)]
+        strength, products = _prefix_rows(prefix, index, rows, ranges, method, block, kernel)
+        new_rows = []
         for place, (suffix, vector) in enumerate(zip(suffixes, vectors)):
             query, key, scaling = suffix[index - skipped]
             whole = LayerAttention(query, torch.cat([layer.key, key], dim=2), scaling)
-            ends = runs if method == "v_max" else [(0, whole.key.shape[2])]
-            more, product, _ = _attend(whole, vector[None], ends, block, kernel)
-            weight = _weights(strength + more, method)
+            suffix_ranges = ranges if method == "v_max" else [(0, whole.key.shape[2])]
+            suffix_strength, product, _ = _attend(whole, vector[None], suffix_ranges, block, kernel)
+            assert suffix_strength is not None
+            weight = _weights(strength + suffix_strength, method)
             product = product[0]
             product[..., :tokens] += products[place]
             mean = torch.einsum("bh,bhn->bn", weight, product) / weight.shape[1]
             vectors[place] = (vector + mean[:, tokens:]) / 2
-            passed.append((rows[place] + mean[:, :tokens]) / 2)
-        rows = torch.stack(passed)
+            new_rows.append((rows[place] + mean[:, :tokens]) / 2)
+        rows = torch.stack(new_rows)
     return rows
 
 
@@ -93,36 +104,47 @@ def rollout_last_row(
     block: int = 64,
     kernel: str = "auto",
 ) -> torch.Tensor:
-    """How much every token counts for the last one of a whole sequence.
+    """Rollout from the last token of a whole sequence to every token.
 
-    layers: of the rollout, bottom to top. visual: (B, N) bool, the visual tokens. valid: (B, N) bool, False at padding
-    (left or right); the row is that of the last valid token. method, block, kernel: as in `rollout_of_suffixes`.
+    Args:
+        layers: layers of the rollout, bottom to top.
+        visual: (B, N) bool, the visual tokens.
+        valid: (B, N) bool, False at padding (left or right). The row is that of the last valid token.
+        method: see `rollout_of_suffixes`.
+        block: see `rollout_of_suffixes`.
+        kernel: see `rollout_of_suffixes`.
 
-    Returns (B, N) float32. Raises ValueError for shapes that do not fit or an unknown method.
+    Returns:
+        (B, N) float32, 0 at padding.
+
+    Raises:
+        ValueError: shapes that do not fit, or as `rollout_of_suffixes`.
     """
     _check(method, len(layers), visual)
     batch, tokens = visual.shape
     if layers[0].key.shape[0] != batch or layers[0].key.shape[2] != tokens:
         raise ValueError(f"rollout: expected keys for {(batch, tokens)} tokens, got {tuple(layers[0].key.shape)}")
-    kernel = _resolved(kernel, layers[0], block)
+    kernel = _resolve_kernel(kernel, layers[0], block)
     valid = torch.ones_like(visual) if valid is None else valid
     rows = torch.zeros(batch, tokens, device=visual.device)
     for place in range(batch):
         kept = valid[place].nonzero()[:, 0]
-        first, last = int(kept[0]), int(kept[-1]) + 1
-        if len(kept) != last - first:
+        first, end = int(kept[0]), int(kept[-1]) + 1
+        if len(kept) != end - first:
             raise ValueError("rollout: expected padding at the ends only, got some between valid tokens")
-        one = [
-            LayerAttention(*(part[place : place + 1, :, first:last] for part in layer[:2]), layer.scaling)
+        one = slice(place, place + 1)
+        sequence = [
+            LayerAttention(layer.query[one, :, first:end], layer.key[one, :, first:end], layer.scaling)
             for layer in layers
         ]
-        runs = _runs(visual[place, first:last]) if method == "v_max" else [(0, last - first)]
-        vector = _last(one[0])
-        for layer in reversed(one):
-            strength, products, _ = _attend(layer, vector[None], runs, block, kernel)
+        ranges = _ranges(visual[place, first:end]) if method == "v_max" else [(0, end - first)]
+        vector = _unit_vector(sequence[0])
+        for layer in reversed(sequence):
+            strength, products, _ = _attend(layer, vector[None], ranges, block, kernel)
+            assert strength is not None
             weight = _weights(strength, method)
             vector = (vector + torch.einsum("bh,bhn->bn", weight, products[0]) / weight.shape[1]) / 2
-        rows[place, first:last] = vector[0]
+        rows[place, first:end] = vector[0]
     return rows
 
 
@@ -135,8 +157,8 @@ def _check(method: str, layers: int, visual: torch.Tensor) -> None:
         raise ValueError("rollout: expected visual tokens in every sequence, got one without any")
 
 
-def _last(layer: LayerAttention) -> torch.Tensor:
-    """(B, n) float32: the last query's unit vector."""
+def _unit_vector(layer: LayerAttention) -> torch.Tensor:
+    """(B, n) float32: 1 at the last query, 0 elsewhere."""
     batch, _, tokens, _ = layer.query.shape
     vector = torch.zeros(batch, tokens, device=layer.query.device)
     vector[:, -1] = 1.0
@@ -144,61 +166,62 @@ def _last(layer: LayerAttention) -> torch.Tensor:
 
 
 def _weights(strength: torch.Tensor, method: str) -> torch.Tensor:
-    """Head weights (B, H), the largest 1."""
+    """Head weights (B, H), scaled to a maximum of 1."""
     return torch.ones_like(strength) if method == "mean" else strength / strength.amax(dim=1, keepdim=True)
 
 
 def _prefix_rows(
-    prefix: PrefixAttention, index: int, rows: torch.Tensor, runs: Runs, method: str, block: int, kernel: str
+    prefix: PrefixAttention, index: int, rows: torch.Tensor, ranges: ColumnRanges, method: str, block: int, kernel: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The prefix's part of a layer's strengths (B, H), and of the products (S, B, H, P) of its rows (S, B, P)."""
-    layer, known = prefix.layers[index], prefix.strength.get((index, method))
-    if known is not None and not bool(rows.any()):
-        # At the top layer nothing has reached the prefix yet.
-        return known, rows.new_zeros(()).expand(len(rows), *layer.query.shape[:3])
+    """The prefix's share of a layer's head strengths (B, H), and rows (S, B, P) @ A as (S, B, H, P)."""
+    layer, known_strength = prefix.layers[index], prefix.strength.get((index, method))
+    if known_strength is not None and not bool(rows.any()):
+        # At the top layer no weight has reached the prefix yet.
+        return known_strength, rows.new_zeros(()).expand(len(rows), *layer.query.shape[:3])
     strength, products, log_total = _attend(
-        layer, rows, runs if known is None else None, block, kernel, prefix.log_total.get(index)
+        layer, rows, ranges if known_strength is None else None, block, kernel, prefix.log_total.get(index)
     )
     prefix.log_total[index] = log_total
-    if known is None:
-        known = prefix.strength[index, method] = strength
-    return known, products
+    if known_strength is None:
+        assert strength is not None
+        known_strength = prefix.strength[index, method] = strength
+    return known_strength, products
 
 
-def _resolved(kernel: str, layer: LayerAttention, block: int) -> str:
-    """`torch` or `triton`. Raises ValueError for an unknown kernel, and for `triton` where it cannot run."""
+def _resolve_kernel(kernel: str, layer: LayerAttention, block: int) -> str:
+    """`torch` or `triton`. Raises ValueError for an unknown kernel, or for `triton` if it cannot run."""
     if kernel not in KERNELS:
         raise ValueError(f"rollout kernel: expected one of {', '.join(KERNELS)}, got {kernel!r}")
     device = layer.query.device
-    runs_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
-    if kernel == "triton" and not runs_triton:
+    has_triton = device.type == "cuda" and importlib.util.find_spec("triton") is not None
+    if kernel == "triton" and not has_triton:
         raise ValueError(f"rollout kernel triton: expected a cuda device and the package triton, got device {device}")
-    if kernel != "auto" or not runs_triton:
+    if kernel != "auto" or not has_triton:
         return "triton" if kernel == "triton" else "torch"
-    # Short sequences say little about long ones: one choice for each power of two.
-    tokens = layer.key.shape[2].bit_length()
-    kind = (device, layer.query.dtype, layer.query.shape[1], *layer.key.shape[1::2], tokens, block)
-    if kind not in _faster:
-        _faster[kind] = _measured(layer, block)
-    return _faster[kind]
+    # Timings depend on the sequence length: one measurement for each power of two.
+    length_class = layer.key.shape[2].bit_length()
+    kind = (device, layer.query.dtype, layer.query.shape[1], *layer.key.shape[1::2], length_class, block)
+    if kind not in _fastest_kernel:
+        _fastest_kernel[kind] = _measure_kernels(layer, block)
+    return _fastest_kernel[kind]
 
 
-def _measured(layer: LayerAttention, block: int) -> str:
-    """The kernel that takes less time for this layer, or the one that runs at all."""
+def _measure_kernels(layer: LayerAttention, block: int) -> str:
+    """The faster kernel for this layer; `torch` if Triton cannot run."""
     batch, _, count, _ = layer.query.shape
     rows = torch.full((2, batch, count), 1.0 / count, device=layer.query.device)
-    milliseconds = {}
+    milliseconds: dict[str, float] = {}
     for kernel in ("torch", "triton"):
         try:
             _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
         except Exception as error:
-            # Out of memory says nothing about a kernel.
+            # Out of memory does not depend on the kernel.
             if kernel == "torch" or isinstance(error, torch.OutOfMemoryError):
                 raise
-            # Triton compiles with what it finds on the machine, and raises whatever its compilers do.
-            _log.warning("rollout kernel: Triton cannot run here, PyTorch is used (%s)", str(error).split("\n")[0])
+            # Triton uses compilers of the machine, whose errors can be of any type.
+            _log.warning("rollout kernel: Triton cannot run here, using PyTorch (%s)", str(error).split("\n")[0])
             return "torch"
-        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         with torch.cuda.device(layer.query.device):
             start.record()
             for _ in range(3):
@@ -206,50 +229,56 @@ def _measured(layer: LayerAttention, block: int) -> str:
             stop.record()
             stop.synchronize()
         milliseconds[kernel] = start.elapsed_time(stop) / 3
-    fastest = min(milliseconds, key=milliseconds.get)
-    _log.info("rollout kernel: %s, of %s ms a layer", fastest, milliseconds)
+    fastest = min(milliseconds, key=lambda kernel: milliseconds[kernel])
+    _log.info("rollout kernel: %s (ms per layer: %s)", fastest, milliseconds)
     return fastest
 
 
 def _attend(
     layer: LayerAttention,
     rows: torch.Tensor,
-    runs: Runs | None,
+    ranges: ColumnRanges | None,
     block: int,
     kernel: str = "torch",
     log_total: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """One pass over a layer's attention A, whose n queries are the last ones of its N keys' tokens.
+    """One pass over a layer's attention A. Its n queries belong to the last n of N tokens.
 
-    rows: (S, B, n), vectors over the queries. runs: the columns that heads are weighed by; None: not wanted. log_total:
-    (B, H, n), log of the softmax's denominators, where they are known.
+    Args:
+        layer: the layer's queries and keys.
+        rows: (S, B, n), vectors over the queries.
+        ranges: key columns for the head strengths; None skips them.
+        block: number of attention rows held at once (`torch`).
+        kernel: `torch` or `triton`.
+        log_total: (B, H, n), log of the softmax denominators, if known.
 
-    Returns the sum over queries of the largest attention in `runs` (B, H), or None; rows @ A (S, B, H, N); log_total.
-    The softmax is never divided out: a query's largest attention follows from its largest score, and in the product
-    the division is done on the vector.
+    Returns:
+        Head strengths (B, H), the sum over queries of the largest attention in `ranges`, or None; rows @ A
+        (S, B, H, N); log_total. The softmax is never normalised as a matrix: the largest attention follows from the
+        largest score, and the product divides the vectors instead.
     """
     batch, heads, count, _ = layer.query.shape
     tokens, groups = layer.key.shape[2], heads // layer.key.shape[1]
     if kernel == "triton":
         from decaf_ros.grounding.rollout_triton import attend
 
-        return attend(layer, rows, None if runs is None else _columns(runs, tokens, rows.device), log_total)
+        return attend(layer, rows, None if ranges is None else _columns(ranges, tokens, rows.device), log_total)
     earlier = tokens - count
     key = layer.key.float().transpose(2, 3)
-    strength = None if runs is None else rows.new_zeros(batch, heads)
+    strength = None if ranges is None else rows.new_zeros(batch, heads)
     products = rows.new_zeros(batch, heads, len(rows), tokens)
-    found = rows.new_empty(batch, heads, count) if log_total is None else log_total
+    new_log_total = rows.new_empty(batch, heads, count) if log_total is None else log_total
     future = torch.ones(block, block, dtype=torch.bool, device=rows.device).triu(1)
     by_query = rows.permute(1, 2, 0)
-    # Most queries of the top layer have nothing to hand on.
-    weighty = by_query.any(dim=2).any(dim=0)
+    # In the top layer most queries have weight 0.
+    has_weight = by_query.any(dim=2).any(dim=0)
     for start in range(0, count, block):
         stop = min(start + block, count)
         size, end = stop - start, earlier + stop
-        matters = bool(weighty[start:stop].any())
-        if not matters and runs is None and log_total is not None:
+        needs_product = bool(has_weight[start:stop].any())
+        if not needs_product and ranges is None and log_total is not None:
             continue
-        # Causal: no query of this block sees a key past its end. Query heads that share a key head ride together.
+        # Causal: no query of this block sees a key past its end. Query heads of one key head share a product.
         query = layer.query[:, :, start:stop].float() * layer.scaling
         query = query.reshape(batch, heads // groups, groups * size, -1)
         scores = (query @ key[..., :end]).reshape(batch, heads, size, end)
@@ -258,31 +287,35 @@ def _attend(
             top = scores.amax(dim=-1)
         else:
             top = log_total[:, :, start:stop]
-        if runs is not None:
-            seen = [scores[..., a : min(b, end)].amax(dim=-1) for a, b in runs if a < end]
-            best = torch.stack(seen).amax(dim=0) if seen else None
+        best = None
+        if ranges is not None:
+            maxima = [scores[..., a : min(b, end)].amax(dim=-1) for a, b in ranges if a < end]
+            best = torch.stack(maxima).amax(dim=0) if maxima else None
         attention = scores.sub_(top[..., None]).exp_()
-        total = 1.0
+        # Softmax denominators relative to `top`: (B, H, size), and with a trailing axis. 1 where `top` includes them.
+        total: torch.Tensor | float = 1.0
+        total_column: torch.Tensor | float = 1.0
         if log_total is None:
-            total = attention.sum(dim=-1)
-            found[:, :, start:stop] = top + total.log()
-        if runs is not None and best is not None:
+            sums = attention.sum(dim=-1)
+            new_log_total[:, :, start:stop] = top + sums.log()
+            total, total_column = sums, sums[..., None]
+        if strength is not None and best is not None:
             strength += ((best - top).exp() / total).sum(dim=-1)
-        if matters:
-            weighted = by_query[:, None, start:stop] / (total if log_total is not None else total[..., None])
+        if needs_product:
+            weighted = by_query[:, None, start:stop] / total_column
             products[..., :end] += weighted.transpose(2, 3) @ attention
-    return strength, products.permute(2, 0, 1, 3), found
+    return strength, products.permute(2, 0, 1, 3), new_log_total
 
 
-def _columns(runs: Runs, tokens: int, device: torch.device) -> torch.Tensor:
-    """(N,) bool, the inverse of `_runs`."""
+def _columns(ranges: ColumnRanges, tokens: int, device: torch.device) -> torch.Tensor:
+    """(N,) bool, the inverse of `_ranges`."""
     columns = torch.zeros(tokens, dtype=torch.bool, device=device)
-    for first, last in runs:
-        columns[first:last] = True
+    for first, end in ranges:
+        columns[first:end] = True
     return columns
 
 
-def _runs(visual: torch.Tensor) -> list[tuple[int, int]]:
-    """The stretches of True in (N,) bool: (first, one past the last)."""
+def _ranges(visual: torch.Tensor) -> list[tuple[int, int]]:
+    """The runs of True in (N,) bool, as half-open intervals (first, end)."""
     edges = torch.nn.functional.pad(visual.int(), (1, 1)).diff()
     return list(zip((edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()))

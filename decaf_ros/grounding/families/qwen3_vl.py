@@ -1,12 +1,12 @@
-"""Qwen3-VL: as its predecessors, but every temporal pair of frames is a run of its own, after a text with its time.
+"""Qwen3-VL: as Qwen2.5-VL, but every temporal pair of frames is a separate run of visual tokens after its timestamp.
 
     <0.2 seconds><|vision_start|> h * w visual tokens <|vision_end|><1.2 seconds><|vision_start|> ...
 
-That is how the family was published, and what the processor of transformers 4.57 makes. Since 5.10 transformers leaves
-the chat template's <|vision_start|> and <|vision_end|> around the whole of it; the adapter does not, with any release.
+This is the published format and the output of the processor of transformers 4.57. Since 5.10 transformers keeps the
+chat template's <|vision_start|> and <|vision_end|> around the whole video; the adapter never does.
 
-Rotary positions know no time: a run is like an image of its own, and what follows goes on from its largest position.
-With one temporal row a run, what some releases of transformers get wrong for Qwen2.5-VL (`visual_positions`) is right.
+Rotary positions do not encode time: a run counts as a separate image, and the next token continues from its largest
+position. A run has one temporal row, so the transformers error described in `visual_positions` does not occur.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from decaf_ros.grounding.mllm import Features, Layout
 
 @dataclass(frozen=True)
 class TimedLayout(Layout):
-    """A layout in whose text times stand. frames: images, without the last one's repetition."""
+    """A layout whose text contains timestamps. frames: number of images, without the repetition of the last one."""
 
     frames: int
 
@@ -36,40 +36,41 @@ class Qwen3Vl(QwenVl):
         return TimedLayout(**vars(super().layout(kind, frames, size_hw)), frames=frames)
 
     def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
-        """See `Mllm.embed`. The deep features go with it: the first layers add one of them each to the slots."""
-        given = super().embed(ids, slots, features)
+        """See `Mllm.embed`. The first layers each add one level of the deep features to the slots."""
+        inputs = super().embed(ids, slots, features)
         units = [unit for sequence in features for unit in sequence]
         if units:
-            given["visual_pos_masks"] = slots.expand(len(features), -1)
-            given["deepstack_visual_embeds"] = [torch.cat(layer) for layer in zip(*(unit.deep for unit in units))]
-        return given
+            inputs["visual_pos_masks"] = slots.expand(len(features), -1)
+            inputs["deepstack_visual_embeds"] = [torch.cat(layer) for layer in zip(*(unit.deep for unit in units))]
+        return inputs
 
-    def _features(self, found: Any) -> list[Features]:
-        # transformers 4 returns a pair, with the deep features of all units in one.
-        tokens, deep = (found.pooler_output, found.deepstack_features) if hasattr(found, "pooler_output") else found
-        deep = [layer.split(len(tokens[0])) if torch.is_tensor(layer) else layer for layer in deep]
+    def _features(self, output: Any) -> list[Features]:
+        # transformers 4 returns a pair, with the deep features of all units in one tensor per layer.
+        tokens, deep = (output.pooler_output, output.deepstack_features) if hasattr(output, "pooler_output") else output
+        deep = [torch.split(layer, len(tokens[0])) if torch.is_tensor(layer) else layer for layer in deep]
         return [Features(tokens[unit], tuple(layer[unit] for layer in deep)) for unit in range(len(tokens))]
 
-    def _chat(self, layout: TimedLayout | None, text: str) -> str:
+    def _chat(self, layout: Layout | None, text: str) -> str:
         chat = super()._chat(layout, text)
         if layout is None or layout.kind != "video":
             return chat
+        assert isinstance(layout, TimedLayout)
         run = "<|vision_start|><|video_pad|><|vision_end|>"
         if run not in chat:
             raise ValueError(f"chat template: expected {run} for a video, got {chat!r}")
         return chat.replace(run, "".join(f"<{time:.1f} seconds>{run}" for time in self._times(layout)))
 
     def _times(self, layout: TimedLayout) -> list[float]:
-        """Of every temporal pair, in seconds: half-way between its first and its last frame."""
-        starts = range(0, layout.frames, self._pair)
-        ends = (min(start + self._pair, layout.frames) - 1 for start in starts)
+        """Time of every temporal pair in seconds: half-way between its first and its last frame."""
+        starts = range(0, layout.frames, self._frames_per_pair)
+        ends = (min(start + self._frames_per_pair, layout.frames) - 1 for start in starts)
         return [(start + end) / 2 / ASSUMED_FPS for start, end in zip(starts, ends)]
 
-    def _positions(self, seen: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
+    def _positions(self, visual: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         _, height, width = grid
-        # Text advances by one a token; a run by its larger side, at its last token.
-        advance = (~seen).long()
-        (places,) = seen.nonzero(as_tuple=True)
+        # Each text token advances the position by one; a run by its larger side, at its last token.
+        advance = (~visual).long()
+        (places,) = visual.nonzero(as_tuple=True)
         advance[places[height * width - 1 :: height * width]] = max(height, width)
         positions = (advance.cumsum(0) - advance).repeat(3, 1)
         cells = torch.stack(torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij"))
