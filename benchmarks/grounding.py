@@ -1,12 +1,12 @@
-"""Rollout, grounding of windows, and what is kept between them: this package against `literal.py`."""
+"""Rollout and grounding of windows, with and without warm caches: this package against `literal.py`."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from literal import literal_grounding, literal_rollout
-from models import window
-from timing import Measured, parts_ms
+from models import random_window
+from timing import Measurement, parts_ms
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding import engine
@@ -17,11 +17,11 @@ from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Grounding, Window
 
-QUERY, OTHER = "the mug that was just put down", "what can be used to cut bread"
+QUERY, SECOND_QUERY = "the mug that was just put down", "what can be used to cut bread"
 
 
 def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """8 layers of 12 heads (2 key heads) of 64, float32: row vector against full matrices."""
+    """Row vector against full matrices: 8 layers, 12 heads (2 key heads) of size 64, float32."""
     torch.manual_seed(0)
     layers = [
         LayerAttention(
@@ -33,7 +33,7 @@ def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     visual[:, 20:-60] = True
     block = 64 if device == "cpu" else 512
 
-    row, literal = Measured(device), Measured(device)
+    row, literal = Measurement(device), Measurement(device)
     for _ in range(repeats):
         row.run(lambda: rollout_last_row(layers, visual, block=block))
         literal.run(lambda: literal_rollout(layers, visual))
@@ -48,41 +48,46 @@ def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
     }
 
 
-class Windows:
-    """Windows of one length on one model. new: key frames that the next window does not share with the one before.
-    mode: `fast`, or `paper`, which decodes categories."""
+class WindowComparison:
+    """Windows of one length on one model.
 
-    def __init__(self, mllm: Mllm, frames: int, new: int, device: str = "cpu", mode: str = "fast") -> None:
+    new_frames: key frames that a window does not share with the previous one. mode: `fast`, or `paper`, which decodes
+    categories.
+    """
+
+    def __init__(self, mllm: Mllm, frames: int, new_frames: int, device: str = "cpu", mode: str = "fast") -> None:
         self.mllm = mllm
         self.device = device
-        self.frames, self.new = frames, new
+        self.frames, self.new_frames = frames, new_frames
         self.config = replace(DecafConfig(), {"grounding.mode": mode})
 
-    def ground(self, grounder: Grounder, where: Window, query: str = QUERY) -> Grounding:
-        return grounder.ground(where, query, self.config, StageClock(STAGES))
+    def ground(self, grounder: Grounder, window: Window, query: str = QUERY) -> Grounding:
+        return grounder.ground(window, query, self.config, StageClock(STAGES))
 
-    def literal(self, where: Window) -> Grounding:
-        return literal_grounding(self.mllm, where, QUERY, self.config)
+    def literal(self, window: Window) -> Grounding:
+        return literal_grounding(self.mllm, window, QUERY, self.config)
 
     def measure(self, repeats: int) -> dict[str, float]:
-        """Milliseconds: a window with empty caches, the next one, another query on the first; and the literal. What
-        each takes of memory, in MiB, with the caches that it fills. error: the largest difference of a map (see
-        `_difference`), of the first from the literal, of the other two from what comes without caches."""
-        self.ground(Grounder(self.mllm), window(2))  # what is done once in a process
-        runs: dict[str, Measured] = {}
+        """Milliseconds for a window with empty caches (cold), a second query on it, the next window (warm), and the
+        literal method; memory in MiB, including the caches.
+
+        error: largest map difference (see `_difference`): cold against literal, the other two against no caches.
+        """
+        self.ground(Grounder(self.mllm), random_window(2))  # one-time work of a process
+        runs: dict[str, Measurement] = {}
         for _ in range(repeats):
-            # New frames: theirs are the caches' keys.
-            first, second = window(self.frames), window(self.frames, first=self.new)
+            # New Frame objects, because a frame caches its digest.
+            first, second = random_window(self.frames), random_window(self.frames, first=self.new_frames)
             grounder = Grounder(self.mllm, EngineConfig())
             for name, call in (
                 ("cold", lambda g=grounder, w=first: self.ground(g, w)),
-                ("second_query", lambda g=grounder, w=first: self.ground(g, w, OTHER)),
+                ("second_query", lambda g=grounder, w=first: self.ground(g, w, SECOND_QUERY)),
                 ("warm", lambda g=grounder, w=second: self.ground(g, w)),
                 ("literal", lambda w=first: self.literal(w)),
             ):
-                runs.setdefault(name, Measured(self.device)).run(call)
-        found = {f"{name}_ms": run.ms for name, run in runs.items()}
-        found |= {
+                runs.setdefault(name, Measurement(self.device)).run(call)
+        figures = {f"{name}_ms": run.ms for name, run in runs.items()}
+        figures |= {
             "cold_speedup": runs["literal"].ms / runs["cold"].ms,
             "warm_speedup": runs["literal"].ms / runs["warm"].ms,
             "second_query_ratio": runs["second_query"].ms / runs["cold"].ms,
@@ -91,17 +96,17 @@ class Windows:
             "peak_mib": max(run.peak_mib for name, run in runs.items() if name != "literal"),
         }
         ours, theirs = runs["cold"].result, runs["literal"].result
-        found["same_answers"] = float((ours.answers, ours.category) == (theirs.answers, theirs.category))
-        bare = Grounder(self.mllm, EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0))
-        found["error"] = max(
+        figures["same_answers"] = float((ours.answers, ours.category) == (theirs.answers, theirs.category))
+        uncached = Grounder(self.mllm, EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0))
+        figures["error"] = max(
             _difference(ours, theirs),
-            _difference(runs["second_query"].result, self.ground(bare, window(self.frames), OTHER)),
-            _difference(runs["warm"].result, self.ground(bare, window(self.frames, first=self.new))),
+            _difference(runs["second_query"].result, self.ground(uncached, random_window(self.frames), SECOND_QUERY)),
+            _difference(runs["warm"].result, self.ground(uncached, random_window(self.frames, first=self.new_frames))),
         )
-        return found
+        return figures
 
     def parts(self) -> dict[str, dict[str, float]]:
-        """Where the time of a cold window, of another query and of the next window goes, in milliseconds."""
+        """Time per part in milliseconds, for a cold window, a second query and a warm window."""
         grounder = Grounder(self.mllm, EngineConfig())
         parts = {
             "vision tower": (self.mllm, "encode"),
@@ -110,15 +115,15 @@ class Windows:
             "rollout": (engine, "rollout_of_suffixes"),
         }
         calls = {
-            "cold": (window(self.frames), QUERY),
-            "second query": (window(self.frames), OTHER),
-            "warm": (window(self.frames, first=self.new), QUERY),
+            "cold": (random_window(self.frames), QUERY),
+            "second query": (random_window(self.frames), SECOND_QUERY),
+            "warm": (random_window(self.frames, first=self.new_frames), QUERY),
         }
         return {name: parts_ms(parts, lambda c=call: self.ground(grounder, *c)) for name, call in calls.items()}
 
 
 def _difference(ours: Grounding, theirs: Grounding) -> float:
-    """The largest of any map of a branch, relative to the largest value of that map."""
+    """Largest difference over all branch maps, each relative to the map's maximum."""
     return float(
         max(
             np.abs(getattr(branch, name) - getattr(other, name)).max() / getattr(other, name).max()

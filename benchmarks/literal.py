@@ -1,12 +1,11 @@
-"""The method as the paper writes it, for reading, as the tests' oracle, and as the denominator of every speed claim.
+"""Literal implementation of the paper: for reading, as the tests' oracle, and as the baseline of every speed claim.
 
-Attention of every head as a matrix, N x N products through the layers, one full pass for every prompt, SAM 2 prompted
-point by point. Nothing is kept, shared or batched. It is an honest denominator all the same: attention whose matrix
-nobody looks at goes through SDPA, only the last token meets the language model's head, and nothing is decoded that the
-method does not read.
+Full attention matrices of every head, N x N products through the layers, one full pass per prompt, SAM 2 prompted point
+by point. Nothing is cached, shared or batched. The baseline is still fair: attention that the method does not read uses
+SDPA, only the last token enters the language model's head, and only answers that the method uses are decoded.
 
-What it shares with the package is what reads a model: its chat format, positions, passes and decoding; the texts of the
-prompts; and SAM 2's memory of one object. Tests hold these to transformers and to the sam2 package.
+It shares these parts with the package: a model's chat format, positions, passes and decoding; the prompt texts; and
+SAM 2's memory of one object. Tests compare them with transformers and the sam2 package.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, PointPr
 def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, method: str = "v_max") -> torch.Tensor:
     """Eq. 1-4: (B, N) float32, the last row of R = A^(L) ... A^(start).
 
-    Arguments as those of `rollout_last_row`; padding is not known here.
+    Arguments as in `rollout_last_row`, without padding.
     """
     rollout = None
     for query, key, scaling in layers:
@@ -42,11 +41,11 @@ def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, meth
         tokens = scores.shape[-1]
         scores.masked_fill_(torch.ones(tokens, tokens, dtype=torch.bool, device=scores.device).triu(1), float("-inf"))
         attention = scores.softmax(dim=-1)
-        # Eq. 4: a head counts by the mean over queries of its largest attention to a visual token.
+        # Eq. 4: head weight = mean over queries of the largest attention to a visual token.
         columns = visual if method == "v_max" else torch.ones_like(visual)
         weight = attention.masked_fill(~columns[:, None, None], 0).amax(dim=-1).mean(dim=-1)
         weight = torch.ones_like(weight) if method == "mean" else weight / weight.amax(dim=1, keepdim=True)
-        # Eq. 1-3: heads averaged, the residual connection added, layers multiplied.
+        # Eq. 1-3: average heads, add the residual connection, multiply layers.
         aggregated = (weight[..., None, None] * attention).mean(dim=1)
         step = (aggregated + torch.eye(tokens, device=scores.device)) / 2
         rollout = step if rollout is None else step @ rollout
@@ -54,61 +53,61 @@ def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, meth
 
 
 @torch.inference_mode()
-def literal_look(
+def literal_ask(
     mllm: Mllm, view: View, text: str, start_layer: int, method: str = "v_max", max_new_tokens: int = 0
 ) -> tuple[np.ndarray, str]:
-    """One prompt about one view: preprocessing, vision tower, one pass over all tokens, rollout, and the answer.
+    """One prompt about one view: preprocessing, vision tower, one pass over all tokens, rollout, decoding.
 
-    Returns the map (t, h, w) float32, and the text that was decoded ("" for max_new_tokens 0).
+    Returns the map (t, h, w) float32 and the answer ("" for max_new_tokens 0).
     """
     prompt = mllm.prompt(view.layout, text)
     images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
-    given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
+    inputs = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
     cache = DynamicCache() if max_new_tokens else None
-    seen = forward(mllm.model, given, prompt.positions, cache, start_layer, wants_token=True)
-    row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
-    answer = decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0] if max_new_tokens else ""
+    output = forward(mllm.model, inputs, prompt.positions, cache, start_layer, wants_token=True)
+    row = literal_rollout(output.layers, prompt.visual[None], method)[0]
+    answer = decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0] if max_new_tokens else ""
     return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
 
 
 def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfig) -> Grounding:
-    """Sec. 3.2 and 3.3: the same answer as `Grounder.ground`, both branches, contrast on."""
+    """Sec. 3.2 and 3.3: as `Grounder.ground`, with both branches and contrast."""
     options, decodes = config.grounding, config.grounding.mode == "paper"
     start_layer = resolve_start_layer(options.start_layer, mllm.layers)
     video = View(mllm.layout("video", len(window), window.size_hw), window.frames)
     layout = mllm.layout("frames", 1, window.size_hw)
     views = [video, *(View(layout, (frame,)) for frame in window.frames)]
 
-    def looks(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, str]]:
-        return [literal_look(mllm, view, text, start_layer, options.rollout, max_new_tokens) for view in views]
+    def ask_all(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, str]]:
+        return [literal_ask(mllm, view, text, start_layer, options.rollout, max_new_tokens) for view in views]
 
-    of_object = looks(object_prompt(query, options.object_prompt), config.mllm.max_new_tokens if decodes else 0)
+    object_results = ask_all(object_prompt(query, options.object_prompt), config.mllm.max_new_tokens if decodes else 0)
     answers, category = (), ""
     if decodes:
-        answers = tuple(answer.lower() for _, answer in of_object)
+        answers = tuple(answer.lower() for _, answer in object_results)
         category = _choice(mllm, choice_prompt(query, answers, options.choice_prompt), config.mllm.max_new_tokens)
     background = background_prompt(query, category, options.background_prompt if decodes else "v3")
-    maps = list(zip((shown for shown, _ in of_object), (shown for shown, _ in looks(background, 0))))
-    branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(some) for some in zip(*maps[1:])))
+    maps = list(zip((map_ for map_, _ in object_results), (map_ for map_, _ in ask_all(background, 0))))
+    branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(frame_maps) for frame_maps in zip(*maps[1:])))
     return Grounding(AttentionMaps(literal_fusion(*branches), *branches), category, answers)
 
 
 def literal_fusion(video: BranchMaps, frames: BranchMaps) -> np.ndarray:
-    """Sec. 3.3: contrast within each branch, and the mean of both on the finer grid: (T, h, w) float32 in [0, 1]."""
-    of_video = _scaled(np.clip(_smoothed(video.object, 3) - _smoothed(video.background, 3), 0, 1))
-    of_frames = np.clip(_smoothed(frames.object, 7) - _smoothed(frames.background, 7), 0, 1)
-    of_frames = np.stack([_scaled(one) for one in of_frames])
-    fused = np.zeros_like(of_frames)
-    for number, one in enumerate(of_frames):
-        # A temporal pair stands for both of its frames.
-        coarse = torch.from_numpy(of_video[number // (-(-len(frames.object) // len(of_video)))])
-        fine = torch.nn.functional.interpolate(coarse[None, None], size=one.shape, mode="bilinear")[0, 0].numpy()
-        fused[number] = (fine + one) / 2
+    """Sec. 3.3: contrast within each branch, then their mean on the finer grid: (T, h, w) float32 in [0, 1]."""
+    video_contrast = _scaled(np.clip(_smoothed(video.object, 3) - _smoothed(video.background, 3), 0, 1))
+    frame_contrast = np.clip(_smoothed(frames.object, 7) - _smoothed(frames.background, 7), 0, 1)
+    frame_contrast = np.stack([_scaled(fine) for fine in frame_contrast])
+    fused = np.zeros_like(frame_contrast)
+    for number, fine in enumerate(frame_contrast):
+        # Both frames of a temporal pair use the pair's map.
+        coarse = torch.from_numpy(video_contrast[number // (-(-len(frames.object) // len(video_contrast)))])
+        resized = torch.nn.functional.interpolate(coarse[None, None], size=fine.shape, mode="bilinear")[0, 0].numpy()
+        fused[number] = (resized + fine) / 2
     return _scaled(fused)
 
 
 def _smoothed(maps: np.ndarray, width: int) -> np.ndarray:
-    """Every map convolved with a Gaussian of sigma 1 on width x width tokens; zeros around it."""
+    """Each map convolved with a Gaussian (sigma 1, width x width tokens, zero padding)."""
     reach = width // 2
     bell = np.exp(-(np.arange(-reach, reach + 1) ** 2) / 2)
     kernel = np.outer(bell, bell) / bell.sum() ** 2
@@ -122,22 +121,22 @@ def _smoothed(maps: np.ndarray, width: int) -> np.ndarray:
 
 
 def _scaled(values: np.ndarray) -> np.ndarray:
-    """From the smallest as 0 to the largest as 1; what is constant becomes 0."""
+    """Min-max scaling to [0, 1]; constant input becomes 0."""
     low, high = values.min(), values.max()
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
 def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
     prompt, cache = mllm.prompt(None, text), DynamicCache()
-    given = mllm.embed(prompt.ids, prompt.slots, [()])
-    seen = forward(mllm.model, given, prompt.positions, cache, mllm.layers, wants_token=True)
-    return decode(mllm, prompt, cache, seen.next_token, max_new_tokens)[0].rstrip(".")
+    inputs = mllm.embed(prompt.ids, prompt.slots, [()])
+    output = forward(mllm.model, inputs, prompt.positions, cache, mllm.layers, wants_token=True)
+    return decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0].rstrip(".")
 
 
 def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:
-    """The published predictor of single images, with an image in it."""
+    """The published single-image predictor, with an image set."""
     predictor = SAM2ImagePredictor(sam2.model)
-    # It knows those of an image_size of 1024 alone.
+    # The predictor hard-codes the sizes for an image_size of 1024.
     predictor._bb_feat_sizes = [(sam2.image_size // stride,) * 2 for stride in (4, 8, 16)]
     with sam2.inference():
         predictor.set_image(np.array(frame.image))
@@ -145,7 +144,7 @@ def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:
 
 
 def literal_masks(sam2: Sam2, predictor: SAM2ImagePredictor, xy: np.ndarray) -> list[tuple[torch.Tensor, float]]:
-    """Mask (H, W) bool and predicted IoU of each point (P, 2) in [0, 1], one by one."""
+    """Mask (H, W) bool and predicted IoU of each point, one by one. xy: (P, 2) in [0, 1]."""
     height, width = predictor._orig_hw[-1]
     found = []
     for point in xy:
@@ -157,7 +156,7 @@ def literal_masks(sam2: Sam2, predictor: SAM2ImagePredictor, xy: np.ndarray) -> 
 
 
 def literal_points(fused: np.ndarray, threshold: float) -> PointPrompts:
-    """Eq. 5: every token from the threshold on, at its centre."""
+    """Eq. 5: the centre of every token at or above the threshold."""
     found = [(t, (x + 0.5) / fused.shape[2], (y + 0.5) / fused.shape[1], value)
              for (t, y, x), value in np.ndenumerate(fused) if value >= threshold]  # fmt: skip
     frame, x, y, value = np.array(found, np.float64).reshape(-1, 4).T
@@ -165,7 +164,7 @@ def literal_points(fused: np.ndarray, threshold: float) -> PointPrompts:
 
 
 def literal_tracklets(sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig) -> list[Proposal]:
-    """Sec. 3.4, frame-wise prompting and propagation: masks are compared pair by pair, objects followed one by one."""
+    """Sec. 3.4, frame-wise prompting and propagation, with pairwise mask comparison and one object at a time."""
     proposals: list[Proposal] = []
     for frame in sorted(set(points.frame.tolist())):
         candidates = []
@@ -175,36 +174,36 @@ def literal_tracklets(sam2: Sam2, window: Window, points: PointPrompts, config: 
             if mask.any():
                 candidates.append((float(points.value[place]) + iou, int(place), mask, iou))
         kept = []
-        for candidate in sorted(candidates, key=lambda one: -one[0]):
+        for candidate in sorted(candidates, key=lambda candidate: -candidate[0]):
             if all(_iou(candidate[2], other[2]) <= config.suppression_iou for other in kept):
                 kept.append(candidate)
-        stays, gone = [], set()
+        survivors, deleted = [], set()
         for candidate in kept:
             rivals = [
                 number
-                for number, one in enumerate(proposals)
-                if _iou(candidate[2], one.masks[frame]) > config.suppression_iou
+                for number, proposal in enumerate(proposals)
+                if _iou(candidate[2], proposal.masks[frame]) > config.suppression_iou
             ]
             if all(proposals[number].score < candidate[0] for number in rivals):
-                stays.append(candidate)
-                gone |= set(rivals)
-        proposals = [one for number, one in enumerate(proposals) if number not in gone]
-        if not stays:
+                survivors.append(candidate)
+                deleted |= set(rivals)
+        proposals = [proposal for number, proposal in enumerate(proposals) if number not in deleted]
+        if not survivors:
             continue
-        tracks = literal_propagation(sam2, window, frame, [mask for _, _, mask, _ in stays])
-        for (_, place, _, iou), track in zip(stays, tracks):
+        tracks = literal_propagation(sam2, window, frame, [mask for _, _, mask, _ in survivors])
+        for (_, place, _, iou), track in zip(survivors, tracks):
             x, y = points.xy[place].tolist()
             value = float(points.value[place])
-            # The paper knows no score of presence.
+            # The paper has no object score.
             proposals.append(Proposal(track, frame, (x, y), value, iou, object_score=float("nan")))
     return proposals
 
 
 def literal_propagation(sam2: Sam2, window: Window, source: int, masks: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Masks (T, H, W) bool of each object, from its mask (H, W) on one key frame forwards and then backwards.
+    """Masks (T, H, W) bool of each object, propagated from its mask (H, W) on one key frame forwards, then backwards.
 
-    One object after the other on every frame, as the published video predictor goes: a frame's embedding serves all
-    objects of a run, and the next run makes its own.
+    As in the published video predictor, objects are processed one by one on every frame. A frame's embedding is shared
+    by all objects of a run, but not between runs.
     """
     sam2.forget()
     frames, embedding = window.frames, sam2.embed(window.frames[source])
@@ -224,7 +223,7 @@ def literal_propagation(sam2: Sam2, window: Window, source: int, masks: Sequence
 
 
 def literal_scores(proposals: Sequence[Proposal], fused: np.ndarray) -> list[float]:
-    """Each tracklet's mean of attention, predicted IoU and attention consistency (Eq. 6-8)."""
+    """Score of each tracklet: mean of attention, predicted IoU and attention consistency (Eq. 6-8)."""
     ratios = []
     for proposal in proposals:
         agreeing = whole = 0.0
@@ -237,7 +236,8 @@ def literal_scores(proposals: Sequence[Proposal], fused: np.ndarray) -> list[flo
         ratios.append(agreeing / whole if whole else 0.0)
     best = max(ratios, default=0.0)
     return [
-        (one.attention + one.iou + (ratio / best if ratio > 0 else ratio)) / 3 for one, ratio in zip(proposals, ratios)
+        (proposal.attention + proposal.iou + (ratio / best if ratio > 0 else ratio)) / 3
+        for proposal, ratio in zip(proposals, ratios)
     ]
 
 

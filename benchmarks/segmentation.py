@@ -1,4 +1,4 @@
-"""SAM 2's part, and the whole `segment`: this package against `literal.py`."""
+"""SAM 2 stages and the whole `segment`: this package against `literal.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from literal import (
     literal_tracklets,
 )
 from models import published_sam2, recorded_window, tabletop_sam2
-from timing import Measured
+from timing import Measurement
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.grounder import Grounder
@@ -29,17 +29,19 @@ from decaf_ros.types import AttentionMaps, Grounding, Window
 
 
 def points(count: int, repeats: int, device: str = "cpu", size: str = "") -> dict[str, float]:
-    """Masks of so many points of one key frame: batches of sam2.point_batch against one call of the published predictor
-    a point. The embedding is there. Without filled holes, which that predictor does not know. size: of a published
-    SAM 2 with random weights; without it the demo's."""
+    """Masks of `count` points on one key frame: batches of sam2.point_batch against one call per point of the published
+    predictor. Excludes the embedding and hole filling, which that predictor does not have.
+
+    size: a published size of SAM 2, with random weights; "" for the demo's SAM 2.
+    """
     sam2 = published_sam2(size, device, fill_holes_px=0) if size else tabletop_sam2(device=device, fill_holes_px=0)
-    where, _ = recorded_window(1)
+    window, _ = recorded_window(1)
     xy = np.random.default_rng(0).uniform(0.05, 0.95, (count, 2)).astype(np.float32)
-    embedding, predictor = sam2.embed(where.frames[0]), literal_predictor(sam2, where.frames[0])
-    together, alone = Measured(device), Measured(device)
-    for _ in range(2):  # the second calls still wait for pages of memory
+    embedding, predictor = sam2.embed(window.frames[0]), literal_predictor(sam2, window.frames[0])
+    together, alone = Measurement(device), Measurement(device)
+    for _ in range(2):  # second calls are still slowed by page faults
         sam2.masks_at_points(embedding, xy), literal_masks(sam2, predictor, xy)
-    for _ in range(repeats + 1):  # the first of them measures memory
+    for _ in range(repeats + 1):  # the first call measures memory
         together.run(lambda: sam2.masks_at_points(embedding, xy))
         alone.run(lambda: literal_masks(sam2, predictor, xy))
     one_by_one = torch.stack([mask for mask, _ in alone.result])
@@ -53,29 +55,29 @@ def points(count: int, repeats: int, device: str = "cpu", size: str = "") -> dic
 
 
 def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """So many objects over so many key frames: together, against one run an object, and against one run in which they
-    are followed one after the other on every frame, as the published video predictor does it."""
-    where, _ = recorded_window(frames)
+    """`objects` objects over `frames` key frames, propagated together, against one run per object, and against one run
+    that processes the objects one by one on every frame, as the published video predictor does."""
+    window, _ = recorded_window(frames)
     rng = np.random.default_rng(0)
-    masks = np.zeros((objects, *where.size_hw), bool)
+    masks = np.zeros((objects, *window.size_hw), bool)
     for mask in masks:
         y, x = rng.integers(50, 350), rng.integers(50, 700)
         mask[y : y + 80, x : x + 90] = True
     masks = torch.from_numpy(masks).to(device)
-    many, one = tabletop_sam2(frames, device), tabletop_sam2(1, device)
+    batched_sam2, literal_sam2 = tabletop_sam2(frames, device), tabletop_sam2(1, device)
 
     def together() -> torch.Tensor:
-        many.forget()
-        return propagate(many, where.frames, 0, masks)
+        batched_sam2.forget()
+        return propagate(batched_sam2, window.frames, 0, masks)
 
     def alone() -> torch.Tensor:
-        return torch.stack([literal_propagation(one, where, 0, [mask])[0] for mask in masks])
+        return torch.stack([literal_propagation(literal_sam2, window, 0, [mask])[0] for mask in masks])
 
-    ours, runs, one_run = Measured(device), Measured(device), Measured(device)
+    ours, runs, one_run = Measurement(device), Measurement(device), Measurement(device)
     for _ in range(repeats):
         ours.run(together)
         runs.run(alone)
-        one_run.run(lambda: literal_propagation(one, where, 0, masks))
+        one_run.run(lambda: literal_propagation(literal_sam2, window, 0, masks))
     return {
         "together_ms": ours.ms,
         "a_run_each_ms": runs.ms,
@@ -88,42 +90,46 @@ def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") ->
 
 
 def overlap(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """Mean IoU of masks (N, ..., H, W) bool, pair by pair; 1 where both are empty."""
+    """Mean IoU of mask pairs (N, ..., H, W) bool; 1 if both are empty."""
     ours, theirs = (masks.detach().cpu().flatten(0, -3) for masks in (ours, theirs))
     union = (ours | theirs).sum(dim=(1, 2))
     return float(torch.where(union > 0, (ours & theirs).sum(dim=(1, 2)) / union.clamp(min=1), 1.0).mean())
 
 
 class PlantedGrounder:
-    """Grounds as the real one does, and then puts the planted map in the place of the fused one."""
+    """Grounds as the real one, then replaces the fused map by the planted one."""
 
     def __init__(self, grounder: Grounder, planted: np.ndarray) -> None:
         self.mllm, self.engine = grounder.mllm, grounder.engine
         self.grounder, self.planted = grounder, planted
 
-    def ground(self, *given: object) -> Grounding:
-        return with_map(self.grounder.ground(*given), self.planted)
+    def ground(self, *args: object) -> Grounding:
+        return with_fused_map(self.grounder.ground(*args), self.planted)
 
 
-def with_map(found: Grounding, planted: np.ndarray) -> Grounding:
-    return Grounding(AttentionMaps(planted, found.maps.video, found.maps.frames), found.category, found.answers)
+def with_fused_map(grounding: Grounding, planted: np.ndarray) -> Grounding:
+    return Grounding(
+        AttentionMaps(planted, grounding.maps.video, grounding.maps.frames), grounding.category, grounding.answers
+    )
 
 
-def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
-    """`Decaf.segment` with empty caches against the literal method, on a map that is planted in both. iou and
-    score_error compare the tracklets, best first; iou is 0 where their numbers differ. stage_ms: of the last call."""
+def whole_segment(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, Any]:
+    """`Decaf.segment` with empty caches against the literal method, with the same planted map in both.
+
+    iou and score_error compare the tracklets, best first; iou is 0 if their counts differ. stage_ms: last call.
+    """
     config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0})
-    batched, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
-    ours, literal = Measured(device), Measured(device)
+    batched_sam2, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
+    ours, literal = Measurement(device), Measurement(device)
     for _ in range(repeats):
-        where, planted = recorded_window(frames)  # new frames: theirs are the caches' keys
-        batched.forget()
-        decaf = Decaf(mllm, batched, config)
+        window, planted = recorded_window(frames)  # new Frame objects, because a frame caches its digest
+        batched_sam2.forget()
+        decaf = Decaf(mllm, batched_sam2, config)
         decaf.grounder = PlantedGrounder(Grounder(mllm, EngineConfig()), planted)
-        ours.run(lambda d=decaf, w=where: d.segment(w, QUERY))
-        literal.run(lambda w=where, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
-    found = ours.result.tracklets
-    pairs = list(zip(found, literal.result)) if len(found) == len(literal.result) else []
+        ours.run(lambda d=decaf, w=window: d.segment(w, QUERY))
+        literal.run(lambda w=window, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
+    tracklets = ours.result.tracklets
+    pairs = list(zip(tracklets, literal.result)) if len(tracklets) == len(literal.result) else []
     overlaps = [overlap(torch.from_numpy(one.masks), torch.from_numpy(masks)) for one, (_, masks) in pairs]
     return {
         "cold_ms": ours.ms,
@@ -132,7 +138,7 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
         "cold_mib": ours.mib,
         "literal_mib": literal.mib,
         "points": len(literal_points(planted, config.segmentation.point_threshold)),
-        "tracklets": len(found),
+        "tracklets": len(tracklets),
         "literal_tracklets": len(literal.result),
         "iou": sum(overlaps) / len(overlaps) if overlaps else 0.0,
         "stage_ms": dict(ours.result.stage_ms),
@@ -141,11 +147,11 @@ def whole(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[st
 
 
 def literal_segment(
-    mllm: Mllm, sam2: Sam2, where: Window, planted: np.ndarray, config: DecafConfig
+    mllm: Mllm, sam2: Sam2, window: Window, planted: np.ndarray, config: DecafConfig
 ) -> list[tuple[float, np.ndarray]]:
     """Score and masks (T, H, W) bool of every tracklet, best first."""
-    found = with_map(literal_grounding(mllm, where, QUERY, config), planted)
-    at = literal_points(found.maps.fused, config.segmentation.point_threshold)
-    proposals = literal_tracklets(sam2, where, at, config.segmentation)
+    grounding = with_fused_map(literal_grounding(mllm, window, QUERY, config), planted)
+    prompts = literal_points(grounding.maps.fused, config.segmentation.point_threshold)
+    proposals = literal_tracklets(sam2, window, prompts, config.segmentation)
     scored = zip(literal_scores(proposals, planted), (one.masks.cpu().numpy() for one in proposals))
     return sorted(scored, key=lambda one: -one[0])

@@ -1,4 +1,4 @@
-"""Medians of wall time, and peak memory."""
+"""Median wall time and peak memory."""
 
 from __future__ import annotations
 
@@ -18,40 +18,42 @@ import torch
 
 
 def timed_ms(function: Callable[[], object]) -> float:
-    """Wall time of one call; on a GPU until all of its work is done."""
-    _wait()
-    since = time.perf_counter()
+    """Wall time of one call, including its work on the GPU."""
+    _synchronize()
+    started = time.perf_counter()
     function()
-    _wait()
-    return (time.perf_counter() - since) * 1e3
+    _synchronize()
+    return (time.perf_counter() - started) * 1e3
 
 
-def _wait() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
 def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], object]) -> dict[str, float]:
-    """Where one call of `function` spends its time: of each part, an attribute of an object or a module that is called
-    on the way, without the parts inside it; and the rest. On a GPU every part waits for its work, which takes longer.
+    """Milliseconds per part of one call of `function`, and "rest".
+
+    A part is a callable attribute (object or module, name); its time excludes nested parts. On a GPU every part
+    synchronises, so the total is longer than without this measurement.
     """
     spent = dict.fromkeys((*parts, "rest"), 0.0)
-    now = ["rest"]
+    active = ["rest"]
     since = time.perf_counter()
 
     def switch(names: list[str]) -> None:
-        nonlocal now, since
-        _wait()
-        spent[now[-1]] += (time.perf_counter() - since) * 1e3
-        now, since = names, time.perf_counter()
+        nonlocal active, since
+        _synchronize()
+        spent[active[-1]] += (time.perf_counter() - since) * 1e3
+        active, since = names, time.perf_counter()
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def timed(*given: Any, **named: Any) -> Any:
-            switch([*now, name])
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            switch([*active, name])
             try:
-                return call(*given, **named)
+                return call(*args, **kwargs)
             finally:
-                switch(now[:-1])
+                switch(active[:-1])
 
         return timed
 
@@ -59,14 +61,20 @@ def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], obj
         for name, (owner, attribute) in parts.items():
             stack.enter_context(mock.patch.object(owner, attribute, watched(name, getattr(owner, attribute))))
         function()
-        switch(now)
+        switch(active)
     return spent
 
 
-class Measured:
-    """Calls of one thing. mib: how far memory rose in the first one above what was held before: of the process on a CPU
-    (sampled every 2 ms), of torch's allocator on a GPU; peak_mib: how far it rose in all. ms: the median of the times
-    of the others, which nobody watches, or the first one's if it is alone. result: of the last one."""
+class Measurement:
+    """Time and memory of repeated calls. The first call measures the memory of the process on a CPU (sampled every
+    2 ms), or of torch's allocator on a GPU.
+
+    Attributes:
+        mib: rise of memory during the first call.
+        peak_mib: peak memory of the first call.
+        ms: median time of the other calls, or the time of the first if it is the only one.
+        result: result of the last call.
+    """
 
     def __init__(self, device: str = "cpu") -> None:
         self.mib = self.peak_mib = 0.0
@@ -103,7 +111,7 @@ class _GpuMeter:
 
 class _ProcessMeter:
     def __enter__(self) -> None:
-        # What earlier calls have freed goes back to the system, or it would hide what this one takes.
+        # Return freed memory to the system; otherwise this call could reuse it unnoticed.
         ctypes.CDLL("libc.so.6").malloc_trim(0)
         self.before = self.peak = resident_mib()
         self._over = threading.Event()
@@ -120,9 +128,12 @@ class _ProcessMeter:
             self.peak = max(self.peak, resident_mib())
 
 
-def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, float]:
-    """Runs step(1) to step(count), count at least 2, and prints resident memory on the way. change: how far it grew
-    over the second half, relative to its middle; gpu_change: the same of what torch holds on a GPU, 0 without one."""
+def growth(step: Callable[[int], object], count: int, label: str) -> dict[str, float]:
+    """Runs step(1) to step(count), count at least 2, and prints resident memory at intervals.
+
+    change: growth of resident memory over the second half, relative to the middle. gpu_change: the same for torch's
+    memory on a GPU; 0 without one.
+    """
     half, interval = count // 2, max(count // 20, 1)
     half_mib = half_gpu = 0.0
     for number in range(1, count + 1):
@@ -130,12 +141,12 @@ def growth(step: Callable[[int], object], count: int, what: str) -> dict[str, fl
         if number == half:
             half_mib, half_gpu = resident_mib(), _gpu_mib()
         if number % interval == 0:
-            print(f"{what} {number:6d}  resident {resident_mib():8.1f} MiB", flush=True)
+            print(f"{label} {number:6d}  resident {resident_mib():8.1f} MiB", flush=True)
     end_mib = resident_mib()
     change = round((end_mib - half_mib) / half_mib, 4)
     gpu_change = round((_gpu_mib() - half_gpu) / half_gpu, 4) if half_gpu else 0.0
-    found = {"rss_mib_half": round(half_mib, 1), "rss_mib_end": round(end_mib, 1)}
-    return {**found, "change": change, "gpu_change": gpu_change}
+    resident = {"rss_mib_half": round(half_mib, 1), "rss_mib_end": round(end_mib, 1)}
+    return {**resident, "change": change, "gpu_change": gpu_change}
 
 
 def _gpu_mib() -> float:
@@ -143,6 +154,6 @@ def _gpu_mib() -> float:
 
 
 def resident_mib() -> float:
-    """This process's resident memory, as Linux counts it."""
+    """Resident memory of this process (Linux)."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20

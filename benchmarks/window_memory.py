@@ -1,9 +1,9 @@
-"""Does memory grow? `segment` on windows that overlap, two queries in turn, tiny random models; resident memory.
+"""Checks that memory does not grow: `segment` on overlapping windows, two alternating queries, tiny random models.
 
     python benchmarks/window_memory.py --windows 1000
 
-The caches are made small, so that they are full, and throw out what is old, long before the middle of the run. The last
-line is JSON; `change` is the growth of the resident memory over the second half, relative to its middle.
+Small caches are full and evict long before the middle of the run. The last line is JSON; `change` is the growth of
+resident memory over the second half, relative to the middle.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from models import window
+from models import random_window
 from timing import growth
 
 from decaf_ros.config import DecafConfig, replace
@@ -35,7 +35,7 @@ SMALL_CACHES = {
 
 
 def measure(windows: int, device: str = "cpu") -> dict[str, float]:
-    """Segments so many windows (at least 2), each with one new key frame, and prints resident memory on the way."""
+    """Segments `windows` windows (at least 2), each with one new key frame, and prints resident memory at intervals."""
     with tempfile.TemporaryDirectory() as folder:
         mllm = write_tiny_mllm(Path(folder) / "mllm")
         sam2 = write_tiny_sam2(Path(folder) / "sam2")
@@ -43,7 +43,7 @@ def measure(windows: int, device: str = "cpu") -> dict[str, float]:
         decaf = Decaf.from_config(replace(config, {"mllm.device": device, "sam2.device": device}))
 
     def segment(number: int) -> None:
-        decaf.segment(window(FRAMES, first=number, size_hw=(96, 128)), QUERIES[number % 2])
+        decaf.segment(random_window(FRAMES, first=number, size_hw=(96, 128)), QUERIES[number % 2])
 
     growth_figures = growth(segment, windows, "window")
     engine = decaf.grounder.engine
@@ -56,10 +56,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--windows", type=int, default=1000, help="windows to segment (at least 2)")
     parser.add_argument("--device", default="cpu", help="torch device, or auto")
-    given = parser.parse_args()
-    if given.windows < 2:
-        parser.error(f"--windows: expected at least 2, got {given.windows}")
-    print(json.dumps(measure(given.windows, given.device)))
+    arguments = parser.parse_args()
+    if arguments.windows < 2:
+        parser.error(f"--windows: expected at least 2, got {arguments.windows}")
+    print(json.dumps(measure(arguments.windows, arguments.device)))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from sam2_scenes import disc
 
-from benchmarks.literal import literal_look
+from benchmarks.literal import literal_ask
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
@@ -78,7 +78,7 @@ def check_maps(mllm, kind, pictures):
     looks = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2))
     for text, seen in zip(TEXTS, looks):
         for one, look in zip(views, seen):
-            expected = literal_look(mllm, one, text, 2)[0]
+            expected = literal_ask(mllm, one, text, 2)[0]
             assert look.map.shape == one.layout.grid
             assert np.abs(look.map - expected).max() <= 1e-6 and expected.max() > 1e-4
 
