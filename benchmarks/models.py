@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import _paths  # noqa: F401
 import cv2
 import numpy as np
 import sam2

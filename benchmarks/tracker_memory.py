@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import _paths  # noqa: F401
 import numpy as np
 from timing import growth
 

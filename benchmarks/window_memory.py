@@ -13,6 +13,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import _paths  # noqa: F401
 from models import random_window
 from timing import growth
 
