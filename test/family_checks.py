@@ -1,4 +1,4 @@
-"""What every adapter of a family must hold, on a tiny checkpoint, against what transformers itself does."""
+"""Checks for every family adapter: a tiny checkpoint against transformers' own results."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def noise(count, size_hw, seed=0):
 
 
 def view(mllm, kind, pictures):
-    """All of the pictures as a video, or the first one alone."""
+    """A view of all pictures as a video, or of the first picture only."""
     used = pictures if kind == "video" else pictures[:1]
     frames = tuple(Frame(picture, stamp + 1) for stamp, picture in enumerate(used))
     return View(mllm.layout(kind, len(used), used.shape[1:3]), frames)
@@ -38,22 +38,22 @@ def encode(mllm, view):
 
 
 def processed(mllm, view, text, system):
-    """What the family's own processor makes of a system prompt, the view's images (without a view none) and a text."""
-    content, given = [{"type": "text", "text": text}], {}
+    """The family processor's output for a system prompt, the view's images (if any) and a text."""
+    content, media = [{"type": "text", "text": text}], {}
     if view is not None:
         pictures = [torch.from_numpy(frame.image).permute(2, 0, 1) for frame in view.frames]
-        given = {"videos": [torch.stack(pictures)]} if view.layout.kind == "video" else {"images": pictures}
+        media = {"videos": [torch.stack(pictures)]} if view.layout.kind == "video" else {"images": pictures}
         content.insert(0, {"type": "video" if view.layout.kind == "video" else "image"})
     turns = [{"role": "system", "content": [{"type": "text", "text": system}]}, {"role": "user", "content": content}]
     chat = mllm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    made = mllm.processor(text=[chat], **given, return_tensors="pt")
-    # Of no use to a family with one-dimensional positions, and its `generate` refuses it.
-    made.pop("mm_token_type_ids", None)
-    return made
+    inputs = mllm.processor(text=[chat], **media, return_tensors="pt")
+    # Unused with one-dimensional positions, and `generate` refuses it.
+    inputs.pop("mm_token_type_ids", None)
+    return inputs
 
 
 def check_inputs(mllm, view, text, expected):
-    """Ids are the processor's, and what goes through the language model is what the model itself makes of them.
+    """Ids equal the processor's; queries, keys and next token equal those of the model's own forward pass.
 
     expected: the processor's output for the view and the text.
     """
@@ -63,72 +63,76 @@ def check_inputs(mllm, view, text, expected):
         logits = mllm.model(**expected).logits[:, -1]
     features = encode(mllm, view)
     assert len(features) == view.layout.units
-    given = mllm.embed(prompt.ids, prompt.slots, [features])
-    ours = forward(mllm.model, given, prompt.positions, None, 0, wants_token=True)
+    inputs = mllm.embed(prompt.ids, prompt.slots, [features])
+    ours = forward(mllm.model, inputs, prompt.positions, None, 0, wants_token=True)
     assert len(ours.layers) == len(theirs.layers) == mllm.layers
-    for one, other in zip(ours.layers, theirs.layers):
-        torch.testing.assert_close(one.query, other.query, atol=1e-4, rtol=1e-4)
-        torch.testing.assert_close(one.key, other.key, atol=1e-4, rtol=1e-4)
+    for our_layer, their_layer in zip(ours.layers, theirs.layers):
+        torch.testing.assert_close(our_layer.query, their_layer.query, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(our_layer.key, their_layer.key, atol=1e-4, rtol=1e-4)
     assert torch.equal(ours.next_token, logits.argmax(dim=-1))
 
 
 def check_maps(mllm, kind, pictures):
-    """Through the engine's prefix and suffixes as in one full pass, Eq. 1-4 as they stand."""
+    """The engine's maps, with prefix and suffixes, equal Eq. 1-4 on one full pass."""
     views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
-    looks = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2))
-    for text, seen in zip(TEXTS, looks):
-        for one, look in zip(views, seen):
+    results = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2))
+    for text, text_results in zip(TEXTS, results):
+        for one, result in zip(views, text_results):
             expected = literal_ask(mllm, one, text, 2)[0]
-            assert look.map.shape == one.layout.grid
-            assert np.abs(look.map - expected).max() <= 1e-6 and expected.max() > 1e-4
+            assert result.map.shape == one.layout.grid
+            assert np.abs(result.map - expected).max() <= 1e-6 and expected.max() > 1e-4
 
 
 def check_decoding(mllm, view, text, expected):
-    """expected: the processor's output; without a view that for the text alone."""
+    """The answer equals that of `generate`. expected: the processor's output, for the text only if `view` is None."""
     engine = Engine(mllm, EngineConfig())
     if view is None:
         answer = engine.answer(text, 6)
     else:
         answer = engine.ask([view], [text], ReadOptions(2, max_new_tokens=6))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
-    said = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert answer == " ".join("".join(sign if sign.isprintable() else " " for sign in said).split())
+    generated = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert answer == " ".join("".join(char if char.isprintable() else " " for char in generated).split())
 
 
 def check_places(mllm, kind, size_hw, tolerance):
-    """A bright disc comes out where it is, and when. mllm: its features are the brightness of a token's pixels.
+    """A bright disc appears at its place and time in the map.
 
-    tolerance: between the centre of brightness in the map and in the image averaged over the map's cells, in cells.
+    mllm: its features are the brightness of a token's pixels. tolerance: distance in cells between the centres
+    of brightness of the map and of the image averaged to the grid.
     """
     for number, (x, y) in enumerate(PLACES):
         pictures = np.full((3, *size_hw, 3), 40, np.uint8)
         bright = disc(size_hw, x, y, 0.12 * min(1, size_hw[1] / size_hw[0]))
         shown = number if kind == "video" else 0
         pictures[shown][bright] = 250
-        seen = view(mllm, kind, pictures)
-        prompt = mllm.prompt(seen.layout, "where is it?")
-        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])
-        found = given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach().numpy()
-        found = found - np.median(found)
-        assert found.reshape(len(found), -1).sum(axis=1).argmax() == shown
-        assert np.abs(np.delete(found, shown, axis=0)).max(initial=0) < 1e-3
+        disc_view = view(mllm, kind, pictures)
+        prompt = mllm.prompt(disc_view.layout, "where is it?")
+        inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, disc_view)])
+        brightness_map = inputs["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach().numpy()
+        brightness_map = brightness_map - np.median(brightness_map)
+        assert brightness_map.reshape(len(brightness_map), -1).sum(axis=1).argmax() == shown
+        assert np.abs(np.delete(brightness_map, shown, axis=0)).max(initial=0) < 1e-3
         rows, columns = (shares(*sizes) for sizes in zip(prompt.grid[1:], size_hw))
-        wanted = centre(rows @ bright @ columns.T)
-        apart = np.abs(centre(found[shown]) - wanted).max()
-        assert apart <= tolerance, f"{size_hw}: expected {wanted} of {prompt.grid}, got {centre(found[shown])}"
+        expected = centre(rows @ bright @ columns.T)
+        distance = np.abs(centre(brightness_map[shown]) - expected).max()
+        assert distance <= tolerance, (
+            f"{size_hw}: expected {expected} of {prompt.grid}, got {centre(brightness_map[shown])}"
+        )
 
 
 def check_patches(mllm, kind, size_hw, monkeypatch, answer):
-    """A bright patch comes out where and when it is, for a family whose processor cuts images into patches of which
-    four, one after the other, make a token.
+    """A bright patch appears at its place and time in the map.
 
-    answer: what the model returns of its vision tower, of the tokens (n, C) of each unit; here each is as bright as its
+    For a family whose processor cuts images into patches, of which four in sequence form a token.
+
+    answer: wraps the tokens (n, C) of each unit as the model returns vision features; here a token is as bright as its
     pixels.
     """
-    width_of_all = mllm.model.config.get_text_config().hidden_size
+    hidden_size = mllm.model.config.get_text_config().hidden_size
 
     def brightness(pixels, grid):
-        tokens = pixels.mean(dim=1).reshape(-1, 4).mean(dim=1)[:, None].expand(-1, width_of_all)
+        tokens = pixels.mean(dim=1).reshape(-1, 4).mean(dim=1)[:, None].expand(-1, hidden_size)
         return answer(list(tokens.split((grid.prod(dim=1) // 4).tolist())))
 
     monkeypatch.setattr(mllm.model, "get_video_features", brightness)
@@ -141,37 +145,37 @@ def check_patches(mllm, kind, size_hw, monkeypatch, answer):
         pictures[frame, top : top + height // 8, left : left + width // 8] = 255
         one = view(mllm, kind, pictures if kind == "video" else pictures[frame:])
         prompt = mllm.prompt(one.layout, "where is it?")
-        given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
-        seen = given["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach()
-        shown = torch.from_numpy(np.stack([shot.image for shot in one.frames])[..., 0]).float()[:, None] / 255
+        inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
+        found = inputs["inputs_embeds"][0, prompt.cells, 0].reshape(prompt.grid).detach()
+        shown = torch.from_numpy(np.stack([frame.image for frame in one.frames])[..., 0]).float()[:, None] / 255
         expected = torch.nn.functional.interpolate(shown, size=prompt.grid[1:], mode="area")[:, 0]
         if kind == "video":
             expected = expected.reshape(-1, 2, *prompt.grid[1:]).mean(dim=1)
-        # Processors normalise differently: black and the brightest token give the scale.
-        dark = seen.flatten().median()
-        assert expected.flatten()[int(seen.argmax())] > 0.9 * expected.max()
-        levels.append(float((seen.max() - dark) / expected.max()))
-        error = (seen - dark) / levels[-1] - expected
+        # Processors normalise differently: scale by black and the brightest token.
+        dark = found.flatten().median()
+        assert expected.flatten()[int(found.argmax())] > 0.9 * expected.max()
+        levels.append(float((found.max() - dark) / expected.max()))
+        error = (found - dark) / levels[-1] - expected
         assert error.abs().max() < 0.15 * expected.max()
     assert max(levels) < 1.3 * min(levels)
 
 
 def shares(cells, pixels):
-    """(cells, pixels): the mean over each of so many equal cells, as a matrix."""
+    """Matrix (cells, pixels) that averages pixels over equal cells."""
     edges = np.arange(cells + 1)[:, None] * pixels / cells
     covered = np.clip(edges - np.arange(pixels), 0, 1)
     return np.diff(covered, axis=0) * cells / pixels
 
 
 def centre(values):
-    """(row, column), in cells; what is under a tenth of the largest value does not count."""
+    """Centre of mass (row, column) in cells, without values below a tenth of the maximum."""
     weight = np.maximum(values - 0.1 * values.max(), 0)
     rows, columns = np.mgrid[: values.shape[0], : values.shape[1]] + 0.5
     return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
 
 
 def check_segment(mllm, sam2, mode):
-    """The whole method runs, and the map has the frame branch's grid."""
+    """The whole method runs, and the fused map has the frame branch's grid."""
     frames = noise(4, (96, 128)) // 4
     for place, picture in enumerate(frames):
         picture[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)

@@ -1,4 +1,4 @@
-"""What the benchmarks promise to whoever reads their last line."""
+"""The JSON in the benchmarks' last line."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def last_line(script: str, *arguments: str) -> dict[str, object]:
     return json.loads(run.stdout.splitlines()[-1])
 
 
-def test_the_quick_run_compares_equal_things_and_names_all_ratios():
+def test_quick_run_has_equal_results_and_all_ratios():
     found = last_line("run.py", "--quick")
     assert found["quick"] and found["wrong"] == []
     assert all(found[name] > 0 for name in RATIOS)

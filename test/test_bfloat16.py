@@ -1,5 +1,4 @@
-"""What runs on a GPU, bfloat16 for the multimodal LLM and autocast for SAM 2, on the CPU: the numbers of float32, up to
-rounding."""
+"""The GPU's precision on the CPU: bfloat16 (multimodal LLM) and autocast (SAM 2) equal float32 up to rounding."""
 
 from __future__ import annotations
 
@@ -38,12 +37,12 @@ def test_maps_in_bfloat16(tmp_path, write, kind):
         if kind == "frames":
             layout = mllm.layout("frames", 1, (96, 128))
             views = [View(layout, (frame,)) for frame in frames]
-        looks = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2, max_new_tokens=2))
-        found[dtype] = np.stack([[look.map for look in some] for some in looks])
+        results = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2, max_new_tokens=2))
+        found[dtype] = np.stack([[result.map for result in text_results] for text_results in results])
     exact, rounded = found.values()
     assert rounded.dtype == np.float32 and exact.std() > 0
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.99
-    # These random models attend to single tokens, whose share a rounded logit moves most.
+    # These random models attend to single tokens, where a rounded logit has the largest effect.
     assert np.abs(exact - rounded).max() < 0.2 * exact.max()
 
 
@@ -52,7 +51,7 @@ def test_sam2_under_autocast(tiny_sam2_dir):
     found = []
     for autocast in (False, True):
         sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu"))
-        sam2._autocast = autocast  # elsewhere on a GPU alone
+        sam2._autocast = autocast  # normally only on a GPU
         clicked = sam2.masks_at_points(sam2.embed(frames[0]), np.array([[0.3, 0.5], [0.75, 0.4]], np.float32))
         prompts = np.stack([disc(frames[0].size_hw, 0.3, 0.5, 0.18), disc(frames[0].size_hw, 0.75, 0.4, 0.12)])
         found.append((clicked, propagate(sam2, frames, 1, torch.from_numpy(prompts))))

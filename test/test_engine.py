@@ -1,4 +1,4 @@
-"""The engine against one full pass over every prompt, and with its caches on, off and full."""
+"""The engine against one full pass per prompt, and with its caches on, off and full."""
 
 from __future__ import annotations
 
@@ -41,70 +41,72 @@ def views(mllm, frames, kind):
 
 
 def full_pass(mllm, view, text, method, start_layer):
-    """Eq. 1-4 as they stand, on the attention of one pass over the whole prompt."""
+    """Eq. 1-4 on the attention of one pass over the whole prompt."""
     prompt = mllm.prompt(view.layout, text)
     images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
-    given = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
-    seen = forward(mllm.model, given, prompt.positions, None, start_layer, wants_token=True)
-    row = literal_rollout(seen.layers, prompt.visual[None], method)[0]
+    inputs = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
+    output = forward(mllm.model, inputs, prompt.positions, None, start_layer, wants_token=True)
+    row = literal_rollout(output.layers, prompt.visual[None], method)[0]
     return row[prompt.cells].reshape(prompt.grid).numpy()
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
 @pytest.mark.parametrize("method", ["v_max", "max", "mean"])
-def test_maps_are_those_of_one_full_pass(mllm, frames, kind, method):
+def test_maps_equal_one_full_pass(mllm, frames, kind, method):
     engine = Engine(mllm, EngineConfig())
     some = views(mllm, frames[:5], kind)
     together = engine.ask(some, TEXTS, ReadOptions(2, method, block=7))
     later = engine.ask(some, ["And this?"], ReadOptions(2, method, block=64))
-    for text, looks in zip([*TEXTS, "And this?"], [*together, *later]):
-        for view, look in zip(some, looks):
+    for text, results in zip([*TEXTS, "And this?"], [*together, *later]):
+        for view, result in zip(some, results):
             expected = full_pass(mllm, view, text, method, 2)
-            assert look.map.shape == view.layout.grid
-            assert np.abs(look.map - expected).max() <= 1e-6 and expected.max() > 1e-4
+            assert result.map.shape == view.layout.grid
+            assert np.abs(result.map - expected).max() <= 1e-6 and expected.max() > 1e-4
 
 
 def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, frames, monkeypatch):
     engine = Engine(mllm, EngineConfig())
     some = views(mllm, frames[:2], "video")
-    encoded = counted(monkeypatch, mllm)
+    encoded = record_encoding(monkeypatch, mllm)
     for start in (2, 1, 3):
-        look = engine.ask(some, TEXTS[:1], ReadOptions(start))[0][0]
-        assert np.abs(look.map - full_pass(mllm, some[0], TEXTS[0], "v_max", start)).max() <= 1e-6
+        result = engine.ask(some, TEXTS[:1], ReadOptions(start))[0][0]
+        assert np.abs(result.map - full_pass(mllm, some[0], TEXTS[0], "v_max", start)).max() <= 1e-6
     prefix = engine.prefixes.get((some[0].key,))
-    assert prefix.first_layer == 1 and encoded.count(("video", 1)) == 1 + 3  # by the engine once
+    assert (
+        prefix.first_layer == 1 and encoded.count(("video", 1)) == 1 + 3
+    )  # once by the engine, three times by full_pass
 
 
-def counted(monkeypatch, mllm):
-    """Every call of the vision tower as (kind, units)."""
+def record_encoding(monkeypatch, mllm):
+    """Records every call of the vision tower as (kind, number of units)."""
     calls, encode = [], mllm.encode
 
-    def counting(layout, images):
+    def recording_encode(layout, images):
         calls.append((layout.kind, len(images)))
         return encode(layout, images)
 
-    monkeypatch.setattr(mllm, "encode", counting)
+    monkeypatch.setattr(mllm, "encode", recording_encode)
     return calls
 
 
 def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames, monkeypatch):
-    seen = []
+    calls = []
     layer = mllm.model.get_decoder().layers[-1]
-    handle = layer.mlp.register_forward_hook(lambda *_: seen.append(1))
-    head = mllm.model.get_output_embeddings().register_forward_hook(lambda *_: seen.append(1))
+    handle = layer.mlp.register_forward_hook(lambda *_: calls.append(1))
+    head = mllm.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     try:
         engine = Engine(mllm, EngineConfig())
         engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2))
-        assert not seen
+        assert not calls
         engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2, max_new_tokens=1))
-        assert seen
+        assert calls
     finally:
         handle.remove(), head.remove()
 
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])
 def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
-    """Windows that overlap, two queries on each: with all caches, with none, and with room for some prefixes."""
+    """Overlapping windows, two queries each: with all caches, without caches, and with room for some prefixes."""
     config = replace(DecafConfig(), {"grounding.mode": mode})
     off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0)
     tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
@@ -117,22 +119,22 @@ def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
                 for branch in ("video", "frames"):
                     for name in ("object", "background"):
                         ours, theirs = (getattr(getattr(one.maps, branch), name) for one in (found[0], other))
-                        # To the last bit but one: the vision tower's sums depend on how many images go together.
+                        # Not exact: the vision tower's sums depend on the batch size.
                         np.testing.assert_allclose(ours, theirs, atol=1e-8)
                 np.testing.assert_allclose(other.maps.fused, found[0].maps.fused, atol=1e-5)
     assert not grounders[1].engine.prefixes.held_bytes and not grounders[1].engine.features.held_bytes
     assert 0 < grounders[2].engine.prefixes.held_bytes <= 2**20 < grounders[0].engine.prefixes.held_bytes
 
 
-def test_an_overlapping_window_encodes_its_new_frames_alone(mllm, frames, monkeypatch):
+def test_an_overlapping_window_encodes_only_its_new_frames(mllm, frames, monkeypatch):
     grounder = Grounder(mllm)
     config = replace(DecafConfig(), {"grounding.mode": "fast"})
     grounder.ground(Window(frames[:6]), "the red ball", config, StageClock(STAGES))
-    encoded = counted(monkeypatch, mllm)
+    encoded = record_encoding(monkeypatch, mllm)
     grounder.ground(Window(frames[2:8]), "the red ball", config, StageClock(STAGES))
     assert sorted(encoded) == [("frames", 2), ("video", 1)]
     encoded.clear()
-    # Another query looks at the same features; the same one again needs nothing at all.
+    # Another query reuses the features; a repeated query runs nothing.
     grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES))
     assert encoded == []
     with record_attention(0) as recording:
@@ -140,8 +142,8 @@ def test_an_overlapping_window_encodes_its_new_frames_alone(mllm, frames, monkey
     assert recording.layers == []
 
 
-def test_equal_images_count_as_one_whatever_their_stamps(mllm, frames, monkeypatch):
-    encoded = counted(monkeypatch, mllm)
+def test_equal_images_share_entries_despite_different_stamps(mllm, frames, monkeypatch):
+    encoded = record_encoding(monkeypatch, mllm)
     engine = Engine(mllm, EngineConfig())
     again = [Frame(frame.image.copy(), frame.stamp_ns + 10**9) for frame in frames[:2]]
     first = engine.ask(views(mllm, frames[:2], "frames"), TEXTS[:1], ReadOptions(2))
@@ -149,7 +151,7 @@ def test_equal_images_count_as_one_whatever_their_stamps(mllm, frames, monkeypat
     assert len(encoded) == 1 and all((a.map == b.map).all() for a, b in zip(first[0], second[0]))
 
 
-def test_an_aborted_look_leaves_a_working_engine(mllm, frames):
+def test_an_aborted_call_leaves_a_working_engine(mllm, frames):
     engine = Engine(mllm, EngineConfig(batch_tokens=1))
     some = views(mllm, frames[:3], "frames")
 
@@ -158,9 +160,9 @@ def test_an_aborted_look_leaves_a_working_engine(mllm, frames):
 
     with pytest.raises(InterruptedError):
         engine.ask(some, TEXTS, ReadOptions(2), abort)
-    looks = engine.ask(some, TEXTS, ReadOptions(2))
+    results = engine.ask(some, TEXTS, ReadOptions(2))
     fresh = Engine(mllm, EngineConfig(batch_tokens=1)).ask(some, TEXTS, ReadOptions(2))
-    for ours, theirs in zip(looks, fresh):
+    for ours, theirs in zip(results, fresh):
         assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
 
 
@@ -168,11 +170,11 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
     expected = engine.ask(some, TEXTS[:1], ReadOptions(2))[0][0].map
 
-    def fails(*_):
+    def failing_decode(*_):
         raise RuntimeError("out of memory")
 
-    with monkeypatch.context() as broken:
-        broken.setattr("decaf_ros.grounding.engine.decode", fails)
+    with monkeypatch.context() as patch:
+        patch.setattr("decaf_ros.grounding.engine.decode", failing_decode)
         with pytest.raises(RuntimeError, match="out of memory"):
             engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4))
     engine.results.drop((some[0].key, TEXTS[0], ReadOptions(2)))
@@ -182,56 +184,56 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
 
 
 def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
-    """Frames that came together stay together, whatever the window that they are asked in; equal ones count once."""
+    """Frames of one batch stay together in later windows; equal frames count once."""
     some = views(mllm, (*frames, frames[0]), "frames")
     engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[1]).ids)))
     engine.ask(some[:6], TEXTS[1:], ReadOptions(2))
     assert [len(key) for key in engine.prefixes] == [3, 3]
-    encoded = counted(monkeypatch, mllm)
+    encoded = record_encoding(monkeypatch, mllm)
     found = engine.ask(some[1:], TEXTS[:1], ReadOptions(2))
-    # Two of the first three are still there, and the last frame is the first one once more.
+    # Two of the first three are wanted and cached, and the last frame equals the first.
     assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
     fresh = Engine(mllm, EngineConfig()).ask(some[1:], TEXTS[:1], ReadOptions(2))
     for ours, theirs in zip(found[0], fresh[0]):
         np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
-        assert ours.map.base is None, "a part of a batch's array keeps all of it"
+        assert ours.map.base is None, "a slice would keep the whole batch's array"
 
 
-def test_out_of_memory_nothing_keeps_the_prefix_that_was_held(mllm, frames, monkeypatch):
+def test_out_of_memory_frees_the_cached_prefix(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
     expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))[1]
     engine.ask(some, TEXTS[:1], ReadOptions(2))
-    held = weakref.ref(engine.prefixes.peek((some[0].key,)))
-    still_there = []
+    prefix = weakref.ref(engine.prefixes.peek((some[0].key,)))
+    alive = []
 
-    def fails_with_a_prefix(model, given, *rest, **more):
-        still_there.append(held() is not None)
-        if len(still_there) == 1:
+    def fails_first(model, inputs, *args, **kwargs):
+        alive.append(prefix() is not None)
+        if len(alive) == 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, given, *rest, **more)
+        return forward(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_with_a_prefix)
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_first)
     found = engine.ask(some, TEXTS[1:], ReadOptions(2))[0]
-    assert still_there == [True, False, False]
+    assert alive == [True, False, False]
     np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
 
 
-def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeypatch):
+def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "frames")
     expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))
     engine.ask(some[:2], TEXTS[:1], ReadOptions(2))
     sizes = []
 
-    def with_room_for_one(model, given, *rest, **more):
-        sizes.append(len(given["inputs_embeds"]))
+    def with_room_for_one(model, inputs, *args, **kwargs):
+        sizes.append(len(inputs["inputs_embeds"]))
         if sizes[-1] > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, given, *rest, **more)
+        return forward(model, inputs, *args, **kwargs)
 
     monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_one)
     found = engine.ask(some, TEXTS, ReadOptions(2))
     assert max(sizes) > 1 and len(found[0]) == 4
-    # Nor does it take the room again: the next view may need it.
+    # The retry caches nothing: the next view may need the memory.
     assert not engine.prefixes.held_bytes and not engine.features.held_bytes
     for ours, theirs in zip(found, expected):
         assert all(np.allclose(a.map, b.map, atol=1e-7) for a, b in zip(ours, theirs))
@@ -245,17 +247,17 @@ def test_out_of_memory_costs_the_caches_and_not_the_answer(mllm, frames, monkeyp
 
 
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
-    """Some are no special tokens; in the next prompt they would be refused as if the user had put them there."""
+    """Some control tokens are not special tokens; the next prompt would be refused as if the user had typed them."""
     monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "a <|video_pad|>ball")
     config = replace(DecafConfig(), {"grounding.mode": "paper"})
     found = Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES))
     assert found.category == "a ball" and set(found.answers) == {"a ball"}
 
 
-def test_byte_cache_keeps_what_the_round_has_used():
+def test_byte_cache_keeps_entries_used_in_the_round():
     cache: ByteCache[str, str] = ByteCache(10)
     assert cache.put("a", "A", 4) and cache.put("b", "B", 4)
-    assert not cache.put("c", "C", 4) and cache.get("c") is None  # a scan keeps its first part
+    assert not cache.put("c", "C", 4) and cache.get("c") is None  # an oversized round keeps its first part
     cache.new_round()
     assert cache.get("a") == "A"
     assert cache.put("c", "C", 4) and cache.get("b") is None and cache.get("a") == "A"

@@ -11,7 +11,7 @@ def maps(*values):
     return np.array(values, dtype=np.float32)
 
 
-def test_smoothing_spreads_one_token_by_the_gaussian_and_loses_at_the_border():
+def test_smoothing_is_gaussian_with_zero_padding():
     single = np.zeros((1, 5, 5), np.float32)
     single[0, 2, 2] = 1
     weight = np.exp(-0.5)
@@ -22,7 +22,7 @@ def test_smoothing_spreads_one_token_by_the_gaussian_and_loses_at_the_border():
     assert smooth(corner, 3).sum() < 0.99
 
 
-def test_background_is_subtracted_and_negatives_are_cut():
+def test_background_is_subtracted_and_negatives_are_clamped():
     target, background = np.zeros((2, 1, 4, 4), np.float32)
     target[0, 1, 1], background[0, 3, 3] = 0.5, 0.5
     result = contrast(BranchMaps(target, background), 3, per_frame=False)
@@ -41,7 +41,7 @@ def test_constant_map_becomes_zero():
     np.testing.assert_allclose(mixed, maps([[0, 0]], [[0, 1]]))
 
 
-def test_video_pairs_repeat_in_time_and_the_padded_frame_falls_away():
+def test_video_pairs_repeat_in_time_and_padding_is_cut_off():
     video = maps([[0, 0], [0, 0]], [[1, 1], [1, 1]])
     frames = np.zeros((3, 4, 4), np.float32)
     fused = fuse(video, frames, 3)
@@ -49,7 +49,7 @@ def test_video_pairs_repeat_in_time_and_the_padded_frame_falls_away():
     assert fused[:2].max() == 0 and fused[2].min() == 1
 
 
-def test_one_branch_stands_alone():
+def test_one_branch_is_used_alone():
     video = maps([[0, 0.5]])
     np.testing.assert_allclose(fuse(video, None, 2), maps([[0, 1]], [[0, 1]]))
     np.testing.assert_allclose(fuse(None, video, 1), maps([[0, 1]]))

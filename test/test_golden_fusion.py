@@ -1,4 +1,4 @@
-"""Fusion against the published implementation's numbers."""
+"""Fusion against the published implementation's results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Points, suppression and scoring against the published implementation's numbers (golden/README.md)."""
+"""Points, suppression and scoring against the published implementation's results (golden/README.md)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def golden(golden_dir: Path) -> dict[str, np.ndarray]:
 
 
 def cases(golden: dict[str, np.ndarray], kind: str, result: str) -> list[dict[str, np.ndarray]]:
-    """The cases of a kind, each with its arrays under their names without the case's own."""
+    """The cases of a kind, each with its arrays by name without the case's prefix."""
     names = [name.split("_")[0] for name in golden if re.fullmatch(rf"{kind}\d+_{result}", name)]
     assert names, f"no {kind} case"
     return [{key[len(name) + 1 :]: golden[key] for key in golden if key.startswith(f"{name}_")} for name in names]
@@ -59,7 +59,7 @@ def test_golden_scores(golden):
     config = SegmentationConfig(fallback="best")
     for case in cases(golden, "score", "consistency"):
         tracks = unpacked(case, "tracklets", "shape")
-        proposals = [  # the object score, which does not count here, tells them apart
+        proposals = [  # the object score, unused here, identifies each proposal
             Proposal(track, int(source), (0.5, 0.5), float(score) / 2, float(score) / 2, float(index))
             for index, (track, source, score) in enumerate(zip(tracks, case["frame_index"], case["object_scores"]))
         ]

@@ -1,4 +1,4 @@
-"""The rollout against the published implementation's numbers: every case folder, whatever its family."""
+"""The rollout against the published implementation's results, for every case folder."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ def qwen_positions(model, inputs, visual):
 
 
 def token_kinds(model, inputs, visual):
-    """What newer releases want to know of M-RoPE families besides: 0 text, 1 image, 2 video."""
-    wanted = "mm_token_type_ids" in inspect.signature(model.forward).parameters
+    """The extra input of newer transformers releases for M-RoPE families: 0 text, 1 image, 2 video."""
+    required = "mm_token_type_ids" in inspect.signature(model.forward).parameters
     kind = 2 if "pixel_values_videos" in inputs else 1
-    return {"mm_token_type_ids": visual.int() * kind} if wanted else {}
+    return {"mm_token_type_ids": visual.int() * kind} if required else {}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -62,17 +62,17 @@ def test_golden_rollout(case):
     for block in (7, 512):
         row = rollout_last_row(recording.layers, visual, valid, block=block)
         assert np.abs(row.numpy() - data["rollout"]).max() <= 1e-6
-        # As the engine does it: what is visual and before it is a prefix, the text a suffix.
+        # As in the engine: the prefix ends with the last visual token, the text is a suffix.
         for place in range(len(visual)):
             row = by_suffix(recording.layers, visual[place], valid[place], place, block)
-            before = row != 0
-            assert before[visual[place]].all()
-            assert np.abs(row.numpy() - data["rollout"][place])[before].max() <= 1e-6
+            in_prefix = row != 0
+            assert in_prefix[visual[place]].all()
+            assert np.abs(row.numpy() - data["rollout"][place])[in_prefix].max() <= 1e-6
     assert np.abs(logits.numpy() - data["next_logits"]).max() <= 1e-4
 
 
 def by_suffix(layers, visual, valid, place, block):
-    """(N,) the rollout of one sequence of a batch, 0 after its prefix and at padding."""
+    """(N,): rollout of one sequence of a batch, 0 after its prefix and at padding."""
     first, last = int(valid.nonzero()[0]), int(valid.nonzero()[-1]) + 1
     length = int(visual.nonzero()[-1]) + 1
     one = slice(place, place + 1)

@@ -28,28 +28,28 @@ def window():
 
 def ground(grounder, window, query="The red ball", **changes):
     config = replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
-    seen = []
-    clock = StageClock(STAGES, lambda stage, fraction: seen.append((stage, fraction)))
-    return grounder.ground(window, query, config, clock), seen
+    progress = []
+    clock = StageClock(STAGES, lambda stage, fraction: progress.append((stage, fraction)))
+    return grounder.ground(window, query, config, clock), progress
 
 
 def test_paper_mode_decodes_a_category_and_maps_have_the_grids(grounder, window):
-    result, seen = ground(grounder, window)
+    result, progress = ground(grounder, window)
     assert result.maps.video.object.shape == (3, 3, 5)
     assert result.maps.frames.object.shape == (5, 6, 10)
     assert result.maps.fused.shape == (5, 6, 10)
     assert result.maps.fused.min() == 0 and result.maps.fused.max() == 1
     assert len(result.answers) == 1 + 5 and result.category
-    assert [stage for stage, _ in seen if stage != "frames_object" and stage != "frames_background"] == [
+    assert [stage for stage, _ in progress if stage != "frames_object" and stage != "frames_background"] == [
         stage for stage in STAGES if stage not in ("frames_object", "frames_background")
     ]
-    assert all(earlier <= later for (_, earlier), (_, later) in zip(seen, seen[1:]))
+    assert all(earlier <= later for (_, earlier), (_, later) in zip(progress, progress[1:]))
 
 
 def test_fast_mode_decodes_nothing(grounder, window):
-    result, seen = ground(grounder, window, grounding__mode="fast")
+    result, progress = ground(grounder, window, grounding__mode="fast")
     assert result.category == "" and result.answers == ()
-    assert "category" not in {stage for stage, _ in seen}
+    assert "category" not in {stage for stage, _ in progress}
 
 
 def test_the_query_matters(grounder, window):
@@ -58,11 +58,11 @@ def test_the_query_matters(grounder, window):
     assert np.abs(first.maps.video.object - second.maps.video.object).max() > 0
 
 
-def test_batching_of_frames_changes_nothing(mllm, window):
-    one, _ = ground(Grounder(mllm, EngineConfig(batch_tokens=1)), window)
+def test_batch_size_changes_nothing(mllm, window):
+    one_by_one, _ = ground(Grounder(mllm, EngineConfig(batch_tokens=1)), window)
     all_at_once, _ = ground(Grounder(mllm, EngineConfig(batch_tokens=6400)), window)
-    np.testing.assert_allclose(one.maps.frames.object, all_at_once.maps.frames.object, atol=1e-6)
-    assert one.answers == all_at_once.answers
+    np.testing.assert_allclose(one_by_one.maps.frames.object, all_at_once.maps.frames.object, atol=1e-6)
+    assert one_by_one.answers == all_at_once.answers
 
 
 def test_ablations(grounder, window):
@@ -87,7 +87,7 @@ def test_every_prompt_variant_runs(grounder, window):
         assert np.abs(first.background - second.background).max() > 0
 
 
-def test_a_layer_that_is_not_there_is_named(grounder, window):
+def test_a_missing_start_layer_raises(grounder, window):
     with pytest.raises(ValueError, match="grounding.start_layer: expected a layer below 4, got 9"):
         ground(grounder, window, grounding__start_layer=9)
 

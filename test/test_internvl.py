@@ -1,4 +1,4 @@
-"""The InternVL adapter on a tiny checkpoint of the real architecture, against what transformers itself does."""
+"""The InternVL adapter on a tiny checkpoint of the real architecture, against transformers' own results."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mllm(folder):
 
 
 def expected(mllm, view):
-    """What the family's own processor makes of a view, without the small one of the whole frame after its tiles."""
+    """The family processor's output for a view, without the thumbnail after its tiles."""
     tiler = mllm.processor.image_processor
     tiles_alone = partial(tiler.crop_image_to_patches, use_thumbnail=False)
     with patch.object(tiler, "crop_image_to_patches", tiles_alone):
@@ -48,7 +48,7 @@ def expected(mllm, view):
 
 
 class Brightness(torch.nn.Module):
-    """In place of the vision tower and its projector: every patch, and then every token, is as bright as its pixels."""
+    """Replaces the vision tower and its projector: every patch and token is as bright as its pixels."""
 
     def __init__(self, config):
         super().__init__()
@@ -83,7 +83,7 @@ def test_layouts(mllm):
 
 @pytest.mark.parametrize("size_hw", SIZES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_inputs_are_those_of_the_family(mllm, kind, size_hw):
+def test_inputs_equal_the_family(mllm, kind, size_hw):
     seen = view(mllm, kind, noise(3, size_hw))
     check_inputs(mllm, seen, TEXT, expected(mllm, seen))
 
@@ -98,26 +98,26 @@ def test_text_alone_and_system_prompt(mllm):
     assert f"<|im_start|>user\nFrame1: {one}Frame2: {one}{TEXT}<|im_end|>" in video
 
 
-def test_what_is_left_out_is_the_thumbnail(mllm):
+def test_only_the_thumbnail_is_left_out(mllm):
     seen = view(mllm, "frames", noise(1, (480, 854)))
     tiles, whole = expected(mllm, seen)["pixel_values"], processed(mllm, seen, TEXT, SYSTEM_PROMPT)["pixel_values"]
     assert len(tiles) == 8 and torch.equal(tiles, whole[:-1])
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_maps_are_those_of_one_full_pass(mllm, kind):
+def test_maps_equal_one_full_pass(mllm, kind):
     check_maps(mllm, kind, noise(3, (90, 130)))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
-def test_decoding_is_what_generate_does(mllm, kind):
+def test_decoding_equals_generate(mllm, kind):
     seen = None if kind == "text" else view(mllm, kind, noise(3, (90, 130)))
     check_decoding(mllm, seen, TEXT, expected(mllm, seen))
 
 
 @pytest.mark.parametrize("size_hw", SIZES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_cells_lie_where_they_are_in_the_image(brightness, kind, size_hw):
+def test_cells_match_their_place_in_the_image(brightness, kind, size_hw):
     check_places(brightness, kind, size_hw, 0.15)
 
 

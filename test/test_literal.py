@@ -1,4 +1,4 @@
-"""The method as the paper writes it (`benchmarks/literal.py`) against the package, on the tiny checkpoints."""
+"""The literal implementation of the paper (`benchmarks/literal.py`) against the package, on the tiny checkpoints."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def mllm(tiny_mllm_dir):
 
 @pytest.fixture(scope="module")
 def sam2(tiny_sam2_dir):
-    """Without filled holes, which the published predictor of single images does not know."""
+    """Without hole filling, which the published single-image predictor does not have."""
     return load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu"), fill_holes_px=0)
 
 
@@ -48,14 +48,14 @@ def window():
 
 @pytest.fixture(scope="module")
 def planted(window):
-    """(5, 12, 20): two hills that wander."""
+    """(5, 12, 20): two moving peaks."""
     rows, columns = np.mgrid[:12, :20]
-    hills = np.zeros((len(window), 12, 20), np.float32)
-    for number, hill in enumerate(hills):
+    peaks = np.zeros((len(window), 12, 20), np.float32)
+    for number, peak in enumerate(peaks):
         for row, column, height in ((3 + number / 2, 5 + number, 1.0), (8, 14 - number, 0.9)):
             near = height * np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / 4)
-            np.maximum(hill, near.astype(np.float32), out=hill)
-    return hills
+            np.maximum(peak, near.astype(np.float32), out=peak)
+    return peaks
 
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])
@@ -68,15 +68,15 @@ def test_grounding(mllm, window, mode):
     assert bool(ours.answers) == (mode == "paper")
     for branch in ("video", "frames"):
         for name in ("object", "background"):
-            found, wanted = (getattr(getattr(one.maps, branch), name) for one in (ours, theirs))
-            assert found.shape == wanted.shape and np.abs(found - wanted).max() <= 1e-6
-    # Where a random model's prompts hardly differ, the scaling to [0, 1] makes the last bits of the maps large.
+            found, expected = (getattr(getattr(one.maps, branch), name) for one in (ours, theirs))
+            assert found.shape == expected.shape and np.abs(found - expected).max() <= 1e-6
+    # If a random model's prompts hardly differ, scaling to [0, 1] amplifies rounding.
     np.testing.assert_allclose(ours.maps.fused, theirs.maps.fused, atol=1e-3)
 
 
 @pytest.mark.parametrize("frames", [6, 5])
 def test_fusion(frames):
-    """Of 5 frames the last one is a pair of its own."""
+    """With 5 frames, the last one forms a pair with itself."""
     rng = np.random.default_rng(0)
     video = BranchMaps(*rng.random((2, 3, 6, 8), np.float32))
     fine = BranchMaps(*rng.random((2, frames, 12, 16), np.float32))
@@ -92,9 +92,9 @@ def test_tracklets_and_scores(sam2, window, planted):
     for name in ("frame", "xy", "value"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(points, name))
     found = propose_tracklets(sam2, window, ours, OPTIONS)
-    wanted = literal_tracklets(sam2, window, points, OPTIONS)
-    assert len(found) == len(wanted) >= 2
-    for one, other in zip(found, wanted):
+    expected = literal_tracklets(sam2, window, points, OPTIONS)
+    assert len(found) == len(expected) >= 2
+    for one, other in zip(found, expected):
         assert (one.source, one.point_xy, one.attention) == (other.source, other.point_xy, other.attention)
         assert one.iou == pytest.approx(other.iou, abs=1e-5)
         assert (one.masks == other.masks).float().mean() > 0.999

@@ -1,4 +1,4 @@
-"""The LLaVA-OneVision adapter on a tiny checkpoint of the real architecture, against what transformers itself does."""
+"""The LLaVA-OneVision adapter on a tiny checkpoint of the real architecture, against transformers' own results."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def mllm(folder):
 
 
 class Brightness(torch.nn.Module):
-    """In place of the vision tower and its projector: every patch, and then every token, is as bright as its pixels."""
+    """Replaces the vision tower and its projector: every patch and token is as bright as its pixels."""
 
     def __init__(self, config):
         super().__init__()
@@ -64,15 +64,15 @@ def brightness(folder):
 def test_layouts(mllm):
     video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
     assert (video.grid, video.units, video.frames_per_unit) == ((5, 3, 3), 5, 1)
-    # 3 x 4 tiles of 5 x 5 tokens, of whose 15 rows the image fills 13.8: one goes at the top, one at the bottom.
+    # 3 x 4 tiles of 5 x 5 tokens. The image fills 13.8 of 15 rows: one row is removed at the top, one at the bottom.
     assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 13, 20), 1, 1)
-    # 6 x 5 tiles are more than nine: 30 x 25 tokens are brought down to about nine tiles of 25.
+    # 6 x 5 tiles are more than nine: 30 x 25 tokens are scaled down to about nine tiles of 25.
     assert mllm.layout("frames", 1, (480, 400)).grid == (1, 16, 13)
 
 
 @pytest.mark.parametrize("size_hw", SIZES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_inputs_are_those_of_the_family(mllm, kind, size_hw):
+def test_inputs_equal_the_family(mllm, kind, size_hw):
     seen = view(mllm, kind, noise(3, size_hw))
     check_inputs(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
 
@@ -85,31 +85,31 @@ def test_text_alone_and_system_prompt(mllm):
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_base_image_and_newlines_are_slots_and_no_cells(mllm, kind):
+def test_base_image_and_newlines_are_slots_but_not_cells(mllm, kind):
     seen = view(mllm, kind, noise(3, (90, 130)))
     prompt = mllm.prompt(seen.layout, TEXT)
-    given = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])["inputs_embeds"][0]
-    newline = (given == mllm.model.model.image_newline).all(dim=-1)
+    inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])["inputs_embeds"][0]
+    newline = (inputs == mllm.model.model.image_newline).all(dim=-1)
     assert int(newline.sum()) == (1 if kind == "video" else seen.layout.grid[1])
     assert bool(prompt.slots[newline].all()) and not bool(prompt.visual[newline].any())
-    others = prompt.slots & ~newline & ~prompt.visual
-    assert int(others.sum()) == (0 if kind == "video" else 25)
+    base_image = prompt.slots & ~newline & ~prompt.visual
+    assert int(base_image.sum()) == (0 if kind == "video" else 25)
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_maps_are_those_of_one_full_pass(mllm, kind):
+def test_maps_equal_one_full_pass(mllm, kind):
     check_maps(mllm, kind, noise(3, (90, 130)))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
-def test_decoding_is_what_generate_does(mllm, kind):
+def test_decoding_equals_generate(mllm, kind):
     seen = None if kind == "text" else view(mllm, kind, noise(3, (90, 130)))
     check_decoding(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
 
 
 @pytest.mark.parametrize("size_hw", SIZES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_cells_lie_where_they_are_in_the_image(brightness, kind, size_hw):
+def test_cells_match_their_place_in_the_image(brightness, kind, size_hw):
     check_places(brightness, kind, size_hw, 0.5)
 
 

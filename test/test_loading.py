@@ -1,4 +1,4 @@
-"""Quantised loading. What it needs is optional: without it the refusals are tested alone."""
+"""Quantised loading. Its packages are optional; without them only the refusals are tested."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ def load(folder, **options):
 
 @pytest.mark.parametrize("method", PACKAGES)
 @pytest.mark.parametrize("missing", [0, 1])
-def test_what_is_not_installed_is_named(tiny_mllm_dir, monkeypatch, method, missing):
+def test_a_missing_package_is_named(tiny_mllm_dir, monkeypatch, method, missing):
     package = (PACKAGES[method], "accelerate")[missing]
 
-    def require(needed):
-        if needed.startswith(package):
+    def require(requirement):
+        if requirement.startswith(package):
             raise ImportError
 
     monkeypatch.setattr(loading, "require_version", require)
@@ -65,25 +65,25 @@ def test_quantised_checkpoints_are_not_quantised_again(tmp_path):
         load(folder, quantization="torchao_int8")
 
 
-def test_extras_ask_for_what_loading_asks_for():
+def test_extras_match_the_requirements_of_loading():
     text = (Path(__file__).parents[1] / "setup.py").read_text()
     for package in ("bitsandbytes", "torchao"):
         (line,) = (line for line in text.splitlines() if line.strip().startswith(f'"{package}":'))
-        for needed in (loading.QUANTISERS[package], loading.QUANTISERS["accelerate"]):
-            assert f'"{needed},<' in line
+        for requirement in (loading.QUANTISERS[package], loading.QUANTISERS["accelerate"]):
+            assert f'"{requirement},<' in line
 
 
 @pytest.mark.parametrize("family", WRITERS)
-def test_weights_that_are_not_there_are_named(tmp_path, family):
-    """Of the vision tower, of a layer of the language model, and of what answers, where that is not the embedding's:
-    transformers makes them up at random."""
+def test_missing_weights_are_named(tmp_path, family):
+    """Weights of the vision tower, of a language-model layer, and of the head if it is not tied: transformers would
+    initialise them at random."""
     weights = WRITERS[family](tmp_path) / "model.safetensors"
-    # Not what the file maps: it is written over.
+    # Clones: the memory-mapped file is overwritten.
     whole = {name: part.clone() for name, part in load_file(weights).items()}
-    seeing = [name for name in whole if "vis" in name]
-    layers = [name for name in whole if "layers" in name and name not in seeing]
-    answering = [name for name in whole if "lm_head" in name]
-    for name in (seeing[0], layers[-1], *answering):
+    vision = [name for name in whole if "vis" in name]
+    layers = [name for name in whole if "layers" in name and name not in vision]
+    head = [name for name in whole if "lm_head" in name]
+    for name in (vision[0], layers[-1], *head):
         save_file({key: value for key, value in whole.items() if key != name}, weights, {"format": "pt"})
         with pytest.raises(ValueError, match="damaged or not complete: expected all weights of .*, 1 are missing"):
             load(tmp_path)
@@ -97,7 +97,7 @@ def folders(tmp_path_factory):
 
 
 def skip_without(package):
-    """`make test-quantised` has them all, and skips nothing."""
+    """Skips without the package, except in `make test-quantised`, which requires all."""
     for name in (package, "accelerate"):
         if os.environ.get("DECAF_REQUIRE_QUANTISERS"):
             importlib.import_module(name)
@@ -112,34 +112,34 @@ def maps(mllm):
 
 
 def effective_weight(layer):
-    """(out, in): what the layer multiplies with, however it keeps it."""
+    """(out, in): the weight that the layer multiplies by, however it is stored."""
     with torch.inference_mode():
         return (layer(torch.eye(layer.in_features)) - (0 if layer.bias is None else layer.bias)).T
 
 
-# How near the weights are to the checkpoint's; how alike maps are to those of a model with these weights: on a CPU
-# bnb_4bit may multiply in bfloat16, and bnb_8bit quantises what goes into a layer as well.
+# precision: relative error of the weights. likeness: correlation of the maps with those of a model with the same
+# (dequantised) weights; on a CPU bnb_4bit may multiply in bfloat16, and bnb_8bit also quantises activations.
 @pytest.mark.parametrize(
     "method, precision, likeness",
     [("bnb_4bit", 0.12, 0.99), ("bnb_8bit", 0.01, 0.9), ("torchao_int8", 0.01, 0.999999)],
 )
 @pytest.mark.parametrize("family", WRITERS)
-def test_the_language_model_alone_is_quantised(folders, family, method, precision, likeness):
+def test_only_the_language_model_is_quantised(folders, family, method, precision, likeness):
     skip_without(PACKAGES[method])
     plain, mllm = load(folders[family]), load(folders[family], quantization=method)
-    inner = {id(module) for module in mllm.model.get_decoder().modules()}
+    language_modules = {id(module) for module in mllm.model.get_decoder().modules()}
     for name, layer in mllm.model.named_modules():
         if isinstance(layer, torch.nn.Linear):
             weight = plain.model.get_submodule(name).weight.data
-            assert (type(layer.weight) is not torch.nn.Parameter) == (id(layer) in inner), name
+            assert (type(layer.weight) is not torch.nn.Parameter) == (id(layer) in language_modules), name
             error = effective_weight(layer) - weight
-            assert error.norm() <= (precision if id(layer) in inner else 1e-5) * weight.norm(), name
+            assert error.norm() <= (precision if id(layer) in language_modules else 1e-5) * weight.norm(), name
             weight += error
     expected, found = maps(plain), maps(mllm)
     assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > likeness
 
 
-def test_a_quantised_checkpoint_is_loaded_as_it_is(folders, tmp_path):
+def test_a_quantised_checkpoint_loads_unchanged(folders, tmp_path):
     skip_without("bitsandbytes")
     quantised = load(folders["qwen3_vl"], quantization="bnb_4bit")
     quantised.model.save_pretrained(tmp_path)

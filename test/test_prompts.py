@@ -7,7 +7,7 @@ from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT, background_p
 from decaf_ros.grounding.prompts import object_prompt as ask
 
 
-def test_every_variant_is_there():
+def test_every_variant_exists():
     for templates in (OBJECT, BACKGROUND, CHOICE):
         assert tuple(templates) == PROMPT_VARIANTS
 
@@ -31,16 +31,16 @@ def test_query_is_lower_case_in_object_and_choice_prompts_only():
     assert "question The Red Mug.." in background_prompt("The Red Mug", "", "v3")
 
 
-def test_candidates_and_category_go_in():
+def test_candidates_and_category_are_inserted():
     assert "list: mug, cup, mug\n" in choice_prompt("it", ("mug", "cup", "mug"), "original")
     assert "excluding any mug.\n" in background_prompt("it", "mug", "original")
     assert "{" not in background_prompt("it", "mug", "v1")
 
 
-def test_braces_in_a_query_are_text():
+def test_braces_in_a_query_are_literal():
     assert ask("the {red} mug", "original").startswith("the {red} mug.")
 
 
-def test_unknown_variant_is_named():
+def test_unknown_variant_raises():
     with pytest.raises(ValueError, match="got 'v9'"):
         ask("it", "v9")

@@ -1,4 +1,4 @@
-"""The Qwen3-VL adapter on a tiny checkpoint of the real architecture, against what transformers itself does."""
+"""The Qwen3-VL adapter on a tiny checkpoint of the real architecture, against transformers' own results."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ def mllm(tmp_path_factory):
 
 
 def processed(mllm, view, placeholder="<|video_pad|>"):
-    """What the family's own processor makes of the images, resized to the layout's grid and at 2 frames a second.
+    """The family processor's output for the images, resized to the layout's grid, at 2 frames per second.
 
-    placeholder: of a video. Without what the chat template puts around it the releases of transformers agree.
+    placeholder: for a video. Without the chat template's tokens around it all transformers releases agree.
     """
     pixels = torch.from_numpy(np.stack([frame.image for frame in view.frames])).permute(0, 3, 1, 2)
     size = [side * mllm._token_px for side in view.layout.grid[1:]]
@@ -61,7 +61,7 @@ def processed(mllm, view, placeholder="<|video_pad|>"):
 
 
 def test_grids(mllm):
-    """Tokens of 32 pixels; five frames are three pairs."""
+    """A token covers 32 pixels; five frames are three pairs."""
     video, frames = mllm.layout("video", 5, (90, 130)), mllm.layout("frames", 1, (90, 130))
     assert (video.grid, video.units, video.frames_per_unit) == ((3, 3, 4), 3, 2)
     assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 6, 8), 1, 1)
@@ -69,8 +69,8 @@ def test_grids(mllm):
 
 @pytest.mark.parametrize("count", [1, 2, 5, 40])
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_ids_and_positions_are_those_of_the_family(mllm, kind, count):
-    """Also in long windows, where the text goes on from the largest position."""
+def test_ids_and_positions_equal_the_family(mllm, kind, count):
+    """Also in long windows, where the text continues from the largest position."""
     seen = view(mllm, kind, noise(count, (90, 130)))
     prompt, expected = mllm.prompt(seen.layout, TEXT), processed(mllm, seen)
     assert torch.equal(prompt.ids, expected["input_ids"][0])
@@ -80,8 +80,8 @@ def test_ids_and_positions_are_those_of_the_family(mllm, kind, count):
     assert int(prompt.positions[:, -1].min()) == int(prompt.positions.max())
 
 
-def test_pairs_have_times_and_nothing_is_around_them(mllm):
-    """Some releases leave what the chat template has around a video, which the published format has not."""
+def test_pairs_have_timestamps_and_no_outer_tokens(mllm):
+    """Some releases keep the chat template's tokens around a video, which the published format does not have."""
     seen = view(mllm, "video", noise(5, (90, 130)))
     ours = mllm.tokenizer.decode(mllm.prompt(seen.layout, TEXT).ids)
     run = "<|vision_start|>" + 12 * "<|video_pad|>" + "<|vision_end|>"
@@ -101,14 +101,14 @@ def test_text_alone(mllm):
 
 @pytest.mark.parametrize("size_hw", SIZES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_inputs_are_those_of_the_models_own_forward(mllm, kind, size_hw):
-    """Deep features and all: the attention of every layer is the same."""
+def test_inputs_equal_the_models_own_forward(mllm, kind, size_hw):
+    """Including deep features: the attention of every layer is equal."""
     seen = view(mllm, kind, noise(5, size_hw))
     check_inputs(mllm, seen, TEXT, processed(mllm, seen))
 
 
-def test_deep_features_go_with_slots_alone(mllm):
-    """Of a batch cut after its last slot: each sequence its own, in order; nothing after the cut."""
+def test_deep_features_belong_to_slots_only(mllm):
+    """A batch cut after its last slot: each sequence has its own deep features, in order; none after the cut."""
     views = [view(mllm, "video", noise(4, (90, 130), seed)) for seed in range(2)]
     features = [encode(mllm, one) for one in views]
     prompt = mllm.prompt(views[0].layout, TEXT)
@@ -125,33 +125,33 @@ def test_deep_features_go_with_slots_alone(mllm):
 
 @pytest.mark.parametrize("size_hw", PATCHED)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_a_bright_patch_comes_out_at_its_place(mllm, kind, size_hw, monkeypatch):
+def test_a_bright_patch_appears_at_its_place(mllm, kind, size_hw, monkeypatch):
     check_patches(mllm, kind, size_hw, monkeypatch, lambda tokens: (tokens, [torch.cat(tokens)] * 3))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_maps_are_those_of_one_full_pass(mllm, kind):
+def test_maps_equal_one_full_pass(mllm, kind):
     check_maps(mllm, kind, noise(6, (90, 130)))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_decoding_is_what_generate_does(mllm, kind):
+def test_decoding_equals_generate(mllm, kind):
     seen = view(mllm, kind, noise(5, (90, 130)))
     check_decoding(mllm, seen, TEXT, processed(mllm, seen))
 
 
-def test_decoding_of_text_alone_is_what_generate_does(mllm):
+def test_decoding_of_text_alone_equals_generate(mllm):
     check_decoding(mllm, None, TEXT, {"input_ids": mllm.prompt(None, TEXT).ids[None]})
 
 
 def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm):
-    seen = []
-    handle = mllm.model.get_decoder().layers[-1].mlp.register_forward_hook(lambda *_: seen.append(1))
+    calls = []
+    handle = mllm.model.get_decoder().layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
     try:
         Engine(mllm, EngineConfig()).ask([view(mllm, "video", noise(5, (90, 130)))], [TEXT], ReadOptions(2))
     finally:
         handle.remove()
-    assert not seen
+    assert not calls
 
 
 @pytest.mark.parametrize("mode", ["paper", "fast"])

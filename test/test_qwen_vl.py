@@ -1,4 +1,4 @@
-"""The Qwen adapter on tiny checkpoints of the real architectures, against what transformers itself does."""
+"""The Qwen adapter on tiny checkpoints of the real architectures, against transformers' own results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def images(count=5, size_hw=(90, 130), seed=0):
 
 
 def processed(mllm, layout, pictures, text):
-    """What the family's own processor makes of the images, resized to the layout's grid, and the text."""
+    """The family processor's output for the images, resized to the layout's grid, and the text."""
     size = [side * mllm._token_px for side in layout.grid[1:]]
     pixels = torch.from_numpy(pictures).permute(0, 3, 1, 2)
     pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
@@ -42,24 +42,24 @@ def processed(mllm, layout, pictures, text):
         tokenize=False,
         add_generation_prompt=True,
     )
-    given = {"videos": [pixels]} if kind == "video" else {"images": [pixels[0]]}
-    made = mllm.processor(text=[chat], **given, do_resize=False, return_tensors="pt")
-    # What transformers 5 wants to know besides (0 text, 1 image, 2 video); 4.57 finds it out from the ids.
+    media = {"videos": [pixels]} if kind == "video" else {"images": [pixels[0]]}
+    inputs = mllm.processor(text=[chat], **media, do_resize=False, return_tensors="pt")
+    # Required by transformers 5 (0 text, 1 image, 2 video); 4.57 derives it from the ids.
     if "mm_token_type_ids" not in inspect.signature(mllm.model.model.get_rope_index).parameters:
-        made.pop("mm_token_type_ids", None)
-    # A list of frames has no rate: the processor would guess one.
-    made.pop("second_per_grid_ts", None)
-    return made
+        inputs.pop("mm_token_type_ids", None)
+    # A list of frames has no rate; the processor assumes one.
+    inputs.pop("second_per_grid_ts", None)
+    return inputs
 
 
 def view(mllm, kind, pictures):
-    """The layout, and the images that are put into it."""
+    """The layout and its images."""
     used = pictures if kind == "video" else pictures[:1]
     return mllm.layout(kind, len(used), used.shape[1:3]), used
 
 
 def as_units(layout, pictures):
-    """(units, frames of each, H, W, 3): the last frame fills up."""
+    """(units, frames_per_unit, H, W, 3), padded with the last frame."""
     padded = np.concatenate([pictures, pictures[-1:].repeat(-len(pictures) % layout.frames_per_unit, axis=0)])
     return padded.reshape(layout.units, layout.frames_per_unit, *pictures.shape[1:])
 
@@ -82,8 +82,8 @@ def test_default_video_budget_is_400_tokens_of_a_pair(mllm):
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_ids_features_and_positions_are_those_of_the_family(mllm, kind):
-    """The processor's ids, the model's features of the processor's pixels, and its positions where they are right."""
+def test_ids_features_and_positions_equal_the_family(mllm, kind):
+    """The processor's ids, the model's features of the processor's pixels, and its positions where they are correct."""
     layout, pictures = view(mllm, kind, images())
     prompt = mllm.prompt(layout, "where is it?")
     expected = processed(mllm, layout, pictures, "where is it?")
@@ -105,12 +105,12 @@ def test_ids_features_and_positions_are_those_of_the_family(mllm, kind):
 
 @pytest.mark.parametrize("size_hw", PATCHED)
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_a_bright_patch_comes_out_at_its_place(mllm, kind, size_hw, monkeypatch):
+def test_a_bright_patch_appears_at_its_place(mllm, kind, size_hw, monkeypatch):
     check_patches(mllm, kind, size_hw, monkeypatch, lambda tokens: tokens)
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_maps_are_those_of_one_full_pass(mllm, kind):
+def test_maps_equal_one_full_pass(mllm, kind):
     check_maps(mllm, kind, noise(6, (90, 130)))
 
 
@@ -120,25 +120,25 @@ def test_whole_method(mllm, tiny_sam2_dir, mode):
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
-def test_decoding_is_what_generate_does(mllm, kind):
-    """Through the engine: a prefix of the visual tokens, the text on its cache, then token by token."""
+def test_decoding_equals_generate(mllm, kind):
+    """Through the engine: prefix of visual tokens, then the text on its KV cache, then token by token."""
     pictures = images()
     engine = Engine(mllm, EngineConfig())
     if kind == "text":
         answers = [engine.answer("where is it?", 6)]
         ids = mllm.prompt(None, "where is it?").ids
-        given = [{"input_ids": ids[None]}]
+        expected = [{"input_ids": ids[None]}]
     else:
         layout, used = view(mllm, kind, pictures)
         count = 1 if kind == "video" else 3
         views = [View(layout, tuple(map(Frame, pictures[k : k + len(used)], range(1, 9)))) for k in range(count)]
-        answers = [look.answer for look in engine.ask(views, ["where is it?"], ReadOptions(2, max_new_tokens=6))[0]]
-        given = [processed(mllm, layout, pictures[k : k + len(used)], "where is it?") for k in range(count)]
-    for answer, inputs in zip(answers, given):
+        answers = [result.answer for result in engine.ask(views, ["where is it?"], ReadOptions(2, max_new_tokens=6))[0]]
+        expected = [processed(mllm, layout, pictures[k : k + len(used)], "where is it?") for k in range(count)]
+    for answer, inputs in zip(answers, expected):
         tokens = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0]
         text = mllm.tokenizer.decode(tokens[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        assert answer == " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    assert len(answers) == len(given)
+        assert answer == " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    assert len(answers) == len(expected)
 
 
 def test_tap_does_not_change_the_model(mllm):
@@ -156,8 +156,8 @@ def test_tap_does_not_change_the_model(mllm):
     assert recording.layers == [] and torch.equal(plain, tapped)
 
 
-def test_text_after_a_long_window_goes_on_from_its_largest_position():
-    """Grid (6, 2, 3), step 2: time runs to 10, farther than height and width."""
+def test_text_after_a_long_window_continues_from_its_largest_position():
+    """Grid (6, 2, 3), step 2: time reaches 10, more than height and width."""
     visual = torch.tensor([[False] * 2 + [True] * 36 + [False] * 3])
     positions = visual_positions(visual, (6, 2, 3), 2.0)
     assert positions[:, 0, :2].tolist() == [[0, 1]] * 3
@@ -167,10 +167,10 @@ def test_text_after_a_long_window_goes_on_from_its_largest_position():
 
 
 def test_time_of_a_long_window_in_a_prompt(mllm):
-    """40 frames, two a second: one position a pair in Qwen2-VL, two in Qwen2.5-VL, and then the text."""
+    """40 frames at 2 per second: one position per pair in Qwen2-VL, two in Qwen2.5-VL, then the text."""
     layout = mllm.layout("video", 40, (90, 130))
     prompt = mllm.prompt(layout, "where is it?")
-    # The oldest transformers that is allowed names the type of the language model there.
+    # The oldest supported transformers reports the language model's type here.
     step = {"qwen2_vl": 1, "qwen2_5_vl": 2}[mllm.model.config.model_type.removesuffix("_text")]
     first, last = int(prompt.cells[0]), int(prompt.cells[-1])
     cells = prompt.positions[:, prompt.cells].reshape(3, *layout.grid)
@@ -185,7 +185,7 @@ def test_control_tokens_in_a_query_are_refused(mllm):
         mllm.prompt(mllm.layout("video", 5, (90, 130)), "where is <|image_pad|> it?")
 
 
-def test_damaged_weights_are_named(tmp_path):
+def test_damaged_weights_raise(tmp_path):
     folder = write_tiny_mllm(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
@@ -193,12 +193,12 @@ def test_damaged_weights_are_named(tmp_path):
         load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
 
 
-def test_missing_checkpoint_says_what_to_do(tmp_path):
+def test_missing_checkpoint_gives_advice(tmp_path):
     with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*nowhere.*local_files_only is set"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))
 
 
-def test_other_family_is_refused_by_name(tmp_path):
+def test_other_families_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, .*, got 'llava'"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path), local_files_only=True))

@@ -1,4 +1,4 @@
-"""The row-vector rollout against the paper's formulas, written out with full matrices."""
+"""The row-vector rollout against the paper's formulas with full matrices."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def test_equals_the_literal_formulas(method, block):
 def test_bfloat16_is_summed_in_float32():
     visual = torch.zeros(2, 11, dtype=torch.bool)
     visual[:, 2:8] = True
-    halves = [LayerAttention(layer.query.bfloat16(), layer.key.bfloat16(), layer.scaling) for layer in random_layers()]
-    whole = [LayerAttention(layer.query.float(), layer.key.float(), layer.scaling) for layer in halves]
-    row = rollout_last_row(halves, visual, block=4)
+    rounded = [LayerAttention(layer.query.bfloat16(), layer.key.bfloat16(), layer.scaling) for layer in random_layers()]
+    exact = [LayerAttention(layer.query.float(), layer.key.float(), layer.scaling) for layer in rounded]
+    row = rollout_last_row(rounded, visual, block=4)
     assert row.dtype == torch.float32
-    torch.testing.assert_close(row, rollout_last_row(whole, visual, block=4), atol=1e-6, rtol=0)
+    torch.testing.assert_close(row, rollout_last_row(exact, visual, block=4), atol=1e-6, rtol=0)
 
 
 def test_padding_changes_nothing():
@@ -63,14 +63,14 @@ def test_padding_changes_nothing():
 
 
 def test_one_head_two_tokens_by_hand():
-    """Zero queries: the last row of A is (1/2, 1/2), the only head's weight is 1, so A^ ends in (1/4, 3/4)."""
+    """Zero queries: the last row of A is (1/2, 1/2) and the head's weight is 1, so the last row of A^ is (1/4, 3/4)."""
     layer = LayerAttention(torch.zeros(1, 1, 2, 4), torch.randn(1, 1, 2, 4), 0.5)
     row = rollout_last_row([layer], torch.tensor([[True, False]]))
     torch.testing.assert_close(row, torch.tensor([[0.25, 0.75]]))
 
 
 def test_prompts_that_share_a_prefix():
-    """Each is the rollout of its whole sequence, whatever is asked together, before, or from a higher layer."""
+    """Each rollout equals that of the whole sequence: asked together, again later, or from a higher layer."""
     whole = [random_layers(batch=2, tokens=tokens) for tokens in (14, 17)]
     prefix = [LayerAttention(query[:, :, :11], key[:, :, :11], factor) for query, key, factor in whole[0]]
     for number, layers in enumerate(whole):
@@ -86,15 +86,15 @@ def test_prompts_that_share_a_prefix():
         again = rollout_of_suffixes(shared, suffixes[1:], method, block=64)
         higher = rollout_of_suffixes(shared, [suffix[1:] for suffix in suffixes], method, block=4, skipped=1)
         for layers, row, above in zip(whole, together, higher):
-            seen = torch.nn.functional.pad(visual, (0, layers[0].query.shape[2] - 11)).expand(2, -1)
-            torch.testing.assert_close(row, literal_rollout(layers, seen, method)[:, :11], atol=1e-6, rtol=0)
-            torch.testing.assert_close(above, literal_rollout(layers[1:], seen, method)[:, :11], atol=1e-6, rtol=0)
+            padded = torch.nn.functional.pad(visual, (0, layers[0].query.shape[2] - 11)).expand(2, -1)
+            torch.testing.assert_close(row, literal_rollout(layers, padded, method)[:, :11], atol=1e-6, rtol=0)
+            torch.testing.assert_close(above, literal_rollout(layers[1:], padded, method)[:, :11], atol=1e-6, rtol=0)
         torch.testing.assert_close(again[0], together[1], atol=1e-6, rtol=0)
 
 
 def test_triton_kernels_agree():
-    """Run by Triton's interpreter, which wants to be chosen before the kernels are imported: in another process."""
-    # The interpreter of 3.1 loses constants on their way into a function that a kernel calls.
+    """With Triton's interpreter, in another process: it must be selected before the kernels are imported."""
+    # The interpreter of 3.1 does not pass constants into a function that a kernel calls.
     pytest.importorskip("triton", minversion="3.2")
     script = Path(__file__).with_name("triton_interpreted.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
@@ -103,7 +103,7 @@ def test_triton_kernels_agree():
     assert done.stdout.split() == ["agree"] * 6
 
 
-def test_bad_arguments_are_named():
+def test_bad_arguments_raise():
     layers, visual = random_layers(), torch.ones(2, 11, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected one of v_max, max, mean, got 'median'"):
         rollout_last_row(layers, visual, method="median")
@@ -125,7 +125,7 @@ def test_bad_arguments_are_named():
 @pytest.mark.parametrize("size", [64, 80, 128])
 @pytest.mark.parametrize("method", ["v_max", "max", "mean"])
 def test_kernels_agree_on_a_gpu(dtype, size, method):
-    """At a real prompt's length, queries and keys lying as the model leaves them."""
+    """At a real prompt's length, with the model's memory layout of queries and keys."""
     generator = torch.Generator("cuda").manual_seed(0)
     tokens, visual = 1703, torch.zeros(2, 1703, dtype=torch.bool, device="cuda")
     visual[:, 15:1600] = True
@@ -137,7 +137,7 @@ def test_kernels_agree_on_a_gpu(dtype, size, method):
     layers = [LayerAttention(part(8), part(2), size**-0.5) for _ in range(3)]
     found = [rollout_last_row(layers, visual, method=method, block=512, kernel=name) for name in ("torch", "triton")]
     torch.testing.assert_close(*found, atol=1e-7, rtol=1e-3)
-    # bfloat16 inputs, float32 sums: as on a CPU.
+    # bfloat16 inputs, float32 sums, as on a CPU.
     on_cpu = [LayerAttention(layer.query.cpu(), layer.key.cpu(), layer.scaling) for layer in layers]
     torch.testing.assert_close(
         found[0].cpu(), rollout_last_row(on_cpu, visual.cpu(), method=method), atol=1e-6, rtol=1e-2

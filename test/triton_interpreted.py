@@ -1,4 +1,4 @@
-"""Run by test_rollout.py in a process of its own: the Triton kernels, interpreted, against the PyTorch pass."""
+"""The Triton kernels, interpreted, against the PyTorch pass. test_rollout.py runs this in a separate process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from decaf_ros.grounding.rollout import _attend, _ranges
 from decaf_ros.grounding.rollout_triton import attend
 
 generator = torch.Generator().manual_seed(0)
-# Batch, heads, key heads, queries, tokens, head size, vectors: sizes that fill no block, suffixes of a longer sequence.
+# Batch, heads, key heads, queries, tokens, head size, vectors: sizes that are no multiple of a block, and suffixes.
 for batch, heads, key_heads, count, tokens, size, vectors in (
     (1, 4, 2, 70, 70, 16, 1),
     (2, 6, 2, 5, 133, 24, 2),

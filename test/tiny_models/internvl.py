@@ -37,7 +37,7 @@ TILE, PATCH = 84, 14
 
 
 def write_tiny_internvl(folder: Path, seed: int = 0) -> Path:
-    """Writes model, tokenizer and processors by `save_pretrained` and returns the folder. seed: of the weights.
+    """Writes model, tokenizer and processors with `save_pretrained` and returns the folder. seed: for the weights.
 
     A tile of 84 x 84 pixels gives 3 x 3 tokens.
     """

@@ -25,15 +25,15 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# As in the published models, patches do not fill a tile (they leave 6 of its 384 pixels out there), and come out odd.
+# As in the published models, patches do not fill a tile (there, 6 of 384 pixels remain), and their number is odd.
 TILE, PATCH = 37, 7
 PINPOINTS = [[rows * TILE, columns * TILE] for rows in range(1, 7) for columns in range(1, 7)]
 
 
 def write_tiny_llava_onevision(folder: Path, seed: int = 0) -> Path:
-    """Writes model, tokenizer and processors by `save_pretrained` and returns the folder. seed: of the weights.
+    """Writes model, tokenizer and processors with `save_pretrained` and returns the folder. seed: for the weights.
 
-    A tile of 37 x 37 pixels gives 5 x 5 tokens, a frame of a video 3 x 3.
+    A tile of 37 x 37 pixels gives 5 x 5 tokens, a video frame 3 x 3.
     """
     tokenizer = tiny_tokenizer()
     tokenizer.add_tokens(["<image>", "<video>"], special_tokens=True)

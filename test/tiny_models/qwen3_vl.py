@@ -19,7 +19,7 @@ from tiny_models.qwen_vl import save_tiny, tiny_text, tiny_tokenizer
 
 
 def write_tiny_qwen3_vl(folder: Path, seed: int = 0) -> Path:
-    """Writes model, tokenizer and processors by `save_pretrained` and returns the folder. seed: of the weights."""
+    """Writes model, tokenizer and processors with `save_pretrained` and returns the folder. seed: for the weights."""
     tokenizer = tiny_tokenizer()
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     torch.manual_seed(seed)
@@ -37,7 +37,7 @@ def write_tiny_qwen3_vl(folder: Path, seed: int = 0) -> Path:
 def _model_config(tokenizer: Qwen2TokenizerFast, ids: dict[str, int]) -> Qwen3VLConfig:
     text = tiny_text(tokenizer) | {
         "head_dim": 16,
-        # Far wider than usual: with small random weights attention is uniform and every contrast is zero.
+        # Much wider than usual: with small random weights attention is uniform and every contrast is zero.
         "initializer_range": 0.4,
         "rope_scaling": {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True},
     }
@@ -51,7 +51,7 @@ def _model_config(tokenizer: Qwen2TokenizerFast, ids: dict[str, int]) -> Qwen3VL
         "temporal_patch_size": 2,
         "out_hidden_size": text["hidden_size"],
         "num_position_embeddings": 64,
-        # After these of its layers; what they give is added after the first three layers of the language model.
+        # Vision layers whose features are added after the first three layers of the language model.
         "deepstack_visual_indexes": [0, 1, 2],
         "initializer_range": 0.2,
     }

@@ -1,6 +1,6 @@
-"""A tiny Qwen2-VL or Qwen2.5-VL checkpoint with its real processor classes, for tests and the demo.
+"""A tiny Qwen2-VL or Qwen2.5-VL checkpoint with its real processor classes, for tests and benchmarks.
 
-Weights are random: it runs the whole path and says nothing about the accuracy of real models.
+Weights are random: it exercises the whole path, but not the accuracy of real models.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ WORDS = (
 
 
 def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> Path:
-    """Writes model, tokenizer and processors by `save_pretrained` and returns the folder.
+    """Writes model, tokenizer and processors with `save_pretrained` and returns the folder.
 
-    family: `qwen2_5_vl` or `qwen2_vl`. seed: of the weights. Raises ValueError for another family.
+    family: `qwen2_5_vl` or `qwen2_vl`. seed: for the weights. Raises ValueError for another family.
     """
     if family not in ("qwen2_5_vl", "qwen2_vl"):
         raise ValueError(f"family: expected qwen2_5_vl or qwen2_vl, got {family!r}")
@@ -55,7 +55,7 @@ def write_tiny_mllm(folder: Path, family: str = "qwen2_5_vl", seed: int = 0) -> 
 
 
 def tiny_text(tokenizer: Qwen2TokenizerFast) -> dict[str, Any]:
-    """The language model's part of a configuration, whatever the family."""
+    """The language model's part of a configuration, for any family."""
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -74,7 +74,7 @@ def tiny_text(tokenizer: Qwen2TokenizerFast) -> dict[str, Any]:
 
 
 def save_tiny(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -> Path:
-    """Writes a checkpoint that ends its answers as the Qwen chat format does; returns the folder."""
+    """Writes a checkpoint with the end tokens of the Qwen chat format; returns the folder."""
     tokenizer = processor.tokenizer
     ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
     model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=tokenizer.pad_token_id, do_sample=False)
@@ -85,7 +85,7 @@ def save_tiny(folder: Path, model: PreTrainedModel, processor: ProcessorMixin) -
 
 
 def tiny_tokenizer() -> Qwen2TokenizerFast:
-    """A byte-level BPE that knows the prompts' words; every other text falls apart into bytes, none is unknown."""
+    """A byte-level BPE trained on the prompts' words; other text splits into bytes, so no text is unknown."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()

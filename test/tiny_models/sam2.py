@@ -1,8 +1,8 @@
-"""A tiny SAM 2 of the real architecture for the tests and the demo: random weights, a few of them wired by hand.
+"""A tiny SAM 2 of the real architecture for tests and benchmarks: random weights, some set by hand.
 
-Nothing is learnt, and it says nothing about the accuracy of SAM 2. Purely random weights would give masks that cover
-everything or nothing; the wired ones let the machinery do something that one can look at: a point's mask is a ragged
-blob around the point, and a mask stays at its place in the image from frame to frame.
+Nothing is learnt, so it does not show the accuracy of SAM 2. Purely random weights would give masks that cover
+everything or nothing. With the hand-set weights a point's mask is a ragged blob around the point, and a mask keeps its
+place in the image from frame to frame.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from decaf_tabletop.training.sam2_shape import Sam2Shape, sam2_config
 
 IMAGE_SIZE, WIDTH, MEMORY_WIDTH = 256, 64, 32
 
-# Channels of the 64 that the wiring uses: 16 sines and 16 cosines of the random position code, and two of the others:
-# HERE is positive where the object is (image tokens), MARKER is large in the token of a point.
+# Channels (of 64) used by the hand-set weights: 16 sines and 16 cosines of the random position code, and two others.
+# HERE is positive where the object is (image tokens); MARKER is large in the token of a point.
 POSITION = (*range(16), *range(32, 48))
 HERE, MARKER = 16, 17
 
 
 def model_config() -> dict[str, Any]:
-    """The `model` section: that of sam2.1_hiera_t, smaller in every dimension that its classes leave open."""
+    """The `model` section of sam2.1_hiera_t, smaller in every configurable dimension."""
     return sam2_config(
         Sam2Shape(
             width=WIDTH,
@@ -62,7 +62,7 @@ def write_tiny_sam2(folder: Path, seed: int = 0) -> Path:
 
 
 def _wire_prompts(model: SAM2Base) -> None:
-    """A point writes to HERE around itself: image tokens look for tokens of a like position, and read MARKER there."""
+    """A point writes to HERE around itself: image tokens attend to tokens of similar position and read MARKER there."""
     prompts, decoder = model.sam_prompt_encoder, model.sam_mask_decoder
     for level in model.image_encoder.neck.convs:
         _clear_rows(level.conv, [*POSITION, HERE])
@@ -73,19 +73,24 @@ def _wire_prompts(model: SAM2Base) -> None:
     prompts.point_embeddings[1].weight[:, MARKER] = 8
     heads = torch.tensor(POSITION).reshape(2, 8, 2).permute(1, 0, 2).reshape(-1)  # 8 heads of 2 sines and 2 cosines
     for layer, seen in zip(decoder.transformer.layers, (1.0, 0.0)):
-        between = layer.self_attn
-        for projection in (between.q_proj, between.k_proj, between.v_proj, between.out_proj):
-            _set(projection, torch.eye(WIDTH) * 1.5)  # a token attends to itself, so the point's stays what it is
-        look = layer.cross_attn_image_to_token
+        self_attention = layer.self_attn
+        for projection in (
+            self_attention.q_proj,
+            self_attention.k_proj,
+            self_attention.v_proj,
+            self_attention.out_proj,
+        ):
+            _set(projection, torch.eye(WIDTH) * 1.5)  # a token attends to itself, so the point's token keeps its value
+        cross = layer.cross_attn_image_to_token
         select = torch.zeros(len(heads), WIDTH)
         select[torch.arange(len(heads)), heads] = 2.5
-        _set(look.q_proj, select)
-        _set(look.k_proj, select)
+        _set(cross.q_proj, select)
+        _set(cross.k_proj, select)
         read, write = torch.zeros(len(heads), WIDTH), torch.zeros(WIDTH, len(heads))
         read[::4, MARKER] = 1
         write[HERE, ::4] = seen / 8
-        _set(look.v_proj, read)
-        _set(look.out_proj, write, -3.6 * seen * torch.eye(WIDTH)[HERE])
+        _set(cross.v_proj, read)
+        _set(cross.out_proj, write, -3.6 * seen * torch.eye(WIDTH)[HERE])
 
 
 def _wire_memory(model: SAM2Base) -> None:
@@ -97,15 +102,15 @@ def _wire_memory(model: SAM2Base) -> None:
     encoder.pix_feat_proj.weight *= 0.1
     encoder.out_proj.weight[0, :, 0, 0] = 2 * contrast / contrast.square().sum()
     encoder.out_proj.bias[0] = -((inside + outside) @ contrast) / contrast.square().sum()
-    # The second channel tells frames (100) from object pointers (0), which have no place.
+    # The second channel separates frames (100) from object pointers (0), which have no position.
     _clear_rows(encoder.out_proj, [1])
     encoder.out_proj.bias[1] = 100
     _clear_rows(model.obj_ptr_proj.layers[-1], range(WIDTH))
     _clear_rows(model.obj_ptr_tpos_proj, [1])
     for layer in model.memory_attention.layers:
         attention = layer.cross_attn_image
-        # Constant queries and keys, so the rotary encoding alone decides: the fast rotations of x and of y. The mask
-        # downsampler's strides look 7.5 of 16 pixels up and left of a cell's centre: the queries make up for that.
+        # Constant queries and keys, so only the rotary encoding matters: the fast rotations of x and of y. The mask
+        # downsampler's strides are 7.5 of 16 pixels up and left of a cell's centre; the queries compensate for this.
         pairs = torch.tensor([*range(6), *range(WIDTH // 4, WIDTH // 4 + 6)])
         phase = 7.5 / 16 * 10000.0 ** (-(pairs % (WIDTH // 4)) / (WIDTH // 4))
         query, key = torch.zeros(WIDTH), torch.zeros(WIDTH)
@@ -120,7 +125,7 @@ def _wire_memory(model: SAM2Base) -> None:
 
 
 def _wire_masks(model: SAM2Base) -> None:
-    """A mask is where HERE exceeds a bar, roughened by random image features; every object is there."""
+    """A mask covers HERE above a threshold, roughened by random image features; every object is visible."""
     decoder = model.sam_mask_decoder
     coarse, _, _, fine, _ = decoder.output_upscaling
     for layer, source in ((coarse, HERE), (fine, 0)):
@@ -131,9 +136,9 @@ def _wire_masks(model: SAM2Base) -> None:
     fine.bias[7] = 1
     _clear_rows(decoder.conv_s1, [0])
     _clear_rows(decoder.conv_s0, [0, 7])
-    for bar, network in zip((1.0, 0.8, 1.2, 1.6), decoder.output_hypernetworks_mlps):
+    for threshold, network in zip((1.0, 0.8, 1.2, 1.6), decoder.output_hypernetworks_mlps):
         network.layers[-1].bias[0] = 2
-        network.layers[-1].bias[7] = -2 * bar
+        network.layers[-1].bias[7] = -2 * threshold
     decoder.iou_prediction_head.layers[-1].weight *= 8
     decoder.iou_prediction_head.layers[-1].bias.fill_(2)
     decoder.pred_obj_score_head.layers[-1].bias.fill_(4)
@@ -145,6 +150,6 @@ def _set(layer: torch.nn.Linear, weight: torch.Tensor, bias: torch.Tensor | floa
 
 
 def _clear_rows(layer: torch.nn.Module, rows: Iterable[int]) -> None:
-    """The output channels `rows` become 0."""
+    """Sets the output channels `rows` to 0."""
     layer.weight[list(rows)] = 0
     layer.bias[list(rows)] = 0
