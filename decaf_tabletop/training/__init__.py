@@ -1,1 +1,1 @@
-"""Training of the demo checkpoints on the tabletop simulator. Nothing of the package needs it at run time."""
+"""Trains the stand-in checkpoints of the simulated table. Nothing here is needed at run time."""

@@ -20,7 +20,7 @@ TURNS_TEMPLATE = (
     "{% endfor %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# With a default system prompt, which Qwen3-VL no longer has.
+# Adds Qwen2's default system prompt, which Qwen3-VL dropped.
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 ) + TURNS_TEMPLATE

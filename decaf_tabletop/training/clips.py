@@ -1,32 +1,32 @@
-"""Which clips may be trained on, and which may be measured on."""
+"""Separates training clips from measurement clips by seed."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-# From here on clips are to measure on, while something is trained or afterwards.
+# First seed reserved for measurement: validation, and above it calibration and reports (decaf_tabletop/dataset.py).
 VALIDATION_SEEDS = 900_000
 
 
 def training_clips(folder: Path) -> list[Path]:
-    """The clips that `python -m decaf_tabletop.world.store` wrote there, by seed.
+    """Clip files in `folder`, written by `python -m decaf_tabletop.world.store`, in file name order.
 
-    Raises FileNotFoundError where there is none, ValueError where one has a seed to measure on.
+    Raises FileNotFoundError if there are none, ValueError if one has a measurement seed.
     """
     files = _clips(folder)
     for file in files:
         if _seed(file) >= VALIDATION_SEEDS:
-            raise ValueError(f"{file}: expected seeds below {VALIDATION_SEEDS}, those from there on are to measure on")
+            raise ValueError(f"{file}: expected seeds below {VALIDATION_SEEDS}, the others are for measurement")
     return files
 
 
 def validation_clips(folder: Path) -> list[Path]:
-    """The same, of clips to measure on. Raises ValueError where one may have been trained on."""
+    """Like `training_clips` for measurement clips. Raises ValueError if one has a training seed."""
     files = _clips(folder)
     for file in files:
         if _seed(file) < VALIDATION_SEEDS:
-            raise ValueError(f"{file}: expected seeds from {VALIDATION_SEEDS} on, those below may be trained on")
+            raise ValueError(f"{file}: expected seeds from {VALIDATION_SEEDS} on, lower ones may be trained on")
     return files
 
 

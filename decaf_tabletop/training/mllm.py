@@ -1,10 +1,10 @@
-"""Trains the table's multimodal LLM from nothing.
+"""Trains the table's multimodal LLM.
 
 python -m decaf_tabletop.training.mllm --data CLIPS --out decaf_tabletop/models/tabletop_mllm
 
-CLIPS: a folder that `python -m decaf_tabletop.world.store` filled. Three stages, each resumed where it stopped:
-tower (dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the
-tower's real tokens, and where to look).
+CLIPS: a folder written by `python -m decaf_tabletop.world.store`. Three stages, each resumed where it stopped: tower
+(dense targets per visual token), words (short questions on ideal tokens), prompts (the paper's prompts on the tower's
+tokens, with the attention loss). Recipe and limits: decaf_tabletop/README.md.
 """
 
 from __future__ import annotations
@@ -24,42 +24,41 @@ from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.clips import training_clips
-from decaf_tabletop.training.cpu import in_parallel, keep_freed_memory
+from decaf_tabletop.training.cpu import keep_freed_memory, parallel_map
 from decaf_tabletop.training.mllm_batches import Batch, Writer
+from decaf_tabletop.training.mllm_clips import EncodedClip, encode_clips
+from decaf_tabletop.training.mllm_examples import FRAME_GRID, VIDEO_GRID, image_visual, motion_weights, video_visual
 from decaf_tabletop.training.mllm_language import LanguageTrainer
-from decaf_tabletop.training.mllm_lessons import FRAME_GRID, VIDEO_GRID, image_visual, liveliness, video_visual
 from decaf_tabletop.training.mllm_model import new_model, new_tokenizer, write_checkpoint
-from decaf_tabletop.training.mllm_pupils import Pupil, pupils_of
-from decaf_tabletop.training.mllm_tower import Scenes, TowerTrainer, joined, scenes, whiten_patches
+from decaf_tabletop.training.mllm_tower import Scenes, TowerTrainer, concatenated, scenes, whiten_patches
 from decaf_tabletop.training.origin import check_origin, digest
 from decaf_tabletop.world.store import read_clip
 
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
-CHECK_CLIPS = 40  # the first ones of the folder, by name; never trained on
-# What of a clip the tower is shown: half of the temporal pairs, for memory, and some single frames; oftener where
-# something moves or falls (`liveliness`). Falls are in few pairs: shown no oftener than they come, what falls was taken
-# for something else four times in ten.
-CLIP_PAIRS, CLIP_FRAMES = 4, 3
-# The tower is trained on the first clips, and the language model with the tower's tokens on the last: it is to know
-# how far these can be trusted on what the tower has never seen.
+CHECK_CLIPS = 40  # the first of the folder, by name; never trained on
+# Temporal pairs and single frames of a clip in the tower's training, drawn by `motion_weights`. Half of the pairs, to
+# save memory.
+PAIRS_PER_CLIP, FRAMES_PER_CLIP = 4, 3
+# The tower trains on the first clips, the prompts on the last: the language model learns how reliable the tower's
+# tokens are on clips the tower has not seen.
 TOWER_SHARE, PROMPTS_SHARE = 0.45, 0.55
-# Side in tokens of most of the tower's single frames: whole ones take half of the time, and show little but table.
-CROP = 6
-# Prompts come first with few of the tokens without an object, which is cheaper, and then with all of them.
-# At first, where to look counts for less than what to say; then, still with few tokens, the background's question
-# learns what not to look at. Going on with a checkpoint has all of them at once, but for that while (--excluding).
-THIN, EARLY_LOOKING = 0.25, 0.3
-EXCLUDING = 0.4, 0.55
-# Highest learning rate of the prompts, and that of going on with a checkpoint (--go-on-from).
-RATE, RATE_GOING_ON = 1.5e-3, 7e-4
-# Share of right answers at which short questions have done their work.
-WORDS_LEARNT = 0.9
+# Side in tokens of the crops that replace most single frames. Whole frames show mostly table, and took half the time.
+CROP_TOKENS = 6
+# Prompts start with this share of the background tokens, which is cheaper, and a lower weight of the attention loss.
+# Within EXCLUDING_SPAN of the time, still with few tokens, the background question learns to exclude a category; then
+# all tokens are kept. Training on from a checkpoint keeps all tokens at once, except during --excluding.
+KEPT_BACKGROUND, EARLY_ATTENTION_WEIGHT = 0.25, 0.3
+EXCLUDING_SPAN = 0.4, 0.55
+# Peak learning rate of the prompts, and with --go-on-from.
+PEAK_RATE, PEAK_RATE_GOING_ON = 1.5e-3, 7e-4
+# The words stage ends when every kind reaches this accuracy.
+WORDS_ACCURACY = 0.9
 WORD_KINDS = ("attribute", "explicit", "motion", "size", "relation", "temporal")
 
 
 class Log:
-    """One JSON line an entry, in FILE and, shorter, on the screen."""
+    """Appends each entry to FILE as a JSON line, and prints it."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
@@ -72,89 +71,91 @@ class Log:
 
 
 class Run:
-    """What the stages share: the model, where it is kept, and the clock of a stage."""
+    """State shared by the stages: options, model, clips, and the files of each stage."""
 
-    def __init__(self, given: argparse.Namespace) -> None:
-        self.given = given
-        given.work.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(given.seed)
-        torch.set_num_threads(given.threads)
-        self.rng = np.random.default_rng(given.seed)
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        options.work.mkdir(parents=True, exist_ok=True)
+        torch.manual_seed(options.seed)
+        torch.set_num_threads(options.threads)
+        self.rng = np.random.default_rng(options.seed)
         self.tokenizer = new_tokenizer()
         self.model = new_model(self.tokenizer)
         self.begun_from = ""
-        if given.go_on_from:
-            words = Qwen2TokenizerFast.from_pretrained(given.go_on_from).get_vocab()
-            if words != self.tokenizer.get_vocab():
-                raise SystemExit(f"{given.go_on_from}: expected a checkpoint with the words of this recipe, got others")
-            learnt = Qwen2_5_VLForConditionalGeneration.from_pretrained(given.go_on_from, dtype=torch.float32)
-            self.model.load_state_dict(learnt.state_dict())
-            self.begun_from = digest(learnt.state_dict())
-        self.log = Log(given.work / "log.jsonl")
-        clips = training_clips(given.data)[: given.clips]
+        if options.go_on_from:
+            vocabulary = Qwen2TokenizerFast.from_pretrained(options.go_on_from).get_vocab()
+            if vocabulary != self.tokenizer.get_vocab():
+                raise SystemExit(f"{options.go_on_from}: expected this recipe's vocabulary, got another")
+            start = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.go_on_from, dtype=torch.float32)
+            self.model.load_state_dict(start.state_dict())
+            self.begun_from = digest(start.state_dict())
+        self.log = Log(options.work / "log.jsonl")
+        clips = training_clips(options.data)[: options.clips]
         if len(clips) <= CHECK_CLIPS:
-            raise SystemExit(f"{given.data}: expected more than {CHECK_CLIPS} clips, got {len(clips)}")
+            raise SystemExit(f"{options.data}: expected more than {CHECK_CLIPS} clips, got {len(clips)}")
         self.clips, self.check_clips = clips[CHECK_CLIPS:], clips[:CHECK_CLIPS]
 
-    def load(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> tuple[int, float]:
-        """Takes up a stage where it stopped, if it has begun: steps done and seconds spent."""
-        if not (self.given.work / f"{stage}.pt").exists():
+    def resume(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> tuple[int, float]:
+        """Restores a stage that has begun, with the generator's state; returns steps done and seconds spent."""
+        if not (self.options.work / f"{stage}.pt").exists():
             return 0, 0.0
-        state = self.read(stage, trainer)
+        state = self.restore(stage, trainer)
         self.rng.bit_generator.state = state["rng"]
         return state["step"], state["seconds"]
 
-    def read(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> dict[str, Any]:
-        """What an earlier stage has learnt. Raises FileNotFoundError where it has not begun, ValueError where that was
-        with other weights."""
-        file = self.given.work / f"{stage}.pt"
+    def restore(self, stage: str, trainer: TowerTrainer | LanguageTrainer) -> dict[str, Any]:
+        """Restores the trainer of a stage; returns the whole state.
+
+        Raises FileNotFoundError if the stage has not begun, ValueError if it began from other weights.
+        """
+        file = self.options.work / f"{stage}.pt"
         if not file.exists():
-            raise FileNotFoundError(f"{file}: expected the state of stage {stage}; run that first, or name its --work")
+            raise FileNotFoundError(f"{file}: expected the state of stage {stage}; run it first, or pass its --work")
         state = torch.load(file, weights_only=True)
         check_origin(state, self.begun_from)
         trainer.load_state_dict(state["trainer"])
         return state
 
     def save(self, stage: str, trainer: TowerTrainer | LanguageTrainer, step: int, seconds: float) -> None:
-        file = self.given.work / f"{stage}.pt"
+        file = self.options.work / f"{stage}.pt"
         state = {"trainer": trainer.state_dict(), "step": step, "seconds": seconds, "begun_from": self.begun_from}
         torch.save({**state, "rng": self.rng.bit_generator.state}, file.with_suffix(".new"))
         file.with_suffix(".new").replace(file)
 
     def is_done(self, stage: str) -> bool:
-        return (self.given.work / f"{stage}.done").exists()
+        return (self.options.work / f"{stage}.done").exists()
 
-    def done(self, stage: str) -> None:
-        (self.given.work / f"{stage}.done").touch()
+    def mark_done(self, stage: str) -> None:
+        (self.options.work / f"{stage}.done").touch()
 
 
-def _rate(peak: float, step: int, part: float) -> float:
-    """Warm-up over 100 steps, then a cosine down to a hundredth."""
-    return peak * min(1.0, (step + 1) / 100) * max(0.01, (1 + math.cos(math.pi * min(part, 1.0))) / 2)
+def _learning_rate(peak: float, step: int, progress: float) -> float:
+    """Warm-up over 100 steps, and a cosine over `progress` in [0, 1] down to a hundredth."""
+    return peak * min(1.0, (step + 1) / 100) * max(0.01, (1 + math.cos(math.pi * min(progress, 1.0))) / 2)
 
 
 def train_tower(run: Run) -> None:
     trainer = TowerTrainer(run.model)
-    step, spent = run.load("tower", trainer)
-    budget = run.given.tower_minutes * 60
-    videos, images, lively = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
-    chances = np.array(lively) / sum(lively)
-    checks = [joined(parts) for parts in _all_scenes(run, run.check_clips)[:2]]
+    step, spent = run.resume("tower", trainer)
+    budget = run.options.tower_minutes * 60
+    videos, images, weights = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
+    probabilities = np.array(weights) / sum(weights)
+    checks = [concatenated(parts) for parts in _all_scenes(run, run.check_clips)[:2]]
     run.log(stage="tower", clips=len(videos))
     if not step:
-        whiten_patches(run.model, _draw(videos, 400, run.rng, chances))
+        whiten_patches(run.model, _draw(videos, 400, run.rng, probabilities))
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
-        batch = [_draw(videos, 32, run.rng, chances)]
+        batch = [_draw(videos, 32, run.rng, probabilities)]
         if step % 4:
-            batch.append(_draw(images, 24, run.rng, chances).cropped(CROP, run.rng))
+            batch.append(_draw(images, 24, run.rng, probabilities).cropped(CROP_TOKENS, run.rng))
         else:
-            batch.append(_draw(images, 6, run.rng, chances))
-        batch = [part.varied(run.rng) for part in batch]
-        marks = trainer.step(batch, _rate(1.5e-3, step, seconds / budget))
+            batch.append(_draw(images, 6, run.rng, probabilities))
+        batch = [scene.augmented(run.rng) for scene in batch]
+        scores = trainer.step(batch, _learning_rate(1.5e-3, step, seconds / budget))
         step += 1
         if step % 50 == 0:
-            run.log(stage="tower", step=step, seconds=int(seconds), **marks)
+            run.log(stage="tower", step=step, seconds=int(seconds), **scores)
         if time.monotonic() - saved > SAVE_EVERY_S:
             run.save("tower", trainer, step, seconds)
             saved = time.monotonic()
@@ -164,172 +165,174 @@ def train_tower(run: Run) -> None:
     run.save("tower", trainer, step, seconds)
     for name, scene in zip(("pairs", "frames"), checks):
         run.log(stage="tower", step=step, check=name, **trainer.check(scene))
-    run.done("tower")
+    run.mark_done("tower")
 
 
-def _draw(parts: list[Scenes], count: int, rng: np.random.Generator, chances: np.ndarray) -> Scenes:
-    """One image of each of `count` clips."""
-    places = rng.choice(len(parts), min(count, len(parts)), replace=False, p=chances)
-    return joined([parts[place].some(rng.integers(len(parts[place]), size=1)) for place in places])
+def _draw(clips: list[Scenes], count: int, rng: np.random.Generator, probabilities: np.ndarray) -> Scenes:
+    """One image from each of `count` clips, drawn with these probabilities."""
+    chosen = rng.choice(len(clips), min(count, len(clips)), replace=False, p=probabilities)
+    return concatenated([clips[index].select(rng.integers(len(clips[index]), size=1)) for index in chosen])
 
 
 def _all_scenes(run: Run, files: list[Path]) -> tuple[list[Scenes], list[Scenes], list[float]]:
-    """Of each clip: temporal pairs, single frames, and how lively it is."""
-    return tuple(zip(*in_parallel(_clip_scenes, files, run.given.threads)))
+    """For each clip: temporal pairs, single frames, and its largest motion weight."""
+    return tuple(zip(*parallel_map(_clip_scenes, files, run.options.threads)))
 
 
 def _clip_scenes(file: Path) -> tuple[Scenes, Scenes, float]:
     clip = read_clip(file)
     rng = np.random.default_rng(clip.seed)
     video = video_visual(clip)
-    lively = liveliness(video)
-    pairs = np.sort(rng.choice(len(lively), CLIP_PAIRS, replace=False, p=lively / lively.sum()))
-    of_frames = lively[np.arange(len(clip)) * len(lively) // len(clip)]
-    frames = rng.choice(len(clip), CLIP_FRAMES, replace=False, p=of_frames / of_frames.sum())
-    singles = scenes(clip, image_visual(clip, frames), FRAME_GRID, np.arange(CLIP_FRAMES))
-    return scenes(clip, video, VIDEO_GRID, pairs), singles, float(lively.max())
+    weights = motion_weights(video)
+    pairs = np.sort(rng.choice(len(weights), PAIRS_PER_CLIP, replace=False, p=weights / weights.sum()))
+    frame_weights = weights[np.arange(len(clip)) * len(weights) // len(clip)]
+    frames = rng.choice(len(clip), FRAMES_PER_CLIP, replace=False, p=frame_weights / frame_weights.sum())
+    singles = scenes(clip, image_visual(clip, frames), FRAME_GRID, np.arange(FRAMES_PER_CLIP))
+    return scenes(clip, video, VIDEO_GRID, pairs), singles, float(weights.max())
 
 
 def train_words(run: Run) -> None:
-    """Short questions, few tokens, ideal tokens: the look-up, and nothing else."""
+    """Short questions on few, ideal tokens: teaches the look-up alone."""
     trainer = LanguageTrainer(run.model, run.tokenizer)
     trainer.start_from_words(run.tokenizer)
-    step, spent = run.load("words", trainer)
-    pupils = pupils_of(run.clips[:1200], None, run.given.threads)
+    step, spent = run.resume("words", trainer)
+    clips = encode_clips(run.clips[:1200], None, run.options.threads)
     writer = Writer(run.tokenizer, CHAT_TEMPLATE)
     started, saved = time.monotonic() - spent, time.monotonic()
     learnt = False
-    while not learnt and time.monotonic() - started < run.given.words_minutes * 60:
+    while not learnt and time.monotonic() - started < run.options.words_minutes * 60:
         visual = ("video", "image")[int(run.rng.random() < 0.4)]
-        packs = [pupils[place].pack(run.rng, visual, 4) for place in run.rng.integers(len(pupils), size=32)]
-        said, looked = trainer.step(writer.batch(packs, 0.08, run.rng, short=True), _rate(2e-3, step, 0), 0.0)
+        packs = [clips[index].pack(run.rng, visual, 4) for index in run.rng.integers(len(clips), size=32)]
+        batch = writer.batch(packs, 0.08, run.rng, short=True)
+        answer_loss, attention_loss = trainer.step(batch, _learning_rate(2e-3, step, 0), 0.0)
         step += 1
         seconds = time.monotonic() - started
         if step % 50 == 0:
-            learnt = trainer.marks.of(WORD_KINDS) > WORDS_LEARNT
-            marks = trainer.marks.line()
-            run.log(stage="words", step=step, seconds=int(seconds), said=said, looked=looked, marks=marks)
+            learnt = trainer.scores.worst_accuracy(WORD_KINDS) > WORDS_ACCURACY
+            scores = trainer.scores.line()
+            losses = {"said": answer_loss, "looked": attention_loss}
+            run.log(stage="words", step=step, seconds=int(seconds), **losses, marks=scores)
         if time.monotonic() - saved > SAVE_EVERY_S or learnt:
             run.save("words", trainer, step, seconds)
             saved = time.monotonic()
     run.save("words", trainer, step, time.monotonic() - started)
     if not learnt:
-        raise SystemExit(f"the words were not learnt in {step} steps: go on with a larger --words-minutes")
-    run.done("words")
+        raise SystemExit(f"the words were not learnt in {step} steps: resume with a larger --words-minutes")
+    run.mark_done("words")
 
 
 def train_prompts(run: Run) -> None:
-    """The real prompts on the tower's tokens, with the looking loss."""
-    begun = run.given.go_on_from is not None
+    """The paper's prompts on the tower's tokens, with the attention loss."""
+    going_on = run.options.go_on_from is not None
     tower = TowerTrainer(run.model)
-    if not begun:
-        run.read("tower", tower)
+    if not going_on:
+        run.restore("tower", tower)
     trainer = LanguageTrainer(run.model, run.tokenizer)
-    step, spent = run.load("prompts", trainer)
-    if not (step or begun):
-        run.read("words", trainer)
+    step, spent = run.resume("prompts", trainer)
+    if not (step or going_on):
+        run.restore("words", trainer)
         trainer.new_optimizer()
-    share, (excluding_from, thin_until), peak = PROMPTS_SHARE, EXCLUDING, RATE
-    if begun:
-        share, (excluding_from, thin_until), peak = 1.0, (0.0, run.given.excluding), RATE_GOING_ON
-    pupils = pupils_of(run.clips[-round(share * len(run.clips)) :], tower, run.given.threads)
-    checks = pupils_of(run.check_clips, tower, run.given.threads)
-    run.log(stage="prompts", clips=len(pupils))
-    chances = np.sqrt([liveliness(pupil.teacher.visuals["video"]).max() for pupil in pupils])
-    chances /= chances.sum()
+    share, (excluding_from, thin_until), peak = PROMPTS_SHARE, EXCLUDING_SPAN, PEAK_RATE
+    if going_on:
+        share, (excluding_from, thin_until), peak = 1.0, (0.0, run.options.excluding), PEAK_RATE_GOING_ON
+    clips = encode_clips(run.clips[-round(share * len(run.clips)) :], tower, run.options.threads)
+    checks = encode_clips(run.check_clips, tower, run.options.threads)
+    run.log(stage="prompts", clips=len(clips))
+    probabilities = np.sqrt([motion_weights(clip.sampler.visuals["video"]).max() for clip in clips])
+    probabilities /= probabilities.sum()
     writer = Writer(run.tokenizer, CHAT_TEMPLATE)
-    budget = run.given.prompts_minutes * 60
+    budget = run.options.prompts_minutes * 60
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
         thin = seconds < thin_until * budget
         excluding = thin and seconds >= excluding_from * budget
         draw = run.rng.random()
-        # Sequences of like length together: a video has twice the tokens of a frame.
+        # One visual per batch, for sequences of similar length: a video has twice the tokens of a frame.
         visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
-        # Few clips have falls in them, and what a video is needed for is the hardest.
-        chosen = run.rng.choice(len(pupils), 2 * size if thin else size, p=chances)
-        packs = [pupils[place].pack(run.rng, visual, 4) for place in chosen]
-        rate = _rate(peak, step, seconds / budget)
-        written = writer.batch(packs, THIN if thin else 1.0, run.rng)
-        looking = run.given.looking * (EARLY_LOOKING if thin and not excluding else 1.0)
-        said, looked = trainer.step(written, rate, looking, excluding)
+        # Favours clips with motion and falls: falls are rare, and questions that need the video are the hardest.
+        chosen = run.rng.choice(len(clips), 2 * size if thin else size, p=probabilities)
+        packs = [clips[index].pack(run.rng, visual, 4) for index in chosen]
+        rate = _learning_rate(peak, step, seconds / budget)
+        batch = writer.batch(packs, KEPT_BACKGROUND if thin else 1.0, run.rng)
+        attention_weight = run.options.looking * (EARLY_ATTENTION_WEIGHT if thin and not excluding else 1.0)
+        answer_loss, attention_loss = trainer.step(batch, rate, attention_weight, excluding)
         step += 1
         if step % 50 == 0:
-            marks = trainer.marks.line()
-            losses = {"said": said, "looked": looked, "excluding": excluding}
-            run.log(stage="prompts", step=step, seconds=int(seconds), **losses, marks=marks)
+            scores = trainer.scores.line()
+            losses = {"said": answer_loss, "looked": attention_loss, "excluding": excluding}
+            run.log(stage="prompts", step=step, seconds=int(seconds), **losses, marks=scores)
         if time.monotonic() - saved > SAVE_EVERY_S:
             run.save("prompts", trainer, step, seconds)
             saved = time.monotonic()
         if step % 300 == 0:
-            run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
+            run.log(stage="prompts", step=step, check=trainer.check(_check_batches(checks, writer)))
     run.save("prompts", trainer, step, seconds)
-    run.log(stage="prompts", step=step, check=trainer.check(_exam(checks, writer)))
-    run.done("prompts")
+    run.log(stage="prompts", step=step, check=trainer.check(_check_batches(checks, writer)))
+    run.mark_done("prompts")
 
 
-def _exam(pupils: list[Pupil], writer: Writer) -> Iterator[Batch]:
-    """Always the same questions about clips that are not trained on."""
+def _check_batches(clips: list[EncodedClip], writer: Writer) -> Iterator[Batch]:
+    """The same questions about held-out clips at every call."""
     rng = np.random.default_rng(0)
     for visual in ("video", "image", "video"):
-        for at in range(0, len(pupils), 10):
-            yield writer.batch([pupil.pack(rng, visual, 4) for pupil in pupils[at : at + 10]], 1.0, rng)
+        for at in range(0, len(clips), 10):
+            yield writer.batch([clip.pack(rng, visual, 4) for clip in clips[at : at + 10]], 1.0, rng)
 
 
 def export(run: Run) -> None:
-    if not run.given.go_on_from:
-        run.read("tower", TowerTrainer(run.model))
-    run.read("prompts", LanguageTrainer(run.model, run.tokenizer))
-    write_checkpoint(run.given.out, run.model.eval(), run.tokenizer)
+    if not run.options.go_on_from:
+        run.restore("tower", TowerTrainer(run.model))
+    run.restore("prompts", LanguageTrainer(run.model, run.tokenizer))
+    write_checkpoint(run.options.out, run.model.eval(), run.tokenizer)
 
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m decaf_tabletop.training.mllm", description="Trains the demo multimodal LLM."
+        prog="python -m decaf_tabletop.training.mllm", description="Trains the table's multimodal LLM."
     )
     parser.add_argument("--data", type=Path, required=True, help="folder of clip_*.npz")
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
-    parser.add_argument("--clips", type=int, default=9000, help="most clips of the folder that are used")
+    parser.add_argument("--clips", type=int, default=9000, help="maximum number of clips that are used")
     parser.add_argument("--tower-minutes", type=float, default=75)
-    parser.add_argument("--words-minutes", type=float, default=20, help="at most; it ends when the words are learnt")
+    parser.add_argument("--words-minutes", type=float, default=20, help="at most; ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=150)
     parser.add_argument(
         "--go-on-from",
         type=Path,
         metavar="CHECKPOINT",
-        help="with --stage prompts: begin at the weights of a finished checkpoint, and use all clips of the folder, "
-        "which should be ones that its tower was not trained on",
+        help="with --stage prompts: start from the weights of a finished checkpoint, on all clips of the folder; its "
+        "tower should not have been trained on them",
     )
     parser.add_argument(
         "--excluding",
         type=float,
         default=0.0,
         metavar="SHARE",
-        help="with --go-on-from: the first part of the time, for which it learns, on few of the tokens, above all what "
-        "the background's question excludes; 0 for a checkpoint that does that already; the same again to resume",
+        help="with --go-on-from: first share of the time, mainly for teaching the background question to exclude a "
+        "category, on few tokens; 0 for a checkpoint that does so already; pass the same value to resume",
     )
-    parser.add_argument("--looking", type=float, default=1.0, help="weight of the loss on where to look")
+    parser.add_argument("--looking", type=float, default=1.0, help="weight of the attention loss")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    given = parser.parse_args(arguments)
-    if given.go_on_from and given.stage != "prompts":
-        parser.error(f"--go-on-from: expected --stage prompts, got {given.stage}")
-    if given.excluding and not (given.go_on_from and 0 < given.excluding <= 1):
-        parser.error(f"--excluding: expected a share up to 1, with --go-on-from, got {given.excluding}")
+    options = parser.parse_args(arguments)
+    if options.go_on_from and options.stage != "prompts":
+        parser.error(f"--go-on-from: expected --stage prompts, got {options.stage}")
+    if options.excluding and not (options.go_on_from and 0 < options.excluding <= 1):
+        parser.error(f"--excluding: expected a share up to 1, with --go-on-from, got {options.excluding}")
     keep_freed_memory()
-    wanted = STAGES if given.stage == "all" else (given.stage,)
-    for stage in wanted:
-        run = Run(given)
+    stages = STAGES if options.stage == "all" else (options.stage,)
+    for stage in stages:
+        run = Run(options)
         if stage == "export":
             break
         if run.is_done(stage):
-            run.log(stage=stage, done=f"already; to go on with it, remove {stage}.done from {given.work}")
+            run.log(stage=stage, done=f"already; to continue it, remove {stage}.done from {options.work}")
         else:
             {"tower": train_tower, "words": train_words, "prompts": train_prompts}[stage](run)
-    if given.stage in ("all", "export", "prompts"):
-        export(Run(given))
+    if options.stage in ("all", "export", "prompts"):
+        export(Run(options))
     return 0
 
 

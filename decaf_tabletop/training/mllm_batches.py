@@ -1,4 +1,4 @@
-"""Questions to tensors: chat ids, visual features, positions, several questions to a sequence."""
+"""Turns training examples into tensors, with several questions packed into one sequence."""
 
 from __future__ import annotations
 
@@ -10,68 +10,77 @@ import torch
 from transformers import Qwen2TokenizerFast
 
 from decaf_ros.grounding.families.qwen_vl import visual_positions
-from decaf_tabletop.training.mllm_lessons import FRAME_GRID, VIDEO_GRID, Lesson
+from decaf_tabletop.training.mllm_examples import FRAME_GRID, VIDEO_GRID, Example
 from decaf_tabletop.training.mllm_model import HIDDEN
 
-# As in `decaf_ros.grounding.families.qwen_vl` with two tokens a second and two frames a second.
+# As in `decaf_ros.grounding.families.qwen_vl` for two tokens and two frames per second.
 TIME_STEP = 2.0
 GRIDS = {"video": VIDEO_GRID, "image": FRAME_GRID}
 
 
 class Pack(NamedTuple):
-    """Questions about the same visual tokens, (tokens, HIDDEN), the last one about the background; or about none."""
+    """Questions about the same visual tokens (tokens, HIDDEN), the last one about the background; None: text only."""
 
-    lessons: list[Lesson]
+    examples: list[Example]
     tokens: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """B sequences of N tokens, padded on the right: what Q questions share, then each question with its answer's first
-    token. A question sees what is shared and itself, so that its answer is the one that it would get alone, and the
-    shared tokens, of which there are many, pass through the model once.
+    """B sequences of N tokens, padded on the right: a shared prefix, then Q questions, each with its one-token answer.
 
-    ids: (B, N). part: (B, N) int64, 0 shared, k the k-th question, -1 padding. visual: (B, N) bool.
-    positions: (3, B, N). features: (V, HIDDEN) of all visual tokens in order. ends: (B, Q), where the answers are.
-    answers: (B, Q). look: (B, Q, N) float32, how much is to be looked at a token, in shares of
-    any sum. segments: (B, N) int64, tokens of the same object in the same temporal row have the same number from 0 on,
-    and the surroundings of a row count as one; -1 where nothing is visual. cells: (B, N) int64, of a visual token the
-    place in (rows, h, w); -1 elsewhere. grid: h, w; (0, 0) where nothing is visual. contrasted: (B, Q) bool, see
-    `Lesson`. kinds: (B, Q) names.
+    A question attends to the prefix and to itself, so its answer is the one it would get alone, while the many visual
+    tokens pass through the model once.
+
+    Attributes:
+        ids: (B, N) int64.
+        question: (B, N) int64, 0 the shared prefix, k the k-th question, -1 padding.
+        visual: (B, N) bool.
+        positions: (3, B, N) int64, rotary positions.
+        features: (V, HIDDEN) float32, all visual tokens in order.
+        answer_at: (B, Q) int64, index of the answers in the sequence.
+        answers: (B, Q) int64, token ids.
+        focus: (B, Q, N) float32, relative desired attention, not normalised.
+        segments: (B, N) int64, one number from 0 on for each object, or the background, in each temporal row; -1 for
+            other tokens.
+        cells: (B, N) int64, index of a visual token in (rows, h, w); -1 for other tokens.
+        grid: h, w; (0, 0) without visual tokens.
+        has_targets: (B, Q) bool, see `Example`.
+        kinds: (B, Q) names.
     """
 
     ids: torch.Tensor
-    part: torch.Tensor
+    question: torch.Tensor
     visual: torch.Tensor
     positions: torch.Tensor
     features: torch.Tensor
-    ends: torch.Tensor
+    answer_at: torch.Tensor
     answers: torch.Tensor
-    look: torch.Tensor
+    focus: torch.Tensor
     segments: torch.Tensor
     cells: torch.Tensor
     grid: tuple[int, int]
-    contrasted: torch.Tensor
+    has_targets: torch.Tensor
     kinds: tuple[tuple[str, ...], ...]
 
     @property
-    def sees(self) -> torch.Tensor:
-        """(B, N, N) bool: who attends to whom; padding to itself, for a softmax over nothing is not a number."""
-        length = self.part.shape[1]
-        earlier = torch.ones(length, length, dtype=torch.bool).tril()
-        part, key = self.part[:, :, None], self.part[:, None]
-        return (earlier & (part >= 0) & ((key == 0) | (key == part))) | torch.eye(length, dtype=torch.bool)
+    def attention_mask(self) -> torch.Tensor:
+        """(B, N, N) bool, query by key. Padding attends to itself, since a softmax over nothing is NaN."""
+        length = self.question.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        query, key = self.question[:, :, None], self.question[:, None]
+        return (causal & (query >= 0) & ((key == 0) | (key == query))) | torch.eye(length, dtype=torch.bool)
 
     @property
-    def rows(self) -> torch.Tensor:
-        """(B, Q, N) bool: the tokens of each question's own sequence, without its answer."""
-        questions = torch.arange(1, self.ends.shape[1] + 1)[:, None]
-        own = (self.part[:, None] == 0) | (self.part[:, None] == questions)
-        return own.scatter(2, self.ends[..., None], False)
+    def own_tokens(self) -> torch.Tensor:
+        """(B, Q, N) bool: the shared prefix and the question's own tokens, without its answer."""
+        questions = torch.arange(1, self.answer_at.shape[1] + 1)[:, None]
+        own = (self.question[:, None] == 0) | (self.question[:, None] == questions)
+        return own.scatter(2, self.answer_at[..., None], False)
 
 
 class Writer:
-    """Writes lessons as the adapter would: the same chat template, the same positions."""
+    """Encodes examples as the adapter does: same chat template, same positions."""
 
     def __init__(self, tokenizer: Qwen2TokenizerFast, chat_template: str) -> None:
         self.tokenizer = tokenizer
@@ -79,8 +88,8 @@ class Writer:
         self._chats: dict[tuple[str, str], tuple[tuple[int, ...], tuple[int, ...]]] = {}
 
     def chat(self, kind: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids before and after the visual tokens; without any, all of them are after."""
-        if not kind:  # the choices, of which hardly two are the same
+        """Token ids before and after the visual tokens; without any, all are after."""
+        if not kind:  # category choices hardly repeat
             return self._chat(kind, text)
         if (kind, text) not in self._chats:
             self._chats[kind, text] = self._chat(kind, text)
@@ -104,86 +113,90 @@ class Writer:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def batch(self, packs: list[Pack], keep: float, rng: np.random.Generator, short: bool = False) -> Batch:
-        """packs: of as many questions each. keep: share of the tokens without an object that stay. short: the short
+        """packs: with equally many questions. keep: share of background tokens that are kept. short: use the short
         wording instead of the prompt."""
         rows = [self._row(pack, keep, short, rng) for pack in packs]
         size = (len(rows), max(len(row.ids) for row in rows))
-        questions = len(packs[0].lessons)
-        ids, part = torch.full(size, self.tokenizer.pad_token_id), torch.full(size, -1)
+        questions = len(packs[0].examples)
+        ids, question = torch.full(size, self.tokenizer.pad_token_id), torch.full(size, -1)
         visual = torch.zeros(size, dtype=torch.bool)
         positions = torch.ones(3, *size, dtype=torch.int64)
-        look = torch.zeros(size[0], questions, size[1])
+        focus = torch.zeros(size[0], questions, size[1])
         segments, cells = torch.full(size, -1), torch.full(size, -1)
         for place, row in enumerate(rows):
             own = slice(len(row.ids))
-            ids[place, own], part[place, own], visual[place, own] = row.ids, row.part, row.visual
-            positions[:, place, own], look[place, :, own] = row.positions, row.look
+            ids[place, own], question[place, own], visual[place, own] = row.ids, row.question, row.visual
+            positions[:, place, own], focus[place, :, own] = row.positions, row.focus
             segments[place, own], cells[place, own] = row.segments, row.cells
-        ends = torch.stack([row.ends for row in rows])
+        answer_at = torch.stack([row.answer_at for row in rows])
         return Batch(
             ids,
-            part,
+            question,
             visual,
             positions,
             torch.cat([row.features for row in rows]),
-            ends,
-            ids.gather(1, ends),
-            look,
+            answer_at,
+            ids.gather(1, answer_at),
+            focus,
             segments,
             cells,
-            GRIDS.get(packs[0].lessons[0].visual, (0, 0)),
-            torch.tensor([[lesson.contrasted for lesson in pack.lessons] for pack in packs]),
-            tuple(tuple(lesson.name for lesson in pack.lessons) for pack in packs),
+            GRIDS.get(packs[0].examples[0].visual, (0, 0)),
+            torch.tensor([[example.has_targets for example in pack.examples] for pack in packs]),
+            tuple(tuple(example.name for example in pack.examples) for pack in packs),
         )
 
     def _row(self, pack: Pack, keep: float, short: bool, rng: np.random.Generator) -> _Row:
-        one = pack.lessons[0]
-        chats = [self.chat(one.visual, lesson.short if short else lesson.text) for lesson in pack.lessons]
+        shown = pack.examples[0]
+        chats = [self.chat(shown.visual, example.short if short else example.text) for example in pack.examples]
         before = torch.tensor(chats[0][0], dtype=torch.int64)
         tails = []
-        for lesson, (_, after) in zip(pack.lessons, chats):
-            (answer,) = self._encode(lesson.answer)
+        for example, (_, after) in zip(pack.examples, chats):
+            (answer,) = self._encode(example.answer)
             tails.append(torch.tensor((*after, answer)))
         longest = max(map(len, tails))
         count = 0
-        if one.visual:
-            h, w = GRIDS[one.visual]
-            count = one.rows * h * w
+        if shown.visual:
+            h, w = GRIDS[shown.visual]
+            count = shown.rows * h * w
         visual = torch.zeros(len(before) + count + longest, dtype=torch.bool)
         visual[len(before) : len(before) + count] = True
         if count:
-            places = visual_positions(visual[None], (one.rows, h, w), TIME_STEP)[:, 0]
+            positions = visual_positions(visual[None], (shown.rows, h, w), TIME_STEP)[:, 0]
         else:
-            places = torch.arange(len(visual)).expand(3, -1)
-        shared = len(before) + count
-        stays = torch.ones(shared, dtype=torch.bool)
-        look = torch.zeros(len(tails), shared)
-        segments, cells = torch.full((shared,), -1), torch.full((shared,), -1)
+            positions = torch.arange(len(visual)).expand(3, -1)
+        prefix_length = len(before) + count
+        keep_token = torch.ones(prefix_length, dtype=torch.bool)
+        focus = torch.zeros(len(tails), prefix_length)
+        segments, cells = torch.full((prefix_length,), -1), torch.full((prefix_length,), -1)
         features = torch.zeros(0, HIDDEN)
         if count:
-            kept = (one.owners.reshape(-1) > 0) | (rng.random(count) < keep)
-            stays[len(before) :] = torch.from_numpy(kept)
-            look[:, len(before) :] = torch.from_numpy(np.stack([lesson.look for lesson in pack.lessons]))
-            starts = np.arange(one.rows)[:, None, None] * (one.owners.max() + 1)
-            segments[len(before) :] = torch.from_numpy((starts + one.owners).reshape(-1))
+            keep_visual = (shown.owners.reshape(-1) > 0) | (rng.random(count) < keep)
+            keep_token[len(before) :] = torch.from_numpy(keep_visual)
+            focus[:, len(before) :] = torch.from_numpy(np.stack([example.focus for example in pack.examples]))
+            starts = np.arange(shown.rows)[:, None, None] * (shown.owners.max() + 1)
+            segments[len(before) :] = torch.from_numpy((starts + shown.owners).reshape(-1))
             cells[len(before) :] = torch.arange(count)
-            features = torch.from_numpy(pack.tokens[kept].astype(np.float32))
-        pad = self.tokenizer.convert_tokens_to_ids(f"<|{one.visual or 'video'}_pad|>")
+            features = torch.from_numpy(pack.tokens[keep_visual].astype(np.float32))
+        pad = self.tokenizer.convert_tokens_to_ids(f"<|{shown.visual or 'video'}_pad|>")
         lengths = torch.tensor([len(tail) for tail in tails])
         questions = torch.arange(1, len(tails) + 1).repeat_interleave(lengths)
-        nothing = torch.zeros(len(questions), dtype=torch.bool)
-        shared_ids = torch.cat([before, torch.full((count,), pad)])[stays]
+        not_visual = torch.zeros(len(questions), dtype=torch.bool)
+        prefix_ids = torch.cat([before, torch.full((count,), pad)])[keep_token]
         return _Row(
-            torch.cat([shared_ids, *tails]),
-            torch.cat([torch.zeros(len(shared_ids), dtype=torch.int64), questions]),
-            torch.cat([visual[:shared][stays], nothing]),
+            torch.cat([prefix_ids, *tails]),
+            torch.cat([torch.zeros(len(prefix_ids), dtype=torch.int64), questions]),
+            torch.cat([visual[:prefix_length][keep_token], not_visual]),
             torch.cat(
-                [places[:, :shared][:, stays], *(places[:, shared : shared + len(tail)] for tail in tails)], dim=1
+                [
+                    positions[:, :prefix_length][:, keep_token],
+                    *(positions[:, prefix_length : prefix_length + len(tail)] for tail in tails),
+                ],
+                dim=1,
             ),
-            torch.cat([look[:, stays], torch.zeros(len(tails), len(questions))], dim=1),
-            torch.cat([segments[stays], torch.full((len(questions),), -1)]),
-            torch.cat([cells[stays], torch.full((len(questions),), -1)]),
-            len(shared_ids) + lengths.cumsum(0) - 1,
+            torch.cat([focus[:, keep_token], torch.zeros(len(tails), len(questions))], dim=1),
+            torch.cat([segments[keep_token], torch.full((len(questions),), -1)]),
+            torch.cat([cells[keep_token], torch.full((len(questions),), -1)]),
+            len(prefix_ids) + lengths.cumsum(0) - 1,
             features,
         )
 
@@ -192,11 +205,11 @@ class _Row(NamedTuple):
     """One sequence of a batch, unpadded."""
 
     ids: torch.Tensor
-    part: torch.Tensor
+    question: torch.Tensor
     visual: torch.Tensor
     positions: torch.Tensor
-    look: torch.Tensor
+    focus: torch.Tensor
     segments: torch.Tensor
     cells: torch.Tensor
-    ends: torch.Tensor
+    answer_at: torch.Tensor
     features: torch.Tensor

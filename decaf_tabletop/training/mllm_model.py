@@ -1,4 +1,4 @@
-"""The demo multimodal LLM before training: Qwen2.5-VL's architecture in miniature, its real processor classes."""
+"""The untrained multimodal LLM of the table: Qwen2.5-VL's architecture in miniature, its real processor classes."""
 
 from __future__ import annotations
 
@@ -26,32 +26,34 @@ from decaf_tabletop.world.expressions import WORDINGS
 
 HIDDEN, LAYERS, HEADS = 128, 6, 4
 VISION_HIDDEN, VISION_DEPTH, VISION_HEADS = 128, 6, 4
-# What an object is must be known two layers before the end: these find out who is beside it.
+# Layers that recognise objects; the remaining two relate them to their neighbours.
 SHAPE_LAYER = VISION_DEPTH - 2
 # 320 x 240 images are 16 x 12 tokens in the frame branch and 8 x 6 in the video branch (config/tabletop.yaml).
 PATCH, MERGE = 14, 2
 TOKEN_PX = PATCH * MERGE
 
-# Wavelengths of 60 and 200 patches: monotonous over an image of at most 32. Their share in a logit is up to 3.
-ASIDE_FREQUENCIES, ASIDE = slice(2, 4), 4.0
+# Wavelengths of 60 and 200 patches: monotonic over an image of at most 32 patches. They add up to 3 to a logit.
+SIDEWAYS_FREQUENCIES, SIDEWAYS_BIAS = slice(2, 4), 4.0
 
-# Of several categories, of a single frame that cannot show what is asked for, of what is not there.
+# Answers for targets of several categories, for motion asked of a single frame, and for an absent target.
 MIXED, UNCLEAR, NOTHING = "objects", "object", "none"
 ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING)
 
 
 def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights, drawn from torch's generator: 1/sqrt(fan_in). Queries and keys of the language model start equal,
-    without which attention stays on a plateau for thousands of steps."""
+    """Random weights with standard deviation 1/sqrt(fan_in), from torch's global generator.
+
+    Queries and keys of the language model start equal: otherwise attention stays on a plateau for thousands of steps.
+    """
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     special = {
         "bos_token_id": ids["<|endoftext|>"],
         "eos_token_id": ids["<|im_end|>"],
         "pad_token_id": ids["<|endoftext|>"],
     }
-    # Rotary frequencies go to time, height and width in this order; together they are half a head.
+    # Rotary frequencies of time, height and width, in this order, fill half a head.
     half_head = HIDDEN // HEADS // 2
-    place = half_head * 3 // 8
+    spatial = half_head * 3 // 8
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(tokenizer),
@@ -62,7 +64,7 @@ def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGenerati
             "num_key_value_heads": HEADS,
             "max_position_embeddings": 32768,
             "rope_theta": 10000.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [half_head - 2 * place, place, place]},
+            "rope_scaling": {"type": "mrope", "mrope_section": [half_head - 2 * spatial, spatial, spatial]},
             "tie_word_embeddings": False,
             **special,
         },
@@ -76,7 +78,7 @@ def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGenerati
             "spatial_merge_size": MERGE,
             "temporal_patch_size": 2,
             "fullatt_block_indexes": list(range(VISION_DEPTH)),
-            # One window, larger than any image: windows would reorder the patches within the tower.
+            # One window, larger than any image: several windows would reorder the patches within the tower.
             "window_size": 64 * TOKEN_PX,
             "tokens_per_second": 2,
         },
@@ -101,31 +103,32 @@ def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGenerati
         for block in model.model.visual.blocks:
             block.attn.qkv.bias.zero_()
         for block in model.model.visual.blocks[SHAPE_LAYER:]:
-            _look_aside(block.attn.qkv.bias)
+            _attend_sideways(block.attn.qkv.bias)
     model.generation_config = GenerationConfig(
         eos_token_id=[ids["<|im_end|>"], ids["<|endoftext|>"]], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
     return model
 
 
-def _look_aside(bias: torch.Tensor) -> None:
-    """Starts the four heads of a vision layer looking to the left, to the right, up and down, by the constant part of
-    their queries and keys. Without it, who is beside whom stays on a plateau.
+def _attend_sideways(bias: torch.Tensor) -> None:
+    """Makes the four heads of a vision layer attend to the left, right, top and bottom initially, through the biases of
+    their queries and keys. Without it, learning the neighbours stays on a plateau.
 
-    bias: (3 * VISION_HIDDEN,) of queries, keys and values. The rotary encoding turns components i and i + half of a
-    head by the place times frequency i: query e_i and key +-e_(i + half) make a logit of +-sin(frequency * (place of
-    the query - place of the key)). The first half of the frequencies goes with rows, the second with columns.
+    bias: (3 * VISION_HIDDEN,) of queries, keys and values. The rotary encoding rotates components i and i + half of a
+    head by position * frequency i, so query e_i and key +-e_(i + half) give a logit of
+    +-sin(frequency * (query position - key position)). The first half of the frequencies encodes rows, the second
+    columns.
     """
-    query, key, _ = bias.view(3, VISION_HEADS, 2, 2, -1)  # of a head: (half, axis, frequency)
+    query, key, _ = bias.view(3, VISION_HEADS, 2, 2, -1)  # (qkv, head, half, axis, frequency)
     for head, (axis, sign) in enumerate(((1, 1.0), (1, -1.0), (0, 1.0), (0, -1.0))):
-        query[head, 0, axis, ASIDE_FREQUENCIES] = ASIDE
-        key[head, 1, axis, ASIDE_FREQUENCIES] = sign * ASIDE
+        query[head, 0, axis, SIDEWAYS_FREQUENCIES] = SIDEWAYS_BIAS
+        key[head, 1, axis, SIDEWAYS_FREQUENCIES] = sign * SIDEWAYS_BIAS
 
 
 def new_tokenizer() -> Qwen2TokenizerFast:
-    """A byte-level BPE in which every word of the prompts, the expressions and the answers is one token."""
+    """A byte-level BPE with one token for every word of the prompts, expressions and answers."""
     core = Tokenizer(models.BPE())
-    # Words with the space before them, apart from punctuation and line ends: then no word melts into its neighbours.
+    # Splits into words with their leading space, punctuation, and white space, so that no token spans two words.
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(Regex(r" ?\w+| ?[^\w\s]+|\s+"), "isolated"),
@@ -149,7 +152,7 @@ def new_tokenizer() -> Qwen2TokenizerFast:
 
 
 def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:
-    """By `save_pretrained`, with the real processors, for transformers 4.57 as well."""
+    """Saves model and processors with `save_pretrained`, readable by transformers 4.57 and later."""
     side = TOKEN_PX
     sizes = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
     pixels = {"shortest_edge": 4 * side**2, "longest_edge": 1024 * side**2}
@@ -166,8 +169,10 @@ def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, to
 
 
 def keep_old_rope(file: Path) -> None:
-    """Writes the language model's rotary settings as the published checkpoints have them: transformers 5 reads both
-    forms and writes the new one, of which 4.57 takes no notice and uses another base."""
+    """Rewrites the language model's rotary settings in the form of the published checkpoints.
+
+    transformers 5 writes a new form, which 4.57 ignores, using another base; it reads both.
+    """
     config = json.loads(file.read_text(encoding="utf-8"))
     text = config["text_config"]
     rope = text.pop("rope_parameters")

@@ -1,7 +1,7 @@
-"""The code between the demo model's vision tower and its language model: what a visual token says.
+"""Target code for visual tokens: one orthogonal vector per fact.
 
-Each fact about a token's content is one of a set of orthogonal vectors; a token is the sum of those of what it shows.
-The language model's word embeddings start at the same vectors, so a word and what it means can find each other.
+A visual token is trained to be the sum of the vectors of the facts it shows. The language model's word embeddings start
+at the same vectors, so a word matches the tokens it describes.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ from decaf_tabletop.training.mllm_model import HIDDEN
 from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, SURFACES, TabletopClip
 from decaf_tabletop.world.events import MOVING_WORDS, moving_words, side_relations
 
-NORM = 3.0
-# There are many of them: as long as the others they would drown what a token itself is.
-NEAR_NORM = 1.2
-# Groups of facts: exactly one of each holds for a token on an object; of `surface`, one holds for every other token.
+FACT_NORM = 3.0
+# Shorter: a token has many neighbour facts, which would drown its own facts otherwise.
+NEIGHBOUR_NORM = 1.2
+# Exclusive groups. An object token has one fact of each group but `surface`; a background token has only its surface.
 GROUPS = {"category": CATEGORIES, "color": COLORS, "size": SIZES, "motion": MOVING_WORDS, "surface": SURFACES}
-# And any number of these: a category that is to this side of the object. The tower's positions are relative ones, so
-# it can tell sides; absolute places it could only infer from the image's border.
+# Any number of these: a category on this side of the object. Sides rather than absolute places, because the tower
+# encodes relative positions; it could infer absolute ones only from the image border.
 SIDES = ("left", "right", "behind", "front")
 NEIGHBOURS = tuple(f"{category} {side}" for side in SIDES for category in CATEGORIES)
-# The margin by which a neighbour is at a side, that of the expressions; between it and none nothing is said.
+# Margin in metres for a neighbour to be on a side, as in the expressions. Between 0 and the margin it is undecided.
 SIDE_M = 0.06
 OFFSETS = dict(zip([*GROUPS, "neighbours"], np.cumsum([0, *map(len, GROUPS.values())]).tolist()))
 FACTS = OFFSETS["neighbours"] + len(NEIGHBOURS)
-# From this share of a token on, it is the object's.
-OWNED = 0.25
+# An object owns a token from this share of its area on.
+OWNED_SHARE = 0.25
 
 
-def meanings() -> torch.Tensor:
-    """(FACTS, HIDDEN) float32, orthogonal rows of length NORM, those of neighbours of NEAR_NORM; always the same."""
+def fact_vectors() -> torch.Tensor:
+    """(FACTS, HIDDEN) float32, orthogonal rows of length FACT_NORM, NEIGHBOUR_NORM for neighbours; deterministic."""
     square = torch.randn(HIDDEN, HIDDEN, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    rows = torch.linalg.qr(square)[0][:FACTS] * NORM
-    rows[OFFSETS["neighbours"] :] *= NEAR_NORM / NORM
+    rows = torch.linalg.qr(square)[0][:FACTS] * FACT_NORM
+    rows[OFFSETS["neighbours"] :] *= NEIGHBOUR_NORM / FACT_NORM
     return rows.float()
 
 
-def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
-    """Token id of a word, with and without a space before it, to the fact that its embedding starts at."""
+def word_facts(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
+    """Maps the token id of a word, with and without a leading space, to the fact its embedding starts at."""
     words = {
         "still": "still",
         "left": "left",
@@ -51,48 +51,48 @@ def word_meanings(tokenizer: Qwen2TokenizerFast) -> dict[int, int]:
         "fell": "fell",
         "dropped": "fell",
     }
-    found = {}
+    facts = {}
     for group in ("category", "color", "size", "surface"):
-        for place, word in enumerate(GROUPS[group]):
+        for index, word in enumerate(GROUPS[group]):
             for text in (word, f" {word}", *([f" {word}s"] if group == "category" else [])):
-                found[_one(tokenizer, text)] = OFFSETS[group] + place
+                facts[_single_token(tokenizer, text)] = OFFSETS[group] + index
     for word, meaning in words.items():
-        found[_one(tokenizer, f" {word}")] = OFFSETS["motion"] + MOVING_WORDS.index(meaning)
+        facts[_single_token(tokenizer, f" {word}")] = OFFSETS["motion"] + MOVING_WORDS.index(meaning)
     for word, meaning in (("largest", "large"), ("biggest", "large"), ("smallest", "small")):
-        found[_one(tokenizer, f" {word}")] = OFFSETS["size"] + SIZES.index(meaning)
-    return found
+        facts[_single_token(tokenizer, f" {word}")] = OFFSETS["size"] + SIZES.index(meaning)
+    return facts
 
 
-def mirrored() -> np.ndarray:
-    """(FACTS,) int64: the fact that holds in the mirror image for each one that holds."""
-    place = np.arange(FACTS)
+def mirrored_facts() -> np.ndarray:
+    """(FACTS,) int64: for each fact, the fact that holds in the mirror image instead."""
+    mirror = np.arange(FACTS)
     for names, offset, other in (
         (GROUPS["motion"], OFFSETS["motion"], {"left": "right", "right": "left"}),
         (NEIGHBOURS, OFFSETS["neighbours"], {"left": "right", "right": "left"}),
     ):
         for index, name in enumerate(names):
             words = [other.get(word, word) for word in name.split()]
-            place[offset + index] = offset + names.index(" ".join(words))
-    return place
+            mirror[offset + index] = offset + names.index(" ".join(words))
+    return mirror
 
 
-def _one(tokenizer: Qwen2TokenizerFast, text: str) -> int:
+def _single_token(tokenizer: Qwen2TokenizerFast, text: str) -> int:
     (token,) = tokenizer(text, add_special_tokens=False)["input_ids"]
     return token
 
 
 def token_owners(labels: np.ndarray, objects: int, grid_hw: tuple[int, int]) -> np.ndarray:
-    """Whose each visual token is: (h, w) int64, 0 the surroundings, k object k - 1.
+    """Owner of each visual token: (h, w) int64, 0 for the background, k for object k - 1.
 
-    labels: (K, H, W) uint8 of the frames that share the token. Every object that can be seen at all owns the token of
-    which it covers most, unless another covers more of it.
+    labels: (K, H, W) uint8 of the frames that share the tokens. A visible object that reaches OWNED_SHARE nowhere gets
+    the token it covers most, if no other object owns that.
     """
     height, width = grid_hw
     cover = np.zeros((objects + 1, height, width), np.float32)
     for k in range(1, objects + 1):
         share = (labels == k).mean(axis=0, dtype=np.float32)
         cover[k] = cv2.resize(share, (width, height), interpolation=cv2.INTER_AREA)
-    owners = np.where(cover[1:].max(axis=0) >= OWNED, cover[1:].argmax(axis=0) + 1, 0)
+    owners = np.where(cover[1:].max(axis=0) >= OWNED_SHARE, cover[1:].argmax(axis=0) + 1, 0)
     for k in range(1, objects + 1):
         if cover[k].max() > 0.05 and not (owners == k).any():
             place = np.unravel_index(cover[k].argmax(), grid_hw)
@@ -102,25 +102,26 @@ def token_owners(labels: np.ndarray, objects: int, grid_hw: tuple[int, int]) -> 
 
 
 def object_facts(clip: TabletopClip, first: int, second: int) -> np.ndarray:
-    """(n, FACTS) float32: what the tokens of each object say over the frames `first` and `second` (which may be one).
+    """(n, FACTS) float32: facts of each object over the frames `first` and `second`, which may be equal.
 
-    1: holds, 0: does not, 0.5: a neighbour that is to this side, but only a little.
+    1: true. 0: false. 0.5: undecided, a neighbour closer than SIDE_M on this side.
     """
     facts = np.zeros((len(clip.objects), FACTS), np.float32)
     words = moving_words(clip, first, second) if second > first else ("still",) * len(clip.objects)
-    beside = side_relations(clip, second, SIDE_M)
-    for k, (one, word) in enumerate(zip(clip.objects, words)):
-        for group, value in (("category", one.category), ("color", one.color), ("size", one.size), ("motion", word)):
+    sides_of = side_relations(clip, second, SIDE_M)
+    for k, (thing, word) in enumerate(zip(clip.objects, words)):
+        values = {"category": thing.category, "color": thing.color, "size": thing.size, "motion": word}
+        for group, value in values.items():
             facts[k, OFFSETS[group] + GROUPS[group].index(value)] = 1
         neighbours = facts[k, OFFSETS["neighbours"] :].reshape(len(SIDES), len(CATEGORIES))
-        for other, sides in zip(clip.objects, beside[k]):
+        for other, sides in zip(clip.objects, sides_of[k]):
             column = CATEGORIES.index(other.category)
             neighbours[:, column] = np.maximum(neighbours[:, column], np.where(sides < 0, 0.5, sides))
     return facts
 
 
 def surface_facts(clip: TabletopClip) -> np.ndarray:
-    """(FACTS,) float32: what every other token says."""
+    """(FACTS,) float32: facts of a background token."""
     facts = np.zeros(FACTS, np.float32)
     facts[OFFSETS["surface"] + SURFACES.index(clip.surface)] = 1
     return facts

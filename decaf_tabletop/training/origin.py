@@ -1,4 +1,4 @@
-"""Which weights a training began from: kept in its state, so that it is not gone on with as if it were another."""
+"""Identifies the weights a training started from, so that a state is not resumed from different weights."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import torch
 
 
 def digest(weights: Mapping[str, torch.Tensor]) -> str:
-    """Of names and values, in the order of the names."""
-    found = hashlib.sha256()
+    """SHA-256 over names and values, sorted by name."""
+    result = hashlib.sha256()
     for name, value in sorted(weights.items()):
-        found.update(name.encode())
-        found.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
+        result.update(name.encode())
+        result.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return result.hexdigest()
 
 
 def check_origin(state: Mapping[str, Any], begun_from: str) -> None:
-    """state: with `begun_from`, a digest, empty for a training from nothing. Raises ValueError where it is another."""
-    kept = state.get("begun_from")
-    if kept == begun_from:
+    """Raises ValueError if `state["begun_from"]` is not `begun_from`: a `digest`, or "" for training from nothing."""
+    recorded = state.get("begun_from")
+    if recorded == begun_from:
         return
-    expected = "began from the same weights" if begun_from else "began from nothing"
-    found = "it began from nothing" if kept == "" else "it began from others" if kept else "its state does not say"
-    raise ValueError(f"expected a training that {expected}, {found}: name another --work")
+    expected = "the same weights" if begun_from else "nothing"
+    found = "nothing" if recorded == "" else "other weights" if recorded else "unrecorded weights"
+    raise ValueError(f"expected a training that began from {expected}, got one from {found}: choose another --work")

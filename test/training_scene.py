@@ -8,9 +8,9 @@ import numpy as np
 
 from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.mllm_batches import Batch, Pack, Writer
-from decaf_tabletop.training.mllm_lessons import Lesson, Teacher, image_visual, video_visual
+from decaf_tabletop.training.mllm_examples import Example, ExampleSampler, image_visual, video_visual
 from decaf_tabletop.training.mllm_model import new_tokenizer
-from decaf_tabletop.training.mllm_words import meanings
+from decaf_tabletop.training.mllm_words import fact_vectors
 from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 
 F, H, W = 32, 240, 320
@@ -47,31 +47,31 @@ def rolling_ball() -> TabletopClip:
     )
 
 
-def teacher_of(clip: TabletopClip) -> Teacher:
-    return Teacher(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
+def sampler_of(clip: TabletopClip) -> ExampleSampler:
+    return ExampleSampler(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
 
 
-def packs(teacher: Teacher, count: int = 50) -> list[Pack]:
+def packs(sampler: ExampleSampler, count: int = 50) -> list[Pack]:
     """Of four questions each, with ideal tokens."""
     rng = np.random.default_rng(1)
     found = []
     for visual in ("video", "image", ""):
         for _ in range(count):
-            asked = teacher.lessons(rng, visual, 4)
-            found.append(Pack(asked, ideal_tokens(teacher, asked[0])))
+            asked = sampler.examples(rng, visual, 4)
+            found.append(Pack(asked, ideal_tokens(sampler, asked[0])))
     return found
 
 
-def lessons(teacher: Teacher) -> list[Lesson]:
-    return [lesson for pack in packs(teacher) for lesson in pack.lessons]
+def examples(sampler: ExampleSampler) -> list[Example]:
+    return [example for pack in packs(sampler) for example in pack.examples]
 
 
-def ideal_tokens(teacher: Teacher, lesson: Lesson) -> np.ndarray | None:
-    if not lesson.visual:
+def ideal_tokens(sampler: ExampleSampler, example: Example) -> np.ndarray | None:
+    if not example.visual:
         return None
-    rows = slice(lesson.row, lesson.row + lesson.rows)
-    facts = teacher.visuals[lesson.visual].facts[rows] @ meanings().numpy()
-    return np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, lesson.owners)])
+    rows = slice(example.row, example.row + example.rows)
+    facts = sampler.visuals[example.visual].facts[rows] @ fact_vectors().numpy()
+    return np.concatenate([row[owners.reshape(-1)] for row, owners in zip(facts, example.owners)])
 
 
 def written(packs: list[Pack], keep: float = 1.0, short: bool = False) -> Batch:
