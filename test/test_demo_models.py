@@ -19,7 +19,7 @@ from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Window
 from decaf_tabletop.dataset import evaluation_clip
-from decaf_tabletop.training.sam2_check import followed
+from decaf_tabletop.training.sam2_check import score_tracks
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, read_ground_truth
 from decaf_tabletop.world.store import clip_path
 
@@ -96,7 +96,7 @@ def test_crossing_objects_keep_their_identity():
 
     sam2 = load_sam2(load_config(ROOT / "decaf_tabletop" / "config" / "tabletop.yaml").sam2)
     clips = [make_clip(seed, crossing=True) for seed in range(900_500, 900_540)]
-    means = followed(sam2, clips).means()
+    means = score_tracks(sam2, clips).means()
     assert means["tracks_hidden"] >= 20 and means["followed_iou_hidden"] >= 0.75
     assert means["took_another"] <= 0.15
     # The same from a click, with the code of `decaf eval`.

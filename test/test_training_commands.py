@@ -111,7 +111,7 @@ def test_sam2(data, validation, tmp_path, monkeypatch, capsys):
         sam2.main()
         assert load_sam2(Sam2Config(str(out), device="cpu")).image_size == 256
         (out / "model.safetensors").unlink()
-    assert "goes on from step" in capsys.readouterr().out
+    assert "resumes at step" in capsys.readouterr().out
     # At the end of each, however slow the machine is.
     assert sum("one_click_iou" in entry for entry in entries(work)) == 2
 

@@ -18,21 +18,21 @@ from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
 from decaf_ros.types import Frame
 from decaf_tabletop.training import sam2_check
-from decaf_tabletop.training.sam2 import LAST_PART, Recipe, Trainer
-from decaf_tabletop.training.sam2_check import clicked
+from decaf_tabletop.training.sam2 import FINAL_PHASE, Recipe, Trainer
+from decaf_tabletop.training.sam2_check import score_clicks
 from decaf_tabletop.training.sam2_data import (
     FINE,
     ClipPool,
     augmented,
     clicks,
-    crossed,
+    make_targets,
     masks_at,
-    meeting,
-    occluded,
-    targets,
-    vanished,
+    touching,
+    with_cut,
+    with_object_in_front,
+    with_patch_in_front,
 )
-from decaf_tabletop.training.sam2_losses import Answers, losses
+from decaf_tabletop.training.sam2_losses import Predictions, losses
 from decaf_tabletop.training.sam2_model import fresh_model, write_model
 from decaf_tabletop.training.sam2_steps import cheap_attention, click, embed, follow
 from decaf_tabletop.world.clip import TabletopClip
@@ -90,21 +90,25 @@ def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
 def test_going_on_from_weights_is_the_end_of_the_schedule_without_the_aids(pool):
     recipe, weights = Recipe(**{**vars(SMALL), "minutes": 10.0}), fresh_model(3)
     trainer = Trainer(recipe, seed=0)
-    trainer.go_on_from(weights)
-    assert trainer.progress == pytest.approx(1 - LAST_PART) and trainer.aid == 0 and Trainer(recipe, seed=0).aid == 0.5
+    trainer.start_from(weights)
+    assert (
+        trainer.progress == pytest.approx(1 - FINAL_PHASE)
+        and trainer.auxiliary_weight == 0
+        and Trainer(recipe, seed=0).auxiliary_weight == 0.5
+    )
     resumed = Trainer(recipe, seed=1)
     state = copy.deepcopy(trainer.state())
     with pytest.raises(ValueError, match="expected a training that began from nothing, got one from other"):
         resumed.restore(state)
-    resumed.go_on_from(fresh_model(4))
+    resumed.start_from(fresh_model(4))
     with pytest.raises(ValueError, match="began from the same weights, got one from other weights"):
         resumed.restore(state)
     with pytest.raises(ValueError, match="got one from unrecorded weights"):
         resumed.restore({name: value for name, value in state.items() if name != "begun_from"})
-    resumed.go_on_from(fresh_model(3))
+    resumed.start_from(fresh_model(3))
     resumed.restore(copy.deepcopy(trainer.state()))
     for one in (trainer, resumed):
-        assert one.progress == pytest.approx(1 - LAST_PART) and one.aid == 0
+        assert one.progress == pytest.approx(1 - FINAL_PHASE) and one.auxiliary_weight == 0
         for model in (one.model, one.average):
             assert all(torch.equal(value, weights.state_dict()[name]) for name, value in model.state_dict().items())
     heads = copy.deepcopy(trainer.heads.state_dict())
@@ -178,17 +182,17 @@ def test_training_follows_as_the_node_does(trained, monkeypatch):
         seen = [embed(model, trained.normalised(image)) for image in images]
         each = torch.zeros(len(ids), dtype=torch.int64)
         prompts = masks_at([clip.labels[0]] * len(ids), ids)
-        answers, _ = follow(model, [one.of(each) for one in seen], prompts)
+        predictions, _ = follow(model, [one.select(each) for one in seen], prompts)
     masks = torch.from_numpy(np.stack([clip.labels[0] == one for one in ids]))
     memory = ObjectMemory.start(trained, trained.embed(frames[0]), masks)
     steps = [memory.step(trained.embed(frame)) for frame in frames[1:]]
     node = torch.stack([step.object_score for step in steps])
-    training = torch.stack([answer.object_score for answer in answers])
+    training = torch.stack([prediction.object_score for prediction in predictions])
     assert (node > 0).any() and (node < 0).any(), "expected both kinds of memory"
     np.testing.assert_allclose(node, training, atol=1e-4)
-    for step, answer in zip(steps, answers):
-        best = answer.logits[torch.arange(len(ids)), answer.iou.argmax(1), None]
-        best = torch.where(answer.object_score[:, None, None, None] > 0, best, -1.0)
+    for step, prediction in zip(steps, predictions):
+        best = prediction.logits[torch.arange(len(ids)), prediction.iou.argmax(1), None]
+        best = torch.where(prediction.object_score[:, None, None, None] > 0, best, -1.0)
         best = masks_of_size(best[:, 0], clip.images.shape[1:3])
         assert (step.masks != best).float().mean() < 0.001
 
@@ -198,7 +202,7 @@ def test_training_clicks_as_the_node_does(clip, trained):
     points = np.array([[0.2, 0.4], [0.7, 0.6]], np.float32)
     frame = clip.frames()[0]
     with torch.no_grad(), cheap_attention():
-        seen = embed(trained.model, trained.normalised(frame.image)).of(torch.zeros(2, dtype=torch.int64))
+        seen = embed(trained.model, trained.normalised(frame.image)).select(torch.zeros(2, dtype=torch.int64))
         ours, _ = click(trained.model, seen, torch.from_numpy(points) * 256)
     found = trained.masks_at_points(trained.embed(frame), points)
     np.testing.assert_allclose(found.object_score, ours.object_score, atol=1e-3)
@@ -222,31 +226,31 @@ def test_targets_and_the_real_iou():
     labels = np.zeros((240, 320), np.uint8)
     labels[60:130, 100:180] = 1
     labels[5:8, 5:9] = 2  # 12 pixels: neither there nor gone
-    wanted = targets([labels] * 4, [1, 2, 3, 0])
-    np.testing.assert_array_equal(wanted.present, [1, np.nan, 0, 0])
-    assert wanted.coarse[0].mean() == pytest.approx(70 * 80 / (240 * 320), rel=1e-3)
-    x0, y0, x1, y1 = wanted.box[0].tolist()
+    targets = make_targets([labels] * 4, [1, 2, 3, 0])
+    np.testing.assert_array_equal(targets.present, [1, np.nan, 0, 0])
+    assert targets.coarse[0].mean() == pytest.approx(70 * 80 / (240 * 320), rel=1e-3)
+    x0, y0, x1, y1 = targets.box[0].tolist()
     assert x0 < 100 / 320 and x1 > 180 / 320 and y0 < 60 / 240 and y1 > 130 / 240
-    assert wanted.fine[0].mean() * (x1 - x0) * (y1 - y0) == pytest.approx(70 * 80 / (240 * 320), rel=0.05)
+    assert targets.fine[0].mean() * (x1 - x0) * (y1 - y0) == pytest.approx(70 * 80 / (240 * 320), rel=0.05)
 
-    down, across = np.mgrid[:FINE, :FINE][:, wanted.fine[0].numpy() > 0.5].mean(1) + 0.5
+    down, across = np.mgrid[:FINE, :FINE][:, targets.fine[0].numpy() > 0.5].mean(1) + 0.5
     assert x0 + across / FINE * (x1 - x0) == pytest.approx(140 / 320, abs=0.002)
     assert y0 + down / FINE * (y1 - y0) == pytest.approx(95 / 240, abs=0.002)
 
-    perfect = torch.where(wanted.coarse > 0.5, 9.0, -9.0)[:, None]
+    perfect = torch.where(targets.coarse > 0.5, 9.0, -9.0)[:, None]
     moved = perfect.roll(12, 3)
     wrong = torch.full_like(perfect, 9.0)
     logits = torch.cat([perfect, moved, wrong], 1)
     sure = torch.tensor([[1.0, 0, 0]] * 4)
     score = torch.tensor([5.0, 0, -5, -5])
-    right = losses(Answers(logits, sure, score), wanted)
+    right = losses(Predictions(logits, sure, score), targets)
     assert right.best_iou > 0.9 and right.presence < 0.01
-    worse = losses(Answers(logits, sure.flip(1), -score), wanted)
+    worse = losses(Predictions(logits, sure.flip(1), -score), targets)
     assert worse.best_iou == pytest.approx(70 * 80 / (240 * 320), abs=0.01)
     assert worse.presence > 1 and worse.iou > right.iou
     assert (
-        losses(Answers(perfect, sure[:, :1], score), wanted).mask
-        < losses(Answers(moved, sure[:, :1], score), wanted).mask
+        losses(Predictions(perfect, sure[:, :1], score), targets).mask
+        < losses(Predictions(moved, sure[:, :1], score), targets).mask
     )
 
 
@@ -276,7 +280,7 @@ def test_an_occluder_hides_and_does_not_change_the_first_frame(clip):
     pair = (clip.images, clip.labels)
     other = np.zeros_like(clip.labels)
     other[:, ::2] = 4
-    images, labels = occluded(pair, [(np.zeros_like(clip.images), other)], np.random.default_rng(0))
+    images, labels = with_patch_in_front(pair, [(np.zeros_like(clip.images), other)], np.random.default_rng(0))
     np.testing.assert_array_equal(labels[0], clip.labels[0])
     hidden = labels != clip.labels
     assert hidden.any() and (images[hidden] == 0).all()
@@ -293,7 +297,7 @@ def test_an_object_of_another_clip_passes_in_front_with_its_outline(clip):
     means = [clip.images[0][clip.labels[0] == one].mean(0) for one in range(1, new)]
     hides, colors = 0, set()
     for seed in range(8):
-        images, labels = crossed(pair, [(other_images, other_labels)], np.random.default_rng(seed))
+        images, labels = with_object_in_front(pair, [(other_images, other_labels)], np.random.default_rng(seed))
         passing = labels == new
         assert passing.any()
         # A square of one colour, its own or that of what it passes; nothing of its own background comes along.
@@ -313,23 +317,23 @@ def test_an_object_of_another_clip_passes_in_front_with_its_outline(clip):
     sliver = (clip.images, np.zeros_like(clip.labels))
     sliver[1][:, 100:130, 50:52] = 1
     for one, others in ((empty, [pair]), (pair, [empty]), (pair, [sliver])):
-        np.testing.assert_array_equal(crossed(one, others, np.random.default_rng(0))[1], one[1])
+        np.testing.assert_array_equal(with_object_in_front(one, others, np.random.default_rng(0))[1], one[1])
 
 
 def test_objects_that_meet_are_those_side_by_side_or_one_over_the_other():
     labels = np.zeros((2, 40, 40), np.uint8)
     labels[0, 5:15, 5:15], labels[0, 5:15, 16:20], labels[0, 30:35, 5:15] = 1, 2, 3
-    assert meeting(labels) == {1, 2}
+    assert touching(labels) == {1, 2}
     labels[1, 10:20, 30:35], labels[1, 22:30, 30:35] = 4, 5
-    assert meeting(labels) == {1, 2, 4, 5}
+    assert touching(labels) == {1, 2, 4, 5}
     labels[1, 22:25, 30:35] = 0
-    assert meeting(labels) == {1, 2}
+    assert touching(labels) == {1, 2}
 
 
 def test_a_vanished_object_is_gone_with_its_image(clip):
     other = (np.full_like(clip.images, 7), np.zeros_like(clip.labels))
     other[1][:, 50:90, 60:100] = 1
-    images, labels = vanished((clip.images, clip.labels), other, np.random.default_rng(0))
+    images, labels = with_cut((clip.images, clip.labels), other, np.random.default_rng(0))
     gone = (images == 7).all((1, 2, 3))
     assert gone.any() and not gone[0]
     # There are others.
@@ -349,7 +353,7 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
             there = torch.from_numpy(ids > 0).float()
             return PointMasks(masks, there, there * 10 - 5)
 
-    means = clicked(Oracle(), [clip], frames=(0, 3)).means()
+    means = score_clicks(Oracle(), [clip], frames=(0, 3)).means()
     assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
     assert means["predicted_beside"] == 0 and means["correlation"] == pytest.approx(1)
 
@@ -359,12 +363,12 @@ def test_the_check_counts_tracks_that_take_another_object_along(monkeypatch):
     ids = [int(one) for one in np.unique(clip.labels[0]) if one]
     masks = np.stack([clip.labels == one for one in ids])
     scores = np.where(masks.any((2, 3)), 5.0, -5.0)
-    monkeypatch.setattr(sam2_check, "tracked", lambda _sam2, _clip: (ids, sam2_check.Tracks(masks, scores)))
-    right = sam2_check.followed(None, [clip]).means()
+    monkeypatch.setattr(sam2_check, "track_objects", lambda _sam2, _clip: (ids, sam2_check.Tracks(masks, scores)))
+    right = sam2_check.score_tracks(None, [clip]).means()
     assert right["followed_iou"] == 1 and right["took_another"] == 0
     assert right["score_right_seen"] == 1
 
     taken = int(np.bincount(clip.labels[-1].ravel())[1:].argmax())
     masks[1 - min(taken, 1), -1] |= clip.labels[-1] == ids[taken]
-    wrong = sam2_check.followed(None, [clip])
+    wrong = sam2_check.score_tracks(None, [clip])
     assert sum(wrong.took_another) == 1 and wrong.means()["followed_iou"] < 1

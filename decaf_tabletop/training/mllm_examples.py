@@ -149,8 +149,8 @@ class ExampleSampler:
         text = background_prompt(first.text, excluded, variant := _variant(rng))
         # Some wordings name no category.
         excluded = excluded if "{category}" in BACKGROUND[variant] else ""
-        found = [self._object_example(expression, visual, row, owners, excluded, rng) for expression in drawn]
-        return [*found, self._background_example(text, visual, row, owners, excluded)]
+        object_examples = [self._object_example(expression, visual, row, owners, excluded, rng) for expression in drawn]
+        return [*object_examples, self._background_example(text, visual, row, owners, excluded)]
 
     def _draw_expression(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([KIND_WEIGHTS[kind] for kind in by_kind])

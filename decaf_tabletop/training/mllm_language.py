@@ -81,7 +81,7 @@ class Scores:
         return min((sum(self.correct[kind]) / max(len(self.correct[kind]), 1) for kind in kinds), default=0.0)
 
     def line(self) -> str:
-        """ "kind accuracy/on_target" for each kind."""
+        """Accuracy of each kind, and share on the target: "motion 0.93/0.84 ..."."""
         shares = {kind: f"/{sum(values) / len(values):.2f}" for kind, values in self.on_target.items() if values}
         return " ".join(
             f"{kind} {sum(values) / len(values):.2f}{shares.get(kind, '')}"

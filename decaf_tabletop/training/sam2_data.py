@@ -1,4 +1,4 @@
-"""Clips to training batches: a pool of decoded clips, augmentation, and what each object's mask should be."""
+"""Turns clips into training batches: a pool of decoded clips, augmentation, occluders, and mask targets."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from decaf_tabletop.training.sam2_model import IMAGE_SIZE
 from decaf_tabletop.world.clip import TabletopClip
 
 GRID = IMAGE_SIZE // 4  # of the network's mask logits
-FINE = 48  # samples across the box around an object, in which its outline is learnt
-CLICK_AREA = 40  # pixels an object must show to be clicked or followed
-SURE_AREA = 20  # with fewer pixels, but some, it is neither there nor gone
+FINE = 48  # samples per side of the box around an object, for its outline
+CLICK_AREA = 40  # minimum visible pixels of an object that is clicked or followed
+SURE_AREA = 20  # with 1 to 19 visible pixels an object counts neither as visible nor as absent
 
 Pair = tuple[np.ndarray, np.ndarray]  # images (T, H, W, 3) uint8 and labels (T, H, W) uint8
 
 
 class ClipPool:
-    """A bounded number of clips in memory, exchanged one by one; the folder may grow meanwhile.
+    """A bounded number of decoded clips, replaced one at a time; the folder may grow meanwhile.
 
-    read: gives the clip of a path. capacity: clips in memory, each of 32 frames takes 10 MB.
+    read: reads a clip file. capacity: clips in memory, 10 MB for 32 frames.
     """
 
     def __init__(self, folder: Path, read: Callable[[Path], TabletopClip], capacity: int) -> None:
@@ -39,7 +39,7 @@ class ClipPool:
         self._next = 0
 
     def exchange(self, rng: np.random.Generator) -> None:
-        """One new clip comes in; at capacity the oldest goes. Raises as `training_clips`."""
+        """Reads one clip; at capacity it replaces the oldest. Raises as `training_clips`."""
         if not self._waiting:
             self._waiting = training_clips(self._folder)
             rng.shuffle(self._waiting)
@@ -49,7 +49,7 @@ class ClipPool:
             self._hidden_at.append(_hidden_at(clip.labels))
             return
         oldest = self._clips[self._next]
-        if oldest[0].shape == clip.images.shape:  # into the same memory: large blocks that last split the rest up
+        if oldest[0].shape == clip.images.shape:  # reuse the memory: long-lived large blocks fragment the heap
             np.copyto(oldest[0], clip.images)
             np.copyto(oldest[1], clip.labels)
         else:
@@ -58,46 +58,53 @@ class ClipPool:
         self._next = (self._next + 1) % self._capacity
 
     def frames(self, rng: np.random.Generator, count: int) -> list[Pair]:
-        """`count` single frames, of different clips where there are enough."""
+        """`count` single frames, of different clips if there are enough."""
         chosen = rng.permutation(len(self._clips))[:count]
         chosen = np.concatenate([chosen, rng.integers(len(self._clips), size=count - len(chosen))]).astype(int)
-        picked = [(self._clips[one], int(rng.integers(len(self._clips[one][0])))) for one in chosen]
+        picked = [(self._clips[index], int(rng.integers(len(self._clips[index][0])))) for index in chosen]
         return [(images[at : at + 1], labels[at : at + 1]) for (images, labels), at in picked]
 
     def stretches(self, rng: np.random.Generator, count: int, length: int) -> list[Pair]:
-        """`count` stretches of `length` frames, every first to fourth one, half of them backwards. Clips in which an
-        object is hidden for a while are taken three times as often, most of them where it is hidden."""
+        """`count` stretches of `length` frames with a step of 1 to 4, half of them backwards.
+
+        Clips with a temporary occlusion are drawn three times as often, mostly around the occlusion.
+        """
         result = []
         weights = np.where([at is None for at in self._hidden_at], 1.0, 3.0)
-        several = count > len(self._clips)
-        for one in rng.choice(len(self._clips), size=count, p=weights / weights.sum(), replace=several):
-            images, labels = self._clips[one]
+        repeat = count > len(self._clips)
+        for index in rng.choice(len(self._clips), size=count, p=weights / weights.sum(), replace=repeat):
+            images, labels = self._clips[index]
             step = int(rng.integers(1, min(4, (len(images) - 1) // (length - 1)) + 1))
             last = len(images) - 1 - step * (length - 1)
             start = int(rng.integers(last + 1))
-            hidden_at = self._hidden_at[one]
+            hidden_at = self._hidden_at[index]
             if hidden_at is not None and rng.random() < 0.75:
-                # Anywhere between the ends, so that the object is seen before; and after, or not.
+                # The occlusion is never at the first frame drawn, so the object is visible before it.
                 start = min(max(hidden_at - step * int(rng.integers(1, length)), 0), last)
-            places = start + step * np.arange(length)
-            places = places[::-1] if rng.random() < 0.5 else places
-            result.append((images[places], labels[places]))
+            frames = start + step * np.arange(length)
+            frames = frames[::-1] if rng.random() < 0.5 else frames
+            result.append((images[frames], labels[frames]))
         return result
 
 
 def _hidden_at(labels: np.ndarray) -> int | None:
-    """The frame in which an object shows least of itself, that shows much less for a while and then all of it again;
-    None if there is no such object."""
+    """The frame of the deepest temporary occlusion; None without one.
+
+    An object is temporarily occluded if it shows less than 0.4 of its median area, but over 0.6 in the first and last
+    frame.
+    """
     counts = np.stack([np.bincount(image.ravel(), minlength=256)[1:] for image in labels]).astype(float)
-    usual = np.median(counts, axis=0)
-    returns = (counts[0] > 0.6 * usual) & (counts[-1] > 0.6 * usual) & (usual > 0)
-    share = np.where(returns, counts / np.maximum(usual, 1), 1.0)
+    median = np.median(counts, axis=0)
+    returns = (counts[0] > 0.6 * median) & (counts[-1] > 0.6 * median) & (median > 0)
+    share = np.where(returns, counts / np.maximum(median, 1), 1.0)
     return int(share.min(axis=1).argmin()) if share.min() < 0.4 else None
 
 
 def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.ndarray]:
-    """The same random crop, flip and colours for all frames: pixels (T, 3, S, S) float32, the network's input, and
-    labels (T, h, w) uint8 of the crop."""
+    """Applies one random crop, flip and colour change to all frames.
+
+    Returns pixels (T, 3, S, S) float32, the network's input, and labels (T, h, w) uint8 of the crop.
+    """
     images, labels = pair
     height, width = labels.shape[1:]
     scale = rng.uniform(0.7, 1.0) if rng.random() < 0.6 else 1.0
@@ -108,7 +115,7 @@ def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.nd
     if rng.random() < 0.5:
         images, labels = images[:, :, ::-1], labels[:, :, ::-1]
     pixels = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 255
-    # As `Sam2.normalised` does it.
+    # As in `Sam2.normalised`.
     pixels = F.interpolate(pixels, (IMAGE_SIZE, IMAGE_SIZE), mode="bilinear", align_corners=False, antialias=True)
     if rng.random() < 0.8:
         gain = torch.from_numpy(rng.uniform(0.75, 1.25) * rng.uniform(0.93, 1.07, (3, 1, 1))).float()
@@ -119,15 +126,15 @@ def augmented(pair: Pair, rng: np.random.Generator) -> tuple[torch.Tensor, np.nd
     return (pixels - mean) / deviation, np.ascontiguousarray(labels)
 
 
-def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
-    """A patch of another clip slides in front of an object for some of the frames after the first, which hides it."""
+def with_patch_in_front(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
+    """Hides an object behind a sliding patch of another clip, in some frames after the first."""
     images, labels = pair[0].copy(), pair[1].copy()
     count, height, width = labels.shape
     if count < 3:
         return pair
     first = int(rng.integers(1, count - 1))
     last = int(rng.integers(first + 1, count))
-    present = [one for one in np.unique(labels[0]) if one and (labels[first] == one).sum() >= CLICK_AREA]
+    present = [label for label in np.unique(labels[0]) if label and (labels[first] == label).sum() >= CLICK_AREA]
     if not present:
         return pair
     rows, columns = np.nonzero(labels[first] == rng.choice(present))
@@ -138,23 +145,26 @@ def occluded(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     source, owners = (np.roll(part[index], shift, (0, 1)) for part in (source, owners))
     owners = np.where(owners > 0, owners + labels.max(), 0)
     speed = rng.normal(0, 3, 2)
-    round_one = rng.random() < 0.5
+    is_round = rng.random() < 0.5
     y, x = np.mgrid[:height, :width]
     for index in range(first, last):
-        away = np.abs(np.stack([x, y], -1) - centre - speed * (index - first)) / half
-        patch = np.hypot(*np.moveaxis(away, -1, 0)) < 1.2 if round_one else (away < 1).all(-1)
+        distance = np.abs(np.stack([x, y], -1) - centre - speed * (index - first)) / half
+        patch = np.hypot(*np.moveaxis(distance, -1, 0)) < 1.2 if is_round else (distance < 1).all(-1)
         images[index][patch] = source[patch]
         labels[index][patch] = owners[patch]
     return images, labels
 
 
-def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
-    """An object of another clip, with its outline, passes in front of one of these, or stays there; from the first
-    frame on it can be followed itself. Half of them are given the colour of what they pass: what hides an object, or
-    comes out from behind it, is else taken for it, above all where both are alike."""
+def with_object_in_front(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
+    """Moves an object of another clip, cut out along its outline, in front of an object; sometimes it stops there.
+
+    It can be followed itself from the first frame on. Half of the time it takes the colour of the object it passes,
+    because the network confuses similar objects most. Patches alone (`with_patch_in_front`) teach to lose a hidden
+    object, but not to distinguish it from a larger one in front of it.
+    """
     images, labels = pair[0].copy(), pair[1].copy()
     count, height, width = labels.shape
-    present = _uncut(labels[0])
+    present = _whole_objects(labels[0])
     passing = _cut_out(others, rng)
     if not present or passing is None:
         return pair
@@ -168,54 +178,55 @@ def crossed(pair: Pair, others: list[Pair], rng: np.random.Generator) -> Pair:
     scale = rng.uniform(0.8, 1.9) * np.sqrt(size.prod() / mask.sum())
     shape = np.maximum(np.round(np.array(mask.shape[::-1]) * scale), 4).astype(int)
     pixels, mask = (cv2.resize(part, shape, interpolation=cv2.INTER_LINEAR) for part in (pixels, mask))
-    # In front of it at `meets`, by then moving by a part of what it takes to uncover it again a frame.
+    # It covers the object at frame `meets`; per frame it moves 0.15 to 0.7 of the distance that uncovers the object.
     meets, stops = rng.uniform(0.5, count), rng.uniform(0.5, count) if rng.random() < 0.3 else np.inf
     angle = rng.normal(0, 0.4) + (np.pi if rng.random() < 0.5 else 0)
     speed = rng.uniform(0.15, 0.7) * (size + shape) / 2 * (np.cos(angle), np.sin(angle))
     place = np.array([columns.mean(), rows.mean()]) + rng.normal(0, 0.15, 2) * size
-    free = int(labels.max()) + 1
+    new_label = int(labels.max()) + 1
     for index in range(count):
         left, top = place + speed * (min(index, max(stops, meets)) - meets) - shape / 2
         shift = np.array([[1, 0, left], [0, 1, top]])
         moved = cv2.warpAffine(pixels, shift, (width, height), borderMode=cv2.BORDER_REPLICATE)
         share = cv2.warpAffine(mask, shift, (width, height))[..., None]
         images[index] = np.round(share * moved + (1 - share) * images[index])
-        labels[index][share[..., 0] > 0.5] = free
+        labels[index][share[..., 0] > 0.5] = new_label
     return images, labels
 
 
 def _cut_out(others: list[Pair], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray] | None:
-    """Some object of some frame in its box: (h, w, 3) uint8, and its mask (h, w) float32; None if that shows none."""
+    """A random object of a random frame: its box (h, w, 3) uint8 and mask (h, w) float32; None if there is none."""
     images, labels = others[rng.integers(len(others))]
     index = rng.integers(len(labels))
-    objects = _uncut(labels[index])
+    objects = _whole_objects(labels[index])
     if not objects:
         return None
     mask = (labels[index] == rng.choice(objects)).astype(np.uint8)
     left, top, wide, tall = cv2.boundingRect(mask)
     box = (slice(top, top + tall), slice(left, left + wide))
-    # A pixel less all around, which has some of what is behind it: of a sliver nothing is left.
+    # Without the outermost pixels, which mix with the background. Too thin objects are dropped.
     inner = cv2.erode(mask, np.ones((3, 3), np.uint8))[box]
     return (images[index][box], inner.astype(np.float32)) if inner.sum() >= CLICK_AREA else None
 
 
-def _uncut(labels: np.ndarray) -> list[int]:
-    """The objects that a click would find and that the border does not cut off. labels: (H, W)."""
+def _whole_objects(labels: np.ndarray) -> list[int]:
+    """Labels of the objects that are large enough to click and do not touch the border. labels: (H, W)."""
     border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-    return [int(one) for one in np.unique(labels) if one and one not in border and (labels == one).sum() >= CLICK_AREA]
+    inner = [label for label in np.unique(labels) if label and label not in border]
+    return [int(label) for label in inner if (labels == label).sum() >= CLICK_AREA]
 
 
-def meeting(labels: np.ndarray) -> set[int]:
-    """The objects that touch another one in some frame, up to a gap of two pixels. labels: (T, H, W)."""
-    found: set[int] = set()
+def touching(labels: np.ndarray) -> set[int]:
+    """Labels of the objects within two pixels of another one in some frame. labels: (T, H, W)."""
+    result: set[int] = set()
     for first, second in ((labels[:, :, 3:], labels[:, :, :-3]), (labels[:, 3:], labels[:, :-3])):
         touch = (first != second) & (first > 0) & (second > 0)
-        found.update(np.unique(first[touch]).tolist(), np.unique(second[touch]).tolist())
-    return found
+        result.update(np.unique(first[touch]).tolist(), np.unique(second[touch]).tolist())
+    return result
 
 
-def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
-    """For some of the frames after the first the camera sees another clip, with other objects."""
+def with_cut(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
+    """Replaces some frames after the first by those of another clip, so that all objects are absent."""
     images, labels = pair[0].copy(), pair[1].copy()
     if len(images) < 2:
         return pair
@@ -227,11 +238,13 @@ def vanished(pair: Pair, other: Pair, rng: np.random.Generator) -> Pair:
 
 
 class Targets(NamedTuple):
-    """What K masks should be.
+    """Targets of K masks.
 
-    coarse: (K, GRID, GRID) float32, the share of each cell that is the object. box: (K, 4) float32, x0, y0, x1, y1 in
-    [0, 1] around the object. fine: (K, FINE, FINE) float32, the mask sampled in that box. present: (K,) float32, 1
-    seen, 0 not, NaN not to be judged.
+    Attributes:
+        coarse: (K, GRID, GRID) float32, share of each cell that the object covers.
+        box: (K, 4) float32, x0, y0, x1, y1 in [0, 1] around the object, with a margin.
+        fine: (K, FINE, FINE) float32, the mask sampled in that box.
+        present: (K,) float32, 1 visible, 0 absent, NaN undecided.
     """
 
     coarse: torch.Tensor
@@ -239,23 +252,23 @@ class Targets(NamedTuple):
     fine: torch.Tensor
     present: torch.Tensor
 
-    def of(self, chosen: torch.Tensor) -> Targets:
-        """Of these, (K,) bool."""
+    def select(self, chosen: torch.Tensor) -> Targets:
+        """The targets where `chosen`, (K,) bool, is true."""
         return Targets(*(part[chosen] for part in self))
 
 
-def targets(labels: list[np.ndarray], objects: list[int]) -> Targets:
-    """Of objects[k] in the label image labels[k] (h, w) uint8; 0 stands for no object at all."""
+def make_targets(labels: list[np.ndarray], objects: list[int]) -> Targets:
+    """Targets of object objects[k] in the label image labels[k] (h, w) uint8; object 0 means no object."""
     coarse = np.zeros((len(objects), GRID, GRID), np.float32)
     boxes = np.tile(np.float32([0.25, 0.25, 0.75, 0.75]), (len(objects), 1))
     fine = np.zeros((len(objects), FINE, FINE), np.float32)
     present = np.zeros(len(objects), np.float32)
-    for place, (image, one) in enumerate(zip(labels, objects)):
-        if one == 0:
+    for k, (image, label) in enumerate(zip(labels, objects)):
+        if label == 0:
             continue
-        mask = (image == one).astype(np.float32)
+        mask = (image == label).astype(np.float32)
         area = mask.sum()
-        present[place] = 1 if area >= SURE_AREA else (np.nan if area else 0)
+        present[k] = 1 if area >= SURE_AREA else (np.nan if area else 0)
         if area == 0:
             continue
         height, width = mask.shape
@@ -264,18 +277,18 @@ def targets(labels: list[np.ndarray], objects: list[int]) -> Targets:
         box = np.array([x - margin, y - margin, x + wide + margin, y + tall + margin])
         box = box.clip(0, (width, height, width, height))
         size = (box[2:] - box[:2]) / FINE
-        # Sample centres, in the convention in which pixel (0, 0) has its centre at (0, 0).
+        # Sample centres, in the convention that the centre of pixel (0, 0) is at (0, 0).
         warp = np.array([[size[0], 0, box[0] + size[0] / 2 - 0.5], [0, size[1], box[1] + size[1] / 2 - 0.5]])
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-        fine[place] = cv2.warpAffine(mask, warp, (FINE, FINE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
-        coarse[place] = cv2.resize(mask, (GRID, GRID), interpolation=cv2.INTER_AREA)
-        boxes[place] = box / (width, height, width, height)
+        fine[k] = cv2.warpAffine(mask, warp, (FINE, FINE), flags=flags, borderMode=cv2.BORDER_REPLICATE)
+        coarse[k] = cv2.resize(mask, (GRID, GRID), interpolation=cv2.INTER_AREA)
+        boxes[k] = box / (width, height, width, height)
     return Targets(*(torch.from_numpy(part) for part in (coarse, boxes.astype(np.float32), fine, present)))
 
 
 @dataclass(frozen=True)
 class Clicks:
-    """K clicks. frame: (K,) int64, the image. points: (K, 2) float32, pixels of the square input. targets: of each."""
+    """K clicks. frame: (K,) int64 image index. points: (K, 2) float32, pixels of the square input. targets: of each."""
 
     frame: torch.Tensor
     points: torch.Tensor
@@ -283,44 +296,47 @@ class Clicks:
 
 
 def clicks(labels: list[np.ndarray], rng: np.random.Generator, each: int, background: float) -> Clicks:
-    """`each` clicks on random visible pixels of every object of every label image (h, w), and on average `background`
-    ones an image beside all objects, which mean no object."""
+    """Draws `each` clicks on visible pixels of every object in every label image (h, w), and a Poisson-distributed
+    number, mean `background`, of clicks per image away from all objects, with object 0."""
     frames, points, objects = [], [], []
     for index, image in enumerate(labels):
         height, width = image.shape
-        for one in np.unique(image):
-            if one == 0:
-                wanted = int(rng.poisson(background))
+        for label in np.unique(image):
+            if label == 0:
+                count = int(rng.poisson(background))
                 free = cv2.dilate((image > 0).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
-                rows, columns = np.nonzero(free) if wanted else ((), ())
+                rows, columns = np.nonzero(free) if count else ((), ())
             else:
-                wanted = each
-                rows, columns = np.nonzero(image == one)
+                count = each
+                rows, columns = np.nonzero(image == label)
             if len(rows) < CLICK_AREA:
                 continue
-            for at in rng.integers(len(rows), size=wanted):
-                # The network adds half a pixel of its input to a point; `masks_at_points` gives it x * S as it is.
+            for at in rng.integers(len(rows), size=count):
+                # As in `masks_at_points`, x * S without the half pixel that the network adds to a point.
                 points.append(((columns[at] + 0.5) / width * IMAGE_SIZE, (rows[at] + 0.5) / height * IMAGE_SIZE))
                 frames.append(index)
-                objects.append(int(one))
+                objects.append(int(label))
     points = torch.tensor(points, dtype=torch.float32).reshape(-1, 2)
-    found = targets([labels[index] for index in frames], objects)
-    return Clicks(torch.tensor(frames, dtype=torch.int64), points, found)
+    targets = make_targets([labels[index] for index in frames], objects)
+    return Clicks(torch.tensor(frames, dtype=torch.int64), points, targets)
 
 
 def dense_targets(labels: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-    """For `DenseHeads`: (N, 3, GRID, GRID) float32, object or not, and from there to its centre in x and y, in quarters
-    of the image; and (N, h w) int64, the labels at the centres of the cells of the coarsest level."""
+    """Targets of `AuxiliaryHeads`.
+
+    Returns (N, 3, GRID, GRID) float32: object or not, and offset to its centre in x and y, in quarters of the image;
+    and (N, h w) int64: labels at the cell centres of the coarsest level.
+    """
     result = np.zeros((len(labels), 3, GRID, GRID), np.float32)
     cells = (np.arange(GRID) + 0.5) / GRID
     for maps, image in zip(result, labels):
         height, width = image.shape
         grid = image[np.ix_((cells * height).astype(int), (cells * width).astype(int))]
         maps[0] = grid > 0
-        for one in np.unique(grid):
-            if one:
-                rows, columns = np.nonzero(image == one)
-                inside = grid == one
+        for label in np.unique(grid):
+            if label:
+                rows, columns = np.nonzero(image == label)
+                inside = grid == label
                 x, y = np.broadcast_to(cells[None], grid.shape), np.broadcast_to(cells[:, None], grid.shape)
                 maps[1][inside] = 4 * ((columns.mean() + 0.5) / width - x[inside])
                 maps[2][inside] = 4 * ((rows.mean() + 0.5) / height - y[inside])
@@ -332,9 +348,9 @@ def dense_targets(labels: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def masks_at(labels: list[np.ndarray], objects: list[int]) -> torch.Tensor:
-    """Of objects[k] in labels[k] (h, w) uint8, as mask prompts: (K, 1, S, S) float32, 0 or 1, resized as
-    `ObjectMemory.start` does."""
+    """Mask prompts of objects[k] in labels[k] (h, w) uint8: (K, 1, S, S) float32, 0 or 1, resized as in
+    `ObjectMemory.start`."""
     square = (IMAGE_SIZE, IMAGE_SIZE)
-    masks = [torch.from_numpy(image == one)[None, None].float() for image, one in zip(labels, objects)]
-    masks = [F.interpolate(one, square, mode="bilinear", align_corners=False, antialias=True) for one in masks]
+    masks = [torch.from_numpy(image == label)[None, None].float() for image, label in zip(labels, objects)]
+    masks = [F.interpolate(mask, square, mode="bilinear", align_corners=False, antialias=True) for mask in masks]
     return (torch.cat(masks) >= 0.5).float()

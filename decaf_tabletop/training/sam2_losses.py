@@ -1,4 +1,4 @@
-"""What the demo SAM 2 is trained with."""
+"""Losses of the table's SAM 2."""
 
 from __future__ import annotations
 
@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from decaf_tabletop.training.sam2_data import FINE, GRID, Targets
 
 
-class Answers(NamedTuple):
-    """Of K prompts: logits (K, M, GRID, GRID) of M masks; iou (K, M) predicted, in [0, 1]; object_score (K,) logit."""
+class Predictions(NamedTuple):
+    """Outputs for K prompts with M masks each.
+
+    Attributes:
+        logits: (K, M, GRID, GRID) mask logits.
+        iou: (K, M) predicted IoU in [0, 1].
+        object_score: (K,) logit that the object is visible.
+    """
 
     logits: torch.Tensor
     iou: torch.Tensor
@@ -19,8 +25,14 @@ class Answers(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """mask, iou, presence: scalars to be minimised. best_iou: the real IoU of the masks with the best predicted one,
-    mean over the objects that are there; for the log."""
+    """Scalar losses.
+
+    Attributes:
+        mask: loss of the masks.
+        iou: loss of the predicted IoU.
+        presence: loss of the object score.
+        best_iou: for the log, mean true IoU of the masks with the highest predicted IoU, over visible objects.
+    """
 
     mask: torch.Tensor
     iou: torch.Tensor
@@ -28,63 +40,66 @@ class Losses(NamedTuple):
     best_iou: float
 
 
-def losses(answers: Answers, wanted: Targets, absent_weight: float = 1.0) -> Losses:
-    """Mask: per mask cross entropy and dice in the box around the object, sampled finely, so that small objects and
-    outlines count, and cross entropy over the whole grid, for objects that are there. The mean of the masks counts
-    fully, the best a third as much: a click means one whole object here, so masks that specialise, as the best alone
-    would make them, only give the predicted IoU a choice to get wrong. IoU: squared error, 0 is wanted where nothing
-    is. Presence: cross entropy, in which an object that is not there counts absent_weight."""
-    logits = answers.logits.float()
-    there = wanted.present == 1
-    judged = ~wanted.present.isnan()
-    fine = F.grid_sample(logits, _grid(wanted.box), mode="bilinear", padding_mode="border", align_corners=False)
-    masks = _mask_losses(logits, fine, wanted)
-    mask = (masks.mean(dim=1) + masks.min(dim=1).values / 3)[there]
-    real = _real_iou(logits, fine, wanted)
-    iou = (answers.iou.float() - real).square().mean(dim=1)[judged]
-    score = answers.object_score.float()[judged]
-    presence = F.binary_cross_entropy_with_logits(score, wanted.present[judged], reduction="none")
-    presence = presence * torch.where(wanted.present[judged] == 0, absent_weight, 1.0)
-    chosen = real.gather(1, answers.iou.float().argmax(dim=1, keepdim=True))[:, 0][there]
+def losses(predictions: Predictions, targets: Targets, absent_weight: float = 1.0) -> Losses:
+    """Losses of the predictions.
+
+    Mask: for visible objects, cross entropy and dice on fine samples of the box around the object, so that small
+    objects and outlines count, plus 3 times the cross entropy over the whole grid. Mean over the masks plus a third of
+    the best: a click means one whole object here; with the best alone the masks specialise, and the predicted IoU
+    chooses among them no better than chance. IoU: squared error, target 0 without an object. Presence: cross entropy,
+    absent objects weighted by `absent_weight`.
+    """
+    logits = predictions.logits.float()
+    visible = targets.present == 1
+    judged = ~targets.present.isnan()
+    fine = F.grid_sample(logits, _grid(targets.box), mode="bilinear", padding_mode="border", align_corners=False)
+    masks = _mask_losses(logits, fine, targets)
+    mask = (masks.mean(dim=1) + masks.min(dim=1).values / 3)[visible]
+    true_iou = _true_iou(logits, fine, targets)
+    iou = (predictions.iou.float() - true_iou).square().mean(dim=1)[judged]
+    score = predictions.object_score.float()[judged]
+    presence = F.binary_cross_entropy_with_logits(score, targets.present[judged], reduction="none")
+    presence = presence * torch.where(targets.present[judged] == 0, absent_weight, 1.0)
+    chosen = true_iou.gather(1, predictions.iou.float().argmax(dim=1, keepdim=True))[:, 0][visible]
     return Losses(_mean(mask), _mean(iou), _mean(presence), float(_mean(chosen.detach())))
 
 
-def mask_loss(logits: torch.Tensor, wanted: Targets) -> torch.Tensor:
-    """Of one mask each, (K, 1, GRID, GRID), as in `losses`: a scalar."""
+def mask_loss(logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """Scalar mask loss of `losses` for logits (K, 1, GRID, GRID)."""
     logits = logits.float()
-    fine = F.grid_sample(logits, _grid(wanted.box), mode="bilinear", padding_mode="border", align_corners=False)
-    return _mean(_mask_losses(logits, fine, wanted)[wanted.present == 1])
+    fine = F.grid_sample(logits, _grid(targets.box), mode="bilinear", padding_mode="border", align_corners=False)
+    return _mean(_mask_losses(logits, fine, targets)[targets.present == 1])
 
 
-def _mask_losses(logits: torch.Tensor, fine: torch.Tensor, wanted: Targets) -> torch.Tensor:
-    """(K, M)"""
+def _mask_losses(logits: torch.Tensor, fine: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """(K, M) cross entropy, dice and 3 times the grid's cross entropy."""
     count = logits.shape[1]
-    outline = wanted.fine[:, None].expand(-1, count, -1, -1)
+    outline = targets.fine[:, None].expand(-1, count, -1, -1)
     cross = F.binary_cross_entropy_with_logits(fine, outline, reduction="none").mean((2, 3))
     share = fine.sigmoid()
     dice = 1 - (2 * (share * outline).sum((2, 3)) + 1) / (share.sum((2, 3)) + outline.sum((2, 3)) + 1)
-    everywhere = wanted.coarse[:, None].expand(-1, count, -1, -1)
-    far = F.binary_cross_entropy_with_logits(logits, everywhere, reduction="none").mean((2, 3))
-    return cross + dice + 3 * far
+    coarse = targets.coarse[:, None].expand(-1, count, -1, -1)
+    whole_grid = F.binary_cross_entropy_with_logits(logits, coarse, reduction="none").mean((2, 3))
+    return cross + dice + 3 * whole_grid
 
 
 @torch.no_grad()
-def _real_iou(logits: torch.Tensor, fine: torch.Tensor, wanted: Targets) -> torch.Tensor:
-    """(K, M): in the box by its fine samples, beside it by whole cells."""
-    mask, true = fine > 0, wanted.fine[:, None] > 0.5
-    size = (wanted.box[:, 2:] - wanted.box[:, :2]).prod(1, keepdim=True)
+def _true_iou(logits: torch.Tensor, fine: torch.Tensor, targets: Targets) -> torch.Tensor:
+    """(K, M): from the fine samples inside the box, from whole cells outside."""
+    mask, true = fine > 0, targets.fine[:, None] > 0.5
+    size = (targets.box[:, 2:] - targets.box[:, :2]).prod(1, keepdim=True)
     shared = (mask & true).float().mean((2, 3)) * size
     union = (mask | true).float().mean((2, 3)) * size
     cells = (torch.arange(GRID) + 0.5) / GRID
-    x0, y0, x1, y1 = wanted.box[:, :, None].unbind(1)
+    x0, y0, x1, y1 = targets.box[:, :, None].unbind(1)
     across, down = (cells > x0) & (cells < x1), (cells > y0) & (cells < y1)
-    beside = ~(down[:, :, None] & across[:, None, :])
-    union = union + ((logits > 0) & beside[:, None]).float().mean((2, 3))
+    outside = ~(down[:, :, None] & across[:, None, :])
+    union = union + ((logits > 0) & outside[:, None]).float().mean((2, 3))
     return shared / union.clamp(min=1e-6)
 
 
 def _grid(box: torch.Tensor) -> torch.Tensor:
-    """(K, FINE, FINE, 2): sample places in [-1, 1] for `grid_sample`."""
+    """(K, FINE, FINE, 2): sample positions in [-1, 1] for `grid_sample`."""
     steps = (torch.arange(FINE) + 0.5) / FINE
     x = box[:, None, 0] + (box[:, 2] - box[:, 0])[:, None] * steps
     y = box[:, None, 1] + (box[:, 3] - box[:, 1])[:, None] * steps

@@ -1,4 +1,4 @@
-"""The demo SAM 2: the published classes in a tiny configuration, how its training starts, and how it is stored."""
+"""The table's SAM 2: the published classes in a small configuration, its initialisation, and its files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TRUNK_WIDTHS = (32, 64, 128, 256)
 
 
 def model_config() -> dict[str, Any]:
-    """The `model` section: the settings of sam2.1_hiera_t, every width and depth smaller, five memories for seven."""
+    """The `model` section: sam2.1_hiera_t with smaller widths and depths, and five memories instead of seven."""
     return sam2_config(
         Sam2Shape(
             width=WIDTH,
@@ -39,12 +39,15 @@ def model_config() -> dict[str, Any]:
 
 
 def fresh_model(seed: int) -> SAM2Base:
-    """The network before training. It stays in evaluation mode throughout: it has no dropout, and so what is trained
-    is what runs later, to the choice of the mask and the binarised memory of a prompt.
+    """The network before training.
 
-    Two starts make the difference at this size. Weights are drawn with deviation 1/sqrt(fan_in). And attention begins
-    by place: queries and keys between prompts and image start equal, so that a click looks at its own place, and
-    those between image and memory share a constant, which their rotary encoding turns into nearness.
+    It stays in evaluation mode: it has no dropout, and training then runs the same code as the node, including the
+    choice of the mask and the binarised memory of a prompt.
+
+    Two initialisations matter at this size. Weights have standard deviation 1/sqrt(fan_in). Attention is local at
+    first: queries and keys between prompts and image start equal, so a click attends to its own position, and those
+    between image and memory share a constant bias, which the rotary encoding turns into proximity. This leaves little
+    attention for the object pointers, which carry next to nothing in the trained checkpoint.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -52,7 +55,7 @@ def fresh_model(seed: int) -> SAM2Base:
         for module in model.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)):
                 fan_in = module.weight[0].numel()
-                if isinstance(module, nn.ConvTranspose2d):  # kernel 2, stride 2: an output sees one input pixel
+                if isinstance(module, nn.ConvTranspose2d):  # kernel 2, stride 2: one input pixel per output
                     fan_in = module.in_channels
                 nn.init.trunc_normal_(module.weight, std=1 / math.sqrt(fan_in), a=-2.0, b=2.0)
                 nn.init.zeros_(module.bias)
@@ -77,7 +80,7 @@ def fresh_model(seed: int) -> SAM2Base:
 
 
 def write_model(folder: Path, model: SAM2Base) -> None:
-    """Writes what `load_sam2` reads: model.yaml, and model.safetensors in half precision, which it reads as float32."""
+    """Writes model.yaml and model.safetensors, in half precision, for `load_sam2`, which reads them as float32."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "model.yaml").write_text(yaml.safe_dump({"model": model_config()}, sort_keys=False), encoding="utf-8")
     weights = {name: value.detach().half().contiguous() for name, value in model.state_dict().items()}

@@ -1,4 +1,4 @@
-"""Small configurations of SAM 2's published classes: the settings of sam2.1_hiera_t, in other sizes."""
+"""Small configurations of SAM 2's published classes: sam2.1_hiera_t in other sizes."""
 
 from __future__ import annotations
 
@@ -8,10 +8,21 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Sam2Shape:
-    """What sizes its classes leave open. width: channels of the image embedding; memory_width: of a memory.
-    trunk_widths, stages, windows: of Hiera's four stages; global_blocks: which of its blocks see the whole image.
-    feedforward: channels in a layer of memory attention. fuser_layers, layer_scale: of the memory encoder. memories:
-    how many frames are remembered."""
+    """Sizes of the network.
+
+    Attributes:
+        width: channels of the image embedding.
+        memory_width: channels of a memory.
+        trunk_widths: channels of Hiera's four stages.
+        stages: blocks in each stage.
+        windows: attention window of each stage.
+        global_blocks: indices of the blocks with global attention.
+        feedforward: hidden channels of a memory attention layer.
+        fuser_layers: layers of the memory encoder's fuser.
+        layer_scale: initial layer scale of the fuser.
+        memories: number of remembered frames.
+        image_size: side of the square input in pixels.
+    """
 
     width: int
     memory_width: int
