@@ -4,8 +4,9 @@ Short questions on few visual tokens come first: full prompts then train at once
 With the full prompts, an auxiliary loss moves the method's contrast (the difference of the rollouts through the upper
 layers) to the target, because a model that answers perfectly need not attend to what it names.
 
-What both rollouts share has no loss (but see EXCLUDING_WEIGHTS). With a loss on the last token's attention, or on the
-object question's rollout alone, subtracting the background brought nothing.
+The part common to both rollouts has no loss (but see EXCLUDING_WEIGHTS). A loss on the last token's attention alone
+made the rollout cover all objects alike; a loss on the object question's own rollout, next to that on the difference,
+left nothing for the subtraction to do.
 """
 
 from __future__ import annotations

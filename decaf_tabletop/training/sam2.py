@@ -192,6 +192,7 @@ class Trainer:
                 forced,
             )
             rough_masks = [self.heads.rough_masks(part) for part in tokens]
+        # Few objects are hidden altogether: unweighted, and without `with_cut`, the object score never became negative.
         parts = [losses(*pair, absent_weight=3) for pair in zip(predictions, targets[1:])]
         rough = [sum(mask_loss(mask, goal) for mask in masks[:2]) for masks, goal in zip(rough_masks, targets[1:])]
         rough = sum(rough) / len(rough)
