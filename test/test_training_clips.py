@@ -1,4 +1,4 @@
-"""Which clips may be trained on, and which may be measured on."""
+"""Training and measurement clips are kept apart by their seeds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from decaf_tabletop.training.clips import training_clips, validation_clips
 
 
-def test_clips_to_measure_on_are_refused(tmp_path):
+def test_training_refuses_measurement_clips(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected clips of"):
         training_clips(tmp_path / "nowhere")
     for name in ("clip_00000007.npz", "clip_00899999_crossing.npz"):
@@ -20,7 +20,7 @@ def test_clips_to_measure_on_are_refused(tmp_path):
         (tmp_path / name).unlink()
 
 
-def test_clips_that_may_be_trained_on_are_not_measured_on(tmp_path):
+def test_measurement_refuses_training_clips(tmp_path):
     with pytest.raises(FileNotFoundError, match="expected clips of"):
         validation_clips(tmp_path / "nowhere")
     for name in ("clip_00900000.npz", "clip_01000003_crossing.npz"):

@@ -1,4 +1,4 @@
-"""The training commands, on a few clips and for seconds: begun, stopped, gone on with, exported, loaded."""
+"""The training commands on a few clips for seconds: start, stop, resume, export, load."""
 
 from __future__ import annotations
 
@@ -45,39 +45,39 @@ def entries(work):
 def test_mllm(data, tmp_path, monkeypatch):
     monkeypatch.setattr(mllm, "CHECK_CLIPS", 2)
     work, out = tmp_path / "work", tmp_path / "out"
-    given = ["--data", str(data), "--out", str(out), "--work", str(work), "--threads", "1"]
+    options = ["--data", str(data), "--out", str(out), "--work", str(work), "--threads", "1"]
     with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
-        mllm.main([*given, "--stage", "prompts"])
+        mllm.main([*options, "--stage", "prompts"])
     with pytest.raises(FileNotFoundError, match="expected the state of stage tower"):
-        mllm.main([*given, "--stage", "export"])
+        mllm.main([*options, "--stage", "export"])
     assert not out.exists()
 
     short = ["--tower-minutes", "0.1", "--words-minutes", "0.05", "--prompts-minutes", "0.1"]
     with pytest.raises(SystemExit, match="words were not learnt"):
-        mllm.main([*given, *short])
-    # The tower is done, and the words go on: of what little they know, all is enough now.
+        mllm.main([*options, *short])
+    # The tower stage is done; the words stage resumes, and any accuracy now suffices.
     monkeypatch.setattr(mllm, "WORDS_LEARNT", -1)
     towers = (work / "tower.pt").stat().st_mtime_ns
-    mllm.main([*given, *short[:2], "--words-minutes", "20", *short[4:]])
+    mllm.main([*options, *short[:2], "--words-minutes", "20", *short[4:]])
     assert (work / "tower.pt").stat().st_mtime_ns == towers
     assert any("remove tower.done" in entry.get("done", "") for entry in entries(work))
     assert load_mllm(MllmConfig(checkpoint=str(out), local_files_only=True)).layers == 6
 
     stopped = next(entry["step"] for entry in reversed(entries(work)) if "check" in entry)
     (work / "prompts.done").unlink()
-    # However long a step takes here: more than it has had.
+    # More than the time already spent, so that at least one step runs on any machine.
     spent = torch.load(work / "prompts.pt", weights_only=True)["seconds"]
-    mllm.main([*given, "--stage", "prompts", "--prompts-minutes", str(spent / 60 + 0.1)])
+    mllm.main([*options, "--stage", "prompts", "--prompts-minutes", str(spent / 60 + 0.1)])
     assert entries(work)[-1]["step"] > stopped > 0
 
-    # With finished weights instead of states: the tower stays as it is.
+    # From finished weights instead of states: the tower does not change.
     later, end = tmp_path / "later", tmp_path / "end"
-    given = ["--data", str(data), "--out", str(end), "--work", str(later), "--threads", "1"]
+    options = ["--data", str(data), "--out", str(end), "--work", str(later), "--threads", "1"]
     prompts = ["--stage", "prompts"]
     going_on = ["--go-on-from", str(out)]
-    for wrong in (going_on, [*prompts, "--excluding", "0.5"], [*prompts, *going_on, "--excluding", "1.5"]):
+    for invalid in (going_on, [*prompts, "--excluding", "0.5"], [*prompts, *going_on, "--excluding", "1.5"]):
         with pytest.raises(SystemExit):
-            mllm.main([*given, *wrong])
+            mllm.main([*options, *invalid])
     minutes = ["--prompts-minutes", "0.5", "--excluding", "0.5"]
     step, excluded = LanguageTrainer.step, []
 
@@ -86,38 +86,38 @@ def test_mllm(data, tmp_path, monkeypatch):
         return step(trainer, batch, rate, looking, excluding)
 
     monkeypatch.setattr(LanguageTrainer, "step", noted)
-    mllm.main([*given, "--stage", "prompts", "--go-on-from", str(out), *minutes])
+    mllm.main([*options, "--stage", "prompts", "--go-on-from", str(out), *minutes])
     assert excluded == sorted(excluded, reverse=True) and set(excluded) == {True, False}
     before, after = (load_file(folder / "model.safetensors") for folder in (out, end))
-    # What came out of it is another beginning, and a tokenizer with other words is none at all.
+    # Other weights and another vocabulary are refused.
     with pytest.raises(ValueError, match="began from the same weights, got one from other weights"):
-        mllm.main([*given, "--stage", "prompts", "--go-on-from", str(end)])
+        mllm.main([*options, "--stage", "prompts", "--go-on-from", str(end)])
     vocabulary = json.loads((end / "tokenizer.json").read_text())
     words = vocabulary["model"]["vocab"]
     (first, number), (second, other) = list(words.items())[-2:]
     words[first], words[second] = other, number
     (end / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(SystemExit, match="expected this recipe.s vocabulary"):
-        mllm.main([*given, "--stage", "prompts", "--go-on-from", str(end)])
+        mllm.main([*options, "--stage", "prompts", "--go-on-from", str(end)])
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "visual" not in name} < set(before)
 
 
 def test_sam2(data, validation, tmp_path, monkeypatch, capsys):
     work, out = tmp_path / "work", tmp_path / "out"
-    given = ["sam2", "--data", str(data), "--validation", str(validation), "--out", str(out), "--work", str(work)]
+    options = ["sam2", "--data", str(data), "--validation", str(validation), "--out", str(out), "--work", str(work)]
     for minutes in ("0.3", "0.5"):
-        monkeypatch.setattr("sys.argv", [*given, "--minutes", minutes])
+        monkeypatch.setattr("sys.argv", [*options, "--minutes", minutes])
         sam2.main()
         assert load_sam2(Sam2Config(str(out), device="cpu")).image_size == 256
         (out / "model.safetensors").unlink()
     assert "resumes at step" in capsys.readouterr().out
-    # At the end of each, however slow the machine is.
+    # Each run measures at its end, on any machine.
     assert sum("one_click_iou" in entry for entry in entries(work)) == 2
 
     source = "package://decaf_ros/models/tabletop_sam2"
-    given = [*given[:-1], str(tmp_path / "later"), "--minutes", "0.2", "--go-on-from", source]
-    monkeypatch.setattr("sys.argv", given)
+    options = [*options[:-1], str(tmp_path / "later"), "--minutes", "0.2", "--go-on-from", source]
+    monkeypatch.setattr("sys.argv", options)
     sam2.main()
     before, after = (load_sam2(Sam2Config(place, device="cpu")).model.state_dict() for place in (source, str(out)))
     changes = [float((after[name] - value).norm() / value.norm()) for name, value in before.items() if value.any()]

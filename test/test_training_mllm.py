@@ -1,4 +1,4 @@
-"""The demo MLLM's training: what it is taught is true, and put exactly as the adapter will put it."""
+"""The MLLM's training data: true, and encoded exactly as by the adapter; and the vision tower's training."""
 
 from __future__ import annotations
 
@@ -63,27 +63,27 @@ def sampler(clip: TabletopClip) -> ExampleSampler:
     return sampler_of(clip)
 
 
-def test_every_word_that_matters_is_one_token():
+def test_every_answer_is_one_token():
     tokenizer = new_tokenizer()
     for word in ANSWERS:
         assert len(tokenizer(word)["input_ids"]) == len(tokenizer(f" {word}")["input_ids"]) == 1
 
 
-def test_meanings_are_orthogonal():
+def test_fact_vectors_are_orthogonal():
     vectors = fact_vectors()
     lengths = torch.tensor([FACT_NORM] * OFFSETS["neighbours"] + [NEIGHBOUR_NORM] * len(NEIGHBOURS))
     assert torch.allclose(vectors @ vectors.T, torch.diag(lengths**2), atol=1e-4)
 
 
-def test_patches_are_those_of_the_real_processor():
+def test_patches_match_the_real_processor():
     pixels = np.random.default_rng(0).integers(0, 256, (1, 2, 2 * TOKEN_PX, 3 * TOKEN_PX, 3)).astype(np.uint8)
     processor = Qwen2VLVideoProcessor(patch_size=PATCH, merge_size=2, temporal_patch_size=2)
     video = torch.from_numpy(pixels[0]).permute(0, 3, 1, 2)
-    wanted = processor(videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
-    assert torch.allclose(patches(torch.from_numpy(pixels)), wanted["pixel_values_videos"], atol=1e-5)
+    expected = processor(videos=[video], do_resize=False, do_sample_frames=False, return_tensors="pt")
+    assert torch.allclose(patches(torch.from_numpy(pixels)), expected["pixel_values_videos"], atol=1e-5)
 
 
-def test_trained_attention_is_that_of_the_real_tower():
+def test_patched_tower_matches_the_real_one():
     torch.manual_seed(0)
     tower = new_model(new_tokenizer()).model.visual.eval()
     pixels = patches(torch.randint(0, 256, (3, 2, 4 * TOKEN_PX, 6 * TOKEN_PX, 3), dtype=torch.uint8))
@@ -95,7 +95,7 @@ def test_trained_attention_is_that_of_the_real_tower():
         assert torch.allclose(fast.pooler_output, real.pooler_output, atol=1e-4)
         alone = tower(pixels[:96], grid_thw=grid[:1], output_hidden_states=True)
         assert torch.allclose(alone.pooler_output, fast.pooler_output[:24], atol=1e-4)
-        # Patches are in the order of the tokens, which windows would change; and the shape layer is where it says.
+        # Patches keep the order of the tokens (windows would change it), and SHAPE_LAYER indexes the right layer.
         assert torch.allclose(tower.merger(fast.last_hidden_state), fast.pooler_output)
         middle = fast.hidden_states[SHAPE_LAYER]
         turns = tower.rotary_pos_emb(middle, get_vision_position_ids(grid, 2))
@@ -106,7 +106,7 @@ def test_trained_attention_is_that_of_the_real_tower():
             tower(pixels, grid_thw=torch.tensor([[1, 8, 12], [1, 16, 12]]))
 
 
-def test_last_layers_of_the_tower_start_looking_aside():
+def test_last_layers_of_the_tower_attend_sideways_initially():
     torch.manual_seed(0)
     tower = new_model(new_tokenizer()).model.visual
     height, width = 24, 32
@@ -124,7 +124,7 @@ def test_last_layers_of_the_tower_start_looking_aside():
     assert not tower.blocks[0].attn.qkv.bias.any()
 
 
-def test_tokens_belong_to_what_covers_them(clip: TabletopClip):
+def test_tokens_belong_to_the_object_that_covers_them(clip: TabletopClip):
     owners = token_owners(clip.labels[:1], 2, (6, 8))
     assert set(owners[4, 1:2]) == {1} and (owners[1:3, 3:5] == 2).all() and owners[0, 0] == 0
     speck = np.zeros((1, H, W), np.uint8)
@@ -132,13 +132,13 @@ def test_tokens_belong_to_what_covers_them(clip: TabletopClip):
     assert (token_owners(speck, 1, (6, 8)) == 1).sum() == 1, "what can be seen at all has a token"
 
 
-def test_facts_say_what_is_true(clip: TabletopClip):
+def test_object_facts_are_true(clip: TabletopClip):
     facts = object_facts(clip, 0, 2)
-    said = {
+    facts_by_group = {
         group: [GROUPS[group][place] for place in facts[:, OFFSETS[group] :][:, : len(GROUPS[group])].argmax(1)]
         for group in ("category", "color", "size", "motion")
     }
-    assert said == {
+    assert facts_by_group == {
         "category": ["ball", "cube"], "color": ["red", "blue"], "size": ["small", "large"], "motion": ["right", "still"]
     }  # fmt: skip
     neighbours = facts[:, OFFSETS["neighbours"] :]
@@ -148,7 +148,7 @@ def test_facts_say_what_is_true(clip: TabletopClip):
     ]
 
 
-def test_what_moves_and_what_falls_is_shown_oftener(clip: TabletopClip):
+def test_motion_and_falls_have_a_higher_sampling_weight(clip: TabletopClip):
     video = video_visual(clip)
     assert (motion_weights(video) == MOVING_WEIGHT).all()
     still, fell = (OFFSETS["motion"] + GROUPS["motion"].index(name) for name in ("still", "fell"))
@@ -156,102 +156,102 @@ def test_what_moves_and_what_falls_is_shown_oftener(clip: TabletopClip):
     video.facts[1] = video.facts[0]
     video.facts[0, 1, still] = video.facts[1, 1, fell] = 1
     assert motion_weights(video).tolist() == [1.0, FALLING_WEIGHT, *[MOVING_WEIGHT] * 6]
-    # What cannot be seen does not count.
+    # Invisible objects do not count.
     video.owners[video.owners == 1] = 0
     assert (motion_weights(video) == 1).all()
 
 
-def test_lessons_are_true(sampler: ExampleSampler):
-    seen = set()
+def test_examples_are_true(sampler: ExampleSampler):
+    covered = set()
     for example in examples(sampler):
-        seen.add(example.name)
+        covered.add(example.name)
         owners = None if example.owners is None else example.owners.reshape(-1)
         text = example.text.split("\n")[0] if "What is the main" in example.text else None
         if example.kind == "background":
-            # At the objects of categories that it does not exclude; where it names none, at what surrounds all.
+            # Targets: objects of the categories it does not exclude; the background if it names none.
             (excluded,) = re.findall(r"excluding any (\w+)", example.text) or [""]
             others = {"ball": {2}, "cube": {1}}.get(excluded, {0})
             assert example.answer == "wood" and set(owners[example.focus > 0]) == others, example.text
             assert example.has_targets == (others != {0})
-            seen.add(f"background excludes {excluded}")
+            covered.add(f"background excludes {excluded}")
         elif example.kind == "absent" and example.visual:
             assert example.answer == "none" and (owners[example.focus > 0] == 0).all()
         elif example.name in ("motion", "temporal"):
-            rests = "did not move" in example.text or "stays still" in example.text
-            assert (example.answer, set(owners[example.focus > 0])) == (("cube", {2}) if rests else ("ball", {1}))
+            at_rest = "did not move" in example.text or "stays still" in example.text
+            assert (example.answer, set(owners[example.focus > 0])) == (("cube", {2}) if at_rest else ("ball", {1}))
         elif example.name in ("motion frame", "temporal frame"):
-            # What has the category that the background's question names, or both where it names none.
-            rests = "did not move" in example.text or "stays still" in example.text
-            looked = set(owners[example.focus > 0])
-            assert example.answer == "object" and looked in ({2} if rests else {1}, {1, 2})
-            seen.add(f"{example.name} at {len(looked)}")
+            # Targets: objects of the category the background question names; both if it names none.
+            at_rest = "did not move" in example.text or "stays still" in example.text
+            focused = set(owners[example.focus > 0])
+            assert example.answer == "object" and focused in ({2} if at_rest else {1}, {1, 2})
+            covered.add(f"{example.name} at {len(focused)}")
         elif example.kind in ("explicit", "attribute", "size") and text:
             is_ball = any(word in text for word in ("red", "small", "ball"))
             assert (example.answer, set(owners[example.focus > 0])) == (("ball", {1}) if is_ball else ("cube", {2}))
         elif example.kind == "relation" and text:
-            # What stands in a relation to the one is the other.
+            # With two objects, the target is the one that is not the anchor.
             to_ball = "ball" in text or "red" in text
             assert (example.answer, set(owners[example.focus > 0])) == (("cube", {2}) if to_ball else ("ball", {1}))
         elif example.kind == "choice":
             assert example.answer in example.text
         if example.focus is not None:
-            # Every target in every row is as high as any other in the map that the method makes.
+            # After the method's smoothing every target has the same height in every row.
             focus = example.focus.reshape(example.owners.shape)
             for owner in set(owners[example.focus > 0]):
                 alone = np.where(example.owners == owner, focus, 0)
                 smoothed = smooth(alone, VIDEO_KERNEL if example.visual == "video" else FRAME_KERNEL)
                 peaks = smoothed.max(axis=(1, 2))
                 np.testing.assert_allclose(peaks[alone.any(axis=(1, 2))], 1, atol=1e-4)
-    assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= seen
-    assert {"motion frame at 1", "motion frame at 2", "background excludes ball", "background excludes none"} <= seen
+    assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= covered
+    assert {"motion frame at 1", "motion frame at 2", "background excludes ball", "background excludes none"} <= covered
 
 
-def test_all_of_a_pack_have_the_answer_that_its_background_excludes(sampler: ExampleSampler):
-    told, mixed = Counter(), 0
+def test_a_pack_shares_the_answer_its_background_question_excludes(sampler: ExampleSampler):
+    counts, mixed = Counter(), 0
     for pack in packs(sampler):
-        *asked, background = pack.examples
+        *questions, background = pack.examples
         if background.kind != "background":
             continue
-        names = {example.name for example in asked}
-        mixed += len(names) > 1
-        shown = {example.answer for example in asked if example.visual == "video"}
+        kinds = {example.name for example in questions}
+        mixed += len(kinds) > 1
+        shown = {example.answer for example in questions if example.visual == "video"}
         assert len(shown) < 2
         (excluded,) = re.findall(r"excluding any (\w+)", background.text) or [""]
-        for example in asked:
-            told[example.name, excluded] += 1
-            looked = set(example.owners[example.focus.reshape(example.owners.shape) > 0].tolist())
+        for example in questions:
+            counts[example.name, excluded] += 1
+            focused = set(example.owners[example.focus.reshape(example.owners.shape) > 0].tolist())
             if excluded in ("ball", "cube"):
-                assert looked <= {("ball", "cube").index(excluded) + 1}
+                assert focused <= {("ball", "cube").index(excluded) + 1}
                 assert example.answer == excluded or example.visual == "image"
     assert mixed > 5
     for name in ("motion", "motion frame", "attribute", "attribute frame"):
-        assert told[name, "ball"] and told[name, ""], name
+        assert counts[name, "ball"] and counts[name, ""], name
 
 
-_TOLD = {"": {1, 2}, "object": {1, 2}, "objects": {1, 2}, "ball": {1}, "cube": {2}, "cone": {0}}
+FOCUSED_OWNERS = {"": {1, 2}, "object": {1, 2}, "objects": {1, 2}, "ball": {1}, "cube": {2}, "cone": {0}}
 
 
 @pytest.mark.parametrize("text, kind", [(MOVERS, "several"), ("the moving object", "motion")])
-def test_what_one_frame_cannot_show_is_not_asked_of_it(sampler: ExampleSampler, text: str, kind: str):
-    asked = Expression(text, kind, (0,), "ball")
+def test_a_single_frame_cannot_answer_motion_questions(sampler: ExampleSampler, text: str, kind: str):
+    expression = Expression(text, kind, (0,), "ball")
     owners = sampler.visuals["image"].owners[:1]
-    for told, looked in _TOLD.items():
-        example = sampler._object_example(asked, "image", 0, owners, told, np.random.default_rng(0))
-        assert example.answer == "object" and set(owners.reshape(-1)[example.focus > 0]) == looked
-    assert sampler._object_example(asked, "video", 0, owners, "", np.random.default_rng(0)).answer == "ball"
-    votes = sampler._choice_example(asked, np.random.default_rng(0))
+    for excluded, focused in FOCUSED_OWNERS.items():
+        example = sampler._object_example(expression, "image", 0, owners, excluded, np.random.default_rng(0))
+        assert example.answer == "object" and set(owners.reshape(-1)[example.focus > 0]) == focused
+    assert sampler._object_example(expression, "video", 0, owners, "", np.random.default_rng(0)).answer == "ball"
+    votes = sampler._choice_example(expression, np.random.default_rng(0))
     assert "object" in votes.short.split(", ") and votes.answer == "ball"
 
 
-def test_the_only_one_that_rests_is_asked_for_oftener(sampler: ExampleSampler):
+def test_the_only_object_at_rest_is_drawn_more_often(sampler: ExampleSampler):
     rng = np.random.default_rng(0)
     moves, rests = (Expression(text, "motion", (0,), "ball") for text in ("the moving object", STILL[0]))
-    asked = [sampler._draw_expression({"motion": [moves, rests]}, rng) is rests for _ in range(1000)]
-    assert np.mean(asked) == pytest.approx(HARD_WEIGHT / (HARD_WEIGHT + 1), abs=0.05)
+    hard = [sampler._draw_expression({"motion": [moves, rests]}, rng) is rests for _ in range(1000)]
+    assert np.mean(hard) == pytest.approx(HARD_WEIGHT / (HARD_WEIGHT + 1), abs=0.05)
 
 
-def test_what_falls_weighs_more_in_the_towers_loss(clip: TabletopClip, sampler: ExampleSampler):
-    """A tower that takes everything for still is wrong by more where something falls."""
+def test_falls_weigh_more_in_the_towers_loss(clip: TabletopClip, sampler: ExampleSampler):
+    """A tower that predicts "still" everywhere has a higher loss where something falls."""
     torch.manual_seed(0)
     trainer = TowerTrainer(new_model(new_tokenizer()))
     built = scenes(clip, sampler.visuals["video"], VIDEO_GRID, np.arange(2))
@@ -260,20 +260,20 @@ def test_what_falls_weighs_more_in_the_towers_loss(clip: TabletopClip, sampler: 
         words = np.zeros(len(GROUPS["motion"]))
         words[GROUPS["motion"].index(word)] = 1
         built.facts[:, 1, OFFSETS["motion"] : OFFSETS["motion"] + len(words)] = words
-        # The tokens say what they are to say, but for the motion: of that they say "still".
-        said = built.facts.copy()
-        said[:, 1, OFFSETS["motion"] : OFFSETS["motion"] + len(words)] = np.eye(len(words))[0]
+        # Perfect tokens, except that the motion is always "still".
+        predicted = built.facts.copy()
+        predicted[:, 1, OFFSETS["motion"] : OFFSETS["motion"] + len(words)] = np.eye(len(words))[0]
         owners = torch.from_numpy(built.owners.astype(np.int64)).flatten(1)
-        said = torch.from_numpy(said).float().gather(1, owners[..., None].expand(-1, -1, said.shape[-1]))
-        tokens = said.flatten(0, 1) @ trainer.fact_vectors
+        predicted = torch.from_numpy(predicted).float().gather(1, owners[..., None].expand(-1, -1, predicted.shape[-1]))
+        tokens = predicted.flatten(0, 1) @ trainer.fact_vectors
         hidden = torch.zeros(len(tokens) * 4, trainer.probes.in_features)
         trainer.features = lambda _, given=(tokens, hidden): given
         losses.append(trainer._loss(built)[0].item())
     assert losses[0] < losses[1] < losses[2]
 
 
-def test_a_written_lesson_is_the_adapters_prompt(sampler: ExampleSampler, clip: TabletopClip, tmp_path):
-    """Same ids, same positions, and the tower's tokens: then what is trained is what will be asked."""
+def test_an_encoded_example_matches_the_adapters_prompt(sampler: ExampleSampler, clip: TabletopClip, tmp_path):
+    """Same ids, positions and visual tokens as the adapter's, so that training matches inference."""
     tokenizer = new_tokenizer()
     torch.manual_seed(0)
     model = new_model(tokenizer)
@@ -286,7 +286,11 @@ def test_a_written_lesson_is_the_adapters_prompt(sampler: ExampleSampler, clip: 
         ("image", FRAME_GRID, clip.images[[[3]]]),
     ):
         layout = mllm.layout("video" if name == "video" else "frames", visual.shape[0] * visual.shape[1], (H, W))
-        example = next(one for one in examples(sampler) if one.visual == name and layout.grid[0] == one.rows)
+        example = next(
+            candidate
+            for candidate in examples(sampler)
+            if candidate.visual == name and layout.grid[0] == candidate.rows
+        )
         prompt = mllm.prompt(layout, example.text)
         count = example.rows * grid[0] * grid[1]
         batch = writer.batch([Pack([example, example], np.zeros((count, 128), np.float32))], 1.0, rng)
@@ -295,13 +299,13 @@ def test_a_written_lesson_is_the_adapters_prompt(sampler: ExampleSampler, clip: 
             assert (batch.positions[:, 0, question] == prompt.positions).all()
             assert (batch.visual[0, question] == prompt.visual).all()
         built = scenes(clip, sampler.visuals[name], grid, np.arange(1))
-        (seen,) = mllm.encode(mllm.layout(layout.kind, visual.shape[1], (H, W)), visual[:1])
-        # In bfloat16; the tower is fresh, and its tokens differ little.
-        error = trainer.features(built.pixels)[0] - seen.tokens
-        assert error.norm() < 0.1 * (seen.tokens - seen.tokens.mean(dim=0)).norm()
+        (encoded,) = mllm.encode(mllm.layout(layout.kind, visual.shape[1], (H, W)), visual[:1])
+        # Relative to the spread of the tokens, which is small in an untrained tower; bfloat16.
+        error = trainer.features(built.pixels)[0] - encoded.tokens
+        assert error.norm() < 0.1 * (encoded.tokens - encoded.tokens.mean(dim=0)).norm()
 
 
-def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, sampler: ExampleSampler):
+def test_tower_training_reduces_the_loss_and_resumes(clip: TabletopClip, sampler: ExampleSampler):
     torch.manual_seed(0)
     tokenizer = new_tokenizer()
     videos = scenes(clip, sampler.visuals["video"], VIDEO_GRID, np.arange(4))
@@ -309,24 +313,24 @@ def test_towers_training_reduces_the_loss_and_resumes(clip: TabletopClip, sample
     trainer = TowerTrainer(new_model(tokenizer))
     losses = [trainer.step([videos, images], 1e-3)["loss"] for _ in range(6)]
     assert losses[-1] < 0.8 * losses[0]
-    again = TowerTrainer(new_model(tokenizer))
-    again.load_state_dict(trainer.state_dict())
-    assert again.step([videos, images], 1e-3)["loss"] == pytest.approx(trainer.step([videos, images], 1e-3)["loss"])
+    resumed = TowerTrainer(new_model(tokenizer))
+    resumed.load_state_dict(trainer.state_dict())
+    assert resumed.step([videos, images], 1e-3)["loss"] == pytest.approx(trainer.step([videos, images], 1e-3)["loss"])
 
 
-def test_a_mirrored_scene_says_what_the_mirror_shows(clip: TabletopClip, sampler: ExampleSampler):
+def test_mirrored_scenes_have_mirrored_facts(clip: TabletopClip, sampler: ExampleSampler):
     pairs = scenes(clip, sampler.visuals["video"], VIDEO_GRID, np.arange(3))
-    again = pairs.augmented(np.random.default_rng(0))
-    flipped = [(a.owners[::, ::-1] == b).all() for a, b in zip([pairs.select(k) for k in range(3)], again.owners)]
+    mirrored = pairs.augmented(np.random.default_rng(0))
+    flipped = [(a.owners[::, ::-1] == b).all() for a, b in zip([pairs.select(k) for k in range(3)], mirrored.owners)]
     assert any(flipped) and not all(flipped)
     for place in np.flatnonzero(flipped):
-        assert (again.fine[place] == pairs.fine[place][:, ::-1]).all()
-        was, now = pairs.facts[place], again.facts[place]
+        assert (mirrored.fine[place] == pairs.fine[place][:, ::-1]).all()
+        was, now = pairs.facts[place], mirrored.facts[place]
         motion = OFFSETS["motion"] + GROUPS["motion"].index("right"), OFFSETS["motion"] + GROUPS["motion"].index("left")
         assert was[1, motion[0]] == now[1, motion[1]] == 1 and now[1, motion[0]] == 0
         near = [OFFSETS["neighbours"] + NEIGHBOURS.index(f"cube {side}") for side in ("right", "left", "behind")]
         assert was[1, near].tolist() == [1, 0, 1] and now[1, near].tolist() == [0, 1, 1]
-        assert np.isclose(again.boxes[place, 1, 0], 1 - pairs.boxes[place, 1, 0])
+        assert np.isclose(mirrored.boxes[place, 1, 0], 1 - pairs.boxes[place, 1, 0])
 
 
 def test_crops_show_the_same_object(clip: TabletopClip, sampler: ExampleSampler):

@@ -1,4 +1,4 @@
-"""The training of the demo SAM 2, on drawn clips."""
+"""The training of the table's SAM 2, on drawn clips."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_a_few_steps_reduce_the_loss(pool):
         assert last < 0.85 * first, f"{name}: {first:.3f} to {last:.3f}"
 
 
-def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
+def test_the_memory_is_trained_and_resuming_is_exact(pool):
     began = Trainer(SMALL, seed=0)
     began.recipe = Recipe(**{**vars(SMALL), "single": 0.0})
     before = copy.deepcopy(began.model.state_dict())
@@ -79,15 +79,15 @@ def test_the_memory_is_trained_and_resuming_goes_on_alike(pool):
     resumed = Trainer(began.recipe, seed=1)
     resumed.restore(copy.deepcopy(began.state()))
     for trainer in (began, resumed):
-        trainer.step = 2  # takes no new clip from the pool, which both share
+        trainer.step = 2  # a step without a new clip for the pool, which both share
         trainer.train(pool)
     assert resumed.step == began.step == 3
     for name in ("model", "average", "heads"):
-        ours, theirs = getattr(began, name).state_dict(), getattr(resumed, name).state_dict()
-        assert all(torch.equal(ours[key], theirs[key]) for key in ours), name
+        first, second = getattr(began, name).state_dict(), getattr(resumed, name).state_dict()
+        assert all(torch.equal(first[key], second[key]) for key in first), name
 
 
-def test_going_on_from_weights_is_the_end_of_the_schedule_without_the_aids(pool):
+def test_starting_from_weights_enters_the_final_phase_without_auxiliary_losses(pool):
     recipe, weights = Recipe(**{**vars(SMALL), "minutes": 10.0}), fresh_model(3)
     trainer = Trainer(recipe, seed=0)
     trainer.start_from(weights)
@@ -107,20 +107,20 @@ def test_going_on_from_weights_is_the_end_of_the_schedule_without_the_aids(pool)
         resumed.restore({name: value for name, value in state.items() if name != "begun_from"})
     resumed.start_from(fresh_model(3))
     resumed.restore(copy.deepcopy(trainer.state()))
-    for one in (trainer, resumed):
-        assert one.progress == pytest.approx(1 - FINAL_PHASE) and one.auxiliary_weight == 0
-        for model in (one.model, one.average):
+    for each in (trainer, resumed):
+        assert each.progress == pytest.approx(1 - FINAL_PHASE) and each.auxiliary_weight == 0
+        for model in (each.model, each.average):
             assert all(torch.equal(value, weights.state_dict()[name]) for name, value in model.state_dict().items())
     heads = copy.deepcopy(trainer.heads.state_dict())
     trainer.train(pool)
-    moved = [(one - other).abs().max() for one, other in zip(trainer.model.parameters(), weights.parameters())]
+    moved = [(ours - theirs).abs().max() for ours, theirs in zip(trainer.model.parameters(), weights.parameters())]
     assert 0 < max(moved) < 0.01, "a small step"
     assert all(torch.equal(value, heads[name]) for name, value in trainer.heads.state_dict().items() if value.ndim <= 1)
 
 
 def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
-    seen = []
-    pool = ClipPool(tmp_path, lambda path: seen.append(path.stem) or drawn_clip(0, frames=2), capacity=2)
+    read = []
+    pool = ClipPool(tmp_path, lambda path: read.append(path.stem) or drawn_clip(0, frames=2), capacity=2)
     rng = np.random.default_rng(0)
     with pytest.raises(FileNotFoundError, match="decaf_tabletop.world.store"):
         pool.exchange(rng)
@@ -129,18 +129,18 @@ def test_the_pool_sees_a_growing_folder_and_names_an_empty_one(tmp_path):
     (tmp_path / "clip_2.npz").touch()
     for _ in range(2):
         pool.exchange(rng)
-    assert sorted(seen) == ["clip_1", "clip_1", "clip_2"]
+    assert sorted(read) == ["clip_1", "clip_1", "clip_2"]
     assert len(pool.frames(rng, 5)) == 5 and len(pool.stretches(rng, 3, 2)) == 3
 
 
-def test_stretches_are_drawn_around_where_something_is_hidden(tmp_path):
-    """Of two clips the one in which an object is hidden for a while, and in most stretches of it the hidden frame."""
+def test_stretches_are_drawn_around_occlusions(tmp_path):
+    """The clip with an occlusion is drawn more often, mostly with the hidden frames."""
     clips = []
     for marker in (1, 2):
         labels = np.zeros((20, 24, 32), np.uint8)
         labels[:, 4:14, 4:14] = 1
         images = np.full((20, 24, 32, 3), marker, np.uint8)
-        images[:, 0, 0, 0] = np.arange(20)  # which frame it is
+        images[:, 0, 0, 0] = np.arange(20)  # frame index
         clips.append(dataclasses.replace(drawn_clip(0, frames=2), images=images, labels=labels))
         (tmp_path / f"clip_{marker - 1}.npz").touch()
     clips[1].labels[11:13, 4:14, 4:13] = 0
@@ -151,8 +151,8 @@ def test_stretches_are_drawn_around_where_something_is_hidden(tmp_path):
     drawn = [pool.stretches(rng, 1, 4)[0][0] for _ in range(400)]
     hidden = [images for images in drawn if images[0, 1, 1, 0] == 2]
     assert 0.68 < len(hidden) / len(drawn) < 0.82
-    there = [bool({11, 12} & set(images[:, 0, 0, 0].tolist())) for images in hidden]
-    assert np.mean(there) > 0.75
+    shows_hidden = [bool({11, 12} & set(images[:, 0, 0, 0].tolist())) for images in hidden]
+    assert np.mean(shows_hidden) > 0.75
     assert np.mean([images[0, 0, 0, 0] > images[-1, 0, 0, 0] for images in drawn]) == pytest.approx(0.5, abs=0.1)
 
 
@@ -163,27 +163,29 @@ def clip() -> TabletopClip:
 
 @pytest.fixture(scope="module")
 def trained() -> Sam2:
-    """The demo's checkpoint: before training, memory and clicks hardly show in masks and scores."""
+    """The shipped checkpoint: in an untrained one memory and clicks hardly affect masks and scores."""
     folder = Path(__file__).parents[1] / "decaf_tabletop" / "models" / "tabletop_sam2"
     return load_sam2(Sam2Config(str(folder), device="cpu"), fill_holes_px=0)
 
 
-def test_training_follows_as_the_node_does(trained, monkeypatch):
-    """`follow` against `ObjectMemory`, over more frames than the memory holds, in some of which there is nothing."""
-    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)  # in which the node stores its memory
+def test_training_follows_like_the_node(trained, monkeypatch):
+    """`follow` matches `ObjectMemory`, over more frames than the memory holds, some of them empty."""
+    monkeypatch.setattr(torch.Tensor, "bfloat16", lambda tensor: tensor)  # the node stores its memory in bfloat16
     clip = drawn_clip(5, frames=9)
     images = clip.images.copy()
     images[4:6] = 110
     model = trained.model
-    monkeypatch.setattr(model, "no_obj_ptr", torch.nn.Parameter(1000 * model.no_obj_ptr.detach()))  # or it never shows
+    monkeypatch.setattr(
+        model, "no_obj_ptr", torch.nn.Parameter(1000 * model.no_obj_ptr.detach())
+    )  # otherwise without visible effect
     frames = [Frame(image, index) for index, image in enumerate(images)]
-    ids = [one for one in np.unique(clip.labels[0]) if one]
+    ids = [label for label in np.unique(clip.labels[0]) if label]
     with torch.no_grad(), cheap_attention():
-        seen = [embed(model, trained.normalised(image)) for image in images]
+        embedded = [embed(model, trained.normalised(image)) for image in images]
         each = torch.zeros(len(ids), dtype=torch.int64)
         prompts = masks_at([clip.labels[0]] * len(ids), ids)
-        predictions, _ = follow(model, [one.select(each) for one in seen], prompts)
-    masks = torch.from_numpy(np.stack([clip.labels[0] == one for one in ids]))
+        predictions, _ = follow(model, [image.select(each) for image in embedded], prompts)
+    masks = torch.from_numpy(np.stack([clip.labels[0] == label for label in ids]))
     memory = ObjectMemory.start(trained, trained.embed(frames[0]), masks)
     steps = [memory.step(trained.embed(frame)) for frame in frames[1:]]
     node = torch.stack([step.object_score for step in steps])
@@ -197,16 +199,16 @@ def test_training_follows_as_the_node_does(trained, monkeypatch):
         assert (step.masks != best).float().mean() < 0.001
 
 
-def test_training_clicks_as_the_node_does(clip, trained):
-    """`click` against `masks_at_points`."""
+def test_training_clicks_like_the_node(clip, trained):
+    """`click` matches `masks_at_points`."""
     points = np.array([[0.2, 0.4], [0.7, 0.6]], np.float32)
     frame = clip.frames()[0]
     with torch.no_grad(), cheap_attention():
-        seen = embed(trained.model, trained.normalised(frame.image)).select(torch.zeros(2, dtype=torch.int64))
-        ours, _ = click(trained.model, seen, torch.from_numpy(points) * 256)
+        embedded = embed(trained.model, trained.normalised(frame.image)).select(torch.zeros(2, dtype=torch.int64))
+        trained_click, _ = click(trained.model, embedded, torch.from_numpy(points) * 256)
     found = trained.masks_at_points(trained.embed(frame), points)
-    np.testing.assert_allclose(found.object_score, ours.object_score, atol=1e-3)
-    np.testing.assert_allclose(found.iou, ours.iou[:, 1:].max(1).values, atol=1e-3)
+    np.testing.assert_allclose(found.object_score, trained_click.object_score, atol=1e-3)
+    np.testing.assert_allclose(found.iou, trained_click.iou[:, 1:].max(1).values, atol=1e-3)
 
 
 def test_the_written_folder_loads(tmp_path, clip):
@@ -215,17 +217,17 @@ def test_the_written_folder_loads(tmp_path, clip):
     assert (tmp_path / "model.safetensors").stat().st_size < 10_000_000
     loaded = load_sam2(Sam2Config(str(tmp_path), device="cpu"))
     assert all(value.dtype == torch.float32 for value in loaded.model.state_dict().values())
-    ours = Sam2(model, Sam2Config(device="cpu"))
+    written = Sam2(model, Sam2Config(device="cpu"))
     points, frame = np.array([[0.5, 0.5]], np.float32), clip.frames()[0]
-    first, second = (one.masks_at_points(one.embed(frame), points) for one in (ours, loaded))
+    first, second = (sam2.masks_at_points(sam2.embed(frame), points) for sam2 in (written, loaded))
     np.testing.assert_allclose(first.iou, second.iou, atol=0.01)
     np.testing.assert_allclose(first.object_score, second.object_score, atol=0.02)
 
 
-def test_targets_and_the_real_iou():
+def test_targets_and_the_true_iou():
     labels = np.zeros((240, 320), np.uint8)
     labels[60:130, 100:180] = 1
-    labels[5:8, 5:9] = 2  # 12 pixels: neither there nor gone
+    labels[5:8, 5:9] = 2  # 12 pixels: undecided
     targets = make_targets([labels] * 4, [1, 2, 3, 0])
     np.testing.assert_array_equal(targets.present, [1, np.nan, 0, 0])
     assert targets.coarse[0].mean() == pytest.approx(70 * 80 / (240 * 320), rel=1e-3)
@@ -254,7 +256,7 @@ def test_targets_and_the_real_iou():
     )
 
 
-def test_clicks_lie_where_they_say(clip):
+def test_clicks_lie_on_their_objects(clip):
     rng = np.random.default_rng(0)
     chosen = clicks([clip.labels[0], clip.labels[1]], rng, each=3, background=4.0)
     assert set(chosen.frame.tolist()) == {0, 1}
@@ -265,7 +267,7 @@ def test_clicks_lie_where_they_say(clip):
 
 
 def test_augmentation_moves_image_and_labels_together(clip):
-    """Painted white on black, an object's pixels stay where its labels are."""
+    """An object painted white on black stays where its labels are."""
     images = np.repeat(((clip.labels == 1) * 255)[..., None], 3, axis=-1).astype(np.uint8)
     for seed in range(4):
         pixels, labels = augmented((images, clip.labels), np.random.default_rng(seed))
@@ -284,7 +286,7 @@ def test_an_occluder_hides_and_does_not_change_the_first_frame(clip):
     np.testing.assert_array_equal(labels[0], clip.labels[0])
     hidden = labels != clip.labels
     assert hidden.any() and (images[hidden] == 0).all()
-    # What the patch shows of other objects is these, and nobody here.
+    # Objects of the other clip within the patch keep labels of their own.
     assert set(labels[hidden]) == {0, 4 + clip.labels.max()}
     np.testing.assert_array_equal(images[~hidden & (clip.labels > 0)], clip.images[~hidden & (clip.labels > 0)])
 
@@ -293,34 +295,36 @@ def test_an_object_of_another_clip_passes_in_front_with_its_outline(clip):
     pair = (clip.images, clip.labels)
     other_images, other_labels = np.full_like(clip.images, 7), np.zeros_like(clip.labels)
     other_images[:, 100:140, 150:190], other_labels[:, 100:140, 150:190] = (50, 200, 60), 3
-    new = int(clip.labels[0].max()) + 1
-    means = [clip.images[0][clip.labels[0] == one].mean(0) for one in range(1, new)]
+    new_label = int(clip.labels[0].max()) + 1
+    means = [clip.images[0][clip.labels[0] == label].mean(0) for label in range(1, new_label)]
     hides, colors = 0, set()
     for seed in range(8):
         images, labels = with_object_in_front(pair, [(other_images, other_labels)], np.random.default_rng(seed))
-        passing = labels == new
+        passing = labels == new_label
         assert passing.any()
-        # A square of one colour, its own or that of what it passes; nothing of its own background comes along.
-        inner = np.stack([cv2.erode(one.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for one in passing])
+        # A square of one colour, its own or the passed object's, without its own background.
+        inner = np.stack([cv2.erode(mask.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0 for mask in passing])
         (color,) = {tuple(pixel) for pixel in images[inner].tolist()}
         assert color == (50, 200, 60) or min(np.abs(color - mean).max() for mean in means) < 5
         assert not (images == 7).all(-1).any()
         colors.add(color)
         np.testing.assert_array_equal(labels[~passing], clip.labels[~passing])
-        around = np.stack([cv2.dilate(one.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0 for one in passing])
+        around = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0 for mask in passing])
         np.testing.assert_array_equal(images[~around], clip.images[~around])
-        places = [np.argwhere(one).mean(0) for one in passing if one.any()]
+        places = [np.argwhere(mask).mean(0) for mask in passing if mask.any()]
         hides += len(places) > 1 and np.ptp(places, axis=0).max() > 5 and bool(clip.labels[passing].any())
     assert hides >= 6 and (50, 200, 60) in colors and len(colors) > 1
-    # Nothing to hide, or nothing to hide it with, a sliver among it: as it was.
+    # Unchanged without an object to hide, or without a large enough occluder.
     empty = (clip.images, np.zeros_like(clip.labels))
     sliver = (clip.images, np.zeros_like(clip.labels))
     sliver[1][:, 100:130, 50:52] = 1
-    for one, others in ((empty, [pair]), (pair, [empty]), (pair, [sliver])):
-        np.testing.assert_array_equal(with_object_in_front(one, others, np.random.default_rng(0))[1], one[1])
+    for unchanged, others in ((empty, [pair]), (pair, [empty]), (pair, [sliver])):
+        np.testing.assert_array_equal(
+            with_object_in_front(unchanged, others, np.random.default_rng(0))[1], unchanged[1]
+        )
 
 
-def test_objects_that_meet_are_those_side_by_side_or_one_over_the_other():
+def test_touching_objects_are_adjacent_in_either_direction():
     labels = np.zeros((2, 40, 40), np.uint8)
     labels[0, 5:15, 5:15], labels[0, 5:15, 16:20], labels[0, 30:35, 5:15] = 1, 2, 3
     assert touching(labels) == {1, 2}
@@ -330,13 +334,13 @@ def test_objects_that_meet_are_those_side_by_side_or_one_over_the_other():
     assert touching(labels) == {1, 2}
 
 
-def test_a_vanished_object_is_gone_with_its_image(clip):
+def test_a_cut_replaces_the_images_and_the_objects(clip):
     other = (np.full_like(clip.images, 7), np.zeros_like(clip.labels))
     other[1][:, 50:90, 60:100] = 1
     images, labels = with_cut((clip.images, clip.labels), other, np.random.default_rng(0))
     gone = (images == 7).all((1, 2, 3))
     assert gone.any() and not gone[0]
-    # There are others.
+    # The other clip's objects appear instead.
     assert set(np.unique(labels[gone])) == {0, 1 + clip.labels.max()}
     np.testing.assert_array_equal(images[~gone], clip.images[~gone])
     np.testing.assert_array_equal(labels[~gone], clip.labels[~gone])
@@ -350,8 +354,8 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
         def masks_at_points(self, labels, xy):
             ids = labels[(xy[:, 1] * 240).astype(int), (xy[:, 0] * 320).astype(int)]
             masks = torch.from_numpy((labels == ids[:, None, None]) & (ids > 0)[:, None, None])
-            there = torch.from_numpy(ids > 0).float()
-            return PointMasks(masks, there, there * 10 - 5)
+            on_object = torch.from_numpy(ids > 0).float()
+            return PointMasks(masks, on_object, on_object * 10 - 5)
 
     means = score_clicks(Oracle(), [clip], frames=(0, 3)).means()
     assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
@@ -360,8 +364,8 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
 
 def test_the_check_counts_tracks_that_take_another_object_along(monkeypatch):
     clip = drawn_clip(0, frames=8)
-    ids = [int(one) for one in np.unique(clip.labels[0]) if one]
-    masks = np.stack([clip.labels == one for one in ids])
+    ids = [int(label) for label in np.unique(clip.labels[0]) if label]
+    masks = np.stack([clip.labels == label for label in ids])
     scores = np.where(masks.any((2, 3)), 5.0, -5.0)
     monkeypatch.setattr(sam2_check, "track_objects", lambda _sam2, _clip: (ids, sam2_check.Tracks(masks, scores)))
     right = sam2_check.score_tracks(None, [clip]).means()

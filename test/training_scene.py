@@ -1,4 +1,4 @@
-"""A drawn clip, and what the demo MLLM's training asks about it."""
+"""A drawn clip and training examples about it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from decaf_tabletop.training.mllm_words import fact_vectors
 from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 
 F, H, W = 32, 240, 320
-# World to camera: x right, y up in the image as seen from above; see `rolling_ball`.
+# Quaternion w, x, y, z of the camera in `rolling_ball`: its x axis points right, its z axis ahead.
 LOOKING_AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
 
 
 def rolling_ball() -> TabletopClip:
-    """A red ball that rolls to the right below a large blue cube that stays where it is."""
+    """A red ball rolls to the right, in the image below a resting large blue cube."""
     rng = np.random.default_rng(0)
     images = rng.integers(90, 110, (F, H, W, 3)).astype(np.uint8)
     labels = np.zeros((F, H, W), np.uint8)
@@ -52,14 +52,14 @@ def sampler_of(clip: TabletopClip) -> ExampleSampler:
 
 
 def packs(sampler: ExampleSampler, count: int = 50) -> list[Pack]:
-    """Of four questions each, with ideal tokens."""
+    """Packs of four questions each, with ideal tokens, `count` for each kind of visual input."""
     rng = np.random.default_rng(1)
-    found = []
+    result = []
     for visual in ("video", "image", ""):
         for _ in range(count):
-            asked = sampler.examples(rng, visual, 4)
-            found.append(Pack(asked, ideal_tokens(sampler, asked[0])))
-    return found
+            drawn = sampler.examples(rng, visual, 4)
+            result.append(Pack(drawn, ideal_tokens(sampler, drawn[0])))
+    return result
 
 
 def examples(sampler: ExampleSampler) -> list[Example]:
