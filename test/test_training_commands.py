@@ -56,7 +56,7 @@ def test_mllm(data, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="words were not learnt"):
         mllm.main([*options, *short])
     # The tower stage is done; the words stage resumes, and any accuracy now suffices.
-    monkeypatch.setattr(mllm, "WORDS_LEARNT", -1)
+    monkeypatch.setattr(mllm, "WORDS_ACCURACY", -1)
     towers = (work / "tower.pt").stat().st_mtime_ns
     mllm.main([*options, *short[:2], "--words-minutes", "20", *short[4:]])
     assert (work / "tower.pt").stat().st_mtime_ns == towers
@@ -115,7 +115,7 @@ def test_sam2(data, validation, tmp_path, monkeypatch, capsys):
     # Each run measures at its end, on any machine.
     assert sum("one_click_iou" in entry for entry in entries(work)) == 2
 
-    source = "package://decaf_ros/models/tabletop_sam2"
+    source = "package://decaf_tabletop/models/tabletop_sam2"
     options = [*options[:-1], str(tmp_path / "later"), "--minutes", "0.2", "--go-on-from", source]
     monkeypatch.setattr("sys.argv", options)
     sam2.main()
