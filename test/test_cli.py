@@ -68,7 +68,7 @@ def test_offline_video_to_everything(video, models, tmp_path, capsys):
         written = [outputs.deserialize(message) for message in outputs.messages(["/decaf/masks"])]
         topics = outputs.topics
     np.testing.assert_array_equal([message.data.reshape(HEIGHT, WIDTH) for message in written], masks)
-    assert topics["/decaf/heatmaps"].count == 4 and topics["/decaf/status"].count == 3
+    assert topics["/decaf/heatmaps"].message_count == 4 and topics["/decaf/status"].message_count == 3
     assert str(out) in capsys.readouterr().err
 
 

@@ -250,9 +250,9 @@ def test_demo(tmp_path, arguments, questions, images):
         topics = bag.topics
         states = [bag.deserialize(message).state for message in bag.messages(["/decaf/status"])]
     # Every image is used, however slow the machine is.
-    counts = [topics[f"/decaf/{name}"].count for name in PER_FRAME]
+    counts = [topics[f"/decaf/{name}"].message_count for name in PER_FRAME]
     assert counts == [images] * len(PER_FRAME)
-    assert topics["/decaf/heatmaps"].count >= 4
+    assert topics["/decaf/heatmaps"].message_count >= 4
     assert states[:3] == [QueryState.RECEIVED, QueryState.GROUNDING, QueryState.TRACKING]
     assert next(read_video(out / "overlay.mp4")).size_hw == (240, 320)
     assert (out / "contact_sheet.png").stat().st_size > 10_000

@@ -64,7 +64,7 @@ def test_a_bag_holds_camera_topics_and_ground_truth(clip, tmp_path):
     path = tmp_path / "bag"
     write_tabletop_bag(path, clip, [RED, NONE])
     with BagReader(path) as bag:
-        assert {name: (topic.msgtype, topic.count) for name, topic in bag.topics.items()} == {
+        assert {name: (topic.msgtype, topic.message_count) for name, topic in bag.topics.items()} == {
             IMAGE_TOPIC: ("sensor_msgs/msg/Image", FRAMES),
             INFO_TOPIC: ("sensor_msgs/msg/CameraInfo", FRAMES),
             DEPTH_TOPIC: ("sensor_msgs/msg/Image", FRAMES),

@@ -143,7 +143,7 @@ def test_the_bag_matches_a_new_rendering(clip, truth):
     assert (np.stack(list(truth.labels.values())) != clip.labels).mean() < 0.001
     with BagReader(BAG) as bag:
         images = np.stack([frame.image for frame in bag.frames(COMPRESSED_TOPIC)])
-        assert bag.topics[INFO_TOPIC].count == len(images) == FRAMES
+        assert bag.topics[INFO_TOPIC].message_count == len(images) == FRAMES
     assert np.abs(images[::25].astype(int) - clip.images[::25]).mean() < 4
 
 

@@ -1,7 +1,7 @@
-"""ROS 2 bags without a ROS installation: reading camera images, writing this package's outputs. By `rosbags`.
+"""Reads and writes ROS 2 bags with `rosbags`, without a ROS installation.
 
-Read: an mcap or sqlite3 folder as `ros2 bag record` leaves it, or a bare .mcap or .db3 file. Written: a folder with one
-mcap or sqlite3 file and metadata.yaml, message definitions embedded, so that `ros2 bag`, `mcap` and rosbags open it.
+Reads a folder from `ros2 bag record` (mcap or sqlite3), or a bare .mcap or .db3 file. Writes a folder with one mcap or
+sqlite3 file and metadata.yaml. The message definitions are embedded, so `ros2 bag`, `mcap` and rosbags can open it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from rosbags.interfaces import Connection, MessageDefinitionFormat
@@ -25,12 +25,12 @@ IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 _SUFFIXES = (".mcap", ".db3")
 
-# Humble (metadata version 5) still reads version 8; version 9 writes the QoS in a form that it does not know.
-_METADATA_VERSION = 8
+# The newest version that Humble reads. Version 9 changes the QoS format.
+_METADATA_VERSION: Final = 8
 
 
 class BagMessage(NamedTuple):
-    """One recorded message. stamp_ns: when it was recorded (not its header's stamp). data: CDR bytes."""
+    """One recorded message. stamp_ns: recording time, not the header's stamp. data: CDR bytes."""
 
     topic: str
     msgtype: str
@@ -39,15 +39,15 @@ class BagMessage(NamedTuple):
 
 
 class BagTopic(NamedTuple):
-    """A topic of a bag."""
+    """Message type and number of messages of one topic."""
 
     msgtype: str
-    count: int
+    message_count: int
 
 
 @lru_cache(maxsize=1)
 def typestore() -> Typestore:
-    """The standard messages of ROS 2, the same from Humble to Kilted, and those of this package. Not to be added to."""
+    """The standard ROS 2 messages (Humble to Kilted) and those of this package. Shared: do not register more types."""
     store = get_typestore(Stores.ROS2_HUMBLE)
     types: dict[str, Any] = {}
     for name in MESSAGES:
@@ -57,16 +57,13 @@ def typestore() -> Typestore:
 
 
 def is_bag(path: str | Path) -> bool:
-    """Whether `path` looks like a bag: a folder, or a file that ends in .mcap or .db3."""
+    """Whether `path` looks like a bag: a folder, or a file with suffix .mcap or .db3."""
     path = Path(path)
     return path.is_dir() or path.suffix in _SUFFIXES
 
 
 class BagReader:
-    """An opened bag; a context manager.
-
-    Raises FileNotFoundError, or ValueError for a path that holds no readable bag.
-    """
+    """An open bag; a context manager. Raises FileNotFoundError, or ValueError for an unreadable bag."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
@@ -76,7 +73,7 @@ class BagReader:
             self._reader.open()
         except FileNotFoundError:
             raise
-        except Exception as error:  # a damaged file makes rosbags raise anything: struct, apsw, memory errors
+        except Exception as error:  # for a damaged file rosbags raises anything: struct, apsw, memory errors
             raise ValueError(f"{path}: not a readable bag: {error!r}") from error
         self._stores: dict[str, Typestore] = {}
 
@@ -91,33 +88,35 @@ class BagReader:
 
     @property
     def topics(self) -> dict[str, BagTopic]:
-        """Every topic by its name, in alphabetical order."""
-        counts: dict[str, BagTopic] = {}
+        """All topics by name, in alphabetical order."""
+        topics: dict[str, BagTopic] = {}
         for connection in sorted(self._reader.connections, key=lambda connection: connection.topic):
-            before = counts.get(connection.topic, BagTopic(connection.msgtype, 0))
-            counts[connection.topic] = BagTopic(connection.msgtype, before.count + connection.msgcount)
-        return counts
+            topic = topics.get(connection.topic, BagTopic(connection.msgtype, 0))
+            topics[connection.topic] = BagTopic(connection.msgtype, topic.message_count + connection.msgcount)
+        return topics
 
-    def image_topic(self, wanted: str = "") -> str:
-        """The topic `wanted`, or the only image topic where it is empty.
+    def image_topic(self, name: str = "") -> str:
+        """Checks the topic `name`; an empty name selects the only image topic.
 
-        Raises ValueError, which lists the candidates, where there is no such topic or the choice is open.
+        Raises ValueError, which lists the candidates, if there is no such topic or the choice is ambiguous.
         """
-        images = {name: topic for name, topic in self.topics.items() if topic.msgtype in IMAGE_TYPES}
-        found = ", ".join(f"{name} ({topic.msgtype}, {topic.count} messages)" for name, topic in images.items())
-        if wanted and wanted not in images:
-            raise ValueError(f"{self.path}: no image topic {wanted}; image topics: {found or 'none'}")
+        images = {topic: entry for topic, entry in self.topics.items() if entry.msgtype in IMAGE_TYPES}
+        found = ", ".join(
+            f"{topic} ({entry.msgtype}, {entry.message_count} messages)" for topic, entry in images.items()
+        )
+        if name and name not in images:
+            raise ValueError(f"{self.path}: no image topic {name}; image topics: {found or 'none'}")
         if not images:
             raise ValueError(f"{self.path}: expected an image topic, got {', '.join(self.topics) or 'an empty bag'}")
-        if not wanted and len(images) > 1:
+        if not name and len(images) > 1:
             raise ValueError(f"{self.path}: several image topics, name one: {found}")
-        return wanted or next(iter(images))
+        return name or next(iter(images))
 
     def messages(self, topics: Collection[str] = ()) -> Iterator[BagMessage]:
-        """The messages of `topics` (of all where it is empty) in the order in which they were recorded.
+        """The messages of `topics` (empty: all topics) in recording order.
 
-        A bag that was split into several files is read file by file, as `ros2 bag play` does. Raises ValueError where
-        the bag breaks off.
+        A bag split into several files is read file by file, like `ros2 bag play`. Raises ValueError if the bag is
+        truncated or damaged.
         """
         connections = [each for each in self._reader.connections if not topics or each.topic in topics]
         if not connections:
@@ -125,11 +124,11 @@ class BagReader:
         try:
             for connection, stamp_ns, data in self._reader.messages(connections):
                 yield BagMessage(connection.topic, connection.msgtype, stamp_ns, data)
-        except Exception as error:  # as above
-            raise ValueError(f"{self.path}: the bag breaks off: {error!r}") from error
+        except Exception as error:  # as in __init__
+            raise ValueError(f"{self.path}: the bag is truncated or damaged: {error!r}") from error
 
     def deserialize(self, message: BagMessage) -> Any:
-        """`message` as an object with the fields of its definition. Raises ValueError where its bytes do not fit."""
+        """`message` as an object with the fields of its definition. Raises ValueError if the bytes do not fit it."""
         store = self._store(message.msgtype)
         try:
             return _deserialized(store, message)
@@ -137,10 +136,10 @@ class BagReader:
             raise ValueError(f"{self.path}: {message.topic}: {error}") from error
 
     def frames(self, topic: str = "", reject: Callable[[str], None] | None = None) -> Iterator[Frame]:
-        """The images of `topic` (see `image_topic`), stamped as their headers say; index: place among them, from 0.
+        """The images of `topic` (see `image_topic`) with the stamps of their headers and indices from 0.
 
-        reject: is told of each image that cannot be decoded, with its place in the bag, and it is left out (its index
-        too); without it such an image raises ValueError.
+        reject: called with an error text for each undecodable image, which is skipped together with its index. Without
+        `reject` such an image raises ValueError.
         """
         topic = self.image_topic(topic)
         for index, recorded in enumerate(self.messages([topic])):
@@ -156,7 +155,7 @@ class BagReader:
             yield frame
 
     def _store(self, msgtype: str) -> Typestore:
-        """The types to read `msgtype` with: the bag's own definition where it holds one, else ours."""
+        """Types for reading `msgtype`: the definition embedded in the bag, else the one in `typestore()`."""
         if msgtype not in self._stores:
             definitions = (
                 connection.msgdef.data
@@ -172,7 +171,7 @@ class BagReader:
                 except TypesysError as error:
                     raise ValueError(f"{self.path}: bad definition of {msgtype}: {error}") from error
             elif msgtype not in store.types:
-                raise ValueError(f"{self.path}: no definition of {msgtype} in the bag, and it is no standard message")
+                raise ValueError(f"{self.path}: expected a definition of {msgtype} in the bag or a standard message")
             self._stores[msgtype] = store
         return self._stores[msgtype]
 
@@ -180,12 +179,12 @@ class BagReader:
 def _deserialized(store: Typestore, message: BagMessage) -> Any:
     try:
         return store.deserialize_cdr(message.data, message.msgtype)
-    except Exception as error:  # a SerdeError; older versions of rosbags raise whatever the bytes lead to
+    except Exception as error:  # a SerdeError; older versions of rosbags may raise anything
         raise ValueError(f"not a {message.msgtype}: {error!r}") from error
 
 
 def _storage(path: Path) -> Path:
-    """What rosbags shall open: `path`, or the single file in a folder without metadata (its recording broke off)."""
+    """The path for rosbags: `path`, or the only file in a folder without metadata (an interrupted recording)."""
     if not path.is_dir() or (path / "metadata.yaml").is_file():
         return path
     files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
@@ -196,9 +195,9 @@ def _storage(path: Path) -> Path:
 
 
 class BagWriter:
-    """A new bag; a context manager. What was written before an error stays readable.
+    """A new bag; a context manager. After an error the messages written so far stay readable.
 
-    storage: "mcap" or "sqlite3". Raises ValueError for another one, FileExistsError where `path` exists.
+    storage: "mcap" or "sqlite3", else ValueError. Raises FileExistsError if `path` exists.
     """
 
     def __init__(self, path: str | Path, storage: str = "mcap") -> None:
@@ -207,7 +206,7 @@ class BagWriter:
         try:
             self._writer = Writer(path, version=_METADATA_VERSION, storage_plugin=STORAGES[storage])
             if storage == "mcap":
-                # Inside the file, chunk by chunk, which every reader of mcap knows: label images shrink to nothing.
+                # Per-chunk compression, which every mcap reader supports. Label images become tiny.
                 self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
             self._writer.open()
         except WriterError as error:
@@ -224,7 +223,7 @@ class BagWriter:
         self._writer.close()
 
     def write(self, topic: str, msgtype: str, stamp_ns: int, data: bytes | memoryview) -> None:
-        """Appends CDR bytes. Raises ValueError for an unknown type, or for a topic that had another type before."""
+        """Appends CDR bytes. Raises ValueError for an unknown type, or if the topic has another type."""
         connection = self._connections.get(topic)
         if connection is None:
             try:
@@ -237,14 +236,13 @@ class BagWriter:
         self._writer.write(connection, stamp_ns, data)
 
     def write_message(self, topic: str, message: Any, stamp_ns: int) -> None:
-        """Appends a message made of the classes in `typestore().types`."""
+        """Appends a message of a class from `typestore().types`."""
         self.write(topic, message.__msgtype__, stamp_ns, typestore().serialize_cdr(message, message.__msgtype__))
 
     def write_image(self, topic: str, image: np.ndarray, stamp_ns: int, frame_id: str) -> None:
         """Appends a sensor_msgs/Image, recorded at its stamp.
 
-        image: (H, W, 3) uint8 as rgb8, (H, W) uint8 as mono8, (H, W) uint16 as 16UC1 or (H, W) float32 as 32FC1.
-        Raises ValueError for others.
+        image: (H, W, 3) uint8 (rgb8), or (H, W) uint8 (mono8), uint16 (16UC1) or float32 (32FC1); else ValueError.
         """
         try:
             message = messages.image(make_message, image, make_header(stamp_ns, frame_id))
@@ -254,7 +252,7 @@ class BagWriter:
 
 
 def make_message(type_name: str, **fields: Any) -> Any:
-    """A message for a bag, such as std_msgs/msg/Header."""
+    """Builds a message for a bag. type_name: for example std_msgs/msg/Header."""
     return typestore().types[type_name](**fields)
 
 

@@ -1,7 +1,6 @@
-"""sensor_msgs Image and CompressedImage to RGB arrays. Knows no ROS type: any object with the messages' fields will do.
+"""Converts sensor_msgs Image and CompressedImage to RGB arrays. Needs no ROS types, only objects with their fields.
 
-Everything is checked before anything is decoded, so a message that lies about itself is a ValueError that says what
-was expected and what came, never a garbled picture.
+All fields are checked before decoding: an inconsistent message raises ValueError and never gives a garbled image.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import cv2
 import numpy as np
 from rosbags.image import image_to_cvimage
 
-# Encoding -> bytes of one pixel. The colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
+# Bytes per pixel of the colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
 ENCODINGS: dict[str, int] = {
     "mono8": 1,
     "mono16": 2,
@@ -31,15 +30,16 @@ ENCODINGS: dict[str, int] = {
     "yuv422_yuy2": 2,
     "yuyv": 2,
 }
+# 4:2:2: each two neighbouring pixels share their chroma.
 _CHROMA_PAIRS = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
 
-# Start of the last scan and end of the image. Coded data cannot hold either, since every 0xff in it is escaped.
+# JPEG start of scan and end of image. Entropy-coded data contains neither, because each 0xff in it is escaped.
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND"
 
 
 class _PackedImage(NamedTuple):
-    """The fields of sensor_msgs/Image that rosbags reads; rows without padding."""
+    """The fields of sensor_msgs/Image that rosbags reads. data: rows without padding."""
 
     height: int
     width: int
@@ -49,15 +49,15 @@ class _PackedImage(NamedTuple):
 
 
 def check_image(height: int, width: int, encoding: str, step: int, data_length: int) -> int:
-    """Checks the header fields of a sensor_msgs/Image against its data; returns the bytes of a row without padding.
+    """Checks the layout fields of a sensor_msgs/Image. Returns the bytes per row without padding.
 
-    Raises ValueError for an empty image, an encoding that is not in `ENCODINGS`, a `step` that is shorter than a
-    row, and data whose length is not height * step.
+    Raises ValueError for an empty image, an encoding not in `ENCODINGS`, an odd width with a 4:2:2 encoding, a `step`
+    shorter than a row, or a data length other than height * step.
     """
     if height < 1 or width < 1:
         raise ValueError(f"image: expected a height and width of at least 1, got {height} x {width}")
     if encoding not in ENCODINGS:
-        raise ValueError(f"image: expected an encoding out of {', '.join(ENCODINGS)}; got {encoding!r}")
+        raise ValueError(f"image: expected one of the encodings {', '.join(ENCODINGS)}; got {encoding!r}")
     if encoding in _CHROMA_PAIRS and width % 2:
         raise ValueError(f"image: expected an even width for {encoding}, got {width}")
     row_bytes = width * ENCODINGS[encoding]
@@ -71,27 +71,28 @@ def check_image(height: int, width: int, encoding: str, step: int, data_length: 
 
 
 def image_to_rgb(message: Any) -> np.ndarray:
-    """A sensor_msgs/Image (any object with its fields) as (height, width, 3) uint8, RGB; the caller owns the array.
+    """Converts a sensor_msgs/Image (any object with its fields) to (H, W, 3) uint8, RGB. The array is a copy.
 
-    Row padding (`step`) and byte order are honoured; 16 bits are scaled to 8. Raises ValueError as `check_image` does.
+    Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image`.
     """
     height, width, encoding = message.height, message.width, message.encoding
     data = np.frombuffer(message.data, np.uint8)
     row_bytes = check_image(height, width, encoding, message.step, data.size)
     rows = data.reshape(height, message.step)[:, :row_bytes]
     if encoding == "rgb8":
-        return rows.reshape(height, width, 3).copy()
+        pixels: np.ndarray = rows.reshape(height, width, 3).copy()
+        return pixels
     packed = _PackedImage(height, width, encoding, bool(message.is_bigendian), np.ascontiguousarray(rows))
     try:
-        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))
+        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))  # type: ignore[arg-type]  # duck-typed
     except cv2.error as error:
         raise ValueError(f"image: cannot convert {width} x {height} {encoding} to RGB: {error.err}") from error
 
 
 def compressed_to_rgb(message: Any) -> np.ndarray:
-    """A sensor_msgs/CompressedImage (any object with its fields) as (height, width, 3) uint8, RGB.
+    """Converts a sensor_msgs/CompressedImage (any object with its fields) to (H, W, 3) uint8, RGB.
 
-    Raises ValueError where the data is empty, cut off (JPEG, PNG), or no picture (a compressedDepth image is none).
+    Raises ValueError for empty data, a truncated JPEG or PNG, or data that OpenCV cannot decode (compressedDepth).
     """
     data = np.frombuffer(message.data, np.uint8)
     if data.size == 0:
@@ -102,18 +103,18 @@ def compressed_to_rgb(message: Any) -> np.ndarray:
     ):
         raise ValueError(f"compressed image: expected a whole image, got {data.size} bytes without its end marker")
     try:
-        # The stored orientation is for photographs; a camera's pixels stay where its calibration says they are.
+        # Ignore an EXIF orientation: the camera calibration refers to the stored pixel grid.
         image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
         raise ValueError(f"compressed image: cannot decode {data.size} bytes: {error.err}") from error
     if image is None:
         raise ValueError(
-            f"compressed image: expected a JPEG, PNG or other picture, got {data.size} bytes that OpenCV cannot decode "
+            f"compressed image: expected a JPEG, PNG or other image, got {data.size} bytes that OpenCV cannot decode "
             f"(format {message.format!r})"
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def message_to_rgb(message: Any) -> np.ndarray:
-    """`compressed_to_rgb` for a message with a `format` field, else `image_to_rgb`."""
+    """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB."""
     return compressed_to_rgb(message) if hasattr(message, "format") else image_to_rgb(message)

@@ -1,4 +1,4 @@
-"""The text of this package's message and action definitions, for tools that write bags without a ROS installation."""
+"""Text of this package's message and action definitions, for writing bags without a ROS installation."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ ACTIONS = ("Segment",)
 
 
 def interface_text(name: str) -> str:
-    """The definition of `name`, one of MESSAGES or ACTIONS, as it stands in the .msg or .action file.
+    """Text of the .msg or .action file of `name`, one of MESSAGES or ACTIONS.
 
-    Raises ValueError for another name, FileNotFoundError for a broken installation.
+    Raises ValueError for another name, FileNotFoundError if the installation lacks the file.
     """
     if name not in MESSAGES + ACTIONS:
-        raise ValueError(f"unknown interface {name!r}; expected one of {', '.join(MESSAGES + ACTIONS)}")
+        raise ValueError(f"interface: expected one of {', '.join(MESSAGES + ACTIONS)}, got {name!r}")
     file = f"action/{name}.action" if name in ACTIONS else f"msg/{name}.msg"
     return find_resource(file).read_text(encoding="utf-8")

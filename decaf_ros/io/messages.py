@@ -1,8 +1,8 @@
-"""The core's outputs as ROS messages, field by field, and camera messages as frames. No ROS installation needed.
+"""Converts the core's outputs to ROS messages and camera messages to frames. Needs no ROS installation.
 
-`make(type_name, **fields)` makes a message such as decaf_ros/msg/Tracklet: `decaf_ros.io.bags.make_message` with the
-classes of `rosbags`, `decaf_ros.nodes.conversions.make_message` with those of rclpy. Fields are Python numbers, texts,
-messages, lists of messages, and NumPy arrays of the field's type for lists of numbers.
+`make(type_name, **fields)` builds a message such as decaf_ros/msg/Tracklet: `decaf_ros.io.bags.make_message` for
+rosbags classes, `decaf_ros.nodes.conversions.make_message` for rclpy classes. Field values are numbers, strings,
+messages, lists of messages, and for number arrays NumPy arrays of the field's type.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from decaf_ros.types import Frame, FrameResult, Heatmap, Output, QueryEvent, Que
 
 Make = Callable[..., Any]
 
-# Topics that the node publishes in its namespace, with their types.
+# Types of the topics that the node publishes in its namespace.
 TOPICS = {
     "masks": "sensor_msgs/msg/Image",
     "target_mask": "sensor_msgs/msg/Image",
@@ -26,15 +26,15 @@ TOPICS = {
     "status": "decaf_ros/msg/QueryStatus",
     "overlay": "sensor_msgs/msg/Image",
 }
-# (dimensions, dtype) of an image array -> its encoding in sensor_msgs/Image.
+# Encoding in sensor_msgs/Image by (ndim, dtype) of the array.
 _ENCODINGS = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1", (2, "float32"): "32FC1"}
-# Longest text in logs and in the status of a failed query.
+# Maximum length of a query text in logs and in the status of a failed query.
 _SHORT_CHARS = 200
 _NS_PER_S = 1_000_000_000
 
 
 def shortened(text: str) -> str:
-    """The text, or the first 200 characters of a longer one with its length."""
+    """The text, cut to 200 characters with its full length appended if it is longer."""
     return text if len(text) <= _SHORT_CHARS else f"{text[:_SHORT_CHARS]}... ({len(text)} characters)"
 
 
@@ -52,7 +52,7 @@ def stamp_ns(stamp: Any) -> int:
 def frame_from_message(message: Any, index: int) -> Frame:
     """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
 
-    Raises ValueError for an image that cannot be decoded; the text says what was expected and what came.
+    Raises ValueError ("expected X, got Y") for an image that cannot be decoded.
     """
     return Frame(message_to_rgb(message), stamp_ns(message.header.stamp), message.header.frame_id, index)
 
@@ -65,8 +65,7 @@ def header(make: Make, stamp_ns: int, frame_id: str) -> Any:
 def image(make: Make, pixels: np.ndarray, header: Any) -> Any:
     """sensor_msgs/Image.
 
-    pixels: (H, W, 3) uint8 becomes rgb8, (H, W) uint8 mono8, (H, W) uint16 16UC1, (H, W) float32 32FC1.
-    Raises ValueError for another shape or dtype.
+    pixels: (H, W, 3) uint8 (rgb8), or (H, W) uint8 (mono8), uint16 (16UC1) or float32 (32FC1); else ValueError.
     """
     encoding = _ENCODINGS.get((pixels.ndim, pixels.dtype.name))
     if encoding is None or pixels.shape[2:] not in ((), (3,)):
@@ -87,15 +86,15 @@ def image(make: Make, pixels: np.ndarray, header: Any) -> Any:
 
 
 def frame_image(make: Make, pixels: np.ndarray, frame: Frame) -> Any:
-    """sensor_msgs/Image with the header of its source frame; see `image`."""
+    """sensor_msgs/Image with the stamp and frame_id of `frame`; see `image`."""
     return image(make, pixels, header(make, frame.stamp_ns, frame.frame_id))
 
 
 def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
-    """Topic (see TOPICS) and message of everything that an output says; nothing for other kinds of outputs.
+    """Topic (see TOPICS) and message for each message of an output.
 
-    FrameResult: `masks` (mono8: 0 background, k the target with label k), `target_mask` (mono8: 0 or 255) and
-    `tracklets`. Heatmap: `heatmaps` (32FC1 in [0, 1]). QueryEvent: `status`.
+    A FrameResult gives `masks` (mono8: 0 background, k the target with label k), `target_mask` (mono8: 0 or 255) and
+    `tracklets`; a Heatmap gives `heatmaps` (32FC1 in [0, 1]); a QueryEvent gives `status`; others give nothing.
     """
     if isinstance(output, FrameResult):
         yield "masks", frame_image(make, output.labels, output.frame)
@@ -109,7 +108,7 @@ def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
 
 
 def tracklet_array(make: Make, result: FrameResult) -> Any:
-    """decaf_ros/TrackletArray with the header of the source frame."""
+    """decaf_ros/TrackletArray with the stamp and frame_id of the source frame."""
     return make(
         "decaf_ros/msg/TrackletArray",
         header=header(make, result.frame.stamp_ns, result.frame.frame_id),
@@ -140,7 +139,7 @@ def _tracklet(make: Make, target: Target) -> Any:
 
 
 def query_status(make: Make, event: QueryEvent) -> Any:
-    """decaf_ros/QueryStatus. A query that FAILED is shortened: its length may be what it was refused for."""
+    """decaf_ros/QueryStatus. The text of a FAILED query is shortened, since it may have failed for its length."""
     presence, failed = event.presence, event.state == QueryState.FAILED
     return make(
         "decaf_ros/msg/QueryStatus",

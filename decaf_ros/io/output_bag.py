@@ -1,4 +1,4 @@
-"""The core's outputs in a bag, as the messages that the node publishes. No ROS installation needed."""
+"""Writes the core's outputs to a bag as the messages that the node publishes. Needs no ROS installation."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from decaf_ros.types import FrameResult, Heatmap, Output, QueryEvent
 
 
 class OutputBag:
-    """Writes outputs to the node's topics in a namespace, recorded at the stamps of their source frames."""
+    """Writes outputs to the node's topics under `namespace`, recorded at the stamps of their source frames."""
 
     def __init__(self, writer: BagWriter, namespace: str = "/decaf") -> None:
         self._writer = writer

@@ -1,4 +1,4 @@
-"""What `decaf segment` leaves in its folder: masks, overlay video, contact sheet and summary."""
+"""The output folder of `decaf segment`: masks, overlay video, contact sheet and summary."""
 
 from __future__ import annotations
 
@@ -21,41 +21,41 @@ FORMATS = ("png", "bag", "both")
 _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
 _TILE_WIDTH = 480
 
-# What a run may leave in its folder, and the file that says that it has not ended (well).
+# Marks the folder of a run that is in progress or failed.
 _UNFINISHED = "UNFINISHED"
+# All files and folders that a run may create.
 _PARTS = ("masks", "coarse_masks", "outputs_bag", "overlay.mp4", "contact_sheet.png", "summary.json", _UNFINISHED)
 
 
 class PictureSheet:
-    """Collects drawn frames and heatmaps of a stream of any length, in bounded memory, and lays out some of them,
-    evenly in time: frames first, heatmaps below."""
+    """Contact sheet of a stream of any length, in bounded memory: frames evenly spread in time, then heatmaps."""
 
     def __init__(self) -> None:
-        self._frames = _Thinned(_SHEET_FRAMES)
-        self._heatmaps = _Thinned(_SHEET_HEATMAPS)
+        self._frames = _EvenSample(_SHEET_FRAMES)
+        self._heatmaps = _EvenSample(_SHEET_HEATMAPS)
 
     def add_frame(self, image: np.ndarray, stamp_ns: int) -> None:
-        """image: (H, W, 3) uint8, RGB, as `overlay` draws it."""
+        """image: (H, W, 3) uint8, RGB, from `overlay`."""
         self._frames.add(image, stamp_ns)
 
     def add_heatmap(self, image: np.ndarray, stamp_ns: int) -> None:
-        """image: (H, W, 3) uint8, RGB, as `heat_overlay` draws it."""
+        """image: (H, W, 3) uint8, RGB, from `heat_overlay`."""
         self._heatmaps.add(image, stamp_ns)
 
     def write(self, path: Path) -> None:
-        """Writes a PNG. Raises ValueError where nothing was added."""
+        """Writes a PNG. Raises ValueError if nothing was added."""
         frames, heatmaps = self._frames.chosen(), self._heatmaps.chosen()
         start_ns = min((stamp_ns for _, stamp_ns in [*frames, *heatmaps]), default=0)
         captions = [
-            f"{(stamp_ns - start_ns) / 1e9:.2f} s{what}"
-            for chosen, what in ((frames, ""), (heatmaps, ", attention"))
+            f"{(stamp_ns - start_ns) / 1e9:.2f} s{label}"
+            for chosen, label in ((frames, ""), (heatmaps, ", attention"))
             for _, stamp_ns in chosen
         ]
         write_png(path, contact_sheet([image for image, _ in [*frames, *heatmaps]], _SHEET_COLUMNS, captions))
 
 
-class _Thinned:
-    """At most `count` pictures out of many; keeps some more than that, which lie ever further apart."""
+class _EvenSample:
+    """At most `count` images evenly spread over a stream. Stores up to 4 * count; doubles its step when full."""
 
     def __init__(self, count: int) -> None:
         self._count = count
@@ -72,43 +72,46 @@ class _Thinned:
         self._seen += 1
 
     def chosen(self) -> list[tuple[np.ndarray, int]]:
-        """Those nearest to `count` even points in time."""
+        """The stored images nearest to `count` evenly spaced points in time."""
         if len(self._kept) <= self._count:
             return self._kept
         stamps = np.array([stamp_ns for _, stamp_ns in self._kept])
-        places = {int(np.abs(stamps - time).argmin()) for time in np.linspace(stamps[0], stamps[-1], self._count)}
-        return [self._kept[place] for place in sorted(places)]
+        indices = {int(np.abs(stamps - time).argmin()) for time in np.linspace(stamps[0], stamps[-1], self._count)}
+        return [self._kept[index] for index in sorted(indices)]
 
 
 class ResultFolder:
-    """Takes outputs as they come and writes them out; a context manager. `summary` ends it.
+    """Writes outputs to a folder as they arrive; a context manager. Call `write_summary` last.
 
-    While it is open, and after an error, the folder holds a file UNFINISHED: the next run may replace what is there.
-    masks/: a PNG label image for each frame (0 background, k the target with label k), named by its place in the clip.
-    coarse_masks/: the masks of the key frames from the attention alone, 0 or 255, where `take_coarse` was called.
-    outputs_bag/: the node's topics (mcap). overlay.mp4, contact_sheet.png, summary.json.
-    Raises ValueError for a format that is not in FORMATS, FileExistsError as `check_new_folder` does.
+    While it is open, and after an error, the folder contains a file UNFINISHED, and the next run may replace the
+    contents. `output_format` selects masks/ and coarse_masks/ ("png"), outputs_bag/ ("bag") or "both". Files:
+        masks/: one PNG label image per frame (0 background, k the target with label k), named by frame index.
+        coarse_masks/: key-frame masks from the attention alone, 0 or 255, see `write_coarse_masks`.
+        outputs_bag/: the node's topics (mcap).
+        overlay.mp4, contact_sheet.png, summary.json: always.
+
+    Raises ValueError for a format not in FORMATS, FileExistsError and NotADirectoryError as in `check_new_folder`.
     """
 
-    def __init__(self, folder: Path, form: str = "png") -> None:
-        if form not in FORMATS:
-            raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {form!r}")
+    def __init__(self, folder: Path, output_format: str = "png") -> None:
+        if output_format not in FORMATS:
+            raise ValueError(f"format: expected one of {', '.join(FORMATS)}, got {output_format!r}")
         check_new_folder(folder)
         self.folder = folder
         remove_unfinished(folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / _UNFINISHED).write_text("This run broke off or failed. The next run into this folder replaces it.\n")
-        self._masks = folder / "masks" if form != "bag" else None
+        self._masks = folder / "masks" if output_format != "bag" else None
         if self._masks:
             self._masks.mkdir()
-        self._bag = BagWriter(folder / "outputs_bag") if form != "png" else None
-        self._messages = OutputBag(self._bag) if self._bag else None
+        self._bag = BagWriter(folder / "outputs_bag") if output_format != "png" else None
+        self._output_bag = OutputBag(self._bag) if self._bag else None
         self._video = VideoWriter(folder / "overlay.mp4")
         self._sheet = PictureSheet()
         self._events: list[QueryEvent] = []
         self._notices: list[str] = []
         self._stamps_ns: list[int] = []
-        self._masked = 0
+        self._frames_with_target = 0
 
     def __enter__(self) -> ResultFolder:
         return self
@@ -123,16 +126,16 @@ class ResultFolder:
             (self.folder / _UNFINISHED).unlink()
 
     @property
-    def event(self) -> QueryEvent | None:
-        """The query's last change of state."""
+    def last_event(self) -> QueryEvent | None:
+        """The last change of the query's state."""
         return self._events[-1] if self._events else None
 
-    def take(self, output: Output) -> None:
+    def write(self, output: Output) -> None:
         """Writes one output."""
-        if self._messages:
-            self._messages.write(output)
+        if self._output_bag:
+            self._output_bag.write(output)
         if isinstance(output, FrameResult):
-            self._take_frame(output)
+            self._write_frame(output)
         elif isinstance(output, Heatmap):
             drawn = heat_overlay(output.frame.image, output.values, output.query.text)
             self._sheet.add_heatmap(drawn, output.frame.stamp_ns)
@@ -141,23 +144,23 @@ class ResultFolder:
         elif isinstance(output, Notice):
             self._notices.append(f"{output.level}: {output.text}")
 
-    def take_coarse(self, found: Segmentation) -> None:
-        """Writes the masks that the attention alone gives, without SAM 2 (paper, Tab. 1)."""
-        if self._masks and found.coarse_masks is not None:
+    def write_coarse_masks(self, segmentation: Segmentation) -> None:
+        """Writes the masks from the attention alone, without SAM 2 (paper, Tab. 1)."""
+        if self._masks and segmentation.coarse_masks is not None:
             folder = self.folder / "coarse_masks"
             folder.mkdir()
-            for frame, mask in zip(found.window.frames, found.coarse_masks):
+            for frame, mask in zip(segmentation.window.frames, segmentation.coarse_masks):
                 write_png(folder / f"{frame.index:06d}.png", mask * np.uint8(255))
 
-    def summary(self, **details: Any) -> Path:
-        """Writes the contact sheet and summary.json, which holds `details` first, and returns the latter's path.
+    def write_summary(self, **details: Any) -> Path:
+        """Writes the contact sheet and summary.json, which starts with `details`. Returns the path of summary.json.
 
-        Raises ValueError where no frame came.
+        Raises ValueError if no frame was written.
         """
         if not self._stamps_ns:
-            raise ValueError("expected at least one frame, got none")
+            raise ValueError(f"{self.folder}: expected at least one frame, got none")
         self._sheet.write(self.folder / "contact_sheet.png")
-        answer = self.event
+        answer = self.last_event
         document = {
             **details,
             "answer": answer.text if answer else "",
@@ -166,7 +169,7 @@ class ResultFolder:
             "presence": dataclasses.asdict(answer.presence) if answer and answer.presence else None,
             "stage_ms": {stage: round(ms, 1) for stage, ms in answer.stage_ms} if answer else {},
             "frames": len(self._stamps_ns),
-            "frames_with_target": self._masked,
+            "frames_with_target": self._frames_with_target,
             "states": list(map(_event_entry, self._events)),
             "notices": self._notices,
             "stamps_ns": self._stamps_ns,
@@ -175,20 +178,20 @@ class ResultFolder:
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
 
-    def _take_frame(self, result: FrameResult) -> None:
-        event = self.event
+    def _write_frame(self, result: FrameResult) -> None:
+        event = self.last_event
         drawn = overlay(result, event.state.name if event else "", event.query.text if event else "")
         self._video.write(drawn, result.frame.stamp_ns)
         self._sheet.add_frame(drawn, result.frame.stamp_ns)
         if self._masks:
             write_png(self._masks / f"{result.frame.index:06d}.png", result.labels)
         self._stamps_ns.append(result.frame.stamp_ns)
-        self._masked += bool(result.labels.any())
+        self._frames_with_target += bool(result.labels.any())
 
 
 def check_new_folder(folder: Path) -> None:
-    """Raises FileExistsError where `folder` holds something already that is not left from an unfinished run,
-    NotADirectoryError where it is a file."""
+    """Raises FileExistsError unless `folder` is absent, empty or left by an unfinished run; NotADirectoryError for a
+    file."""
     if not folder.exists():
         return
     found = {file.name for file in folder.iterdir()}
@@ -197,10 +200,10 @@ def check_new_folder(folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what an unfinished run left in `folder`; nothing where there is none."""
+    """Removes the files of an unfinished run from `folder`. Does nothing for any other folder."""
     if not (folder / _UNFINISHED).exists():
         return
-    for name in _PARTS:  # the mark comes last: an interrupted removal is unfinished too
+    for name in _PARTS:  # the UNFINISHED mark goes last, so an interrupted removal can be repeated
         path = folder / name
         if path.is_dir():
             shutil.rmtree(path)
@@ -209,7 +212,7 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def write_png(path: Path, image: np.ndarray) -> None:
-    """image: (H, W) or (H, W, 3) uint8, RGB. Raises OSError where it cannot be written."""
+    """image: (H, W) or (H, W, 3) uint8, RGB. Raises OSError if it cannot be written."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
     if not cv2.imwrite(str(path), bgr):
         raise OSError(f"{path}: cannot be written")

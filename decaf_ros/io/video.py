@@ -1,4 +1,4 @@
-"""Video files by OpenCV: a clip's frames, and an MP4 of drawn ones."""
+"""Reads and writes video files with OpenCV."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ import numpy as np
 
 from decaf_ros.types import Frame
 
-# MPEG-4 Part 2: the one MP4 codec that every OpenCV wheel can write (they come without an H.264 encoder). VLC, mpv,
-# QuickTime and the Windows player open it; web browsers do not.
+# MPEG-4 Part 2: the only MP4 codec that every OpenCV wheel can write (they lack an H.264 encoder). VLC, mpv, QuickTime
+# and the Windows player open it; web browsers do not.
 CODEC = "mp4v"
+# Frames buffered to estimate the frame rate.
 _PROBE_FRAMES = 32
-# A gap that is longer is cut out of the film.
-_GAP_S = 5.0
+# Longer gaps between stamps are cut from the video.
+_MAX_GAP_S = 5.0
 
 
 def read_video(path: str | Path, frame_id: str = "camera") -> Iterator[Frame]:
-    """The frames of a video file in order, RGB, stamped with the file's own time (0 at its start), indices from 0.
+    """The frames of a video file in order, RGB, stamped with the presentation time (0 at the start), indices from 0.
 
-    Where the file's times do not increase, a frame follows the one before by 1 / fps. Raises FileNotFoundError, or
-    ValueError for a file that is no video, holds no frame or says neither time nor rate.
+    A frame whose time does not increase gets the previous stamp plus 1 / fps. Raises FileNotFoundError, or ValueError
+    for a file that is not a video, has no frame, or has neither increasing times nor a frame rate.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -39,31 +40,31 @@ def read_video(path: str | Path, frame_id: str = "camera") -> Iterator[Frame]:
             time_ns = round(capture.get(cv2.CAP_PROP_POS_MSEC) * 1e6)
             if time_ns <= stamp_ns:
                 if not fps > 0:
-                    raise ValueError(f"{path}: expected times that increase or a frame rate, got fps {fps}")
+                    raise ValueError(f"{path}: expected increasing times or a frame rate, got {fps} frames/s")
                 time_ns = stamp_ns + round(1e9 / fps)
             stamp_ns = time_ns
             yield Frame(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), stamp_ns, frame_id, index)
             index += 1
         if index == 0:
-            raise ValueError(f"{path}: expected at least one frame, got a video without any that can be decoded")
+            raise ValueError(f"{path}: expected at least one decodable frame, got none")
     finally:
         capture.release()
 
 
 class VideoWriter:
-    """An MP4 file (codec: `CODEC`) that is written frame by frame; a context manager.
+    """Writes an MP4 file (codec: `CODEC`) frame by frame; a context manager.
 
-    Its frame rate is that of the median interval of the first stamps; where frames are missing the one before stands
-    still, so that the film runs at the speed of the stamps. An odd height or width is made even by repeating the last
-    row or column, as the codec needs. A film has one size: a frame of another one than the first frame's is fitted into
-    it, with black bars. No file is left where no frame was written.
+    The frame rate comes from the median interval of the first stamps. Missing frames repeat the previous frame, so the
+    video plays at the speed of the stamps. The codec needs even sides: an odd height or width is padded by repeating
+    the last row or column. Frames of another size than the first are letterboxed to it. Without a frame no file is
+    created.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._writer: cv2.VideoWriter | None = None
-        self._waiting: list[tuple[np.ndarray, int]] = []
-        self._shape: tuple[int, ...] = ()
+        self._pending: list[tuple[np.ndarray, int]] = []
+        self._size_hw: tuple[int, int] | None = None
         self._fps = 1.0
         self._last: tuple[np.ndarray, int] | None = None
         self._lag = 0.0
@@ -75,62 +76,61 @@ class VideoWriter:
         self.close()
 
     def write(self, image: np.ndarray, stamp_ns: int) -> None:
-        """image: (H, W, 3) uint8, RGB.
-
-        Raises ValueError for another form, OSError where the file cannot be written.
-        """
+        """image: (H, W, 3) uint8, RGB, else ValueError. Raises OSError if the file cannot be written."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise ValueError(f"{self.path}: expected an (H, W, 3) uint8 frame, got {image.shape} {image.dtype}")
-        self._shape = self._shape or image.shape
-        if image.shape != self._shape:
-            image = letterboxed(image, self._shape[:2])
+        size_hw = image.shape[0], image.shape[1]
+        self._size_hw = self._size_hw or size_hw
+        if size_hw != self._size_hw:
+            image = letterboxed(image, self._size_hw)
         if self._writer is not None:
-            self._encode(image, stamp_ns)
+            self._encode(self._writer, image, stamp_ns)
             return
-        self._waiting.append((image, stamp_ns))
-        if len(self._waiting) == _PROBE_FRAMES:
-            self._start()
+        self._pending.append((image, stamp_ns))
+        if len(self._pending) == _PROBE_FRAMES:
+            self._start(self._size_hw)
 
     def close(self) -> None:
-        """Ends the file. Raises OSError where it cannot be written."""
-        if self._waiting:
-            self._start()
+        """Ends the file. Raises OSError if it cannot be written."""
+        if self._pending:
+            assert self._size_hw is not None
+            self._start(self._size_hw)
         if self._writer is not None:
             self._writer.release()
 
-    def _start(self) -> None:
-        height, width = (side + side % 2 for side in self._shape[:2])
-        fourcc = cv2.VideoWriter_fourcc(*CODEC)
-        waiting, self._waiting = self._waiting, []
-        self._fps = frame_rate([stamp_ns for _, stamp_ns in waiting])
+    def _start(self, size_hw: tuple[int, int]) -> None:
+        height, width = (side + side % 2 for side in size_hw)
+        fourcc = cv2.VideoWriter.fourcc(*CODEC)
+        pending, self._pending = self._pending, []
+        self._fps = frame_rate([stamp_ns for _, stamp_ns in pending])
         self._writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, fourcc, self._fps, (width, height))
         if not self._writer.isOpened():
             raise OSError(f"{self.path}: cannot write a {width} x {height} MP4 ({CODEC}) at {self._fps} frames/s here")
-        for image, stamp_ns in waiting:
-            self._encode(image, stamp_ns)
+        for image, stamp_ns in pending:
+            self._encode(self._writer, image, stamp_ns)
 
-    def _encode(self, image: np.ndarray, stamp_ns: int) -> None:
+    def _encode(self, writer: cv2.VideoWriter, image: np.ndarray, stamp_ns: int) -> None:
         height, width = image.shape[:2]
         bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR)
         bgr = cv2.copyMakeBorder(bgr, 0, height % 2, 0, width % 2, cv2.BORDER_REPLICATE)
         if self._last is not None:
-            before, before_ns = self._last
-            gap_s = (stamp_ns - before_ns) / 1e9
-            # Frames by which the film is behind the stamps, fractions of earlier gaps included.
-            self._lag += gap_s * self._fps - 1 if 0 < gap_s <= _GAP_S else 0.0
+            last_bgr, last_ns = self._last
+            gap_s = (stamp_ns - last_ns) / 1e9
+            # Frames by which the video lags behind the stamps, including fractions from earlier gaps.
+            self._lag += gap_s * self._fps - 1 if 0 < gap_s <= _MAX_GAP_S else 0.0
             while self._lag > 0.5:
-                self._writer.write(before)
+                writer.write(last_bgr)
                 self._lag -= 1
             self._lag = max(self._lag, -1.0)
-        self._writer.write(bgr)
+        writer.write(bgr)
         self._last = bgr, stamp_ns
 
 
 def letterboxed(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
-    """image (h, w, 3) uint8, as large as fits into size_hw in its proportions, in the middle of black: (H, W, 3)."""
+    """Scales image (h, w, 3) uint8 to fit into size_hw at its aspect ratio, centred on black: (H, W, 3) uint8."""
     height, width = size_hw
     scale = min(height / image.shape[0], width / image.shape[1])
-    # Rounding must not make a side vanish.
+    # Rounding must not give a side of 0.
     new_h, new_w = (max(1, round(side * scale)) for side in image.shape[:2])
     resized = cv2.resize(image, (new_w, new_h), interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
     top, left = (height - new_h) // 2, (width - new_w) // 2
@@ -140,10 +140,12 @@ def letterboxed(image: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:
 
 
 def frame_rate(stamps_ns: list[int]) -> float:
-    """Frames a second by the median of the positive intervals, within [0.1, 240]; 1 where there is none.
+    """Frames per second from the median of the positive intervals, clipped to [0.1, 240]; 1 without such an interval.
 
-    Rounded to 0.01, since MPEG-4 Part 2 keeps the rate as a fraction of 16-bit numbers.
+    Rounded to 0.01, because MPEG-4 Part 2 stores the rate as a fraction of 16-bit numbers.
     """
     intervals = np.diff(np.asarray(stamps_ns, np.int64))
     intervals = intervals[intervals > 0]
-    return round(float(np.clip(1e9 / np.median(intervals), 0.1, 240.0)), 2) if intervals.size else 1.0
+    if not intervals.size:
+        return 1.0
+    return round(float(np.clip(1e9 / float(np.median(intervals)), 0.1, 240.0)), 2)

@@ -1,4 +1,4 @@
-"""Pictures for people: masks with ids over a frame, heatmaps, contact sheets. All images (H, W, 3) uint8, RGB."""
+"""Draws masks with ids over a frame, heatmaps and contact sheets. All images are (H, W, 3) uint8, RGB."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import numpy as np
 
 from decaf_ros.types import FrameResult, Target, TargetState
 
-# Okabe and Ito's palette, which stays distinct with any colour blindness; without black and grey, which images are
-# full of. In an order in which neighbours differ in lightness too.
+# Okabe and Ito's colour-blind-safe palette without black, ordered so that neighbours also differ in lightness.
 PALETTE = (
     (0, 114, 178),
     (86, 180, 233),
@@ -21,25 +20,27 @@ PALETTE = (
     (240, 228, 66),
 )
 _STATE_COLOR = PALETTE[3]
-_FILL = 0.35
-_BAR_FILL = 0.65
-_CATEGORY = 24
+# Opacity of masks and of the bar.
+_MASK_ALPHA = 0.35
+_BAR_ALPHA = 0.65
+_MAX_CATEGORY_CHARS = 24
 _FONT = cv2.FONT_HERSHEY_SIMPLEX
 _DARK, _LIGHT = (16, 16, 16), (250, 250, 250)
 
 
 def target_color(target_id: int) -> tuple[int, int, int]:
-    """The RGB colour that the target with this id has on every frame."""
+    """The RGB colour of a target id."""
     return PALETTE[target_id % len(PALETTE)]
 
 
 def overlay(result: FrameResult, state: str = "", query: str = "") -> np.ndarray:
-    """The frame with its targets drawn in: tinted masks with outlines, a tag each (id, category, score), and a bar on
-    top with the query and `state`, in the size of the frame. Hidden targets are named at the bottom.
+    """Draws targets on a copy of the frame: tinted masks with outlines and tags (id, category, score).
 
-    query: shown in the bar where the result has no query of its own (it is not tracked yet, or was not found).
+    A bar at the top shows the query and `state`. Hidden targets are listed at the bottom.
+
+    query: shown in the bar if the result has no query (not tracked yet, or not found).
     """
-    image = result.frame.image.copy()
+    image: np.ndarray = result.frame.image.copy()
     for target in result.targets:
         _tint(image, result.labels == target.label, target_color(target.id))
     for target in result.targets:
@@ -57,18 +58,18 @@ def overlay(result: FrameResult, state: str = "", query: str = "") -> np.ndarray
 
 
 def heat_overlay(image: np.ndarray, values: np.ndarray, caption: str = "") -> np.ndarray:
-    """The image under a heatmap in the colours of viridis: the hotter, the more of it.
+    """Blends a viridis heatmap over the image; opacity grows with the value.
 
-    values: (H, W) float32 in [0, 1]. Raises ValueError for another size than the image's.
+    values: (H, W) float32 in [0, 1]. Raises ValueError if its size differs from the image's.
     """
     if values.shape != image.shape[:2]:
         raise ValueError(f"heatmap: expected the image's size {image.shape[:2]}, got {values.shape}")
     heat = np.clip(values, 0.0, 1.0)
     color = cv2.applyColorMap((heat * 255).astype(np.uint8), cv2.COLORMAP_VIRIDIS)[:, :, ::-1]
     weight = (0.15 + 0.6 * heat)[:, :, None]
-    # The picture turns grey so that its own colours are not taken for heat.
+    # Grey, so that the image's colours are not mistaken for heat.
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[:, :, None]
-    blended = (grey * (1 - weight) + color * weight).astype(np.uint8)
+    blended: np.ndarray = (grey * (1 - weight) + color * weight).astype(np.uint8)
     if caption:
         _bar(blended, caption, "", _text_size(blended))
     return blended
@@ -77,10 +78,10 @@ def heat_overlay(image: np.ndarray, values: np.ndarray, caption: str = "") -> np
 def contact_sheet(
     images: Sequence[np.ndarray], columns: int, captions: Sequence[str] = (), tile_width: int = 640
 ) -> np.ndarray:
-    """The images side by side in rows of `columns`, each shrunk to `tile_width` where it is wider, captions below.
+    """Lays out the images in rows of `columns` with captions below. Images wider than `tile_width` are shrunk to it.
 
-    All cells have the size of the largest image. Raises ValueError for no image, columns < 1, or captions that are
-    neither none nor one an image.
+    All cells have the size of the largest image. Raises ValueError for no image, columns < 1, or a number of captions
+    that is neither 0 nor the number of images.
     """
     if not images or columns < 1:
         raise ValueError(f"contact sheet: expected images and columns >= 1, got {len(images)} and {columns}")
@@ -103,11 +104,11 @@ def contact_sheet(
 
 
 def _tint(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    image[mask] = (image[mask] * (1 - _FILL) + np.asarray(color) * _FILL).astype(np.uint8)
+    image[mask] = (image[mask] * (1 - _MASK_ALPHA) + np.asarray(color) * _MASK_ALPHA).astype(np.uint8)
 
 
 def _outline(image: np.ndarray, target: Target) -> None:
-    """A dark rim outside a coloured line, so that it shows on any ground; thin while the target is tentative."""
+    """Draws a coloured line with a dark rim, visible on any background; thin for a tentative target."""
     mask = np.ascontiguousarray(target.mask).view(np.uint8)
     contours, _ = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     line = 1 if target.state == TargetState.TENTATIVE else max(2, round(2 * _text_size(image) / 0.5))
@@ -116,16 +117,18 @@ def _outline(image: np.ndarray, target: Target) -> None:
 
 
 def _caption(target: Target) -> str:
-    """Such as "#3 mug 0.87", with the state where it is not simply tracked."""
-    category = target.category if len(target.category) <= _CATEGORY else f"{target.category[: _CATEGORY - 3]}..."
+    """For example "#3 mug 0.87"; includes the state unless it is TRACKED."""
+    category = target.category
+    if len(category) > _MAX_CATEGORY_CHARS:
+        category = f"{category[: _MAX_CATEGORY_CHARS - 3]}..."
     state = "" if target.state == TargetState.TRACKED else target.state.name.lower()
     return " ".join(part for part in (f"#{target.id}", category, state, f"{target.scores.combined:.2f}") if part)
 
 
 def _bar(image: np.ndarray, text: str, state: str, size: float) -> int:
-    """The bar on top with `text` on the left and `state` on the right; its height."""
+    """Draws the top bar with `text` on the left and `state` on the right. Returns its height in pixels."""
     height = round(26 * size / 0.5)
-    image[:height] = (image[:height] * (1 - _BAR_FILL)).astype(np.uint8)
+    image[:height] = (image[:height] * (1 - _BAR_ALPHA)).astype(np.uint8)
     margin, baseline = round(6 * size / 0.5), round(18 * size / 0.5)
     state_width = _width(state, size) + 2 * margin if state else 0
     _write(image, _fitted(text, image.shape[1] - state_width - 2 * margin, size), (margin, baseline), _LIGHT, size)
@@ -143,8 +146,8 @@ def _tag(
     top: int,
     taken: list[tuple[int, int, int, int]],
 ) -> None:
-    """Text on a coloured ground above the box, below it where `top` leaves no room, inside it where neither does; clear
-    of the tags in `taken`."""
+    """Draws text on a coloured rectangle above the box, or below it if `top` (height of the bar) leaves no room, or
+    else under the bar. Avoids the rectangles (x0, y0, x1, y1) in `taken` and adds its own."""
     text = _fitted(text, image.shape[1] - 8, size)
     width, height = _width(text, size) + 8, round(20 * size / 0.5)
     left, upper, _, box_height = box_xywh
@@ -160,12 +163,12 @@ def _tag(
         y += height
     taken.append((x, y, x + width, y + height))
     cv2.rectangle(image, (x, y), (x + width - 1, y + height - 1), color, cv2.FILLED)
-    light_ground = np.dot(color, (0.299, 0.587, 0.114)) > 110
-    _write(image, text, (x + 4, y + round(14 * size / 0.5)), _DARK if light_ground else _LIGHT, size)
+    is_light = np.dot(color, (0.299, 0.587, 0.114)) > 110
+    _write(image, text, (x + 4, y + round(14 * size / 0.5)), _DARK if is_light else _LIGHT, size)
 
 
 def _text_size(image: np.ndarray) -> float:
-    """OpenCV's font scale for an image: readable from 320 px on, growing with wider images."""
+    """OpenCV font scale for the width of an image: readable from 320 px on."""
     return float(np.clip(0.5 * image.shape[1] / 640, 0.4, 2.0))
 
 
@@ -182,7 +185,7 @@ def _write(image: np.ndarray, text: str, xy: tuple[int, int], color: tuple[int, 
 
 
 def _fitted(text: str, width: int, size: float) -> str:
-    """`text` on one line, cut with an ellipsis where it is wider than `width` pixels."""
+    """`text` on one line, cut with an ellipsis to at most `width` pixels."""
     text = " ".join(text.split())
     if _width(text, size) <= width:
         return text
@@ -193,7 +196,7 @@ def _fitted(text: str, width: int, size: float) -> str:
 
 
 def shrunk(image: np.ndarray, width: int) -> np.ndarray:
-    """The image in its proportions, `width` wide where it was wider."""
+    """Shrinks an image wider than `width` to it, at its aspect ratio."""
     if image.shape[1] <= width:
         return image
     height = max(1, round(image.shape[0] * width / image.shape[1]))
