@@ -133,7 +133,7 @@ def test_every_used_frame_gets_one_mask_one_target_mask_and_one_array_with_its_h
 
 
 def test_overlay_and_heatmaps_are_made_only_for_those_who_look(models):
-    run = Run(models, wanted=lambda topic: False)
+    run = Run(models, is_wanted=lambda topic: False)
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}

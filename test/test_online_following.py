@@ -207,7 +207,7 @@ def test_nothing_grows_with_time(world_tracker):
         run.outputs.clear()
         run.decaf.windows.clear()
         targets = online._targets
-        kept = len(targets._targets), len(online._tracker.ids), len(targets._together._frames)
+        kept = len(targets._targets), len(online._tracker.ids), len(targets._duplicates._frames)
         held.append((len(online.buffer), online.buffer.keyframe_count, *kept))
         assert online.buffer.nbytes == len(online.buffer) * 24 * 32 * 3
         assert {target.key for target in targets.living} == set(online._tracker.ids)

@@ -60,15 +60,15 @@ def _states(result: FrameResult) -> list[tuple[int, str]]:
 def test_ids_come_from_the_supply_so_that_another_stream_goes_on_where_this_one_ends():
     ids = itertools.count(5)
     first, second = Targets(ids), Targets(ids)
-    first.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
-    second.take_in([_candidate(0, 0)], QUERY, "", NOW, settings())
+    first.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
+    second.merge([_candidate(0, 0)], QUERY, "", NOW, settings())
     assert [target.id for target in (*first.living, *second.living)] == [5, 6, 7]
 
 
 def test_tentative_tracked_occluded_lost_once():
     config = settings(tracking__confirm_frames=2, tracking__lost_after_s=0.25)
     targets = Targets()
-    targets.take_in([_candidate(7, 0)], QUERY, "mug", NOW, config)
+    targets.merge([_candidate(7, 0)], QUERY, "mug", NOW, config)
     steps = {1: _seen(1), 2: HIDDEN, 3: _seen(3), 4: HIDDEN, 5: HIDDEN, 6: HIDDEN, 7: HIDDEN}
     published = {number: _states(_follow(targets, number, {7: step}, config)) for number, step in steps.items()}
     assert published == {
@@ -85,7 +85,7 @@ def test_tentative_tracked_occluded_lost_once():
 def test_a_target_that_starts_hidden_has_the_whole_time_to_be_seen():
     config = settings(tracking__lost_after_s=0.25)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", frame(10), config)  # seen last a second before
+    targets.merge([_candidate(0, 0)], QUERY, "", frame(10), config)  # seen last a second before
     states = {number: _states(_follow(targets, number, {0: HIDDEN}, config)) for number in (11, 12, 13)}
     assert states == {11: [(1, "TENTATIVE")], 12: [(1, "TENTATIVE")], 13: [(1, "LOST")]}
 
@@ -93,7 +93,7 @@ def test_a_target_that_starts_hidden_has_the_whole_time_to_be_seen():
 def test_an_occluded_target_comes_back():
     config = settings(tracking__confirm_frames=1)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     states = []
     for number, step in enumerate([_seen(0), HIDDEN, _seen(2)], start=1):
         (target,) = _follow(targets, number, {0: step}, config).targets
@@ -105,7 +105,7 @@ def test_an_occluded_target_comes_back():
 def test_seen_needs_the_object_score_and_a_mask(step):
     config = settings(tracking__confirm_frames=1, tracking__object_score=1.0)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     result = _follow(targets, 1, {0: step}, config)
     assert result.targets[0].state is TargetState.TENTATIVE and result.targets[0].area_px == 0
     assert not result.labels.any()
@@ -115,7 +115,7 @@ def test_where_masks_overlap_the_higher_score_wins():
     config = settings()
     targets = Targets()
     candidates = [_candidate(0, 0, 0.9), _candidate(1, 4, 0.95), _candidate(2, 8, 0.9)]
-    targets.take_in(candidates, QUERY, "", NOW, config)
+    targets.merge(candidates, QUERY, "", NOW, config)
     result = _follow(targets, 1, {0: _seen(0), 1: _seen(4), 2: _seen(8)}, config)
     assert result.labels[5, :18].tolist() == [1] * 4 + [2] * 8 + [3] * 4 + [0] * 2
     assert [target.area_px for target in result.targets] == [64, 64, 64]  # masks themselves may overlap
@@ -123,17 +123,17 @@ def test_where_masks_overlap_the_higher_score_wins():
 
 def test_equal_scores_go_to_the_older_id():
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 4)], QUERY, "", NOW, settings())
+    targets.merge([_candidate(0, 0), _candidate(1, 4)], QUERY, "", NOW, settings())
     assert _follow(targets, 1, {0: _seen(0), 1: _seen(4)}, settings()).labels[5, :12].tolist() == [1] * 8 + [2] * 4
 
 
 def test_a_match_keeps_id_and_label_and_takes_memory_and_scores():
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
     # The same objects in the other order, one pixel further, called otherwise.
     again = [_candidate(2, 19, 0.7), _candidate(3, 1, 0.6)]
-    targets.take_in(again, QUERY, "cup", NOW, config)
+    targets.merge(again, QUERY, "cup", NOW, config)
     result = _follow(targets, 1, {2: _seen(19), 3: _seen(1)}, config)
     rows = [(one.id, one.label, one.category, one.scores.combined, one.box_xywh[0]) for one in result.targets]
     assert rows == [(1, 1, "mug", 0.6, 1), (2, 2, "mug", 0.7, 19)]
@@ -142,12 +142,12 @@ def test_a_match_keeps_id_and_label_and_takes_memory_and_scores():
 def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
     config = settings(regrounding__max_misses=2)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
-    targets.take_in([], QUERY, "", NOW, config)
-    targets.take_in([_candidate(1, 0)], QUERY, "", NOW, config)  # a match: misses start again
-    targets.take_in([], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([], QUERY, "", NOW, config)
+    targets.merge([_candidate(1, 0)], QUERY, "", NOW, config)  # a match: misses start again
+    targets.merge([], QUERY, "", NOW, config)
     assert [target.id for target in targets.living] == [1]
-    targets.take_in([_candidate(2, 20)], QUERY, "", NOW, config)
+    targets.merge([_candidate(2, 20)], QUERY, "", NOW, config)
     assert [target.id for target in targets.living] == [2]
     result = targets.publish(frame(1), QUERY)
     assert [(target.id, target.label, target.state.name) for target in result.targets] == [
@@ -155,32 +155,32 @@ def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
         (2, 2, "TENTATIVE"),
     ]
     # Only now that its loss is published label 1 is free; id 1 never is.
-    targets.take_in([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)
+    targets.merge([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)
     assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1)]
     targets.clear()
-    targets.take_in([_candidate(5, 0)], QUERY, "", frame(2), config)
+    targets.merge([_candidate(5, 0)], QUERY, "", frame(2), config)
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
 
 
 def test_at_most_max_targets_the_living_first_then_the_best():
     config = settings(tracking__max_targets=2)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     new = [_candidate(1, 10, 0.99), _candidate(2, 20, 0.98)]
-    targets.take_in(new, QUERY, "", NOW, config)
+    targets.merge(new, QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 1)]
 
 
 def test_a_hidden_target_is_matched_where_it_was_last_seen():
     config = settings(tracking__confirm_frames=1)
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     seen, hidden = frame(1), frame(2)
     targets.update(seen, {0: _seen(5)}, config)
     targets.update(hidden, {0: HIDDEN}, config)
     found = _candidate(1, 0)
     found.masks = {seen: _mask(6), hidden: _mask(12)}  # the new grounding sees it again
-    targets.take_in([found], QUERY, "", hidden, config)
+    targets.merge([found], QUERY, "", hidden, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 1)]
 
 
@@ -188,7 +188,7 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     """The catch-up only goes forward: the frame on which the target was seen last is not among a candidate's."""
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     first, second, third = frame(1), frame(2), frame(5)
     targets.update(first, {0: _seen(2)}, config, is_keyframe=True)
     targets.update(second, {0: _seen(4)}, config)
@@ -197,7 +197,7 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     for left, ids in ((30, [1, 2]), (2, [1, 2])):  # elsewhere on that key frame: another object; there: the same one
         masks = np.stack([_mask(left), _mask(40)])
         again = Candidate(9, Tracklet(masks, 1, (0.5, 0.5), scores, 1.0, 3.0), (first, third))
-        targets.take_in([again], QUERY, "", third, config)
+        targets.merge([again], QUERY, "", third, config)
         assert [target.id for target in targets.living] == ids
     assert targets.living[0].key == 9
 
@@ -207,7 +207,7 @@ def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
     config = settings()
     targets = Targets()
     part, whole = TrackStep(_mask(0, 3), 3.0), _seen(0)
-    targets.take_in([_candidate(0, 0), _candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
     # In a row: a smaller overlap begins anew, a frame on which one is hidden does not count.
     steps = [part, whole, whole, part, whole, HIDDEN, whole, whole]
     for number, step in enumerate(steps, start=1):
@@ -221,10 +221,10 @@ def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
 def test_another_memory_begins_anew_to_be_one_object():
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
     for number in (1, 2):
         _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
-    targets.take_in([_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)], QUERY, "", frame(2), config)
+    targets.merge([_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)], QUERY, "", frame(2), config)
     states = [_states(_follow(targets, number, {2: _seen(0), 3: _seen(0)}, config))[1] for number in (3, 4, 5)]
     assert states == [(2, "TRACKED"), (2, "TRACKED"), (2, "LOST")]
 
@@ -233,7 +233,7 @@ def test_of_three_on_one_object_only_its_doubles_are_lost():
     """The third is like the second, which is lost, and not like the first."""
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
+    targets.merge([_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
     steps = {key: TrackStep(_mask(0, width), 3.0) for key, width in enumerate((16, 12, 9))}
     for number in (1, 2, 3, 4):
         result = _follow(targets, number, {target.key: steps[target.key] for target in targets.living}, config)
@@ -251,15 +251,15 @@ def test_two_objects_that_were_seen_apart_stay_two(apart_on):
         for one, left in ((first, 0), (second, 20)):
             one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), _mask(0)]))
             one.frames, one.seen_frame = (NOW, newest), newest
-        targets.take_in([first, second], QUERY, "", newest, config)
+        targets.merge([first, second], QUERY, "", newest, config)
     elif apart_on == "a followed frame":
-        targets.take_in([first, second], QUERY, "", newest, config)
+        targets.merge([first, second], QUERY, "", newest, config)
         _follow(targets, 2, {0: _seen(0), 1: _seen(20)}, config)
     else:
-        targets.take_in([first], QUERY, "", newest, config)
+        targets.merge([first], QUERY, "", newest, config)
         _follow(targets, 1, {0: _seen(30)}, config)
         _follow(targets, 2, {0: HIDDEN}, config)
-        targets.take_in([_found_on(targets, 1, 0)], QUERY, "", frame(2), config)
+        targets.merge([_found_on(targets, 1, 0)], QUERY, "", frame(2), config)
     for number in range(3, 9):
         result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
@@ -268,10 +268,10 @@ def test_two_objects_that_were_seen_apart_stay_two(apart_on):
 def test_a_grounding_brings_no_object_twice():
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
     # The better of the two goes on, not the one that lies closer.
-    targets.take_in([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)], QUERY, "", NOW, config)
+    targets.merge([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
 
 
@@ -279,26 +279,26 @@ def test_a_hidden_target_is_found_again_by_a_double_of_the_best_candidate():
     """By now both are on it; where it was seen last, the better one showed a small part."""
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     seen, hidden = frame(1), frame(2)
     targets.update(seen, {0: _seen(0)}, config)
     targets.update(hidden, {0: HIDDEN}, config)
     again = [_candidate(1, 4, 0.95), _candidate(2, 4, 0.9)]
     for one, width in zip(again, (3, 8)):
         one.masks, one.seen_frame = {seen: _mask(0, width)}, hidden
-    targets.take_in(again, QUERY, "", hidden, config)
+    targets.merge(again, QUERY, "", hidden, config)
     assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 1, 0)]
 
 
 def test_two_that_a_later_grounding_tells_apart_stay_two():
     config = settings()
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
     again = [_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)]
     for one, left in zip(again, (0, 20)):
         one.frames = (frame(-1), NOW)
         one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), one.seen_mask]))
-    targets.take_in(again, QUERY, "", NOW, config)
+    targets.merge(again, QUERY, "", NOW, config)
     for number in range(1, 7):
         result = _follow(targets, number, {2: _seen(0), 3: _seen(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
@@ -307,7 +307,7 @@ def test_two_that_a_later_grounding_tells_apart_stay_two():
 def test_without_another_grounding_nothing_is_lost_for_being_another():
     config = settings(regrounding__enabled=False)
     targets = Targets()
-    targets.take_in([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)
+    targets.merge([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)
     for number in range(1, 9):
         result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
     assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]

@@ -1,4 +1,4 @@
-"""From the past to now: a grounding's tracklets, carried from their source key frames to the newest frame."""
+"""Propagates the tracklets of a grounding from their source key frames to the newest frame."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from decaf_ros.online.window import FrameBuffer
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.types import Frame, Window
 
-# Each round covers the frames that came during the one before, so rounds shrink; the last one lets no frame in.
+# A round covers the frames that arrived during the previous round. The last round does not pause, so it ends.
 _ROUNDS = 8
 _STEPS_BETWEEN_PAUSES = 4
 
 
-def thin(frames: Sequence[Frame], most: int) -> list[Frame]:
-    """At most `most` (>= 1) of the frames, evenly spread, in their order, the last one always among them."""
-    count = min(len(frames), most)
-    return [frames[(place + 1) * len(frames) // count - 1] for place in range(count)]
+def thin(frames: Sequence[Frame], max_count: int) -> list[Frame]:
+    """At most `max_count` (>= 1) of the frames, evenly spread and in order, always including the last."""
+    count = min(len(frames), max_count)
+    return [frames[(index + 1) * len(frames) // count - 1] for index in range(count)]
 
 
 def catch_up(
@@ -30,56 +30,57 @@ def catch_up(
     window: Window,
     buffer: FrameBuffer,
     config: TrackingConfig,
-    watched: Callable[[], Collection[Frame]],
+    comparison_frames: Callable[[], Collection[Frame]],
     pause: Callable[[], None],
 ) -> None:
-    """Starts every candidate in `tracker` on its source key frame and steps it to the newest frame of `buffer`.
+    """Starts each candidate in `tracker` on its source key frame and steps it to the newest frame of `buffer`.
 
-    Steps through at most `tracking.catch_up_frames` frames a round, evenly thinned out, besides those of `watched()`,
-    where each candidate's mask is kept for comparison. Key frames of the window that have left the buffer still serve.
-    `pause()` is called every few steps. Frames that are pushed there are caught up with in further rounds.
+    Each round steps through at most `tracking.catch_up_frames` evenly spread frames, plus `comparison_frames()`, on
+    which each candidate's mask is stored. Key frames of the window that have left the buffer are included. `pause()` is
+    called every few steps and may push frames, which the next round covers.
     """
-    waiting = defaultdict(list)
+    pending = defaultdict(list)
     for candidate in candidates:
-        waiting[candidate.source].append(candidate)
+        pending[candidate.source].append(candidate)
     started: list[Candidate] = []
 
     def start(source: Frame) -> None:
-        group = waiting.pop(source)
-        tracker.add([candidate.key for candidate in group], source, np.stack([one.seen_mask for one in group]))
+        group = pending.pop(source)
+        masks = np.stack([candidate.seen_mask for candidate in group])
+        tracker.add([candidate.key for candidate in group], source, masks)
         started.extend(group)
 
     first = min(candidate.tracklet.source for candidate in candidates)
     reached = window.frames[first]
     start(reached)
-    trail = buffer.after(reached)
-    buffered = set(trail)
-    trail = [frame for frame in window.frames[first + 1 :] if frame not in buffered] + trail
-    for round_left in reversed(range(_ROUNDS)):
-        keep = set(watched())
-        steps = set(thin(trail, config.catch_up_frames)) | keep.intersection(trail)
-        done = 0
-        for frame in trail:
-            if frame in steps:
-                _step(tracker, started, frame, frame in keep, config)
-                done += 1
-            if frame in waiting:
+    remaining = buffer.after(reached)
+    buffered = set(remaining)
+    remaining = [frame for frame in window.frames[first + 1 :] if frame not in buffered] + remaining
+    for rounds_left in reversed(range(_ROUNDS)):
+        compared = set(comparison_frames())
+        stepped = set(thin(remaining, config.catch_up_frames)) | compared.intersection(remaining)
+        step_count = 0
+        for frame in remaining:
+            if frame in stepped:
+                _step(tracker, started, frame, frame in compared, config)
+                step_count += 1
+            if frame in pending:
                 start(frame)
-            if frame in steps and done % _STEPS_BETWEEN_PAUSES == 0 and round_left:
+            if frame in stepped and step_count % _STEPS_BETWEEN_PAUSES == 0 and rounds_left:
                 pause()
             reached = frame
-        trail = buffer.after(reached)
-        if not trail:
+        remaining = buffer.after(reached)
+        if not remaining:
             return
 
 
 def _step(
-    tracker: StreamingTracker, candidates: Sequence[Candidate], frame: Frame, keep: bool, config: TrackingConfig
+    tracker: StreamingTracker, candidates: Sequence[Candidate], frame: Frame, keep_masks: bool, config: TrackingConfig
 ) -> None:
     results = tracker.step(frame)
     for candidate in candidates:
         step = results[candidate.key]
         if is_seen(step, config):
             candidate.seen_frame, candidate.seen_mask = frame, step.mask
-            if keep:
+            if keep_masks:
                 candidate.masks[frame] = step.mask

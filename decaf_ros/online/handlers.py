@@ -1,6 +1,6 @@
-"""What happens to each incoming message, live and in replay alike: convert, hand to the core, publish what it says.
+"""Message handlers, shared by the live node and the replay: convert input, pass it to the core, publish the outputs.
 
-Bad input becomes one log line (the next of its kind only after a while), a count and a diagnostic; the stream goes on.
+Invalid input gives a rate-limited log line, a count and a diagnostic; the stream continues.
 """
 
 from __future__ import annotations
@@ -19,39 +19,44 @@ from decaf_ros.online.statistics import Statistics
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 
-# A kind of trouble is logged at once, then at most once in this time, with the number of those in between.
+# Minimum time between two log lines of one kind. The later line has the number of suppressed ones.
 LOG_PERIOD_S = 10.0
-# Kinds that are told apart; a stream that finds more starts over, so that they cannot pile up.
-_MOST_KINDS = 200
+# More kinds than this clear the throttle, which bounds its memory.
+_MAX_KINDS = 200
 
 
 class _LogThrottle:
-    """Lets one line of each kind through in LOG_PERIOD_S."""
+    """Passes one line of each kind per LOG_PERIOD_S."""
 
     def __init__(self) -> None:
-        self._since: dict[str, float] = {}
-        self._held_back: dict[str, int] = {}
+        self._logged_at: dict[str, float] = {}
+        self._suppressed: dict[str, int] = {}
 
-    def pass_on(self, kind: str, text: str, now: float) -> str:
-        """The line to log, or nothing."""
-        if kind in self._since and now - self._since[kind] < LOG_PERIOD_S:
-            self._held_back[kind] = self._held_back.get(kind, 0) + 1
+    def filter(self, kind: str, text: str, now: float) -> str:
+        """The line to log, or "". now: seconds (time.monotonic)."""
+        if kind in self._logged_at and now - self._logged_at[kind] < LOG_PERIOD_S:
+            self._suppressed[kind] = self._suppressed.get(kind, 0) + 1
             return ""
-        if len(self._since) > _MOST_KINDS:
-            self._since.clear()
-            self._held_back.clear()
-        self._since[kind] = now
-        more = self._held_back.pop(kind, 0)
-        return f"{text} ({more} more like it before)" if more else text
+        if len(self._logged_at) > _MAX_KINDS:
+            self._logged_at.clear()
+            self._suppressed.clear()
+        self._logged_at[kind] = now
+        suppressed = self._suppressed.pop(kind, 0)
+        return f"{text} ({suppressed} more like it before)" if suppressed else text
 
 
 class Handlers:
-    """The handlers of one camera stream. All methods but `new_query` belong to one thread.
+    """The handlers of one camera stream. Call all methods except `new_query` and `change_config` from one thread.
 
-    publish(topic, message): called for every output, in order. wanted(topic): whether someone looks at `overlay` or
-    `heatmaps`; the others are always published. log(level, text): level is "info", "warn" or "error".
-    between_stages: as OnlineSegmenter's. watch(output): sees every output of the core after it was published.
-    query_numbers, target_ids: where ids come from; who makes several of these hands the same ones to all.
+    Args:
+        make: message factory, see `decaf_ros.io.messages`.
+        publish: called with topic and message for every output, in order.
+        log: called with level ("info", "warn", "error") and text.
+        is_wanted: whether `overlay` or `heatmaps` has a consumer; the other topics are always published.
+        between_stages: see `OnlineSegmenter`.
+        watch: called with every output of the core after it was published.
+        query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
+        target_ids: the same for target ids.
     """
 
     def __init__(
@@ -60,7 +65,7 @@ class Handlers:
         make: Make,
         publish: Callable[[str, Any], None],
         log: Callable[[str, str], None],
-        wanted: Callable[[str], bool] = lambda topic: True,
+        is_wanted: Callable[[str], bool] = lambda topic: True,
         between_stages: Callable[[], None] = lambda: None,
         watch: Callable[[Output], None] = lambda output: None,
         query_numbers: Iterator[int] | None = None,
@@ -71,9 +76,11 @@ class Handlers:
         self._make = make
         self._publish = publish
         self._log = log
-        self._wanted = wanted
+        self._is_wanted = is_wanted
         self._watch = watch
-        self._online = OnlineSegmenter(decaf, self._on_output, between_stages, lambda: wanted("heatmaps"), target_ids)
+        self._online = OnlineSegmenter(
+            decaf, self._on_output, between_stages, lambda: is_wanted("heatmaps"), target_ids
+        )
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
@@ -81,16 +88,15 @@ class Handlers:
         self._stopping = False
 
     def change_config(self, config: DecafConfig) -> None:
-        """Takes effect at the next stage or frame. One assignment, so any thread may do it."""
+        """Sets the configuration, from any thread. Takes effect at its next use."""
         self._decaf.config = config
 
     def new_query(self, text: str, stamp_ns: int) -> Query:
-        """Gives a question its id: q1, q2, ... in the order of the calls. Blanks around the text are taken off.
-        stamp_ns: when it was asked."""
+        """Makes a query with id q1, q2, ... in call order and with its text stripped. stamp_ns: time of the query."""
         return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns)
 
     def on_image(self, message: Any) -> None:
-        """A sensor_msgs/Image or CompressedImage: published results for it, or a rejection."""
+        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it."""
         began = time.perf_counter()
         try:
             frame = frame_from_message(message, self.statistics.used)
@@ -103,50 +109,51 @@ class Handlers:
         self._online.observe(frame)
 
     def reject_image(self, error: ValueError) -> None:
-        """Counts an image that cannot be used, and says why."""
+        """Counts and reports an image that cannot be used."""
         self.statistics.rejected += 1
-        # What was expected makes the kind; what came, and every number, may differ from image to image.
+        # The kind is the expectation in the error text, without numbers and the part that was received.
         self.report(Notice("warn", f"image rejected: {error}"), kind=re.sub(r"[,;].*|\d+", "", str(error)))
 
     def on_query(self, query: Query) -> None:
-        """A question, or an empty text, which ends the current one. Its answer comes on `status`."""
+        """Passes a query to the core. An empty text ends the current query. The answer is published on `status`."""
         self.statistics.queries += 1
         self._log("info", f"query {query.id}: {shortened(query.text)!r}")
         self._online.ask(query)
 
     def cancel(self, query_id: str, reason: str) -> None:
-        """Ends the query if it is the current one; one that has ended has had its answer."""
-        if self._online.query is not None and self._online.query.id == query_id:
-            self._end_current(reason)
+        """Ends the query if it is the current one. Does nothing for one that has ended."""
+        query = self._online.query
+        if query is not None and query.id == query_id:
+            self._end_query(query, reason)
 
-    def answer_waiting(self, reason: str) -> None:
-        """Ends the query that has no answer yet, if there is one, so that it gets it."""
+    def cancel_unanswered(self, reason: str) -> None:
+        """Ends the query that has no answer yet, if any, so that it is answered with CANCELLED."""
         for query_id in list(self._unanswered):
             self.cancel(query_id, reason)
 
     def stop(self, reason: str) -> None:
-        """Ends the stream on purpose, so without a warning: the current query ends, answered or not, and frames and
-        targets are forgotten."""
+        """Ends the stream intentionally, without a warning: ends the current query, clears frames and targets."""
         self._stopping = True
         try:
-            if self._online.query is not None:
-                self._end_current(reason)
+            query = self._online.query
+            if query is not None:
+                self._end_query(query, reason)
             if self._online.buffer.newest is not None:
                 self._online.reset(reason)
         finally:
             self._stopping = False
         self.statistics.targets = 0
 
-    def _end_current(self, reason: str) -> None:
+    def _end_query(self, query: Query, reason: str) -> None:
         event = self.statistics.event
-        self._online.cancel(self._online.query.id, reason)
-        if self.statistics.event is event:  # a query that had its answer ends without another event
+        self._online.cancel(query.id, reason)
+        if self.statistics.event is event:  # an answered query ends without another event
             self.statistics.event = None
 
     def report(self, notice: Notice, kind: str) -> None:
-        """Tells people: in the log, unless the same kind was just told, and in the diagnostics."""
+        """Reports a notice in the diagnostics and, throttled by kind, in the log."""
         self.statistics.note(notice)
-        if line := self._throttle.pass_on(kind, notice.text, time.monotonic()):
+        if line := self._throttle.filter(kind, notice.text, time.monotonic()):
             self._log(notice.level, line)
 
     def _on_output(self, output: Output) -> None:
@@ -155,42 +162,42 @@ class Handlers:
         elif isinstance(output, QueryEvent):
             self._publish_event(output)
         elif isinstance(output, Heatmap):
-            if self._wanted("heatmaps"):
+            if self._is_wanted("heatmaps"):
                 self._publish_all(output)
         elif isinstance(output, StageEvent):
             self.statistics.stage = output
-        elif not self._stopping:  # what is done on purpose is no trouble
+        elif not self._stopping:  # `stop` is intentional, so its notices are no problem
             self.report(output, kind=output.text.split(":")[0])
         self._watch(output)
 
     def _publish_event(self, event: QueryEvent) -> None:
         query = event.query
         self._publish_all(event)
-        failed, refused = event.state == QueryState.FAILED, query.id not in self._unanswered
+        failed, is_first = event.state == QueryState.FAILED, query.id not in self._unanswered
         self._unanswered.add(query.id)
         if event.state.is_answer:
             self._unanswered.remove(query.id)
-        # A query that is refused leaves the one before as it was.
+        # A refused query leaves the current one unchanged.
         if self._online.query in (None, query):
             self.statistics.event = event
         self.statistics.stage_ms = event.stage_ms or self.statistics.stage_ms
-        # A grounding that failed was told of in a notice.
-        if refused or not failed:
+        # A failed grounding was already reported by a notice. FAILED as the first event is a refused query.
+        if is_first or not failed:
             text = f"query {query.id}: {event.state.name}{': ' if event.text else ''}{event.text}"
             self._log("warn" if failed else "info", text)
 
     def _publish_result(self, result: FrameResult) -> None:
-        tracked = time.perf_counter()
-        self.statistics.average("track_ms", tracked - self._frame_began)
+        tracking_ended = time.perf_counter()
+        self.statistics.average("track_ms", tracking_ended - self._frame_began)
         self._publish_all(result)
-        if self._wanted("overlay"):
+        if self._is_wanted("overlay"):
             event = self.statistics.event
             text, state = (shortened(event.query.text), event.state.name) if event else ("", "")
             picture = overlay(result, state, text)
             self._publish("overlay", frame_image(self._make, picture, result.frame))
         self.statistics.result_ns = result.frame.stamp_ns
         self.statistics.targets = len(result.targets)
-        self.statistics.average("publish_ms", time.perf_counter() - tracked)
+        self.statistics.average("publish_ms", time.perf_counter() - tracking_ended)
 
     def _publish_all(self, output: Output) -> None:
         for topic, message in topic_messages(self._make, output):

@@ -1,6 +1,7 @@
 """Plays a bag through the node's handlers and writes everything they publish to a new bag. Needs no ROS installation.
 
-No frame is dropped and nothing depends on the machine's speed: the same bag gives the same masks and tracklets.
+No frame is dropped and the result does not depend on the machine's speed: the same bag gives the same masks and
+tracklets.
 """
 
 from __future__ import annotations
@@ -50,17 +51,17 @@ def replay(
 ) -> Played:
     """Plays the images of `image_topic`, and `queries` or, without any, the queries recorded on NAMESPACE/query.
 
-    Each output is recorded under NAMESPACE at the recorded time of the message that caused it, so both bags can be
+    Each output is written under NAMESPACE at the recording time of the message that caused it, so both bags can be
     played side by side; its header has the stamp of its source frame. A query without an answer at the end of the bag
     is answered with CANCELLED. A message whose bytes do not fit its type is rejected.
 
     Args:
-        image_topic: empty means the only image topic of the bag.
+        image_topic: empty for the only image topic of the bag.
         with_overlay: whether to draw and record `overlay`.
         log: called with level ("info", "warn", "error") and text.
 
     Raises:
-        ValueError: the bag breaks off, has no such topic, or ends before a query is due.
+        ValueError: the bag is damaged, has no such topic, or ends before a query is due.
     """
     image_topic = reader.image_topic(image_topic)
     query_topic = f"{namespace}/query"
@@ -91,7 +92,7 @@ def replay(
             _handle(reader, message, handlers)
         ending = "the bag has ended"
     finally:
-        handlers.answer_waiting(ending)
+        handlers.cancel_unanswered(ending)
     return Played(handlers.statistics, tuple(answers), outputs)
 
 
@@ -105,7 +106,7 @@ def check_times(reader: BagReader, queries: Sequence[TimedQuery], image_topic: s
 
 
 def _handle(reader: BagReader, message: BagMessage, handlers: Handlers) -> None:
-    """Passes an image or a query to its handler. Reports an unreadable one: a node would never receive it."""
+    """Passes an image or a query to its handler. An unreadable one, which a node would never receive, is rejected."""
     is_query = message.msgtype == _STRING
     try:
         content = reader.deserialize(message)

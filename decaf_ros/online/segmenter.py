@@ -1,11 +1,11 @@
-"""Questions about a live stream: watch, look back when asked, catch up, follow.
+"""Answers queries about a live stream: buffer frames, ground a query on past key frames, catch up, track.
 
-The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it; `_ground` looks back over the window as
-soon as that has enough key frames, catches up with the stream and answers; `_follow` tracks the targets on every
-frame; `_ground` asks again from time to time, and ids are kept; another query, `cancel` or an empty query ends it.
+The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it. `_ground` grounds it on the window as
+soon as that has enough key frames, catches up with the stream and answers. `_follow` tracks the targets on every frame.
+`_ground` repeats periodically and keeps target ids. Another query, `cancel` or an empty query ends it.
 
-Nothing here reads a clock, except to measure stages: the same frames and queries in the same order give the same
-outputs. Nothing here knows ROS or threads.
+The outputs depend only on the order of frames and queries; the clock is read only to measure stage times. This module
+uses neither ROS nor threads.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
 
 
 class _AbandonedError(Exception):
-    """The running grounding has become pointless; whoever made it so has said what there is to say."""
+    """The running grounding is obsolete. The caller that made it so has emitted the event."""
 
 
 @dataclass(eq=False)
 class _Current:
-    """The query that is being worked on. answered: it is tracked (any other answer ends it).
+    """The current query.
 
-    fresh: not grounded yet on this stream. due_in: key frames until the next grounding.
+    Attributes:
+        answered: answered with TRACKING (any other answer ends the query).
+        fresh: not grounded yet on this stream.
+        due_in: key frames until the next grounding.
     """
 
     query: Query
@@ -51,14 +54,17 @@ class _Current:
 
 
 class OnlineSegmenter:
-    """One camera stream and at most one query at a time. All methods belong to one thread.
+    """One camera stream with at most one query at a time. Call all methods from one thread.
 
-    `emit` gets every output in order. `between_stages` is called between the stages of a grounding and every few steps
-    of the catch-up; it may call observe, ask, cancel and reset, which then take effect at once: frames go on being
-    tracked, and a grounding that has become pointless is abandoned. An exception that it raises counts as a failure of
-    the grounding. `want_heatmaps` says after each grounding whether heatmaps are worth making.
-    `target_ids` gives targets their ids; whoever makes several of these for one consumer hands the same one to all, so
-    that no id comes twice. `decaf.config` is read at each use.
+    `decaf.config` is read at each use, so it may change at any time.
+
+    Args:
+        emit: called with every output, in order.
+        between_stages: called between the stages of a grounding and every few steps of the catch-up. It may call
+            observe, ask, cancel and reset, which take effect at once: frames are tracked, and an obsolete grounding is
+            abandoned. If it raises, the grounding fails.
+        want_heatmaps: called after each grounding; whether to emit heatmaps.
+        target_ids: supply of target ids. Share one between several segmenters with one consumer, so ids stay unique.
     """
 
     def __init__(
@@ -80,31 +86,31 @@ class OnlineSegmenter:
         self._keys = itertools.count()
         self._grounding = False
         self._abandoned = False
-        self._warned_of_stamps = False
+        self._warned_about_stamps = False
 
     @property
     def query(self) -> Query | None:
-        """The query that waits, is being grounded or is tracked."""
+        """The current query: waiting, being grounded or tracked."""
         return self._current.query if self._current else None
 
-    # What comes in
+    # Inputs
 
     def observe(self, frame: Frame) -> None:
-        """Takes the next frame of the stream: emits its one FrameResult, then grounds the query if that is due.
+        """Adds the next frame of the stream: emits exactly one FrameResult, then grounds the query if that is due.
 
-        Another image size, or a stamp that jumps back by `window.jump_back_s` or more, starts the stream anew. A frame
-        that is a little late, or has the stamp of the one before, is tracked like any other, but is no key frame.
+        Another image size, or a stamp that jumps back by `window.jump_back_s` or more, resets the stream. A frame with
+        an equal or slightly earlier stamp is tracked as usual, but is never a key frame.
         """
         if reason := self.buffer.break_before(frame, self._config.window):
             self.reset(reason)
         newest = self.buffer.newest
-        if newest is not None and frame.stamp_ns <= newest.stamp_ns and not self._warned_of_stamps:
-            self._warned_of_stamps = True
+        if newest is not None and frame.stamp_ns <= newest.stamp_ns and not self._warned_about_stamps:
+            self._warned_about_stamps = True
             text = f"stamp {frame.stamp_ns} ns comes after {newest.stamp_ns} ns: only frames in order can be key frames"
             self._emit(Notice("warn", text))
         is_keyframe = self.buffer.push(frame, self._config.window)
         if is_keyframe:
-            # What tracking makes of them now the next grounding need not make again.
+            # The next grounding reuses the image embeddings that tracking computes now.
             self._decaf.sam2.hold(self.buffer.window().frames)
             if self._current:
                 self._current.due_in = max(0, self._current.due_in - 1)
@@ -112,81 +118,87 @@ class OnlineSegmenter:
         self._ground_if_due()
 
     def ask(self, query: Query) -> None:
-        """Takes a new query, which ends the one before. It is grounded at once if the window suffices, else later.
+        """Starts a new query and ends the current one. Grounds it at once if there are enough key frames, else later.
 
-        An empty text only ends the one before. A text over `node.max_query_chars` is refused and changes nothing.
-        Raises ValueError for the id of the current query.
+        An empty text only ends the current query. A text over `node.max_query_chars` is answered with FAILED and
+        changes nothing. Raises ValueError for the id of the current query.
         """
         if query.id == (self.query and self.query.id):
             raise ValueError(f"query id: expected a new one, got {query.id!r}, the current query's")
-        text, most = query.text.strip(), self._config.node.max_query_chars
-        if len(text) > most:
-            self._tell(query, QueryState.FAILED, f"query: expected at most {most} characters, got {len(text)}")
+        text, max_chars = query.text.strip(), self._config.node.max_query_chars
+        if len(text) > max_chars:
+            self._emit_event(
+                query, QueryState.FAILED, f"query: expected at most {max_chars} characters, got {len(text)}"
+            )
             return
         if not text:
             self._end_current(QueryState.CANCELLED, "cleared by an empty query")
-            self._tell(query, QueryState.CANCELLED, "the query was empty: targets cleared")
+            self._emit_event(query, QueryState.CANCELLED, "the query was empty: targets cleared")
             return
         self._end_current(QueryState.SUPERSEDED, f"superseded by query {query.id}")
         self._current = _Current(query)
-        have, need = self.buffer.keyframe_count, self._config.window.min_frames
-        waiting = f"waiting for key frames: {have} of {need}" if have < need else ""
-        self._tell(query, QueryState.RECEIVED, waiting)
+        count, needed = self.buffer.keyframe_count, self._config.window.min_frames
+        waiting = f"waiting for key frames: {count} of {needed}" if count < needed else ""
+        self._emit_event(query, QueryState.RECEIVED, waiting)
         self._ground_if_due()
 
     def cancel(self, query_id: str, reason: str = "cancelled on request") -> None:
-        """Ends the current query. If it was answered already, tracking stops with a notice and no second answer.
+        """Ends the current query. If it was already answered, tracking stops with a notice and without a second answer.
 
-        Raises ValueError if `query_id` is not the current query's.
+        Raises ValueError if `query_id` is not the id of the current query.
         """
-        known = repr(self.query.id) if self.query else "no query is current"
-        if self.query is None or query_id != self.query.id:
-            raise ValueError(f"query id: expected that of the current query ({known}), got {query_id!r}")
-        if self._current.answered:
+        current = self._current
+        if current is None or query_id != current.query.id:
+            expected = repr(current.query.id) if current else "no query is current"
+            raise ValueError(f"query id: expected that of the current query ({expected}), got {query_id!r}")
+        if current.answered:
             self._emit(Notice("warn", f"query {query_id}: tracking stopped: {reason}"))
         self._end_current(QueryState.CANCELLED, reason)
 
     def reset(self, reason: str) -> None:
-        """Starts the stream anew: window, buffer and targets go, the query stays and is grounded on the new window."""
+        """Restarts the stream: clears window, buffer and targets. The query stays and is grounded on the new window."""
         self._emit(Notice("warn", f"the stream starts anew: {reason}"))
         self.buffer.clear()
         self._decaf.sam2.hold(())
-        self._warned_of_stamps = False
+        self._warned_about_stamps = False
         self._lose_all_targets()
         self._abandoned = True
         if self._current:
             self._current.fresh, self._current.due_in = True, 0
 
-    # Looking back
+    # Grounding
 
     def _ground_if_due(self) -> None:
-        """Grounds the query if that is due, and then any that came meanwhile. Called during a grounding it leaves the
-        new query to the call that grounds."""
-        if self._grounding or not self._is_due():
+        """Grounds the query if that is due, then each new query that arrived meanwhile. A call during a grounding does
+        nothing: the outer call grounds the new query."""
+        current = None if self._grounding else self._due_query()
+        if current is None:
             return
         self._grounding = True
         try:
-            self._ground()
-            while self._is_due() and self._current.fresh:
-                self._ground()
+            self._ground(current)
+            while (current := self._due_query()) and current.fresh:
+                self._ground(current)
         finally:
             self._grounding = False
 
-    def _is_due(self) -> bool:
+    def _due_query(self) -> _Current | None:
+        """The current query if its grounding is due and there are enough key frames."""
         config, current = self._config, self._current
         if current is None or self.buffer.keyframe_count < config.window.min_frames:
-            return False
-        return current.fresh or (config.regrounding.enabled and current.due_in == 0)
+            return None
+        is_due = current.fresh or (config.regrounding.enabled and current.due_in == 0)
+        return current if is_due else None
 
-    def _ground(self) -> None:
-        """Looks back over the window, catches up with the stream, and answers the query or renews its targets."""
-        current, config, window = self._current, self._config, self.buffer.window()
+    def _ground(self, current: _Current) -> None:
+        """Grounds the query on the window, catches up with the stream, and answers the query or renews its targets."""
+        config, window = self._config, self.buffer.window()
         current.fresh, current.due_in = False, config.regrounding.stride
         self._abandoned = False
         if not current.answered:
             short = f" (window.size is {config.window.size})" if len(window) < config.window.size else ""
             text = f"looking back over {len(window)} key frames{short}"
-            self._tell(current.query, QueryState.GROUNDING, text, window)
+            self._emit_event(current.query, QueryState.GROUNDING, text, window)
         clock = StageClock(_STAGES, self._checkpoint)
         tracker = StreamingTracker(self._decaf.sam2)
         failed = out_of_memory = False
@@ -199,36 +211,39 @@ class OnlineSegmenter:
             candidates = [] if missing else self._catch_up(tracker, found, clock)
         except _AbandonedError:
             return
-        except Exception as error:  # whatever a model may raise, out of memory included: the stream goes on
+        except Exception as error:  # any model error, including out of memory: the stream continues
             self._fail(current, error)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
-        if out_of_memory:  # only here: the error keeps what the failed work has made
+        if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
         if failed:
             return
-        # From here to the end no frame can come in: the new tracker stands where the old one does.
-        self._targets.take_in(candidates, current.query, found.grounding.category, self.buffer.newest, self._config)
+        # No frame can arrive from here on, so both trackers are at the newest frame.
+        newest = self.buffer.newest
+        assert newest is not None
+        self._targets.merge(candidates, current.query, found.grounding.category, newest, self._config)
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
-        # Key frames that came during the grounding do not count: a slow one would be due again at once, for ever.
+        # Key frames during the grounding do not count, or a slow grounding would always be due again at once.
         current.due_in = config.regrounding.stride
         if not current.answered:
             self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
 
     def _checkpoint(self, stage: str, progress: float) -> None:
-        """Between two stages: lets the caller in, and abandons the grounding if that has made it pointless."""
+        """Between two stages: calls `between_stages`, and abandons the grounding if that made it obsolete."""
+        assert self._current is not None
         self._emit(StageEvent(self._current.query, stage, progress))
         self._between_stages()
         if self._abandoned:
             raise _AbandonedError
 
     def _catch_up(self, tracker: StreamingTracker, found: Segmentation, clock: StageClock) -> list[Candidate]:
-        """The selected tracklets, carried by `tracker` from their source key frames to the newest frame."""
+        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame."""
         clock.start("catch_up")
         config = self._config.tracking
         selected = found.selected[: config.max_targets]
-        candidates = [Candidate(next(self._keys), one, found.window.frames) for one in selected]
+        candidates = [Candidate(next(self._keys), tracklet, found.window.frames) for tracklet in selected]
         catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames, clock.tick)
         clock.pause()
         return candidates
@@ -237,14 +252,16 @@ class OnlineSegmenter:
         return {target.seen_frame for target in self._targets.living}
 
     def _answer(self, found: Segmentation, missing: str, stage_ms: tuple[tuple[str, float], ...]) -> None:
-        """The first grounding's answer: TRACKING, or NOT_FOUND because of what is `missing`."""
-        query, category = self._current.query, found.grounding.category
+        """Answers after the first grounding: NOT_FOUND with the reason `missing`, or TRACKING if that is empty."""
+        current, category = self._current, found.grounding.category
+        assert current is not None
+        query = current.query
         ids = tuple(target.id for target in self._targets.living)
         if missing:
             self._current = None
         else:
-            self._current.answered = True
-        self._tell(
+            current.answered = True
+        self._emit_event(
             query,
             QueryState.NOT_FOUND if missing else QueryState.TRACKING,
             (missing or tracking_text(len(ids), category)) + left_out_text(found.points),
@@ -263,10 +280,10 @@ class OnlineSegmenter:
         if current is self._current and not current.answered:
             self._end_current(QueryState.FAILED, first_line(error))
 
-    # Following
+    # Tracking
 
     def _follow(self, frame: Frame, is_keyframe: bool) -> None:
-        """Tracks the targets on `frame` and emits its FrameResult. A tracker that raises loses all targets."""
+        """Tracks the targets on `frame` and emits its FrameResult. If the tracker raises, all targets are lost."""
         had_targets, out_of_memory = bool(self._targets.living), False
         if had_targets:
             try:
@@ -276,13 +293,15 @@ class OnlineSegmenter:
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
                 self._lose_all_targets()
                 out_of_memory = isinstance(error, torch.OutOfMemoryError)
-            if out_of_memory:  # only here, as in _ground
+            if out_of_memory:  # after the except block, as in _ground
                 self._decaf.release()
             self._forget_untracked(self._tracker)
+        current = self._current
         if had_targets and not self._targets.living:
-            self._current.due_in = min(self._current.due_in, 1)
-        tracked = self._current.query if self._current and self._current.answered else None
-        self._emit(self._targets.publish(frame, tracked))
+            assert current is not None
+            current.due_in = min(current.due_in, 1)
+        tracked_query = current.query if current and current.answered else None
+        self._emit(self._targets.publish(frame, tracked_query))
 
     def _lose_all_targets(self) -> None:
         self._targets.lose_all()
@@ -292,18 +311,21 @@ class OnlineSegmenter:
         keys = {target.key for target in self._targets.living}
         tracker.remove([key for key in tracker.ids if key not in keys])
 
-    # What goes out
+    # Outputs
 
     def _end_current(self, state: QueryState, text: str) -> None:
-        """Ends the current query, if there is one: answers it unless it was answered, drops its targets."""
+        """Ends the current query, if any: drops its targets and emits `state` unless it was already answered."""
         ended, self._current = self._current, None
         self._abandoned = True
         self._targets.clear()
         self._tracker = StreamingTracker(self._decaf.sam2)
         if ended and not ended.answered:
-            self._tell(ended.query, state, text)
+            self._emit_event(ended.query, state, text)
 
-    def _tell(self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any) -> None:
+    def _emit_event(
+        self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any
+    ) -> None:
+        """Emits a QueryEvent with the stamp and frame_id of the newest frame. details: further fields of it."""
         newest = self.buffer.newest
         self._emit(
             QueryEvent(

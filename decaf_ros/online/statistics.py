@@ -18,10 +18,17 @@ class Statistics:
     Attributes:
         used: images handed to the core.
         rejected: images that could not be decoded.
-        decode_ms, track_ms, publish_ms: wall time per frame, exponential moving average.
+        queries: queries received, including empty and refused ones.
+        decode_ms: wall time per frame for decoding, exponential moving average.
+        track_ms: the same for tracking.
+        publish_ms: the same for publishing.
         result_ns: stamp of the last published frame; 0 before the first.
-        event: last event of the current query; without a current query, the last event of all.
-        problem: the last notice; problem_at: its time (time.monotonic).
+        targets: targets in the last published frame.
+        event: last event of the current query; without a current query, the last event.
+        stage: last stage reached by a grounding.
+        stage_ms: stage times of the last answer that had any.
+        problem: the last notice.
+        problem_at: time of the last notice (time.monotonic).
     """
 
     used: int = 0
@@ -44,4 +51,5 @@ class Statistics:
         setattr(self, name, mean + _NEWEST * (newest - mean) if mean else newest)
 
     def note(self, notice: Notice) -> None:
+        """Records `notice` as the last problem."""
         self.problem, self.problem_at = notice, time.monotonic()

@@ -1,4 +1,4 @@
-"""One object over time: a grounding's tracklet on its way to the newest frame, and a target under its id."""
+"""One object over time: a grounding's tracklet during the catch-up, and a target with its id."""
 
 from __future__ import annotations
 
@@ -12,16 +12,20 @@ from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
 
 
 def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
-    """Whether SAM 2 sees the object on that frame."""
+    """Whether SAM 2 sees the object: object-presence logit above `tracking.object_score` and a non-empty mask."""
     return step.object_score > config.object_score and bool(step.mask.any())
 
 
 @dataclass(eq=False)
 class Candidate:
-    """A tracklet of one grounding on its way to now.
+    """A tracklet of one grounding that is propagated to the newest frame.
 
-    key: its id in the tracker. frames: the window's. seen_frame, seen_mask ((H, W) bool): the last frame on which it
-    was seen. masks: where it was seen, on the key frames and those that a comparison with the living targets needs.
+    Attributes:
+        key: id in the tracker.
+        frames: key frames of the window.
+        seen_frame: last frame on which it was seen.
+        seen_mask: (H, W) bool on `seen_frame`.
+        masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
     """
 
     key: int
@@ -42,13 +46,18 @@ class Candidate:
 
 @dataclass(eq=False)
 class LivingTarget:
-    """One object under one id.
+    """One object with one id.
 
-    key: its id in the tracker, which changes with every grounding that renews its memory.
-    mask: (H, W) bool on `seen_frame`, the last frame on which it was seen. key_mask: the same on `key_frame`, the last
-    key frame on which it was seen. seen_count: followed frames on which it was seen, not counting the catch-up.
-    unseen_since_ns: stamp of the last such frame, or of the one before the first. misses: groundings in a row that did
-    not find it again.
+    Attributes:
+        key: id in the tracker; changes when a grounding renews the memory.
+        source_stamp_ns: stamp of the key frame whose point started the current memory.
+        seen_frame: last frame on which it was seen.
+        mask: (H, W) bool on `seen_frame`.
+        unseen_since_ns: stamp of the last followed frame on which it was seen; at first the newest stamp at creation.
+        seen_count: followed frames on which it was seen, without the catch-up.
+        misses: consecutive groundings that did not find it.
+        key_frame: last key frame on which it was seen.
+        key_mask: (H, W) bool on `key_frame`.
     """
 
     id: int
@@ -68,7 +77,7 @@ class LivingTarget:
     key_mask: np.ndarray | None = None
 
     def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
-        """Takes in the tracker's result on the next frame. A tentative target stays so until it is confirmed."""
+        """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed."""
         if is_seen(step, config):
             self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
@@ -82,18 +91,19 @@ class LivingTarget:
             self.state = TargetState.OCCLUDED
 
     def renew(self, candidate: Candidate) -> None:
-        """Goes on with a new grounding's memory and scores under the old id, label and category."""
+        """Continues with a new grounding's memory and scores; keeps id, label and category."""
         self.key, self.scores, self.source_stamp_ns = origin(candidate)
         self.misses = 0
 
     def on(self, frame: Frame) -> Target:
-        """As published for `frame`, the last one that was followed: all zero where it is not seen, or lost."""
-        is_there = self.seen_frame is frame and self.state is not TargetState.LOST
-        mask = self.mask if is_there else np.zeros(frame.size_hw, bool)
+        """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""
+        is_visible = self.seen_frame is frame and self.state is not TargetState.LOST
+        mask = self.mask if is_visible else np.zeros(frame.size_hw, bool)
         return Target(
             self.id, self.label, self.query_id, self.category, self.state, mask, self.scores, self.source_stamp_ns
         )
 
 
 def origin(candidate: Candidate) -> tuple[int, TrackletScores, int]:
+    """Tracker key, scores and source stamp in ns, which a target takes over from its candidate."""
     return candidate.key, candidate.tracklet.scores, candidate.source.stamp_ns

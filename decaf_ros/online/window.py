@@ -1,4 +1,4 @@
-"""The bounded past of one camera stream: the last frames, and the key frames that a query looks back over."""
+"""Bounded buffer of one camera stream: the last frames, and the key frames for the next grounding."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ _MIB = 2**20
 class FrameBuffer:
     """The last frames of one stream, oldest first, and its last key frames.
 
-    Bounded by `window.buffer_frames` and `window.buffer_mib`; the oldest frames go first and the newest one always
-    stays. Besides these, the last `window.size` key frames stay, also after they have left the buffer.
+    Bounded by `window.buffer_frames` and `window.buffer_mib`. The oldest frames are dropped first; the newest always
+    stays. The last `window.size` key frames stay even after they have left the buffer.
 
-    The key-frame clock runs on stamps: a tick every `window.keyframe_period_s`, and the first frame at or after a tick
-    becomes a key frame. Ticks keep their phase, so that camera jitter does not add up; after a gap of a period or more
-    they start anew at the first frame. A frame whose stamp is not later than the last one's is never a key frame.
+    The key-frame clock uses stamps. It ticks every `window.keyframe_period_s`; the first frame at or after a tick is a
+    key frame. Ticks keep their phase, so camera jitter does not accumulate; a frame late by a period or more restarts
+    them. A frame whose stamp is not later than the last key frame's is never a key frame.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class FrameBuffer:
 
     @property
     def nbytes(self) -> int:
-        """Pixels of the buffered frames; key frames that have left the buffer are not counted."""
+        """Image bytes of the buffered frames, without key frames that have left the buffer."""
         return self._nbytes
 
     @property
@@ -44,9 +44,9 @@ class FrameBuffer:
         return len(self._keyframes)
 
     def break_before(self, frame: Frame, config: WindowConfig) -> str:
-        """Why `frame` cannot continue this stream: another image size, or a stamp that jumps back. Empty if it can.
+        """The reason why `frame` cannot continue this stream (image size changed, or stamp jumped back), else "".
 
-        Less than `window.jump_back_s` is no jump: some drivers deliver frames out of order now and then.
+        Steps back of less than `window.jump_back_s` are allowed: some drivers deliver frames out of order.
         """
         newest = self.newest
         if newest is None:
@@ -60,10 +60,10 @@ class FrameBuffer:
         return ""
 
     def push(self, frame: Frame, config: WindowConfig) -> bool:
-        """Adds the newest frame; whether it became a key frame. Raises ValueError where `break_before` has a reason."""
+        """Adds a frame; returns whether it is a key frame. Raises ValueError if `break_before` gives a reason."""
         if reason := self.break_before(frame, config):
             raise ValueError(f"FrameBuffer.push: expected the next frame of one stream, but {reason}")
-        is_keyframe = self._ticks(frame, config)
+        is_keyframe = self._advance_clock(frame, config)
         if is_keyframe:
             self._keyframes.append(frame)
             while len(self._keyframes) > config.size:
@@ -76,7 +76,8 @@ class FrameBuffer:
             self._nbytes -= self._frames.popleft().image.nbytes
         return is_keyframe
 
-    def _ticks(self, frame: Frame, config: WindowConfig) -> bool:
+    def _advance_clock(self, frame: Frame, config: WindowConfig) -> bool:
+        """Whether `frame` is a key frame."""
         period_ns = round(config.keyframe_period_s * 1e9)
         if self._tick_ns is None:
             self._tick_ns = frame.stamp_ns
@@ -84,23 +85,23 @@ class FrameBuffer:
         due_ns = self._tick_ns + period_ns
         if frame.stamp_ns < due_ns or frame.stamp_ns <= self._keyframes[-1].stamp_ns:
             return False
-        late = frame.stamp_ns - due_ns >= period_ns
-        self._tick_ns = frame.stamp_ns if late else due_ns
+        missed_tick = frame.stamp_ns - due_ns >= period_ns
+        self._tick_ns = frame.stamp_ns if missed_tick else due_ns
         return True
 
     def window(self) -> Window:
-        """The last key frames; the last of them is the window's end, frames after it do not join.
-
-        Raises ValueError while there is no key frame.
-        """
+        """The last key frames. Raises ValueError without a key frame."""
         return Window(tuple(self._keyframes))
 
     def after(self, frame: Frame) -> list[Frame]:
-        """Buffered frames that arrived after `frame`, oldest first; all of them if `frame` has left the buffer."""
+        """Buffered frames that arrived after `frame`, oldest first; all if `frame` has left the buffer."""
         frames = list(self._frames)
-        position = next((place for place, kept in enumerate(frames) if kept is frame), -1)
-        return frames[position + 1 :]
+        index = next((index for index, buffered in enumerate(frames) if buffered is frame), -1)
+        return frames[index + 1 :]
 
     def clear(self) -> None:
-        """Forgets the stream, as if no frame had come."""
-        self.__init__()
+        """Forgets the stream."""
+        self._frames.clear()
+        self._keyframes.clear()
+        self._nbytes = 0
+        self._tick_ns = None
