@@ -1,4 +1,4 @@
-"""The command `decaf`. Its subcommands: the modules beside this one, and the entry points `decaf_ros.commands`."""
+"""The command `decaf`. Subcommands are the modules of this package and the entry points in `decaf_ros.commands`."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from importlib.metadata import entry_points
 from decaf_ros.cli import evaluate, parameters, replay, segment
 from decaf_ros.version import __version__
 
-# Other packages of the installation add subcommands by this group: functions like `segment.add_parser`.
+# Group in which other packages register subcommands: functions like `segment.add_parser`.
 ENTRY_POINTS = "decaf_ros.commands"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs a subcommand. Returns the exit status: 0, 1 for a failure (one line on stderr), 2 for bad usage."""
+    """Runs a subcommand. Returns 0, or 1 for a failure (one line on stderr). Bad usage exits with status 2."""
     parser = _parser()
-    given = parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
     try:
-        config = given.configure(given)
+        config = args.configure(args)
     except (OSError, ValueError) as error:
         parser.error(str(error))
     try:
-        return given.run(given, config) or 0
+        return args.run(args, config) or 0
     except (OSError, ValueError, RuntimeError) as error:  # torch reports a full GPU as a RuntimeError
         print(f"decaf: {' '.join(str(error).split())}", file=sys.stderr)
     except KeyboardInterrupt:
@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     for module in (segment, replay, evaluate, parameters):
         module.add_parser(commands)
-    # By name: a checkout and an installation beside it name the same ones.
+    # Unique by name: a checkout and an installation may both register the same commands.
     for point in {point.name: point for point in entry_points(group=ENTRY_POINTS)}.values():
         try:
             add_parser = point.load()

@@ -10,10 +10,10 @@ from decaf_ros.config import DecafConfig, options
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `parameters` to the commands of `decaf`."""
     parser = commands.add_parser("parameters", help="print the table of all parameters as Markdown")
-    parser.set_defaults(configure=lambda given: None, run=run)
+    parser.set_defaults(configure=lambda args: None, run=run)
 
 
-def run(given: argparse.Namespace, config: None) -> None:
+def run(args: argparse.Namespace, config: None) -> None:
     """Prints the table."""
     print(parameter_table(), end="")
 
@@ -24,8 +24,8 @@ def parameter_table() -> str:
         "# Parameters",
         "",
         "Made by `decaf parameters` from `decaf_ros/config.py`. The names are ROS parameters of the node, keys of the",
-        "YAML files in `config/` (one level a dot) and arguments of `decaf segment --set`. Live: may be changed while",
-        "the node runs; others take effect when it is configured.",
+        "YAML files in `config/` (one level per dot) and arguments of `decaf segment --set`. Live: may change while the",
+        "node runs; others take effect when it is configured.",
     ]
     stage = None
     for option in options(DecafConfig()):

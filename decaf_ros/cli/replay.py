@@ -1,4 +1,4 @@
-"""The command `decaf replay`: a bag through the node's handlers, with the same result every time."""
+"""The command `decaf replay`: plays a bag through the node's handlers, with reproducible results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class _AddQuery(argparse.Action):
 
 
 class _SetTime(argparse.Action):
-    """Sets the time of the query before it."""
+    """Sets the time of the preceding --query."""
 
     def __call__(
         self, parser: argparse.ArgumentParser, namespace: Any, seconds: Any, option: str | None = None
@@ -39,37 +39,37 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "replay",
         help="play a bag through the node's handlers into a new bag",
-        description="Plays a bag through the handlers of the node and writes everything that they publish to a new "
-        "bag. Drops no frame: the same bag gives the same masks and tracklets. Needs no ROS installation.",
+        description="Plays a bag through the node's handlers and writes everything that they publish to a new bag. "
+        "Drops no frame: the same bag gives the same masks and tracklets. Needs no ROS installation.",
     )
     parser.set_defaults(configure=read_config, run=run)
     add = parser.add_argument
     add("bag", type=Path, help="mcap or sqlite3 bag with raw or compressed images")
     add("--out", type=Path, required=True, help="folder of the new bag; must not exist")
     add("--query", action=_AddQuery, default=[], help="may be repeated; default: the queries recorded in the bag")
-    add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the query before it, from the start (0)")
+    add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the preceding query after the start (0)")
     add("--image-topic", "--topic", default="", help="default: the only image topic")
-    add("--namespace", type=_namespace, default="/decaf", help="of the query topic and of the outputs (%(default)s)")
-    add("--storage", choices=sorted(STORAGES), default="mcap", help="of the new bag (%(default)s)")
+    add("--namespace", type=_namespace, default="/decaf", help="namespace of query topic and outputs (%(default)s)")
+    add("--storage", choices=sorted(STORAGES), default="mcap", help="storage format of the new bag (%(default)s)")
     add("--overlay", action="store_true", help="write the overlay images too")
     add_config_arguments(parser, " (default: the defaults of docs/parameters.md, not config/decaf.yaml)")
 
 
-def run(given: argparse.Namespace, config: DecafConfig) -> int:
-    """The exit status: 1 if no frame could be used or a query failed. Raises OSError, ValueError or RuntimeError."""
-    # Imports torch, which takes seconds; `decaf --help` must not wait for it.
+def run(args: argparse.Namespace, config: DecafConfig) -> int:
+    """Returns the exit status: 1 if no frame was used or a query failed. Raises OSError, ValueError or RuntimeError."""
+    # These import torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.online.replay import TimedQuery, check_times, replay
     from decaf_ros.pipeline import Decaf
 
-    if given.out.exists():
-        raise FileExistsError(f"{given.out} exists already")
-    queries = [TimedQuery(*query) for query in given.query]
-    with BagReader(given.bag) as reader:
-        check_times(reader, queries, given.image_topic)  # before the models take their time to load
+    if args.out.exists():
+        raise FileExistsError(f"{args.out}: exists already")
+    queries = [TimedQuery(*query) for query in args.query]
+    with BagReader(args.bag) as reader:
+        check_times(reader, queries, args.image_topic)  # before the slow loading of the models
         decaf = Decaf.from_config(config)
-        with BagWriter(given.out, given.storage) as writer:
-            played = replay(decaf, reader, writer, queries, given.image_topic, given.namespace, given.overlay, _log)
-    print("\n".join(_summary(played, given.out)))
+        with BagWriter(args.out, args.storage) as writer:
+            played = replay(decaf, reader, writer, queries, args.image_topic, args.namespace, args.overlay, _log)
+    print("\n".join(_summary(played, args.out)))
     failed = any(event.state == QueryState.FAILED for event in played.answers)
     return 1 if failed or not played.statistics.used else 0
 
@@ -90,7 +90,7 @@ def _summary(played: Played, out: Path) -> Sequence[str]:
 
 
 def _namespace(name: str) -> str:
-    """With a leading and without a trailing slash; empty for the root."""
+    """`name` with a leading and without a trailing slash; empty for the root namespace."""
     return f"/{name.strip('/')}".rstrip("/")
 
 
