@@ -69,7 +69,7 @@ def test_frames_come_back_exactly(tmp_path, storage):
 
 
 @pytest.mark.parametrize("storage", list(STORAGES))
-def test_messages_are_in_order_of_recording(tmp_path, storage):
+def test_messages_come_in_recording_order(tmp_path, storage):
     with BagWriter(tmp_path / "bag", storage) as bag:
         for stamp in (30, 10, 20):
             bag.write_message("/b" if stamp == 10 else "/a", STRING(str(stamp)), START_NS + stamp)
@@ -79,7 +79,7 @@ def test_messages_are_in_order_of_recording(tmp_path, storage):
         assert list(bag.messages(["/nowhere"])) == []
 
 
-def test_stamps_are_the_headers_not_the_recording_times(tmp_path):
+def test_frames_have_header_stamps_not_recording_times(tmp_path):
     image = typestore().types["sensor_msgs/msg/CompressedImage"]
     data = np.frombuffer(cv2.imencode(".png", picture(9)[..., ::-1])[1].tobytes(), np.uint8)
     with BagWriter(tmp_path / "bag") as bag:
@@ -90,7 +90,7 @@ def test_stamps_are_the_headers_not_the_recording_times(tmp_path):
     np.testing.assert_array_equal(frame.image, picture(9))
 
 
-def test_choice_of_the_image_topic(tmp_path):
+def test_image_topic_selection(tmp_path):
     with BagWriter(tmp_path / "bag") as bag:
         for topic in ("/left", "/right"):
             bag.write_image(topic, picture(0), START_NS, "cam")
@@ -107,7 +107,7 @@ def test_choice_of_the_image_topic(tmp_path):
 
 
 def test_bag_without_definitions(tmp_path):
-    """As distributions before Iron record: no definitions in the file."""
+    """Distributions before Iron record no message definitions."""
     path = write_camera(tmp_path / "bag", "sqlite3")
     with sqlite3.connect(storage_file(path)) as database:
         database.execute("DELETE FROM message_definitions")
@@ -117,7 +117,7 @@ def test_bag_without_definitions(tmp_path):
 
 
 def test_bag_with_a_foreign_type(tmp_path):
-    """Its own definition is read, and it does not keep the images from being read."""
+    """The type is read with the definition embedded in the bag."""
     from rosbags.rosbag2 import Writer
 
     store = get_typestore(Stores.ROS2_HUMBLE)
@@ -142,7 +142,7 @@ def test_folder_without_metadata(tmp_path):
 
 
 @pytest.mark.parametrize("storage", list(STORAGES))
-def test_damaged_bags_are_named(tmp_path, storage):
+def test_a_damaged_bag_is_named_in_the_error(tmp_path, storage):
     path = storage_file(write_camera(tmp_path / "bag", storage, count=50))
     data = path.read_bytes()
     for cut in (0, 10, len(data) // 2, len(data) - 4096):
@@ -160,7 +160,7 @@ def test_missing_and_foreign_files(tmp_path):
     assert not is_bag(tmp_path / "notes.txt")
 
 
-def test_bad_image_is_named_with_its_place(tmp_path):
+def test_an_undecodable_image_is_named_with_its_index(tmp_path):
     image = typestore().types["sensor_msgs/msg/Image"]
     message = image(make_header(START_NS, "cam"), 4, 4, "rgb8", 0, 12, np.zeros(30, np.uint8))
     with BagWriter(tmp_path / "bag") as bag:
@@ -169,7 +169,7 @@ def test_bad_image_is_named_with_its_place(tmp_path):
         list(bag.frames())
 
 
-def test_bad_images_can_be_left_out(tmp_path):
+def test_undecodable_images_can_be_skipped(tmp_path):
     image = typestore().types["sensor_msgs/msg/Image"]
     short = image(make_header(START_NS, "cam"), 4, 4, "rgb8", 0, 12, np.zeros(30, np.uint8))
     with BagWriter(tmp_path / "bag") as bag:
@@ -177,10 +177,10 @@ def test_bad_images_can_be_left_out(tmp_path):
         bag.write_message("/camera/image", short, START_NS + 1)
         bag.write("/camera/image", image.__msgtype__, START_NS + 2, b"\0\1\0\0 cut off")
         bag.write_image("/camera/image", picture(3), START_NS + 3, "cam")
-    said = []
+    errors = []
     with BagReader(tmp_path / "bag") as bag:
-        assert [frame.index for frame in bag.frames(reject=said.append)] == [0, 3]
-    assert len(said) == 2 and "message 1: " in said[0] and "message 2: " in said[1]
+        assert [frame.index for frame in bag.frames(reject=errors.append)] == [0, 3]
+    assert len(errors) == 2 and "message 1: " in errors[0] and "message 2: " in errors[1]
 
 
 def test_writing_errors(tmp_path):
@@ -199,7 +199,7 @@ def test_writing_errors(tmp_path):
             bag.write_image("/image", np.zeros((4, 4, 4), np.uint8), START_NS, "cam")
 
 
-def test_an_error_leaves_what_was_written(tmp_path):
+def test_messages_before_an_error_stay_readable(tmp_path):
     with pytest.raises(RuntimeError), BagWriter(tmp_path / "bag") as bag:
         bag.write_message("/chatter", STRING("hello"), START_NS)
         raise RuntimeError
@@ -207,7 +207,7 @@ def test_an_error_leaves_what_was_written(tmp_path):
         assert len(list(bag.messages())) == 1
 
 
-def test_same_content_same_bytes(tmp_path):
+def test_equal_content_gives_equal_bytes(tmp_path):
     first, second = (storage_file(write_camera(tmp_path / name / "bag")) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
@@ -262,8 +262,8 @@ def test_outputs_as_messages(tmp_path):
 
 
 @pytest.mark.ros
-def test_outputs_are_those_of_the_node(tmp_path):
-    """Byte for byte, but for the padding between fields, which Fast CDR leaves as it was in memory."""
+def test_outputs_equal_those_of_the_node(tmp_path):
+    """Byte for byte except the padding between fields, which Fast CDR does not initialise."""
     pytest.importorskip("decaf_ros.msg")
     from rclpy.serialization import serialize_message
 
@@ -289,8 +289,8 @@ def without_padding(data: bytes, msgtype: str) -> bytes:
 
 
 @pytest.mark.ros
-def test_type_hashes_are_those_that_ros_generates(tmp_path):
-    """`ros2 bag play` and the graph compare them."""
+def test_type_hashes_equal_those_of_ros(tmp_path):
+    """`ros2 bag play` and ROS discovery compare them."""
     pytest.importorskip("decaf_ros.msg")
     from sensor_msgs.msg import Image
 
@@ -307,9 +307,9 @@ def test_type_hashes_are_those_that_ros_generates(tmp_path):
 
 
 def ros_type_hash(name: str) -> str:
-    """From the type description that rosidl installs beside the message."""
+    """Type hash from the type description that rosidl installs with the message."""
     package, _, message = name.split("/")
-    # The wheels' files lie in the virtual environment, which is no part of the path.
+    # Wheels install into the virtual environment, which AMENT_PREFIX_PATH does not contain.
     for prefix in (*os.environ["AMENT_PREFIX_PATH"].split(os.pathsep), sys.prefix):
         file = Path(prefix, "share", package, "msg", f"{message}.json")
         if file.is_file():

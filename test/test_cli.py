@@ -43,15 +43,15 @@ def bag(tmp_path) -> Path:
 
 @pytest.fixture
 def models(tiny_mllm_dir, tiny_sam2_dir) -> list[str]:
-    """Random models find nothing convincing: so that there are masks, something is always answered."""
+    """Random models find nothing convincing, so these settings accept every answer."""
     always = ["--set", "presence.threshold=0", "--set", "segmentation.fallback=best"]
     return ["--mllm", str(tiny_mllm_dir), "--sam2", str(tiny_sam2_dir), *always]
 
 
-def test_offline_video_to_everything(video, models, tmp_path, capsys):
+def test_offline_video_to_all_outputs(video, models, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
-    assert main([*given, "--set", "window.size=4"]) == 0
+    args = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
+    assert main([*args, "--set", "window.size=4"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["query"], summary["state"], summary["frames"]) == ("the red ball", "TRACKING", FRAMES)
     assert [state["state"] for state in summary["states"]] == ["RECEIVED", "GROUNDING", "TRACKING"]
@@ -73,10 +73,10 @@ def test_offline_video_to_everything(video, models, tmp_path, capsys):
 
 
 def test_online_bag_to_bag(bag, models, tmp_path):
-    """As a robot sees it: the answer comes in the middle of the clip, and each frame has its mask."""
+    """The answer comes in the middle of the clip, and every frame has its mask."""
     out = tmp_path / "out"
-    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), "--format", "bag", *models]
-    assert main([*given, "--set", "window.min_frames=3"]) == 0
+    args = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), "--format", "bag", *models]
+    assert main([*args, "--set", "window.min_frames=3"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert [state["state"] for state in summary["states"]] == ["RECEIVED", "GROUNDING", "TRACKING"]
     assert [state["stamp_ns"] for state in summary["states"][1:]] == [START_NS + 2 * STEP_NS] * 2
@@ -89,34 +89,34 @@ def test_online_bag_to_bag(bag, models, tmp_path):
             assert {header.frame_id for header in headers} == {"optical"}
 
 
-def test_a_clip_that_is_too_short_to_answer_says_so(bag, models, tmp_path):
+def test_a_clip_too_short_for_an_answer_cancels_the_query(bag, models, tmp_path):
     out = tmp_path / "out"
-    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), *models]
-    assert main([*given, "--duration", "1"]) == 0
+    args = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(out), *models]
+    assert main([*args, "--duration", "1"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["state"] == "CANCELLED" and "the clip ended before" in summary["answer"]
 
 
-def test_a_query_that_fails_is_a_failure(bag, models, tmp_path, capsys):
-    given = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(tmp_path / "out"), *models]
-    assert main([*given, "--set", "node.max_query_chars=5"]) == 1
+def test_a_failed_query_gives_exit_code_1(bag, models, tmp_path, capsys):
+    args = ["segment", str(bag), "--online", "--query", "the red ball", "--out", str(tmp_path / "out"), *models]
+    assert main([*args, "--set", "node.max_query_chars=5"]) == 1
     assert capsys.readouterr().err.splitlines()[-1].startswith("decaf: query: expected at most 5 characters")
 
 
 def test_a_failed_run_does_not_block_the_next(bag, models, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["segment", str(bag), "--query", "the red ball", "--out", str(out), "--duration", "1", *models]
-    assert main([*given, "--online", "--set", "node.max_query_chars=5", "--format", "both"]) == 1
+    args = ["segment", str(bag), "--query", "the red ball", "--out", str(out), "--duration", "1", *models]
+    assert main([*args, "--online", "--set", "node.max_query_chars=5", "--format", "both"]) == 1
     assert f"unfinished results are left in {out}; the next run into it replaces them" in capsys.readouterr().err
     assert (out / "UNFINISHED").exists() and (out / "outputs_bag").exists()
-    assert main([*given, "--format", "png"]) == 0
+    assert main([*args, "--format", "png"]) == 0
     assert f"replacing the unfinished results of an earlier run in {out}" in capsys.readouterr().err
     assert not (out / "UNFINISHED").exists() and not (out / "outputs_bag").exists()
-    assert main(given) == 1
+    assert main(args) == 1
     assert "exists and is not empty" in capsys.readouterr().err
 
 
-def test_an_unfinished_run_with_something_else_beside_it_is_not_touched(bag, tmp_path, capsys):
+def test_an_unfinished_run_with_other_files_is_kept(bag, tmp_path, capsys):
     for name in ("UNFINISHED", "notes.txt", "summary.json"):
         (tmp_path / name).write_text("mine")
     assert main(["segment", str(bag), "--query", "x", "--out", str(tmp_path)]) == 1
@@ -125,7 +125,7 @@ def test_an_unfinished_run_with_something_else_beside_it_is_not_touched(bag, tmp
 
 
 @pytest.mark.parametrize("mode", [[], ["--online"]])
-def test_images_that_cannot_be_decoded_are_left_out(models, tmp_path, capsys, mode):
+def test_undecodable_images_are_skipped(models, tmp_path, capsys, mode):
     with BagWriter(tmp_path / "bag") as file:
         for index in range(FRAMES):
             stamp_ns = START_NS + index * STEP_NS
@@ -137,14 +137,14 @@ def test_images_that_cannot_be_decoded_are_left_out(models, tmp_path, capsys, mo
             else:
                 file.write_image("/camera/image", picture(index), stamp_ns, "cam")
     out = tmp_path / "out"
-    given = ["segment", str(tmp_path / "bag"), "--query", "the red ball", "--out", str(out), *mode, *models]
-    assert main([*given, "--set", "window.min_frames=3", "--set", "window.size=3"]) == 0
+    args = ["segment", str(tmp_path / "bag"), "--query", "the red ball", "--out", str(out), *mode, *models]
+    assert main([*args, "--set", "window.min_frames=3", "--set", "window.size=3"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["frames"], summary["frames_rejected"], summary["state"]) == (FRAMES - 2, 2, "TRACKING")
     assert [int(file.stem) for file in sorted((out / "masks").iterdir())] == [0, 2, 3, 5, 6, 7]
-    said = capsys.readouterr().err
-    assert "warn: image left out: " in said and "message 4: image: expected" in said
-    assert "2 of the clip's images could not be decoded" in said
+    log = capsys.readouterr().err
+    assert "warn: image left out: " in log and "message 4: image: expected" in log
+    assert "2 of the clip's images could not be decoded" in log
 
 
 @pytest.fixture
@@ -156,38 +156,38 @@ def two_sizes(tmp_path) -> Path:
     return tmp_path / "two_sizes"
 
 
-def test_online_another_image_size_starts_anew(two_sizes, models, tmp_path, capsys):
+def test_online_a_new_image_size_resets_the_stream(two_sizes, models, tmp_path, capsys):
     out = tmp_path / "out"
-    given = ["segment", str(two_sizes), "--online", "--query", "the red ball", "--out", str(out), *models]
-    assert main([*given, "--set", "window.min_frames=3"]) == 0
+    args = ["segment", str(two_sizes), "--online", "--query", "the red ball", "--out", str(out), *models]
+    assert main([*args, "--set", "window.min_frames=3"]) == 0
     masks = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED).shape for file in sorted((out / "masks").iterdir())]
     assert masks == [(HEIGHT, WIDTH)] * 5 + [(96, 96)] * 3
     assert {frame.size_hw for frame in read_video(out / "overlay.mp4")} == {(HEIGHT, WIDTH)}
     assert "the stream starts anew" in capsys.readouterr().err
 
 
-def test_offline_another_image_size_is_named_before_the_models_are_loaded(two_sizes, tmp_path, capsys):
-    given = ["segment", str(two_sizes), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
-    assert main(given) == 1
+def test_offline_a_new_image_size_is_an_error_before_the_models_are_loaded(two_sizes, tmp_path, capsys):
+    args = ["segment", str(two_sizes), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
+    assert main(args) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "frame 5 (after 2.00 s): expected 192 x 128 px as before, got 96 x 96 px" in line
     assert not (tmp_path / "out").exists()
 
 
-def test_offline_a_stamp_that_jumps_back_is_named(tmp_path, capsys):
+def test_offline_a_stamp_that_jumps_back_is_an_error(tmp_path, capsys):
     with BagWriter(tmp_path / "bag") as file:
-        for place, step in enumerate((0, 1, 2, 2)):
-            file.write_image("/camera/image", picture(place), START_NS + step * STEP_NS, "cam")
-    given = ["segment", str(tmp_path / "bag"), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
-    assert main(given) == 1
+        for index, step in enumerate((0, 1, 2, 2)):
+            file.write_image("/camera/image", picture(index), START_NS + step * STEP_NS, "cam")
+    args = ["segment", str(tmp_path / "bag"), "--query", "x", "--out", str(tmp_path / "out"), "--mllm", "nowhere"]
+    assert main(args) == 1
     assert f"got {START_NS + 2 * STEP_NS} ns" in capsys.readouterr().err
 
 
 def test_every_target_has_its_own_label(video, models, tmp_path):
-    """The tiny model finds several objects where nearly everything passes."""
+    """With a threshold of 0 the tiny model finds several objects."""
     out = tmp_path / "out"
-    given = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
-    assert main([*given, "--set", "segmentation.tracklet_threshold=0", "--set", "window.size=4"]) == 0
+    args = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
+    assert main([*args, "--set", "segmentation.tracklet_threshold=0", "--set", "window.size=4"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     masks = np.stack([cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted((out / "masks").iterdir())])
     with BagReader(out / "outputs_bag") as outputs:
@@ -200,10 +200,10 @@ def test_every_target_has_its_own_label(video, models, tmp_path):
     assert len(np.unique(masks)) >= 3
 
 
-def test_not_found_is_told(video, models, tmp_path):
+def test_not_found_is_in_the_summary(video, models, tmp_path):
     out = tmp_path / "out"
-    given = ["segment", str(video), "--query", "the red ball", "--out", str(out), *models]
-    assert main([*given, "--set", "presence.threshold=1"]) == 0
+    args = ["segment", str(video), "--query", "the red ball", "--out", str(out), *models]
+    assert main([*args, "--set", "presence.threshold=1"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert (summary["state"], summary["frames_with_target"]) == ("NOT_FOUND", 0)
     assert "presence.threshold 1.00" in summary["answer"]
@@ -217,7 +217,7 @@ def test_part_of_a_clip(video, models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         (["nowhere.mp4", "--query", "x"], "nowhere.mp4: no such file or folder"),
         (["{video}", "--query", "  "], "--query: expected a text, got an empty one"),
@@ -228,17 +228,17 @@ def test_part_of_a_clip(video, models, tmp_path):
         (["{video}", "--query", "x", "--mllm", "{bag}", "--set", "mllm.local_files_only=true"], "ball_bag"),
     ],
 )
-def test_failures_are_one_line_and_exit_code_1(arguments, words, video, bag, tmp_path, capsys, monkeypatch):
+def test_failures_are_one_line_and_exit_code_1(arguments, message, video, bag, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.txt").write_text("no video")
-    places = {"video": video, "bag": bag, "notes": tmp_path / "notes.txt", "full": tmp_path}
-    assert main(["segment", *(argument.format(**places) for argument in arguments)]) == 1
+    paths = {"video": video, "bag": bag, "notes": tmp_path / "notes.txt", "full": tmp_path}
+    assert main(["segment", *(argument.format(**paths) for argument in arguments)]) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
-    assert last.startswith("decaf: ") and words in last
+    assert last.startswith("decaf: ") and message in last
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "message"),
     [
         ([], "the following arguments are required: command"),
         (["segment", "clip.mp4"], "the following arguments are required: --query"),
@@ -251,18 +251,18 @@ def test_failures_are_one_line_and_exit_code_1(arguments, words, video, bag, tmp
         (["segment", "clip.mp4", "--query", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_bad_usage_is_exit_code_2(arguments, words, capsys):
+def test_bad_usage_is_exit_code_2(arguments, message, capsys):
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
-    assert words in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_command_line_goes_over_the_file(video, models, tmp_path):
+def test_the_command_line_overrides_the_file(video, models, tmp_path):
     (tmp_path / "mine.yaml").write_text("/**: {ros__parameters: {window: {size: 5, min_frames: 2}}}")
     out = tmp_path / "out"
-    given = ["segment", str(video), "--query", "x", "--out", str(out), "--config", str(tmp_path / "mine.yaml"), *models]
-    assert main([*given, "--set", "window.size=3", "--set", "segmentation.point_threshold=9e-1"]) == 0
+    args = ["segment", str(video), "--query", "x", "--out", str(out), "--config", str(tmp_path / "mine.yaml"), *models]
+    assert main([*args, "--set", "window.size=3", "--set", "segmentation.point_threshold=9e-1"]) == 0
     parameters = json.loads((out / "summary.json").read_text())["parameters"]
     assert (parameters["window.size"], parameters["window.min_frames"]) == (3, 2)
     assert parameters["segmentation.point_threshold"] == 0.9
@@ -276,14 +276,13 @@ def test_version(capsys):
 
 
 def test_parameters_document_is_up_to_date(capsys):
-    """Made by `decaf parameters > docs/parameters.md`."""
+    """If this fails: `decaf parameters > docs/parameters.md`."""
     assert main(["parameters"]) == 0
     table = capsys.readouterr().out
     assert table == parameter_table() == (ROOT / "docs" / "parameters.md").read_text(encoding="utf-8")
     assert all(f"| `{option.name}` | `" in table for option in options(DecafConfig()))
 
 
-def test_help_needs_no_models():
-    """torch takes seconds to import."""
+def test_help_does_not_import_torch():
     code = "import sys, decaf_ros.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0

@@ -10,7 +10,7 @@ RGB = np.array([[[200, 10, 30], [0, 255, 0]], [[1, 2, 3], [90, 80, 70]], [[255, 
 
 
 def image(pixels: np.ndarray, encoding: str, padding: int = 0, /, **changes) -> SimpleNamespace:
-    """A message of `pixels` (rows first), each row padded by `padding` bytes of 0xAA."""
+    """An Image message of `pixels`, each row padded by `padding` bytes of 0xAA."""
     rows = np.ascontiguousarray(pixels).reshape(pixels.shape[0], -1).view(np.uint8)
     rows = np.pad(rows, ((0, 0), (0, padding)), constant_values=0xAA)
     height, width = pixels.shape[:2]
@@ -36,7 +36,7 @@ def compressed(suffix: str, pixels: np.ndarray, *options: int) -> SimpleNamespac
         ("bgr16", RGB[..., ::-1].astype(np.uint16) * 257),
     ],
 )
-def test_colour_encodings_give_the_same_picture(encoding, pixels, padding):
+def test_colour_encodings_give_the_same_image(encoding, pixels, padding):
     np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, padding)), RGB)
 
 
@@ -65,20 +65,20 @@ def test_bayer_colours_are_not_swapped(pattern, bits):
 
 
 @pytest.mark.parametrize("encoding", ["uyvy", "yuv422", "yuyv", "yuv422_yuy2"])
-def test_yuv_of_neutral_chroma_is_grey(encoding):
+def test_yuv_with_neutral_chroma_is_grey(encoding):
     luma_first = encoding.startswith("yuy") or encoding.endswith("yuy2")
     pixels = np.full((2, 4, 2), 128, np.uint8)
-    pixels[..., 0 if luma_first else 1] = 126  # luma of mid grey in the video range
+    pixels[..., 0 if luma_first else 1] = 126  # luma of mid grey, video range
     np.testing.assert_allclose(image_to_rgb(image(pixels, encoding)), 128, atol=2)
 
 
-def test_every_encoding_of_the_table_decodes():
+def test_every_listed_encoding_decodes():
     for encoding, size in ENCODINGS.items():
         data = np.zeros((4, 4 * size), np.uint8)
         assert image_to_rgb(image(data, encoding, width=4, step=4 * size)).shape == (4, 4, 3)
 
 
-def test_the_result_does_not_share_the_message_memory():
+def test_the_result_does_not_share_memory_with_the_message():
     message = image(RGB, "rgb8")
     message.data = bytearray(message.data)
     result = image_to_rgb(message)
@@ -87,7 +87,7 @@ def test_the_result_does_not_share_the_message_memory():
 
 
 @pytest.mark.parametrize(
-    ("changes", "words"),
+    ("changes", "message"),
     [
         ({"height": 0}, "at least 1, got 0 x 2"),
         ({"encoding": "32FC1"}, "got '32FC1'"),
@@ -99,17 +99,17 @@ def test_the_result_does_not_share_the_message_memory():
         ({"width": 2**31}, "step of at least"),
     ],
 )
-def test_lies_are_named(changes, words):
-    with pytest.raises(ValueError, match=words):
+def test_inconsistent_fields_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
         image_to_rgb(image(RGB, "rgb8", **changes))
 
 
-def test_odd_width_of_chroma_pairs():
+def test_odd_width_with_shared_chroma():
     with pytest.raises(ValueError, match="even width for uyvy, got 3"):
         check_image(2, 3, "uyvy", 6, 12)
 
 
-def test_check_image_returns_the_bytes_of_a_row():
+def test_check_image_returns_the_bytes_per_row():
     assert check_image(2, 10, "bgr8", 32, 64) == 30
 
 
@@ -131,7 +131,7 @@ def test_truncated_compressed(suffix):
         compressed_to_rgb(message)
 
 
-def test_no_picture():
+def test_data_that_is_no_image():
     with pytest.raises(ValueError, match="cannot decode .*compressedDepth"):
         compressed_to_rgb(SimpleNamespace(format="16UC1; compressedDepth", data=b"\0" * 100))
     with pytest.raises(ValueError, match="expected data, got none"):

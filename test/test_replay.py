@@ -1,4 +1,4 @@
-"""Replaying a bag through the node's handlers: every frame, every query, the same bytes each time."""
+"""Replay of a bag through the node's handlers: every frame, every query, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from decaf_ros.types import QueryState
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000
-# Recorded a little after they were exposed, as on a robot.
+# Recording time minus exposure time.
 DELAY_NS = 7_000_000
 SIZE_HW = (48, 64)
 
@@ -50,7 +50,7 @@ def _query(text: str):
 
 
 def _write(path: Path, messages: Sequence[tuple[str, object]], storage: str = "mcap") -> Path:
-    """A bag with one message every PERIOD_NS; messages of other topics than the camera's take no time."""
+    """A bag with a camera message every PERIOD_NS. Messages of other topics have the time of the previous one."""
     with BagWriter(path, storage) as writer:
         now_ns = START_NS + DELAY_NS
         for topic, message in messages:
@@ -81,7 +81,7 @@ def params_file(tiny_mllm_dir, tiny_sam2_dir, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def play(params_file, tmp_path):
-    """Runs the command on a bag; the exit code and the folder of the new bag."""
+    """Runs the command on a bag. Returns the exit code and the folder of the new bag."""
 
     def play_bag(bag: Path, *args: str, name: str = "out") -> tuple[int, Path]:
         out = tmp_path / name
@@ -103,12 +103,12 @@ def _states(bag: Path, query_id: str) -> list[int]:
     return [status.state for status in _messages(bag, "status") if status.query_id == query_id]
 
 
-def test_twice_the_same_bag_gives_the_same_bytes(play, tmp_path):
+def test_two_replays_give_the_same_bytes(play, tmp_path):
     bag = _write(tmp_path / "bag", _camera(*range(12)))
-    asked = ["--query", "the red disc", "--query", "the other disc", "--query-at", "0.3"]
+    queries = ["--query", "the red disc", "--query", "the other disc", "--query-at", "0.3"]
     runs = []
     for name in ("first", "second"):
-        code, out = play(bag, *asked, name=name)
+        code, out = play(bag, *queries, name=name)
         assert code == 0
         with BagReader(out) as reader:
             runs.append([message for message in reader.messages() if message.topic != "/decaf/status"])
@@ -119,7 +119,7 @@ def test_twice_the_same_bag_gives_the_same_bytes(play, tmp_path):
         "/decaf/tracklets",
         "/decaf/heatmaps",
     }
-    # Not for want of anything to differ in.
+    # Empty masks would be equal trivially.
     assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
 
 
@@ -137,10 +137,10 @@ def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
         assert [message.stamp_ns for message in after.messages(["/decaf/masks"])] == recorded
 
 
-def test_others_can_read_the_new_bag(play, tmp_path):
+def test_the_new_bag_is_readable_without_this_package(play, tmp_path):
     _, out = play(_write(tmp_path / "bag", _camera(*range(4))), "--query", "the red disc")
     assert (out / "metadata.yaml").is_file()
-    with AnyReader([out]) as reader:  # knows nothing of this package: the definitions are in the bag
+    with AnyReader([out]) as reader:  # takes the definitions from the bag
         read = {
             connection.topic: reader.deserialize(data, connection.msgtype) for connection, _, data in reader.messages()
         }
@@ -148,7 +148,7 @@ def test_others_can_read_the_new_bag(play, tmp_path):
     assert read["/decaf/tracklets"].tracklets[0].query_id == "q1"
 
 
-def test_the_queries_of_the_bag_are_asked_unless_others_are_given(play, tmp_path):
+def test_recorded_queries_are_used_unless_queries_are_given(play, tmp_path):
     messages = [*_camera(*range(4)), ("/decaf/query", _query("the red disc")), *_camera(*range(4, 8))]
     messages += [("/decaf/query", _query("")), *_camera(*range(8, 10))]
     bag = _write(tmp_path / "bag", messages)
@@ -166,7 +166,7 @@ def test_compressed_images_are_played(play, tmp_path):
     assert code == 0 and len(_messages(out, "masks")) == 5
 
 
-def test_bad_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
+def test_undecodable_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
     truncated = ("/camera/image", _image(4, data=np.zeros(100, np.uint8)))
     bag = _write(tmp_path / "bag", [*_camera(*range(4)), truncated, *_camera(*range(5, 8))])
     code, out = play(bag, "--query", "the red disc")
@@ -177,7 +177,7 @@ def test_bad_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
     assert printed.err.count("got 100") == 1
 
 
-def test_a_message_with_broken_bytes_is_rejected_and_the_rest_is_played(play, tmp_path, capsys):
+def test_unreadable_messages_are_rejected_and_the_rest_is_played(play, tmp_path, capsys):
     with BagWriter(tmp_path / "bag") as writer:
         for number in range(6):
             stamp = START_NS + number * PERIOD_NS
@@ -197,7 +197,7 @@ def test_a_message_with_broken_bytes_is_rejected_and_the_rest_is_played(play, tm
     assert printed.err.count("image rejected: ") == printed.err.count("query rejected: ") == 1
 
 
-def test_a_replay_that_breaks_off_answers_the_waiting_query(params_file, tmp_path):
+def test_a_failing_replay_answers_the_waiting_query(params_file, tmp_path):
     bag = _write(tmp_path / "bag", _camera(0))
     decaf = Decaf.from_config(load_config(params_file))
     queries = [TimedQuery("the red disc"), TimedQuery("too late", 99)]
@@ -217,14 +217,14 @@ def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, caps
     assert answers == [QueryState.TRACKING]
 
 
-def test_a_query_that_still_waits_at_the_end_is_answered(play, tmp_path, capsys):
+def test_a_query_waiting_at_the_end_is_answered(play, tmp_path, capsys):
     code, out = play(_write(tmp_path / "bag", _camera(0)), "--query", "the red disc")
     assert code == 0
     assert _states(out, "q1") == [QueryState.RECEIVED, QueryState.CANCELLED]
     assert "CANCELLED: the bag has ended" in capsys.readouterr().out
 
 
-def test_the_summary_tells_queries_answers_and_stage_times(play, tmp_path, capsys):
+def test_the_summary_has_queries_answers_and_stage_times(play, tmp_path, capsys):
     play(_write(tmp_path / "bag", _camera(*range(4))), "--query", "the red disc")
     printed = capsys.readouterr().out
     assert "frames: 4 used, 0 rejected" in printed
@@ -234,20 +234,20 @@ def test_the_summary_tells_queries_answers_and_stage_times(play, tmp_path, capsy
 
 
 @pytest.mark.parametrize(
-    "args, said",
+    "args, message",
     [
         (["--image-topic", "/nowhere"], "no image topic /nowhere"),
         (["--query", "too late", "--query-at", "99"], "got 'too late' at 99 s"),
         (["--query", "never", "--query-at", "nan", "--query", "now"], "got 'never' at nan s"),
     ],
 )
-def test_what_cannot_be_played_is_told_in_a_line(play, tmp_path, capsys, args, said):
+def test_invalid_arguments_write_no_bag(play, tmp_path, capsys, args, message):
     code, out = play(_write(tmp_path / "bag", _camera(0, 1)), *args)
     assert code == 1 and not out.exists()
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_folder_that_is_no_bag_and_one_that_exists(play, tmp_path, capsys):
+def test_a_folder_that_is_no_bag_and_an_existing_output_folder(play, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert play(tmp_path / "empty")[0] == 1
     (tmp_path / "out").mkdir()
@@ -261,8 +261,8 @@ def test_options(capsys):
 
     options = parse(["bag", "--out", "o", "--query", "a", "--query", "b", "--query-at", "2", "--query", "c"])
     assert options.query == [("a", 0.0), ("b", 2.0), ("c", 0.0)]
-    for given, meant in (("a/b/", "/a/b"), ("/a", "/a"), ("/", "")):
-        assert parse(["bag", "--out", "o", "--namespace", given]).namespace == meant
+    for argument, namespace in (("a/b/", "/a/b"), ("/a", "/a"), ("/", "")):
+        assert parse(["bag", "--out", "o", "--namespace", argument]).namespace == namespace
     with pytest.raises(SystemExit):
         parse(["bag", "--out", "o", "--query-at", "2", "--query", "a"])
     assert "expected --query before --query-at" in capsys.readouterr().err

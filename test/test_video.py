@@ -6,7 +6,7 @@ from decaf_ros.io.video import VideoWriter, frame_rate, letterboxed, read_video
 
 
 def picture(index: int, height: int = 48, width: int = 64) -> np.ndarray:
-    """A red square that moves to the right over blue."""
+    """A red square on blue that moves to the right."""
     image = np.full((height, width, 3), (10, 20, 160), np.uint8)
     image[16:32, 4 * index : 4 * index + 16] = (220, 30, 20)
     return image
@@ -20,7 +20,7 @@ def write(path, count: int, step_ns: int = 50_000_000, **size):
 
 
 @pytest.mark.parametrize("count", [1, 5, 40])
-def test_what_is_written_is_read(tmp_path, count):
+def test_written_frames_are_read_back(tmp_path, count):
     frames = list(read_video(write(tmp_path / "clip.mp4", count), frame_id="optical"))
     assert [frame.index for frame in frames] == list(range(count))
     assert frames[-1].frame_id == "optical" and frames[0].stamp_ns == 0
@@ -30,19 +30,19 @@ def test_what_is_written_is_read(tmp_path, count):
     assert np.abs(frames[0].image.astype(int) - picture(0)).mean() < 8
 
 
-def test_missing_frames_stand_still(tmp_path):
-    """Stamps at 20 Hz with a hole of half a second, jitter, and a jump of an hour that is cut out."""
+def test_missing_frames_repeat_the_previous_one(tmp_path):
+    """Stamps at 20 Hz with a gap of half a second, jitter, and a jump of an hour that is cut out."""
     stamps_ms = [0, 50, 100, 149, 200, 700, 751, 800, 3_600_000, 3_600_050]
     with VideoWriter(tmp_path / "clip.mp4") as video:
         for index, stamp_ms in enumerate(stamps_ms):
             video.write(picture(index), stamp_ms * 1_000_000)
     frames = list(read_video(tmp_path / "clip.mp4"))
     assert len(frames) == len(stamps_ms) + 9
-    for place, index in ((4, 4), (13, 4), (14, 5), (18, 9)):
-        assert np.abs(frames[place].image.astype(int) - picture(index)).mean() < 8
+    for number, index in ((4, 4), (13, 4), (14, 5), (18, 9)):
+        assert np.abs(frames[number].image.astype(int) - picture(index)).mean() < 8
 
 
-def test_the_codec_is_the_one_that_is_named(tmp_path):
+def test_the_codec_is_mpeg4_part_2(tmp_path):
     capture = cv2.VideoCapture(str(write(tmp_path / "clip.mp4", 3)))
     fourcc = int(capture.get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode()
     assert fourcc in ("mp4v", "FMP4")
@@ -53,15 +53,15 @@ def test_odd_sizes_are_made_even(tmp_path):
     assert frame.image.shape == (50, 64, 3)
 
 
-def test_frames_of_another_form(tmp_path):
+def test_wrong_image_shape(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4") as video:
         video.write(picture(0), 0)
         with pytest.raises(ValueError, match="expected an .* uint8 frame"):
             video.write(picture(1)[..., 0], 1)
 
 
-def test_frames_of_another_size_are_fitted_in(tmp_path):
-    """A camera that changes its resolution: the film goes on in the size that it began with."""
+def test_frames_of_another_size_are_letterboxed(tmp_path):
+    """The camera changes its resolution; the video keeps its initial size."""
     with VideoWriter(tmp_path / "clip.mp4") as video:
         for index in range(4):
             image = picture(index) if index < 2 else np.full((96, 192, 3), (200, 200, 200), np.uint8)
@@ -83,7 +83,7 @@ def test_letterbox(size_hw, rows, columns):
     np.testing.assert_array_equal(fitted, expected)
 
 
-def test_no_frame_no_file(tmp_path):
+def test_no_file_without_a_frame(tmp_path):
     VideoWriter(tmp_path / "clip.mp4").close()
     assert not (tmp_path / "clip.mp4").exists()
 
@@ -120,7 +120,7 @@ def test_reading_errors(tmp_path):
 
 
 def test_video_without_a_frame(tmp_path):
-    """A header whose pictures are lost."""
+    """The header is intact but the frame data is zero."""
     path = write(tmp_path / "clip.mp4", 5)
     data = bytearray(path.read_bytes())
     begin = data.index(b"mdat") + 4

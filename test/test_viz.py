@@ -33,10 +33,10 @@ def result(*targets: Target) -> FrameResult:
 
 
 def test_overlay_draws_on_a_copy_of_the_frame():
-    one = result(target(1, (200, 60, 60, 40)))
-    drawn = overlay(one, "TRACKING")
+    frame_result = result(target(1, (200, 60, 60, 40)))
+    drawn = overlay(frame_result, "TRACKING")
     assert drawn.shape == GREY.shape and drawn.dtype == np.uint8
-    np.testing.assert_array_equal(one.frame.image, GREY)
+    np.testing.assert_array_equal(frame_result.frame.image, GREY)
 
 
 def test_overlay_marks_the_mask_and_nothing_far_from_it():
@@ -45,13 +45,13 @@ def test_overlay_marks_the_mask_and_nothing_far_from_it():
     np.testing.assert_allclose(drawn[80, 230], tinted, atol=1)
     edge = drawn[80, 195:206]
     assert (np.abs(edge - target_color(1)).sum(axis=1) < 30).any(), "the outline has the target's colour"
-    assert (edge.sum(axis=1) < 220).any(), "and a dark rim"
+    assert (edge.sum(axis=1) < 220).any(), "the outline has a dark rim"
     np.testing.assert_array_equal(drawn[30:, :150], GREY[30:, :150])
 
 
 def test_bar_has_query_and_state():
     empty = overlay(result())
-    assert (empty[:20, :100] > 200).any(), "it says that there is no query"
+    assert (empty[:20, :100] > 200).any(), "the bar shows that there is no query"
     assert not (empty[:20, 200:] > 200).any()
     assert (overlay(result(), "NOT_FOUND")[:20, 200:, 0] > 180).any()
     np.testing.assert_array_equal(empty[40:], GREY[40:])
@@ -62,10 +62,10 @@ def test_colours_are_stable_and_distinct():
     assert target_color(3) == target_color(3 + len(PALETTE))
     assert len({target_color(target_id) for target_id in range(len(PALETTE))}) == len(PALETTE)
     luma = np.array([np.dot(color, (0.299, 0.587, 0.114)) for color in PALETTE])
-    assert np.abs(luma - np.roll(luma, 1)).min() > 30, "neighbours differ without colour too"
+    assert np.abs(luma - np.roll(luma, 1)).min() > 30, "neighbours differ in lightness"
 
 
-def test_hidden_targets_are_named_at_the_bottom():
+def test_hidden_targets_are_listed_at_the_bottom():
     drawn = overlay(result(target(1, (0, 0, 0, 0), state=TargetState.OCCLUDED)))
     assert (drawn[-20:, :80] > 200).any() and (drawn[60:90] == 100).all()
 
@@ -73,15 +73,15 @@ def test_hidden_targets_are_named_at_the_bottom():
 def test_overlapping_tags_are_moved_apart():
     boxes = [(50, 60, 40, 40), (52, 60, 40, 40)]
     drawn = overlay(result(*(target(number, box) for number, box in enumerate(boxes, 1))))
-    ground = [(np.abs(drawn.astype(int) - target_color(number)).sum(axis=2) < 3).sum() for number in (1, 2)]
-    assert min(ground) > 400, "both tags show their ground"
+    areas = [(np.abs(drawn.astype(int) - target_color(number)).sum(axis=2) < 3).sum() for number in (1, 2)]
+    assert min(areas) > 400, "both tags are visible"
 
 
-def test_everything_fits_into_a_small_frame_with_long_texts():
+def test_long_texts_fit_into_a_small_frame():
     tiny = np.zeros((24, 32, 3), np.uint8)
     mask = np.ones((24, 32), bool)
-    one = target(1, (0, 0, 1, 1), mask=mask, category="x" * 300)
-    frame_result = FrameResult(Frame(tiny, 0), mask.astype(np.uint8), Query("q", "word " * 300), (one,))
+    mug = target(1, (0, 0, 1, 1), mask=mask, category="x" * 300)
+    frame_result = FrameResult(Frame(tiny, 0), mask.astype(np.uint8), Query("q", "word " * 300), (mug,))
     assert overlay(frame_result, "TRACKING").shape == tiny.shape
 
 
@@ -113,17 +113,16 @@ def test_contact_sheet_shrinks_wide_images():
 
 
 @pytest.mark.parametrize(
-    ("images", "columns", "captions", "words"),
+    ("images", "columns", "captions", "message"),
     [([], 2, [], "got 0 and 2"), ([GREY], 0, [], "got 1 and 0"), ([GREY], 1, ["a", "b"], "expected 1 captions, got 2")],
 )
-def test_contact_sheet_errors(images, columns, captions, words):
-    with pytest.raises(ValueError, match=words):
+def test_contact_sheet_errors(images, columns, captions, message):
+    with pytest.raises(ValueError, match=message):
         contact_sheet(images, columns, captions)
 
 
 def test_a_tag_does_not_cover_its_target_under_the_bar():
-    one = target(1, (100, 0, 60, 34))
-    drawn = overlay(result(one)).astype(int)
+    drawn = overlay(result(target(1, (100, 0, 60, 34)))).astype(int)
     covered = np.abs(drawn - target_color(1)).sum(axis=2) < 3
     assert covered[38:54, 104:150].mean() > 0.5, "the tag is below the target"
     assert covered[24:30, 110:150].mean() < 0.1

@@ -47,7 +47,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("bag", type=Path, help="mcap or sqlite3 bag with raw or compressed images")
     add("--out", type=Path, required=True, help="folder of the new bag; must not exist")
     add("--query", action=_AddQuery, default=[], help="may be repeated; default: the queries recorded in the bag")
-    add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the preceding query after the start (0)")
+    add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the preceding query from the start (0)")
     add("--image-topic", "--topic", default="", help="default: the only image topic")
     add("--namespace", type=_namespace, default="/decaf", help="namespace of query topic and outputs (%(default)s)")
     add("--storage", choices=sorted(STORAGES), default="mcap", help="storage format of the new bag (%(default)s)")
