@@ -1,4 +1,4 @@
-"""Catch-up: thinning, groups by source frame, frames that arrive meanwhile, a source that has left the buffer."""
+"""Catch-up: thinning, groups by source frame, frames that arrive meanwhile, sources that have left the buffer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WORLD = World(a=lambda time_s: (round((time_s - 100) * 4), 0), b=lambda time_s: 
 
 
 class Stepwise(WorldTracker):
-    """Notes the frame numbers that it is stepped through, and those on which objects join."""
+    """Logs the frame indices of each `step` and `add`."""
 
     def __init__(self, sam2: World) -> None:
         super().__init__(sam2)
@@ -31,31 +31,31 @@ class Stepwise(WorldTracker):
 
     @property
     def steps(self) -> list[int]:
-        return [number for kind, number in self.log if kind == "step"]
+        return [index for kind, index in self.log if kind == "step"]
 
 
 def _stream(count: int, **changes) -> tuple[FrameBuffer, list]:
     buffer, frames = FrameBuffer(), [frame(number) for number in range(count)]
-    for one in frames:
-        buffer.push(one, settings(**changes).window)
+    for pushed in frames:
+        buffer.push(pushed, settings(**changes).window)
     return buffer, frames
 
 
 def _candidate(key: int, name: str, window: Window, source: int) -> Candidate:
-    masks = np.stack([WORLD.mask(name, one) for one in window.frames])
+    masks = np.stack([WORLD.mask(name, key_frame) for key_frame in window.frames])
     scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
     return Candidate(key, Tracklet(masks, source, (0.5, 0.5), scores, 1.0, 3.0), window.frames)
 
 
-def _run(tracker, candidates, window, buffer, watched=(), pause=lambda: None, **changes):
-    catch_up(tracker, candidates, window, buffer, settings(**changes).tracking, lambda: watched, pause)
+def _run(tracker, candidates, window, buffer, compared=(), pause=lambda: None, **changes):
+    catch_up(tracker, candidates, window, buffer, settings(**changes).tracking, lambda: compared, pause)
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 129, 600])
-@pytest.mark.parametrize("most", [1, 3, 64])
-def test_thin_is_even_and_keeps_order_and_the_newest(count, most):
-    numbers = thin(list(range(count)), most)
-    assert len(numbers) == min(count, most)
+@pytest.mark.parametrize("max_count", [1, 3, 64])
+def test_thin_is_even_and_keeps_order_and_the_newest(count, max_count):
+    numbers = thin(list(range(count)), max_count)
+    assert len(numbers) == min(count, max_count)
     assert numbers[-1] == count - 1
     gaps = np.diff([-1, *numbers])
     assert gaps.min() >= 1 and gaps.max() - gaps.min() <= 1
@@ -65,13 +65,13 @@ def test_thin_nothing():
     assert thin([], 5) == []
 
 
-def test_objects_join_at_their_source_and_reach_the_newest_frame():
+def test_objects_start_at_their_source_and_reach_the_newest_frame():
     buffer, frames = _stream(13)
     window = buffer.window()
-    assert [one.index for one in window.frames] == [0, 5, 10]
+    assert [key_frame.index for key_frame in window.frames] == [0, 5, 10]
     tracker = Stepwise(WORLD)
     candidates = [_candidate(0, "a", window, 2), _candidate(1, "b", window, 1)]
-    _run(tracker, candidates, window, buffer, watched=[frames[12]])
+    _run(tracker, candidates, window, buffer, compared=[frames[12]])
     assert tracker.log == [
         ("add", 5),
         *[("step", number) for number in (6, 7, 8, 9, 10)],
@@ -86,12 +86,12 @@ def test_objects_join_at_their_source_and_reach_the_newest_frame():
         assert set(candidate.masks) == {*window.frames, frames[12]}
 
 
-def test_at_most_catch_up_frames_besides_the_watched_ones():
+def test_at_most_catch_up_frames_plus_the_comparison_frames():
     buffer, frames = _stream(41)
     window = Window((frames[0],))
     tracker = Stepwise(WORLD)
     candidate = _candidate(0, "a", window, 0)
-    _run(tracker, [candidate], window, buffer, watched=[frames[7]], tracking__catch_up_frames=4)
+    _run(tracker, [candidate], window, buffer, compared=[frames[7]], tracking__catch_up_frames=4)
     assert tracker.steps == [7, 10, 20, 30, 40]
     assert set(candidate.masks) == {frames[0], frames[7]}
 
@@ -106,10 +106,10 @@ def test_a_source_on_the_newest_frame_needs_no_step():
     assert candidate.masks.keys() == {frames[0], frames[5]}
 
 
-def test_key_frames_that_left_the_buffer_still_serve():
+def test_key_frames_that_left_the_buffer_are_stepped_through():
     buffer, _ = _stream(24, window__buffer_frames=3)
     window = buffer.window()
-    assert [one.index for one in window.frames] == [0, 5, 10, 15, 20]
+    assert [key_frame.index for key_frame in window.frames] == [0, 5, 10, 15, 20]
     tracker = Stepwise(WORLD)
     _run(tracker, [_candidate(0, "a", window, 1), _candidate(1, "b", window, 3)], window, buffer)
     assert tracker.log == [
@@ -136,10 +136,10 @@ def test_frames_that_arrive_meanwhile_are_caught_up_with():
             break
 
     _run(tracker, [_candidate(0, "a", window, 0)], window, buffer, pause=pause)
-    assert tracker.steps == [*range(1, 9), 9, 10]  # pauses after the steps 4 and 8 let two more in
+    assert tracker.steps == [*range(1, 9), 9, 10]  # one frame arrives in each pause, after steps 4 and 8
 
 
-def test_a_stream_that_is_faster_than_the_catch_up_does_not_hold_it_up_for_ever():
+def test_the_catch_up_ends_even_if_the_stream_is_faster():
     buffer, frames = _stream(9)
     window = Window((frames[0],))
     tracker = Stepwise(WORLD)
@@ -154,7 +154,7 @@ def test_a_stream_that_is_faster_than_the_catch_up_does_not_hold_it_up_for_ever(
     assert len(tracker.steps) <= 8 * 64
 
 
-def test_a_hidden_object_keeps_its_last_sight():
+def test_a_hidden_object_keeps_its_last_seen_mask():
     world = World(a=lambda time_s: (0, 0) if time_s < 100.35 else None)
     buffer, frames = _stream(8)
     window = Window((frames[0],))
@@ -162,6 +162,6 @@ def test_a_hidden_object_keeps_its_last_sight():
     candidate = Candidate(
         0, Tracklet(masks, 0, (0.5, 0.5), TrackletScores(0.9, 0.9, 0.9, 0.9), 1.0, 3.0), window.frames
     )
-    _run(WorldTracker(world), [candidate], window, buffer, watched=[frames[2], frames[7]])
+    _run(WorldTracker(world), [candidate], window, buffer, compared=[frames[2], frames[7]])
     assert candidate.seen_frame is frames[3]
     assert set(candidate.masks) == {frames[0], frames[2]}

@@ -1,4 +1,4 @@
-"""Messages to frames and results to messages, with real messages."""
+"""Conversion of ROS messages to frames and of outputs to ROS messages."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def test_a_frame_keeps_pixels_stamp_and_frame_id():
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "fields, message",
     [
         ({"data": array.array("B", bytes(71))}, "expected 72 bytes of data (4 rows of step 18), got 71"),
         ({"step": 17}, "expected a step of at least 18 bytes"),
@@ -69,13 +69,13 @@ def test_a_frame_keeps_pixels_stamp_and_frame_id():
         ({"height": 0}, "got 0 x 6"),
     ],
 )
-def test_a_message_that_lies_is_refused_with_what_was_expected_and_what_came(fields, said):
+def test_an_inconsistent_image_raises_with_expected_and_received_values(fields, message):
     with pytest.raises(ValueError) as caught:
         frame_from_message(_message(RGB, **{"encoding": "rgb8"} | fields), 0)
-    assert said in str(caught.value)
+    assert message in str(caught.value)
 
 
-def test_a_compressed_image_is_decoded_and_a_cut_off_one_refused():
+def test_a_compressed_image_is_decoded_and_a_truncated_one_raises():
     picture = cv2.resize(RGB, (64, 48))
     data = cv2.imencode(".png", picture[:, :, ::-1])[1].tobytes()
     message = CompressedImage(format="rgb8; png compressed bgr8", data=array.array("B", data))
@@ -87,7 +87,7 @@ def test_a_compressed_image_is_decoded_and_a_cut_off_one_refused():
 
 
 @pytest.mark.parametrize("nanoseconds", [0, 1, STAMP_NS, (2**31 - 1) * 10**9 + 999_999_999])
-def test_stamps_survive_to_the_nanosecond(nanoseconds):
+def test_stamps_are_exact_to_the_nanosecond(nanoseconds):
     assert stamp_ns(time_message(nanoseconds)) == nanoseconds
 
 
@@ -113,7 +113,7 @@ def test_masks_hold_labels_and_the_target_mask_their_union():
         assert np.array_equal(np.frombuffer(message.data, np.uint8).reshape(4, 6), np.where(_result().labels, value, 0))
 
 
-def test_tracklets_say_where_each_target_is():
+def test_tracklets_have_box_and_scores_of_each_target():
     message = _messages(_result())["tracklets"]
     assert stamp_ns(message.header.stamp) == STAMP_NS
     assert (message.header.frame_id, message.query_id, message.query) == ("camera_optical", "q1", "the mug")
@@ -126,7 +126,7 @@ def test_tracklets_say_where_each_target_is():
     assert (hidden.id, hidden.label, hidden.state, hidden.area) == (300, 255, Tracklet.STATE_OCCLUDED, 0)
 
 
-def test_nothing_tracked_is_an_empty_array_and_a_black_mask():
+def test_without_targets_the_array_and_the_mask_are_empty():
     result = FrameResult(FRAME, np.zeros((4, 6), np.uint8))
     message = _messages(result)["tracklets"]
     assert (message.tracklets, message.query_id) == ([], "")
@@ -158,13 +158,13 @@ def _event(**changes) -> QueryEvent:
     return QueryEvent(**(fields | changes))
 
 
-def test_a_status_says_all_that_the_event_says():
+def test_a_status_has_all_fields_of_the_event():
     message = _messages(_event())["status"]
     assert (message.query_id, message.query, message.state) == ("q4", "the mug", QueryStatus.TRACKING)
     assert (message.text, message.category, message.presence) == ("tracking 1 target", "mug", 0.5)
     parts = ("contrast", "separation", "consistency", "agreement", "iou", "object")
-    said = [getattr(message, f"presence_{part}") for part in parts]
-    assert said == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75]
+    values = [getattr(message, f"presence_{part}") for part in parts]
+    assert values == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75]
     assert stamp_ns(message.window_start) == STAMP_NS - 10**9
     assert [(stage.stage, stage.milliseconds) for stage in message.stage_times] == [("points", 1.5), ("tracklets", 20)]
     assert list(message.tracklet_ids) == [3, 5]
@@ -173,16 +173,16 @@ def test_a_status_says_all_that_the_event_says():
 
 
 @pytest.mark.parametrize("state, length", [(QueryState.RECEIVED, 5000), (QueryState.FAILED, 221)])
-def test_only_a_query_that_failed_is_cut(state, length):
+def test_only_a_failed_query_is_shortened(state, length):
     query = _messages(_event(query=Query("q1", "mug !" * 1000), state=state))["status"].query
     assert len(query) == length and query.startswith("mug !mug !")
 
 
 @pytest.mark.parametrize("state", list(QueryState))
-def test_states_have_the_numbers_of_the_message(state):
+def test_states_equal_the_constants_of_the_message(state):
     assert getattr(QueryStatus, state.name) == state
 
 
 @pytest.mark.parametrize("state", list(TargetState))
-def test_target_states_have_the_numbers_of_the_message(state):
+def test_target_states_equal_the_constants_of_the_message(state):
     assert getattr(Tracklet, f"STATE_{state.name}") == state

@@ -1,4 +1,4 @@
-"""From messages to messages with tiny models: what is published for each frame and query, and for bad input."""
+"""Handlers with tiny models: the messages published for frames, queries and invalid input."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def models(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
 
 
 class Run:
-    """Handlers, and what they published and logged, in order."""
+    """Handlers with a record of their published messages and log lines, in order."""
 
     def __init__(self, decaf: Decaf, **options) -> None:
         self.published: list[tuple[str, object]] = []
@@ -100,7 +100,7 @@ def run(models) -> Run:
 
 
 def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
-    """Frame `number` of a camera that a disc passes by."""
+    """Frame `number` of a camera; a disc moves to the right."""
     pixels = np.full((*size_hw, 3), 40, np.uint8)
     cv2.circle(pixels, (10 + 2 * number, size_hw[0] // 2), 8, (230, 60, 30), cv2.FILLED)
     message = Image(height=size_hw[0], width=size_hw[1], encoding="rgb8", step=3 * size_hw[1])
@@ -111,7 +111,7 @@ def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
     return message
 
 
-def test_every_used_frame_gets_one_mask_one_target_mask_and_one_array_with_its_header(run):
+def test_every_used_frame_gets_one_message_per_topic_with_its_header(run):
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     run.show(*map(image, range(4, 8)))
@@ -132,14 +132,14 @@ def test_every_used_frame_gets_one_mask_one_target_mask_and_one_array_with_its_h
     assert [stage for stage, _ in run.handlers.statistics.stage_ms][-1] == "catch_up"
 
 
-def test_overlay_and_heatmaps_are_made_only_for_those_who_look(models):
+def test_overlay_and_heatmaps_are_published_only_if_wanted(models):
     run = Run(models, is_wanted=lambda topic: False)
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}
 
 
-def test_compressed_images_come_out_like_raw_ones(run):
+def test_compressed_images_give_the_same_result_as_raw_ones(run):
     pixels = np.frombuffer(image(0).data, np.uint8).reshape(48, 64, 3)
     data = cv2.imencode(".png", pixels[:, :, ::-1])[1].tobytes()
     message = CompressedImage(header=image(0).header, format="png", data=array.array("B", data))
@@ -150,24 +150,24 @@ def test_compressed_images_come_out_like_raw_ones(run):
 
 BAD_IMAGES = {
     "truncated": ({"data": array.array("B", bytes(100))}, "expected 9216 bytes of data (48 rows of step 192), got 100"),
-    "lying step": ({"step": 100}, "expected a step of at least 192 bytes"),
+    "step too short": ({"step": 100}, "expected a step of at least 192 bytes"),
     "unknown encoding": ({"encoding": "rgb99"}, "got 'rgb99'"),
     "empty": ({"height": 0, "data": array.array("B")}, "got 0 x 64"),
 }
 
 
-@pytest.mark.parametrize("changes, said", BAD_IMAGES.values(), ids=BAD_IMAGES)
-def test_a_bad_image_is_one_log_line_and_a_count_and_the_stream_goes_on(run, changes, said):
+@pytest.mark.parametrize("changes, message", BAD_IMAGES.values(), ids=BAD_IMAGES)
+def test_bad_images_give_one_log_line_and_a_count_and_the_stream_continues(run, changes, message):
     run.show(image(0), *(image(number, **changes) for number in range(1, 6)), image(6))
     (line,) = run.warnings()
-    assert line.startswith("image rejected: ") and said in line
+    assert line.startswith("image rejected: ") and message in line
     assert run.stamps("masks") == [START_NS, START_NS + 6 * PERIOD_NS]
-    told = run.handlers.statistics
-    assert (told.used, told.rejected) == (2, 5)
-    assert said in told.problem.text
+    statistics = run.handlers.statistics
+    assert (statistics.used, statistics.rejected) == (2, 5)
+    assert message in statistics.problem.text
 
 
-def test_what_repeats_is_told_again_after_a_while_with_its_number(run, monkeypatch):
+def test_repeated_warnings_are_throttled_and_counted(run, monkeypatch):
     monkeypatch.setattr(handlers_module, "LOG_PERIOD_S", 0.0)
     run.show(image(0, step=1))
     monkeypatch.setattr(handlers_module, "LOG_PERIOD_S", 1e9)
@@ -179,7 +179,7 @@ def test_what_repeats_is_told_again_after_a_while_with_its_number(run, monkeypat
     assert again.endswith("got 4 (2 more like it before)")
 
 
-def test_a_cut_off_jpeg_is_rejected(run):
+def test_a_truncated_jpeg_is_rejected(run):
     noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
     data = cv2.imencode(".jpg", noise)[1].tobytes()
     message = CompressedImage(header=image(0).header, format="jpeg", data=array.array("B", data[: len(data) // 2]))
@@ -189,24 +189,24 @@ def test_a_cut_off_jpeg_is_rejected(run):
 
 
 @pytest.mark.parametrize(
-    "second, said",
+    "second, message",
     [
         (lambda number: image(number + 8, size_hw=(64, 48)), "the image size changed from 64x48 to 48x64"),
         (lambda number: image(number), "the stamp jumped back by 0.350 s"),
     ],
     ids=["resolution change", "time jumps back"],
 )
-def test_a_broken_stream_starts_anew_and_the_query_lives_on(run, second: Callable[[int], Image], said):
+def test_a_broken_stream_is_reset_and_keeps_the_query(run, second: Callable[[int], Image], message):
     run.show(*map(image, range(8)))
     run.ask("the red disc")
     run.show(*map(second, range(8)))
     (line,) = run.warnings()
-    assert said in line
+    assert message in line
     assert len(run.on("masks")) == len(run.on("tracklets")) == 16
     assert run.answers("q1") == [QueryStatus.TRACKING]
-    # Grounded again on the new stream, under new ids.
-    before = {tracklet.id for message in run.on("tracklets")[:8] for tracklet in message.tracklets}
-    after = {tracklet.id for message in run.on("tracklets")[8:] for tracklet in message.tracklets}
+    # Grounded again on the new stream, with new ids.
+    before = {tracklet.id for tracklets in run.on("tracklets")[:8] for tracklet in tracklets.tracklets}
+    after = {tracklet.id for tracklets in run.on("tracklets")[8:] for tracklet in tracklets.tracklets}
     assert after and not before & after
 
 
@@ -230,7 +230,7 @@ def test_an_empty_query_clears(run):
     assert not any(run.on("masks")[-1].data)
 
 
-def test_a_very_long_query_is_refused_and_the_one_before_goes_on(run):
+def test_a_very_long_query_is_refused_and_the_current_one_continues(run):
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     run.ask("long " * 100_000)
@@ -244,11 +244,11 @@ def test_a_very_long_query_is_refused_and_the_one_before_goes_on(run):
 
 
 def test_a_second_query_during_a_grounding_supersedes_the_first(models):
-    asked: list[str] = []
+    query_ids: list[str] = []
 
     def between_stages() -> None:
-        if not asked:
-            asked.append(run.ask("the blue box"))
+        if not query_ids:
+            query_ids.append(run.ask("the blue box"))
 
     run = Run(models, between_stages=between_stages)
     run.show(*map(image, range(4)))
@@ -257,7 +257,7 @@ def test_a_second_query_during_a_grounding_supersedes_the_first(models):
     assert run.answers("q2") == [QueryStatus.TRACKING]
 
 
-def test_a_model_that_raises_fails_the_query_and_nothing_else(models):
+def test_a_model_error_fails_only_the_query(models):
     class OutOfMemory(Decaf):
         def segment(self, *args, **options):
             raise RuntimeError("CUDA out of memory")
@@ -283,7 +283,7 @@ def test_a_cancelled_query_gets_one_answer(run):
     assert run.on("status")[-1].text == "no longer needed"
 
 
-def test_when_the_stream_ends_the_waiting_query_is_answered_and_nothing_is_tracked(run):
+def test_stop_answers_the_waiting_query_and_ends_tracking(run):
     run.ask("the red disc")
     run.handlers.stop("the node was deactivated")
     assert run.answers("q1") == [QueryStatus.CANCELLED]
@@ -297,35 +297,35 @@ def test_when_the_stream_ends_the_waiting_query_is_answered_and_nothing_is_track
     assert run.warnings() == [] and run.handlers.statistics.event is None
 
 
-def test_ids_go_on_where_other_handlers_left_off(models):
+def test_shared_id_supplies_continue_over_several_handlers(models):
     ids = {"query_numbers": itertools.count(1), "target_ids": itertools.count(1)}
-    seen = []
+    used_ids = []
     for _ in range(2):
         run = Run(models, **ids)
         run.show(*map(image, range(4)))
         query_id = run.ask("the red disc")
         run.show(image(4))
-        seen.append((query_id, {tracklet.id for tracklet in run.on("tracklets")[-1].tracklets}))
-    (first, before), (second, after) = seen
+        used_ids.append((query_id, {tracklet.id for tracklet in run.on("tracklets")[-1].tracklets}))
+    (first, before), (second, after) = used_ids
     assert (first, second) == ("q1", "q2")
     assert min(after) > max(before)
 
 
 @pytest.fixture
 def bars(monkeypatch) -> list[tuple[str, str]]:
-    """What the overlays say: (state, query text) of each frame."""
-    seen: list[tuple[str, str]] = []
+    """State and query text in the overlay of each frame."""
+    texts: list[tuple[str, str]] = []
     draw = handlers_module.overlay
 
     def overlay(result, state, query):
-        seen.append((state, query))
+        texts.append((state, query))
         return draw(result, state, query)
 
     monkeypatch.setattr(handlers_module, "overlay", overlay)
-    return seen
+    return texts
 
 
-def test_the_overlay_tells_the_query_that_is_worked_on(run, bars):
+def test_the_overlay_shows_the_current_query(run, bars):
     run.show(image(0))
     run.ask("the red disc")
     run.show(image(1))
@@ -342,7 +342,7 @@ def test_the_overlay_tells_the_query_that_is_worked_on(run, bars):
     ]
 
 
-def test_a_refused_query_is_told_of_where_no_other_is_current(run, bars):
+def test_the_overlay_shows_a_refused_query_if_no_other_is_current(run, bars):
     run.ask("  \n" + "long " * 100_000)
     run.show(image(0))
     ((state, text),) = bars
@@ -351,13 +351,13 @@ def test_a_refused_query_is_told_of_where_no_other_is_current(run, bars):
     assert len(run.warnings()) == 1
 
 
-def test_blanks_make_no_query(run):
+def test_a_blank_query_counts_as_empty(run):
     run.ask(" " * 500_000)
     (status,) = run.on("status")
     assert (status.state, status.query) == (QueryStatus.CANCELLED, "")
 
 
-def test_a_changed_threshold_counts_at_once(run, models):
+def test_a_changed_threshold_takes_effect_at_once(run, models):
     config = models.config
     try:
         run.show(*map(image, range(4)))

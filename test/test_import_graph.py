@@ -1,4 +1,4 @@
-"""The floor plan: no circles, no way from the product to the simulated table, few files at the root."""
+"""Import rules: no cycles, no import of decaf_tabletop in decaf_ros, few files at the root."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FILES = {module_name(file): file for package in PACKAGES for file in sorted((ROO
 
 
 def imports(module: str) -> set[str]:
-    """Modules of both packages that `module` imports: at its top, inside functions, or for type checkers."""
+    """Modules of both packages that `module` imports, also inside functions or for type checkers."""
     tree = ast.parse(FILES[module].read_text())
     names = set()
     for node in ast.walk(tree):
@@ -32,43 +32,43 @@ def imports(module: str) -> set[str]:
     return {name for name in names if name in FILES and name not in PACKAGES and name != module}
 
 
-def room(module: str) -> str:
-    """The package of a module, or the module itself at the root of a package."""
+def subpackage(module: str) -> str:
+    """The subpackage of a module, or the module itself at the root of a package."""
     return ".".join(module.split(".")[:2])
 
 
-def assert_no_circle(graph: dict[str, set[str]]) -> None:
+def assert_acyclic(graph: dict[str, set[str]]) -> None:
     try:
         list(TopologicalSorter(graph).static_order())
     except CycleError as error:
-        pytest.fail(f"circle of imports: {' <- '.join(error.args[1])}")
+        pytest.fail(f"import cycle: {' <- '.join(error.args[1])}")
 
 
-def test_modules_import_without_a_circle():
-    assert_no_circle({module: imports(module) for module in FILES if module not in PACKAGES})
+def test_modules_have_no_import_cycle():
+    assert_acyclic({module: imports(module) for module in FILES if module not in PACKAGES})
 
 
-def test_rooms_import_without_a_circle():
+def test_subpackages_have_no_import_cycle():
     graph: dict[str, set[str]] = {}
     for module in FILES:
         if module not in PACKAGES:
-            used = graph.setdefault(room(module), set())
-            used.update(room(name) for name in imports(module) if room(name) != room(module))
-    assert_no_circle(graph)
+            used = graph.setdefault(subpackage(module), set())
+            used.update(subpackage(name) for name in imports(module) if subpackage(name) != subpackage(module))
+    assert_acyclic(graph)
 
 
-def test_the_product_does_not_know_the_table():
+def test_decaf_ros_does_not_import_decaf_tabletop():
     for module in FILES:
         if module.startswith("decaf_ros"):
             assert not {name for name in imports(module) if name.startswith("decaf_tabletop")}, module
 
 
-def test_world_and_training_know_no_ros():
+def test_world_and_training_do_not_use_ros():
     for module, file in FILES.items():
         if module.startswith(("decaf_tabletop.world", "decaf_tabletop.training")):
             assert "rclpy" not in file.read_text(), module
 
 
-def test_the_root_of_the_product_is_small():
+def test_decaf_ros_has_few_files_at_its_root():
     files = [path.name for path in (ROOT / "decaf_ros").iterdir() if path.is_file()]
     assert len(files) <= 12, sorted(files)

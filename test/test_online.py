@@ -1,6 +1,6 @@
-"""A query's life: which events, in which order, and exactly one answer, whatever comes in between.
+"""A query's life: events in order and exactly one answer, whatever happens in between.
 
-The objects' motion is scripted (see `scripted`): what is tested is the state machine.
+The objects' motion is scripted (see `scripted`), so only the state machine is tested.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def test_a_query_before_any_frame_waits_for_the_window():
     run.watch(range(15, 18))
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
     assert len(run.results) == 18
-    assert [run.results[place].query for place in (14, 15)] == [None, None]
+    assert [run.results[index].query for index in (14, 15)] == [None, None]
     assert run.results[16].query.id == "q1"
 
 
-def test_the_answer_says_all_that_is_known():
+def test_the_answer_has_all_fields():
     run = _recorder(["a", "b"])
     run.watch(range(18))
     run.ask("q1")
@@ -68,7 +68,7 @@ def test_the_answer_says_all_that_is_known():
     assert [heatmap.frame.index for heatmap in run.of(Heatmap)] == [0, 5, 10, 15]
 
 
-def test_heatmaps_are_made_only_when_wanted():
+def test_heatmaps_are_emitted_only_if_wanted():
     run = _recorder(options={"want_heatmaps": lambda: False})
     run.watch(range(18))
     run.ask("q1")
@@ -91,7 +91,7 @@ def test_every_frame_has_one_result_with_its_own_stamp():
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-def test_a_new_query_ends_the_one_before(tracked):
+def test_a_new_query_ends_the_current_one(tracked):
     run = _recorder()
     run.watch(range(16 if tracked else 3))
     run.ask("q1")
@@ -107,7 +107,7 @@ def test_a_new_query_ends_the_one_before(tracked):
 
 
 @pytest.mark.parametrize("tracked", [False, True])
-def test_an_empty_query_clears(tracked):
+def test_an_empty_query_ends_the_current_one(tracked):
     run = _recorder()
     run.watch(range(16 if tracked else 3))
     run.ask("q1")
@@ -119,7 +119,7 @@ def test_an_empty_query_clears(tracked):
     assert run.answers("q2") == [QueryState.CANCELLED] and len(run.decaf.windows) == int(tracked)
 
 
-def test_a_query_that_is_too_long_is_refused_and_changes_nothing():
+def test_a_too_long_query_is_refused_and_changes_nothing():
     run = _recorder(node__max_query_chars=10)
     run.watch(range(16))
     run.ask("q1", "ten chars!")
@@ -130,7 +130,7 @@ def test_a_query_that_is_too_long_is_refused_and_changes_nothing():
     assert run.online.query.id == "q1" and run.states() == {1: "TRACKED"}
 
 
-def test_the_same_id_twice_is_an_error_of_the_caller():
+def test_the_id_of_the_current_query_raises():
     run = _recorder()
     run.ask("q1")
     with pytest.raises(ValueError, match="expected a new one, got 'q1'"):
@@ -140,7 +140,7 @@ def test_the_same_id_twice_is_an_error_of_the_caller():
 @pytest.mark.parametrize(
     "selected, presence, text", [([], PRESENT, "no candidate"), (["a"], ABSENT, "presence score 0.10")]
 )
-def test_not_found_says_why_and_ends_the_query(selected, presence, text):
+def test_not_found_has_a_reason_and_ends_the_query(selected, presence, text):
     run = _recorder(selected)
     run.decaf.presence = presence
     run.watch(range(16))
@@ -153,7 +153,7 @@ def test_not_found_says_why_and_ends_the_query(selected, presence, text):
     assert all(result.targets == () for result in run.results)
 
 
-def test_a_model_that_raises_fails_the_query_and_the_stream_goes_on():
+def test_a_model_error_fails_the_query_and_the_stream_continues():
     run = _recorder(RuntimeError("CUDA error: device-side assert\nlong story"), ["a"])
     run.watch(range(16))
     run.ask("q1")
@@ -168,25 +168,25 @@ def test_a_model_that_raises_fails_the_query_and_the_stream_goes_on():
 
 @pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
 @pytest.mark.parametrize("where", ["segment", "catch_up"])
-def test_a_grounding_without_room_leaves_room_for_the_next(monkeypatch, where, error, releases):
+def test_memory_is_released_after_an_out_of_memory_error(monkeypatch, where, error, releases):
     class Work:
-        """What a pass has made so far."""
+        """Stands for the tensors of the failed grounding."""
 
-    made = []
+    works = []
 
-    def broken(*_given, **_options):
+    def broken(*_args, **_options):
         work = Work()
-        made.append(weakref.ref(work))
+        works.append(weakref.ref(work))
         raise error("no room")
 
     run = _recorder(["a"])
     monkeypatch.setattr(*((run.decaf, "segment", broken) if where == "segment" else (segmenter, "catch_up", broken)))
-    kept = []
-    monkeypatch.setattr(run.decaf, "release", lambda: kept.append(made[-1]()))
+    alive_at_release = []
+    monkeypatch.setattr(run.decaf, "release", lambda: alive_at_release.append(works[-1]()))
     run.watch(range(16))
     run.ask("q1")
-    assert run.answers("q1") == [QueryState.FAILED] and len(made) == 1
-    assert kept == [None] * releases, "released when nothing holds the work any more"
+    assert run.answers("q1") == [QueryState.FAILED] and len(works) == 1
+    assert alive_at_release == [None] * releases, "release is called when nothing references the work"
 
 
 def test_cancel_while_waiting():
@@ -216,7 +216,7 @@ def test_cancel_while_tracked_stops_without_a_second_answer():
 
 
 class Between:
-    """Does something at the given calls of between_stages, counted from 0."""
+    """Runs functions at chosen calls of between_stages, counted from 0."""
 
     def __init__(self) -> None:
         self.at: dict[int, Callable[[], None]] = {}
@@ -250,12 +250,12 @@ def test_a_query_during_a_grounding_supersedes_at_once(call):
     assert len(run.results[-1].targets) == 1
 
 
-def test_many_queries_during_groundings_are_a_loop_with_one_answer_each():
+def test_many_queries_during_groundings_do_not_recurse():
     between = Between()
     run = _recorder(between_stages=between)
     run.watch(range(16))
-    asked = iter(range(2, 3000))  # far deeper than Python's recursion limit
-    run.online._between_stages = lambda: next((run.ask(f"q{number}") for number in asked), None)
+    numbers = iter(range(2, 3000))  # more than Python's recursion limit
+    run.online._between_stages = lambda: next((run.ask(f"q{number}") for number in numbers), None)
     run.ask("q1")
     answers = [event for event in run.of(QueryEvent) if event.state.is_answer]
     assert len(answers) == len({event.query.id for event in answers}) == 2999
@@ -284,11 +284,11 @@ def test_an_empty_query_during_a_grounding_abandons_it():
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "CANCELLED"), ("q2", "CANCELLED")]
 
 
-def test_frames_during_a_grounding_have_their_result_and_do_not_ground_again():
+def test_frames_during_a_grounding_get_a_result_and_do_not_ground_again():
     between = Between()
     run = _recorder(between_stages=between)
     run.watch(range(16))
-    # A key frame comes before the first stage and at the start of the catch-up; a frame after its fourth step.
+    # A key frame arrives before the first stage and at the start of the catch-up, a frame after its fourth step.
     between.at = {0: lambda: run.watch(range(16, 22)), 3: lambda: run.watch(range(22, 27)), 4: lambda: run.watch([27])}
     run.ask("q1")
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
@@ -299,7 +299,7 @@ def test_frames_during_a_grounding_have_their_result_and_do_not_ground_again():
     assert all(result.targets == () for result in run.results[:28]) and run.states() == {1: "TENTATIVE"}
 
 
-def test_an_exception_of_between_stages_fails_the_grounding():
+def test_an_exception_in_between_stages_fails_the_grounding():
     def broken():
         raise OSError("inbox broken")
 
@@ -309,7 +309,7 @@ def test_an_exception_of_between_stages_fails_the_grounding():
     assert run.events[-1] == ("q1", "FAILED") and run.of(QueryEvent)[-1].text == "OSError: inbox broken"
 
 
-def test_an_exception_of_between_stages_does_not_fail_the_query_that_came_just_before():
+def test_an_exception_in_between_stages_does_not_fail_a_query_asked_just_before():
     between = Between()
     run = _recorder(between_stages=between)
     run.watch(range(16))
@@ -325,7 +325,7 @@ def test_an_exception_of_between_stages_does_not_fail_the_query_that_came_just_b
 
 
 @pytest.mark.parametrize("again", [{"start_s": 50.0}, {"size_hw": (30, 40), "start_s": 110.0}], ids=["jump", "size"])
-def test_a_broken_stream_starts_anew_and_keeps_the_query(again):
+def test_a_broken_stream_is_reset_and_keeps_the_query(again):
     run = _recorder(["a", "b"])
     run.watch(range(16))
     run.ask("q1")
@@ -343,7 +343,7 @@ def test_a_broken_stream_starts_anew_and_keeps_the_query(again):
     assert run.states() == {3: "TRACKED", 4: "TRACKED"}
 
 
-def test_a_broken_stream_during_a_grounding_grounds_the_query_on_the_new_one():
+def test_after_a_reset_during_a_grounding_the_query_is_grounded_on_the_new_stream():
     between = Between()
     run = _recorder(between_stages=between)
     run.watch(range(16))
@@ -368,7 +368,7 @@ def test_equal_stamps_are_tracked_but_never_key_frames():
     ]
 
 
-def test_two_frames_out_of_order_cost_neither_targets_nor_window():
+def test_two_frames_out_of_order_keep_targets_and_window():
     run = _recorder()
     run.watch(range(16))
     run.ask("q1")
@@ -377,7 +377,7 @@ def test_two_frames_out_of_order_cost_neither_targets_nor_window():
     assert len(run.results) == 20 and len(run.notices) == 1
 
 
-def test_an_unstamped_camera_is_told_so_and_does_not_crash():
+def test_a_camera_without_stamps_gives_one_warning_per_stream():
     run = _recorder()
     run.ask("q1")
     for _ in range(30):
@@ -392,7 +392,7 @@ def test_an_unstamped_camera_is_told_so_and_does_not_crash():
     ]
 
 
-def test_nothing_is_emitted_but_results_without_a_query():
+def test_only_results_are_emitted_without_a_query():
     run = _recorder()
     run.watch(range(60))
     assert [type(output) for output in run.outputs] == [FrameResult] * 60 and run.decaf.windows == []

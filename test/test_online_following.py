@@ -1,4 +1,4 @@
-"""After the answer: grounding again with ids kept, losses, memory bounds, and the same run twice."""
+"""After the answer: regrounding with stable ids, lost targets, memory bounds, reproducible runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame, FrameResult, Query, QueryState
 
-# a moves to the right, b stands still, c moves down.
+# Object a moves to the right, b stands still, c moves down.
 THREE = World(
     a=lambda time_s: (round((time_s - 100) * 2) % 20, 0),
     b=lambda time_s: (24, 0),
@@ -27,7 +27,7 @@ def world_tracker(monkeypatch):
 
 
 def _tracking(*script, world=THREE, between_stages=lambda: None, **changes) -> Recorder:
-    """A query that is answered on frame 15, grounded again every second (10 frames) unless `changes` says else."""
+    """A query answered on frame 15 and grounded again every second (10 frames), unless `changes` override that."""
     config = settings(**{"regrounding__stride": 2} | changes)
     run = Recorder(ScriptedDecaf(world, config, script), between_stages)
     run.watch(range(16))
@@ -40,7 +40,7 @@ def _keys(run: Recorder) -> dict[int, int]:
     return {target.id: target.key for target in run.online._targets.living}
 
 
-def test_grounding_again_every_stride(world_tracker):
+def test_regrounding_every_stride(world_tracker):
     run = _tracking(["a"])
     run.watch(range(16, 60))
     ends = [window.frames[-1].index for window in run.decaf.windows]
@@ -49,13 +49,13 @@ def test_grounding_again_every_stride(world_tracker):
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
 
 
-def test_no_grounding_again_when_it_is_switched_off(world_tracker):
+def test_no_regrounding_if_disabled(world_tracker):
     run = _tracking(["a"], regrounding__enabled=False)
     run.watch(range(16, 60))
     assert len(run.decaf.windows) == 1 and run.states() == {1: "TRACKED"}
 
 
-def test_ids_stay_when_the_tracklets_come_in_another_order(world_tracker):
+def test_ids_do_not_depend_on_the_order_of_tracklets(world_tracker):
     run = _tracking(["a", "b"], ["b", "a"], ["c", "b", "a"])
     run.watch(range(16, 40))
     for result in run.results[16:]:
@@ -63,11 +63,11 @@ def test_ids_stay_when_the_tracklets_come_in_another_order(world_tracker):
             assert (target.id, target.label) == ("abc".index(name) + 1,) * 2
             np.testing.assert_array_equal(target.mask, THREE.mask(name, result.frame))
     assert run.states() == {1: "TRACKED", 2: "TRACKED", 3: "TRACKED"}
-    assert _keys(run) == {1: 6, 2: 5, 3: 4}  # all three go on with the memory of the third grounding
+    assert _keys(run) == {1: 6, 2: 5, 3: 4}  # all three have the memory of the third grounding
     assert run.results[-1].targets[0].source_stamp_ns == frame(35).stamp_ns
 
 
-def test_a_target_that_is_not_found_again_is_lost_once_and_its_id_never_returns(world_tracker):
+def test_a_target_not_found_again_is_lost_once_and_its_id_is_not_reused(world_tracker):
     run = _tracking(["a", "b"], ["b"], ["b"], ["a", "b"], regrounding__max_misses=2)
     run.watch(range(16, 60))
     history = {number: run.states(number)[1] for number in range(60) if 1 in run.states(number)}
@@ -79,7 +79,7 @@ def test_a_target_that_is_not_found_again_is_lost_once_and_its_id_never_returns(
     assert [target.label for target in run.results[-1].targets] == [2, 1]
 
 
-def test_ids_go_on_counting_over_queries(world_tracker):
+def test_ids_count_on_over_queries(world_tracker):
     run = _tracking(["a", "b"])
     run.ask("q2")
     run.watch(range(16, 20))
@@ -88,7 +88,7 @@ def test_ids_go_on_counting_over_queries(world_tracker):
 
 
 @pytest.mark.parametrize("answer", [[], RuntimeError("no memory left")])
-def test_a_grounding_that_finds_nothing_is_a_miss_one_that_fails_is_not(world_tracker, answer):
+def test_an_empty_grounding_is_a_miss_a_failed_one_is_not(world_tracker, answer):
     run = _tracking(["a"], answer, regrounding__max_misses=2)
     run.watch(range(16, 60))
     assert run.answers("q1") == [QueryState.TRACKING]
@@ -101,7 +101,7 @@ def test_a_grounding_that_finds_nothing_is_a_miss_one_that_fails_is_not(world_tr
     assert run.results[-1].query.id == "q1"
 
 
-def test_a_hidden_target_is_lost_after_a_while_and_looked_for_at_the_next_key_frame(world_tracker):
+def test_a_hidden_target_is_lost_after_a_while_and_regrounded_at_the_next_key_frame(world_tracker):
     world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None)
     run = _tracking(["a"], [], world=world, tracking__lost_after_s=1.0, regrounding__stride=7)
     run.watch(range(16, 32))
@@ -111,11 +111,11 @@ def test_a_hidden_target_is_lost_after_a_while_and_looked_for_at_the_next_key_fr
     assert states[0] == {1: "TENTATIVE"} and states[1:5] == [{1: "TRACKED"}] * 4
     assert states[5:15] == [{1: "OCCLUDED"}] * 10 and states[15] == {1: "LOST"} and states[16:] == [{}] * 43
     assert not any(result.labels.any() for result in run.results[21:])
-    # Lost on frame 31: the next key frame is 35, and from there on every stride.
+    # Lost on frame 31: regrounding on the next key frame 35, then every stride.
     assert [window.frames[-1].index for window in run.decaf.windows] == [15, 35, 70]
 
 
-def test_two_tracklets_that_come_to_be_on_one_object_are_one_target(world_tracker):
+def test_two_targets_whose_masks_come_together_merge(world_tracker):
     world = World(a=lambda time_s: (0, 0), part=lambda time_s: (3, 0) if time_s < 102.05 else (0, 0))
     run = _tracking(["a", "part"], world=world, regrounding__stride=100)
     run.watch(range(16, 30))
@@ -125,16 +125,16 @@ def test_two_tracklets_that_come_to_be_on_one_object_are_one_target(world_tracke
     assert run.online._tracker.ids == (0,)
 
 
-def test_no_more_than_max_targets_are_followed(world_tracker):
+def test_at_most_max_targets_are_tracked(world_tracker):
     run = _tracking(["a", "b", "c"], ["b", "a"], ["c", "a", "b"], tracking__max_targets=2)
     assert _keys(run) == {1: 0, 2: 1} and run.online._tracker.ids == (0, 1)
     run.watch(range(16, 26))
     assert _keys(run) == {1: 3, 2: 2}
-    run.watch(range(26, 36))  # c and a are the best now; there is no room for c, and b is missed once
+    run.watch(range(26, 36))  # c and a are the best now: there is no room for c, and b counts a miss
     assert _keys(run) == {1: 5, 2: 2} and sorted(run.online._tracker.ids) == [2, 5]
 
 
-def test_a_target_that_was_hidden_keeps_its_id(world_tracker):
+def test_a_target_keeps_its_id_after_occlusion(world_tracker):
     world = World(a=lambda time_s: None if 101.95 < time_s < 102.75 else (round((time_s - 100) * 2), 0))
     run = _tracking(["a"], world=world, regrounding__stride=100)
     run.watch(range(16, 40))
@@ -142,23 +142,23 @@ def test_a_target_that_was_hidden_keeps_its_id(world_tracker):
     assert run.states(28) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
 
 
-def test_grounding_again_finds_a_target_that_the_tracker_had_lost(world_tracker):
+def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
     world = World(a=THREE.paths["a"], nowhere=lambda time_s: None)
     run = _tracking(["a"], world=world, regrounding__stride=3)
     run.decaf.source = 2
     run.watch(range(16, 20))
-    run.online._tracker._names = {0: "nowhere"}  # the tracker loses sight of it after frame 19
+    run.online._tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
     run.watch(range(20, 31))
     assert run.states(30) == {1: "OCCLUDED"}
-    run.watch(range(31, 34))  # grounded on frame 30 from frame 15, so the new tracklet passes frame 19
+    run.watch(range(31, 34))  # grounded on frame 30 with source frame 15, so the catch-up covers frame 19
     assert run.states(31) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
 
 
-def test_frames_during_a_grounding_are_tracked_with_the_living_targets(world_tracker):
+def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_tracker):
     arriving = []
     run = _tracking(["a", "b"], between_stages=lambda: [run.watch([arriving.pop(0)]) for _ in arriving[:1]])
     arriving += range(26, 40)
-    run.watch(range(16, 26))  # frame 25 is a key frame: grounding again, with a frame between each two stages
+    run.watch(range(16, 26))  # key frame 25 starts a regrounding; one frame arrives between two stages
     assert len(run.decaf.windows) == 2
     assert [result.frame.index for result in run.results] == list(range(len(run.results)))
     assert len(run.results) > 30
@@ -168,7 +168,7 @@ def test_frames_during_a_grounding_are_tracked_with_the_living_targets(world_tra
     assert set(_keys(run).values()) == {2, 3}
 
 
-def test_a_new_query_during_a_grounding_of_the_old_ones_targets(world_tracker):
+def test_a_new_query_during_a_regrounding(world_tracker):
     pending = []
     run = _tracking(["a"], ["a"], ["b"], between_stages=lambda: pending and run.online.ask(pending.pop()))
     pending.append(Query("q2", "other"))
@@ -180,7 +180,7 @@ def test_a_new_query_during_a_grounding_of_the_old_ones_targets(world_tracker):
 
 
 @pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
-def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker, monkeypatch, error, releases):
+def test_a_tracker_error_loses_all_targets_and_grounds_again(world_tracker, monkeypatch, error, releases):
     run = _tracking(["a", "b"], regrounding__stride=100)
     run.watch(range(16, 18))
 
@@ -190,7 +190,7 @@ def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker
     monkeypatch.setattr(run.online._tracker, "step", broken)
     run.watch(range(18, 24))
     assert run.notices == [f"error: tracking failed, all targets are lost: {error.__name__}: cuDNN error"]
-    assert run.decaf.released == releases, "out of memory, the next grounding is to find room"
+    assert run.decaf.released == releases, "only out of memory releases memory"
     assert [result.frame.index for result in run.results] == list(range(24))
     assert run.states(18) == {1: "LOST", 2: "LOST"} and not run.results[18].labels.any()
     assert run.states(19) == {}
@@ -198,29 +198,31 @@ def test_a_tracker_that_raises_loses_all_targets_and_grounds_again(world_tracker
     assert run.states() == {3: "TRACKED", 4: "TRACKED"} and run.answers("q1") == [QueryState.TRACKING]
 
 
-def test_nothing_grows_with_time(world_tracker):
+def test_memory_is_bounded(world_tracker):
     run = _tracking(["a", "b"], ["b"], [], ["c", "a"], ["a", "b", "c"], window__buffer_frames=20)
-    held = []
+    sizes = []
     for number in range(16, 316):
         run.watch([number])
         online = run.online
         run.outputs.clear()
         run.decaf.windows.clear()
         targets = online._targets
-        kept = len(targets._targets), len(online._tracker.ids), len(targets._duplicates._frames)
-        held.append((len(online.buffer), online.buffer.keyframe_count, *kept))
+        target_sizes = len(targets._targets), len(online._tracker.ids), len(targets._duplicates._frames)
+        sizes.append((len(online.buffer), online.buffer.keyframe_count, *target_sizes))
         assert online.buffer.nbytes == len(online.buffer) * 24 * 32 * 3
         assert {target.key for target in targets.living} == set(online._tracker.ids)
-    assert np.max(held, axis=0).tolist() == [20, 6, 3, 3, 3]
+    assert np.max(sizes, axis=0).tolist() == [20, 6, 3, 3, 3]
 
 
 def _digest(result: FrameResult) -> tuple:
-    targets = [(one.id, one.label, one.state, one.scores, one.mask.tobytes()) for one in result.targets]
+    targets = [
+        (target.id, target.label, target.state, target.scores, target.mask.tobytes()) for target in result.targets
+    ]
     return result.frame.index, result.labels.tobytes(), targets
 
 
 @pytest.mark.parametrize("real", [False, True], ids=["scripted", "sam2"])
-def test_the_same_run_twice_gives_the_same_bytes(real, request, monkeypatch):
+def test_two_runs_give_the_same_bytes(real, request, monkeypatch):
     if real:
         sam2 = load_sam2(Sam2Config(checkpoint=str(request.getfixturevalue("tiny_sam2_dir")), device="cpu"))
     else:
@@ -243,7 +245,7 @@ def test_the_same_run_twice_gives_the_same_bytes(real, request, monkeypatch):
 
 
 def _picture(number: int) -> Frame:
-    """Frame `number` of THREE as a camera would see it: coloured squares on a dark ground."""
+    """Frame `number` of THREE: coloured squares on a dark background."""
     picture = frame(number)
     picture.image[:] = 30
     for name, colour in zip("abc", [(250, 60, 60), (60, 250, 60), (60, 60, 250)]):
@@ -252,7 +254,7 @@ def _picture(number: int) -> Frame:
 
 
 def test_with_the_real_tracker(tiny_sam2_dir):
-    """Untrained weights see what they like; ids, states and one result a frame hold all the same."""
+    """Masks of untrained weights are arbitrary; ids, states and one result per frame must still hold."""
     config = settings(regrounding__stride=2)
     decaf = ScriptedDecaf(THREE, config, [["a", "b"], ["b", "a"]])
     decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu"))
@@ -273,7 +275,7 @@ def test_with_the_real_tracker(tiny_sam2_dir):
     assert ids == sorted(set(ids)) and ids[0] >= 1
 
 
-def test_what_tracking_saw_of_key_frames_is_there_for_the_next_grounding(tiny_sam2_dir):
+def test_the_next_grounding_reuses_the_embeddings_of_tracking(tiny_sam2_dir):
     decaf = ScriptedDecaf(THREE, settings(regrounding__enabled=False), [["a"]])
     decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu", embedding_cache=8))
     run = Recorder(decaf)
@@ -284,29 +286,29 @@ def test_what_tracking_saw_of_key_frames_is_there_for_the_next_grounding(tiny_sa
         run.online.observe(_picture(number))
     tracked = [key for key in run.online.buffer.window().frames if key.index >= 16]
     assert [key.index for key in tracked] == [20, 25, 30, 35]
-    decaf.sam2._encode = None  # whatever is made again from here on fails
+    decaf.sam2._encode = None  # computing an embedding fails from here on
     for key in tracked:
         decaf.sam2.embed(key)
     run.online.reset("another camera")
     assert not decaf.sam2._held
 
 
-def test_a_grounding_that_is_slower_than_its_stride_leaves_the_tracker_its_time(world_tracker):
-    """Key frames that come during a grounding do not make it due again."""
+def test_a_grounding_slower_than_its_stride_does_not_repeat_at_once(world_tracker):
+    """Key frames that arrive during a grounding do not make it due again."""
     number = itertools.count(16)
 
-    def camera_goes_on() -> None:
+    def add_frames() -> None:
         for _ in range(40):
             run.online.observe(frame(next(number)))
 
     config = settings(regrounding__stride=2)
     decaf = ScriptedDecaf(THREE, config, [["a"]])
-    run = Recorder(decaf, camera_goes_on)
+    run = Recorder(decaf, add_frames)
     run.watch(range(16))
     run.ask("q1")
     groundings = []
     for _ in range(30):
         run.online.observe(frame(next(number)))
         groundings.append(len(decaf.windows))
-    # Two key frames are ten frames: so many lie between two groundings that take longer than that themselves.
+    # A stride of two key frames is ten frames, counted from the end of the slow grounding.
     assert [groundings.count(count) for count in sorted(set(groundings))][1:-1] == [10, 10]

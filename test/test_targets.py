@@ -1,4 +1,4 @@
-"""Living targets: states, labels, ids, and what a new grounding does to them."""
+"""Living targets: states, labels, ids, and merging of a new grounding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _candidate(key: int, left: int, combined: float = 0.9, width: int = 8) -> Ca
 
 
 def _found_on(targets: Targets, key: int, left: int, width: int = 8) -> Candidate:
-    """A candidate of a later grounding, on the frame on which the first target was seen last."""
+    """A candidate of a later grounding on the last-seen frame of the first target."""
     candidate = _candidate(key, left, width=width)
     candidate.frames = (targets.living[0].seen_frame,)
     candidate.seen_frame, candidate.masks = candidate.frames[0], {candidate.frames[0]: candidate.seen_mask}
@@ -47,7 +47,7 @@ HIDDEN = TrackStep(np.zeros(SIZE_HW, bool), -3.0)
 
 
 def _follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: DecafConfig) -> FrameResult:
-    """One more frame: what the tracker says of it, then its result."""
+    """Updates the targets with the tracker's results on one more frame and publishes it."""
     now = frame(number)
     targets.update(now, steps, config)
     return targets.publish(now, QUERY)
@@ -57,7 +57,7 @@ def _states(result: FrameResult) -> list[tuple[int, str]]:
     return [(target.id, target.state.name) for target in result.targets]
 
 
-def test_ids_come_from_the_supply_so_that_another_stream_goes_on_where_this_one_ends():
+def test_streams_can_share_an_id_supply():
     ids = itertools.count(5)
     first, second = Targets(ids), Targets(ids)
     first.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
@@ -77,20 +77,20 @@ def test_tentative_tracked_occluded_lost_once():
         3: [(1, "TRACKED")],
         4: [(1, "OCCLUDED")],
         5: [(1, "OCCLUDED")],  # 0.2 s
-        6: [(1, "LOST")],  # 0.3 s after the last sight
+        6: [(1, "LOST")],  # 0.3 s after it was last seen
         7: [],
     }
 
 
-def test_a_target_that_starts_hidden_has_the_whole_time_to_be_seen():
+def test_a_target_that_starts_hidden_has_the_full_time_until_lost():
     config = settings(tracking__lost_after_s=0.25)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", frame(10), config)  # seen last a second before
+    targets.merge([_candidate(0, 0)], QUERY, "", frame(10), config)  # last seen a second before
     states = {number: _states(_follow(targets, number, {0: HIDDEN}, config)) for number in (11, 12, 13)}
     assert states == {11: [(1, "TENTATIVE")], 12: [(1, "TENTATIVE")], 13: [(1, "LOST")]}
 
 
-def test_an_occluded_target_comes_back():
+def test_an_occluded_target_reappears():
     config = settings(tracking__confirm_frames=1)
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
@@ -111,7 +111,7 @@ def test_seen_needs_the_object_score_and_a_mask(step):
     assert not result.labels.any()
 
 
-def test_where_masks_overlap_the_higher_score_wins():
+def test_in_an_overlap_the_higher_score_wins():
     config = settings()
     targets = Targets()
     candidates = [_candidate(0, 0, 0.9), _candidate(1, 4, 0.95), _candidate(2, 8, 0.9)]
@@ -121,30 +121,33 @@ def test_where_masks_overlap_the_higher_score_wins():
     assert [target.area_px for target in result.targets] == [64, 64, 64]  # masks themselves may overlap
 
 
-def test_equal_scores_go_to_the_older_id():
+def test_with_equal_scores_the_older_id_wins():
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 4)], QUERY, "", NOW, settings())
     assert _follow(targets, 1, {0: _seen(0), 1: _seen(4)}, settings()).labels[5, :12].tolist() == [1] * 8 + [2] * 4
 
 
-def test_a_match_keeps_id_and_label_and_takes_memory_and_scores():
+def test_a_match_keeps_id_and_label_and_renews_memory_and_scores():
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
-    # The same objects in the other order, one pixel further, called otherwise.
+    # The same objects in the other order, shifted by one pixel, with another category.
     again = [_candidate(2, 19, 0.7), _candidate(3, 1, 0.6)]
     targets.merge(again, QUERY, "cup", NOW, config)
     result = _follow(targets, 1, {2: _seen(19), 3: _seen(1)}, config)
-    rows = [(one.id, one.label, one.category, one.scores.combined, one.box_xywh[0]) for one in result.targets]
+    rows = [
+        (target.id, target.label, target.category, target.scores.combined, target.box_xywh[0])
+        for target in result.targets
+    ]
     assert rows == [(1, 1, "mug", 0.6, 1), (2, 2, "mug", 0.7, 19)]
 
 
-def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
+def test_consecutive_misses_lose_a_target_and_ids_are_not_reused():
     config = settings(regrounding__max_misses=2)
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
     targets.merge([], QUERY, "", NOW, config)
-    targets.merge([_candidate(1, 0)], QUERY, "", NOW, config)  # a match: misses start again
+    targets.merge([_candidate(1, 0)], QUERY, "", NOW, config)  # a match resets the misses
     targets.merge([], QUERY, "", NOW, config)
     assert [target.id for target in targets.living] == [1]
     targets.merge([_candidate(2, 20)], QUERY, "", NOW, config)
@@ -154,7 +157,7 @@ def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
         (1, 1, "LOST"),
         (2, 2, "TENTATIVE"),
     ]
-    # Only now that its loss is published label 1 is free; id 1 never is.
+    # Label 1 is free once the loss is published; id 1 is never reused.
     targets.merge([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)
     assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1)]
     targets.clear()
@@ -162,7 +165,7 @@ def test_misses_in_a_row_lose_a_target_and_ids_never_come_back():
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
 
 
-def test_at_most_max_targets_the_living_first_then_the_best():
+def test_max_targets_prefers_living_targets_then_the_best_candidates():
     config = settings(tracking__max_targets=2)
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
@@ -185,7 +188,7 @@ def test_a_hidden_target_is_matched_where_it_was_last_seen():
 
 
 def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_frame():
-    """The catch-up only goes forward: the frame on which the target was seen last is not among a candidate's."""
+    """The catch-up runs forward only, so the candidate has no mask on the target's last-seen frame."""
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
@@ -194,7 +197,8 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     targets.update(second, {0: _seen(4)}, config)
     targets.update(third, {0: HIDDEN}, config)
     scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
-    for left, ids in ((30, [1, 2]), (2, [1, 2])):  # elsewhere on that key frame: another object; there: the same one
+    # On that key frame, a candidate elsewhere is another object, one at the same position the same object.
+    for left, ids in ((30, [1, 2]), (2, [1, 2])):
         masks = np.stack([_mask(left), _mask(40)])
         again = Candidate(9, Tracklet(masks, 1, (0.5, 0.5), scores, 1.0, 3.0), (first, third))
         targets.merge([again], QUERY, "", third, config)
@@ -202,13 +206,13 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     assert targets.living[0].key == 9
 
 
-def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
-    """One began as a small part of it, with too little in common to be suppressed."""
+def test_two_targets_on_one_object_merge_into_the_older_one():
+    """The younger one starts as a small part, with an IoU too low for suppression."""
     config = settings()
     targets = Targets()
     part, whole = TrackStep(_mask(0, 3), 3.0), _seen(0)
     targets.merge([_candidate(0, 0), _candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
-    # In a row: a smaller overlap begins anew, a frame on which one is hidden does not count.
+    # A smaller overlap restarts the count; a frame on which one target is hidden does not change it.
     steps = [part, whole, whole, part, whole, HIDDEN, whole, whole]
     for number, step in enumerate(steps, start=1):
         result = _follow(targets, number, {0: whole, 1: step}, config)
@@ -218,7 +222,7 @@ def test_two_targets_that_turn_out_to_be_one_object_become_the_older_one():
     assert _states(_follow(targets, 9, {0: whole}, config)) == [(1, "TRACKED")]
 
 
-def test_another_memory_begins_anew_to_be_one_object():
+def test_a_renewed_memory_restarts_the_duplicate_count():
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
@@ -229,8 +233,8 @@ def test_another_memory_begins_anew_to_be_one_object():
     assert states == [(2, "TRACKED"), (2, "TRACKED"), (2, "LOST")]
 
 
-def test_of_three_on_one_object_only_its_doubles_are_lost():
-    """The third is like the second, which is lost, and not like the first."""
+def test_a_duplicate_of_a_lost_target_stays():
+    """The third target duplicates the second, which is lost, but not the first."""
     config = settings()
     targets = Targets()
     targets.merge([_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
@@ -240,17 +244,17 @@ def test_of_three_on_one_object_only_its_doubles_are_lost():
     assert [target.id for target in result.targets] == [1, 3]
 
 
-@pytest.mark.parametrize("apart_on", ["the window", "a followed frame", "the last sight of a hidden one"])
-def test_two_objects_that_were_seen_apart_stay_two(apart_on):
+@pytest.mark.parametrize("apart_on", ["the window", "a followed frame", "the last-seen frame of a hidden one"])
+def test_two_targets_that_were_apart_do_not_merge(apart_on):
     config = settings()
     targets = Targets()
     first, second = _candidate(0, 0), _candidate(1, 0, width=5)
     newest = frame(1)
     if apart_on == "the window":
-        # Apart on its first key frame; by now the tracker has one mask for both.
-        for one, left in ((first, 0), (second, 20)):
-            one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), _mask(0)]))
-            one.frames, one.seen_frame = (NOW, newest), newest
+        # Apart on the first key frame; on the newest frame the tracker has one mask for both.
+        for candidate, left in ((first, 0), (second, 20)):
+            candidate.tracklet = replace(candidate.tracklet, masks=np.stack([_mask(left), _mask(0)]))
+            candidate.frames, candidate.seen_frame = (NOW, newest), newest
         targets.merge([first, second], QUERY, "", newest, config)
     elif apart_on == "a followed frame":
         targets.merge([first, second], QUERY, "", newest, config)
@@ -265,18 +269,18 @@ def test_two_objects_that_were_seen_apart_stay_two(apart_on):
     assert [target.id for target in result.targets] == [1, 2]
 
 
-def test_a_grounding_brings_no_object_twice():
+def test_duplicate_candidates_give_one_target():
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
-    # The better of the two goes on, not the one that lies closer.
+    # The better candidate continues the target, not the closer one.
     targets.merge([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
 
 
-def test_a_hidden_target_is_found_again_by_a_double_of_the_best_candidate():
-    """By now both are on it; where it was seen last, the better one showed a small part."""
+def test_a_hidden_target_is_matched_by_a_duplicate_of_the_best_candidate():
+    """Both candidates are on it now. On the target's last-seen frame the better one covers only a small part."""
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
@@ -284,27 +288,27 @@ def test_a_hidden_target_is_found_again_by_a_double_of_the_best_candidate():
     targets.update(seen, {0: _seen(0)}, config)
     targets.update(hidden, {0: HIDDEN}, config)
     again = [_candidate(1, 4, 0.95), _candidate(2, 4, 0.9)]
-    for one, width in zip(again, (3, 8)):
-        one.masks, one.seen_frame = {seen: _mask(0, width)}, hidden
+    for candidate, width in zip(again, (3, 8)):
+        candidate.masks, candidate.seen_frame = {seen: _mask(0, width)}, hidden
     targets.merge(again, QUERY, "", hidden, config)
     assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 1, 0)]
 
 
-def test_two_that_a_later_grounding_tells_apart_stay_two():
+def test_two_targets_separated_by_a_later_grounding_do_not_merge():
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
     again = [_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)]
-    for one, left in zip(again, (0, 20)):
-        one.frames = (frame(-1), NOW)
-        one.tracklet = replace(one.tracklet, masks=np.stack([_mask(left), one.seen_mask]))
+    for candidate, left in zip(again, (0, 20)):
+        candidate.frames = (frame(-1), NOW)
+        candidate.tracklet = replace(candidate.tracklet, masks=np.stack([_mask(left), candidate.seen_mask]))
     targets.merge(again, QUERY, "", NOW, config)
     for number in range(1, 7):
         result = _follow(targets, number, {2: _seen(0), 3: _seen(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
 
 
-def test_without_another_grounding_nothing_is_lost_for_being_another():
+def test_duplicates_stay_if_regrounding_is_disabled():
     config = settings(regrounding__enabled=False)
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)

@@ -19,8 +19,8 @@ def _key_stamps(stamps_s: list[float], **config) -> list[float]:
     return [stamp for stamp in stamps_s if buffer.push(_frame(stamp), WindowConfig(**config))]
 
 
-def test_key_frames_keep_the_phase_of_the_grid():
-    # 30 Hz with jitter: the first frame at or after each half second, never drifting away from it.
+def test_key_frames_keep_the_phase_of_the_clock():
+    # 30 Hz with jitter: the first frame at or after each half second, without drift.
     jitter = np.random.default_rng(0).uniform(0, 0.02, 300)
     stamps = [10 + number / 30 + jitter[number] * (number > 0) for number in range(300)]
     keys = _key_stamps(stamps, keyframe_period_s=0.5)
@@ -28,11 +28,11 @@ def test_key_frames_keep_the_phase_of_the_grid():
     assert len(keys) == 20
 
 
-def test_a_gap_starts_the_grid_anew():
+def test_a_gap_restarts_the_clock():
     assert _key_stamps([0.0, 0.5, 0.7, 2.3, 2.5, 2.8, 3.3], keyframe_period_s=0.5) == [0.0, 0.5, 2.3, 2.8, 3.3]
 
 
-def test_late_by_less_than_a_period_keeps_the_grid():
+def test_a_delay_below_a_period_keeps_the_phase():
     assert _key_stamps([0.0, 0.9, 1.0, 1.5], keyframe_period_s=0.5) == [0.0, 0.9, 1.0, 1.5]
 
 
@@ -51,7 +51,7 @@ def test_period_may_change_while_running():
     assert buffer.push(_frame(0.4), fast)
 
 
-def test_window_is_the_last_key_frames():
+def test_the_window_has_the_last_key_frames():
     buffer = FrameBuffer()
     with pytest.raises(ValueError, match="at least one frame"):
         buffer.window()
@@ -60,7 +60,7 @@ def test_window_is_the_last_key_frames():
     assert [frame.stamp_ns / 1e9 for frame in buffer.window().frames] == [1.0, 2.0, 3.0]
 
 
-def test_bounded_in_frames_and_key_frames_outlive_the_buffer():
+def test_bounded_in_frames_but_key_frames_stay():
     buffer = FrameBuffer()
     for number in range(40):
         buffer.push(_frame(number / 10), WindowConfig(size=4, buffer_frames=5, keyframe_period_s=1.0))
@@ -89,7 +89,7 @@ def test_frames_after():
     assert buffer.after(frames[3]) == []
 
 
-def test_a_broken_stream_is_refused_with_the_reason():
+def test_a_broken_stream_raises_with_the_reason():
     buffer = FrameBuffer()
     assert buffer.break_before(_frame(5.0), WindowConfig()) == ""
     buffer.push(_frame(5.0), WindowConfig())
@@ -102,7 +102,7 @@ def test_a_broken_stream_is_refused_with_the_reason():
     assert buffer.nbytes == 8 * 9 * 3
 
 
-def test_a_late_frame_continues_the_stream_but_is_no_key_frame():
+def test_a_late_frame_is_accepted_but_is_no_key_frame():
     buffer, config = FrameBuffer(), WindowConfig(keyframe_period_s=0.1, jump_back_s=0.2)
     assert [buffer.push(_frame(stamp), config) for stamp in (5.0, 5.2, 5.1, 5.3)] == [True, True, False, True]
     assert len(buffer) == 4 and buffer.keyframe_count == 3
