@@ -54,9 +54,9 @@ def storage_file(bag: Path) -> Path:
 @pytest.mark.parametrize("storage", list(STORAGES))
 def test_frames_come_back_exactly(tmp_path, storage):
     path = write_camera(tmp_path / "bag", storage)
-    for place in (path, storage_file(path)):
-        assert is_bag(place)
-        with BagReader(place) as bag:
+    for bag_path in (path, storage_file(path)):
+        assert is_bag(bag_path)
+        with BagReader(bag_path) as bag:
             assert {name: tuple(topic) for name, topic in bag.topics.items()} == {
                 "/camera/image": ("sensor_msgs/msg/Image", 3),
                 "/chatter": ("std_msgs/msg/String", 1),

@@ -163,7 +163,7 @@ def test_online_a_new_image_size_resets_the_stream(two_sizes, models, tmp_path, 
     masks = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED).shape for file in sorted((out / "masks").iterdir())]
     assert masks == [(HEIGHT, WIDTH)] * 5 + [(96, 96)] * 3
     assert {frame.size_hw for frame in read_video(out / "overlay.mp4")} == {(HEIGHT, WIDTH)}
-    assert "the stream starts anew" in capsys.readouterr().err
+    assert "stream reset: the image size changed" in capsys.readouterr().err
 
 
 def test_offline_a_new_image_size_is_an_error_before_the_models_are_loaded(two_sizes, tmp_path, capsys):

@@ -332,7 +332,7 @@ def test_a_broken_stream_is_reset_and_keeps_the_query(again):
     run.watch(range(16, 20))
     events = list(run.events)
     run.watch(range(16), **again)
-    assert len(run.notices) == 1 and run.notices[0].startswith("warn: the stream starts anew: the ")
+    assert len(run.notices) == 1 and run.notices[0].startswith("warn: stream reset: the ")
     first, second = run.results[20:22]
     assert [target.state.name for target in first.targets] == ["LOST", "LOST"] and not first.labels.any()
     assert first.labels.shape == frame(0, **again).size_hw and second.targets == ()
@@ -387,7 +387,7 @@ def test_a_camera_without_stamps_gives_one_warning_per_stream():
     run.watch([0, 0, 0], start_s=0.0)
     assert [notice.split(":")[1].strip() for notice in run.notices] == [
         "stamp 0 ns comes after 0 ns",
-        "the stream starts anew",
+        "stream reset",
         "stamp 0 ns comes after 0 ns",
     ]
 

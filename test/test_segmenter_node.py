@@ -267,7 +267,7 @@ def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, proc
     robot.show_until(lambda: any(message.tracklets for message in robot.received["tracklets"]), "targets")
     new_ids = {tracklet.id for message in robot.received["tracklets"] for tracklet in message.tracklets}
     assert int(after[1:]) == int(before[1:]) + 1 and min(new_ids) == max(ids) + 1
-    assert process.running and "starts anew" not in process.log
+    assert process.running and "stream reset" not in process.log
 
 
 def test_a_missing_checkpoint_leaves_the_node_unconfigured_until_it_is_there(domain_id, parameters, tmp_path, robot):

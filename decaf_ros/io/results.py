@@ -84,11 +84,14 @@ class ResultFolder:
     """Writes outputs to a folder as they arrive; a context manager. Call `write_summary` last.
 
     While it is open, and after an error, the folder contains a file UNFINISHED, and the next run may replace the
-    contents. `output_format` selects masks/ and coarse_masks/ ("png"), outputs_bag/ ("bag") or "both". Files:
-        masks/: one PNG label image per frame (0 background, k the target with label k), named by frame index.
-        coarse_masks/: key-frame masks from the attention alone, 0 or 255, see `write_coarse_masks`.
-        outputs_bag/: the node's topics (mcap).
-        overlay.mp4, contact_sheet.png, summary.json: always.
+    contents.
+
+    - masks/: one PNG label image per frame (0 background, k the target with label k), named by frame index.
+    - coarse_masks/: key-frame masks from the attention alone, 0 or 255, see `write_coarse_masks`.
+    - outputs_bag/: the node's topics (mcap).
+    - overlay.mp4, contact_sheet.png, summary.json: always written.
+
+    output_format: "png" (masks/ and coarse_masks/), "bag" (outputs_bag/) or "both".
 
     Raises ValueError for a format not in FORMATS, FileExistsError and NotADirectoryError as in `check_new_folder`.
     """
@@ -100,7 +103,7 @@ class ResultFolder:
         self.folder = folder
         remove_unfinished(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _UNFINISHED).write_text("This run broke off or failed. The next run into this folder replaces it.\n")
+        (folder / _UNFINISHED).write_text("This run did not finish. The next run into this folder replaces it.\n")
         self._masks = folder / "masks" if output_format != "bag" else None
         if self._masks:
             self._masks.mkdir()

@@ -157,7 +157,7 @@ class OnlineSegmenter:
 
     def reset(self, reason: str) -> None:
         """Restarts the stream: clears window, buffer and targets. The query stays and is grounded on the new window."""
-        self._emit(Notice("warn", f"the stream starts anew: {reason}"))
+        self._emit(Notice("warn", f"stream reset: {reason}"))
         self.buffer.clear()
         self._decaf.sam2.hold(())
         self._warned_about_stamps = False
