@@ -1,4 +1,4 @@
-"""Drawn clips with known answers, and a Decaf that answers what it is told to."""
+"""Drawn clips with ground truth, and a Decaf with scripted answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RADIUS = 14
 
 
 def drawn_clip(seed: int, frames: int = 8) -> TabletopClip:
-    """Three balls; the first moves to the right, the others stay. All poses agree with the pictures."""
+    """Three balls; the first moves to the right, the others stay. The poses match the images."""
     height, width = SIZE_HW
     images = np.random.default_rng(seed).integers(90, 130, (frames, height, width, 3), dtype=np.uint8)
     labels = np.zeros((frames, height, width), np.uint8)
@@ -70,19 +70,19 @@ def evaluation_clip(name: str = "one", frames: int = 8, expressions=EXPRESSIONS)
 
 
 class DrawnClips:
-    """A dataset of drawn clips, all alike; with `odd_one_out`, the last one has only that expression."""
+    """A dataset of identical drawn clips; with `last_expression`, the last clip has only that expression."""
 
     name = "drawn"
     tracking_only = 0
     kinds = KINDS
     settings: dict = {}
 
-    def __init__(self, scored: int, odd_one_out: Referral | None = None) -> None:
-        self.scored, self._odd = scored, odd_one_out
+    def __init__(self, scored: int, last_expression: Referral | None = None) -> None:
+        self.scored, self._last_expression = scored, last_expression
 
     def clip(self, index: int) -> EvaluationClip:
-        is_odd = self._odd and index == self.scored - 1
-        return evaluation_clip(f"clip{index}", expressions=[self._odd] if is_odd else EXPRESSIONS)
+        is_last = self._last_expression and index == self.scored - 1
+        return evaluation_clip(f"clip{index}", expressions=[self._last_expression] if is_last else EXPRESSIONS)
 
 
 def presence(score: float) -> Presence:
@@ -90,8 +90,10 @@ def presence(score: float) -> Presence:
 
 
 class KnownDecaf:
-    """Decaf's interface on drawn clips. answers: by query, (objects that it follows, presence score, category); an
-    exception is raised. Its maps point at the middle of the first of these objects."""
+    """The interface of Decaf on drawn clips. Its maps point at the centre of the first tracked object.
+
+    answers: by query: (tracked objects, presence score, category), or an exception to raise.
+    """
 
     def __init__(self, config: DecafConfig, answers: dict) -> None:
         self.config = config
@@ -113,15 +115,15 @@ class KnownDecaf:
                 fused[place, int(rows.mean()) // 8, int(columns.mean()) // 8] = 1
         nothing = PointPrompts(np.zeros(0, np.int64), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
         tracklets = tuple(self._tracklet(labels == k + 1, k) for k in objects)
-        found = None
+        dense_labels = None
         if dense is not None:
             all_labels = self.labels[: len(dense)]
-            found = np.zeros_like(all_labels)
+            dense_labels = np.zeros_like(all_labels)
             for number, k in enumerate(objects, 1):
-                found[all_labels == k + 1] = number
+                dense_labels[all_labels == k + 1] = number
         grounding = Grounding(AttentionMaps(fused), category, (category, "ball", "cube") if category else ())
         return Segmentation(
-            window, query, grounding, nothing, nothing, tracklets, tracklets, presence(score), dense_labels=found
+            window, query, grounding, nothing, nothing, tracklets, tracklets, presence(score), dense_labels=dense_labels
         )
 
     @staticmethod

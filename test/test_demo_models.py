@@ -102,7 +102,7 @@ def test_crossing_objects_keep_their_identity():
     # The same from a click, with the code of `decaf eval`.
     scores = [score_segmenter(sam2, evaluation_clip(clip, clip_path(ROOT, clip.seed, True))) for clip in clips]
     propagated = [one for score in scores for one in score.propagated]
-    crossed = [one.iou for one in propagated if one.crossed]
+    crossed = [one.iou for one in propagated if one.occluded]
     assert np.mean([one.iou for one in propagated]) >= 0.75
     assert len(crossed) >= 15 and np.mean(crossed) >= 0.75
 

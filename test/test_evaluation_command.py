@@ -1,4 +1,4 @@
-"""`decaf eval` from the command line to the files it leaves, with the real method on tiny random checkpoints."""
+"""`decaf eval` from the command line to its files, with the real method on tiny random checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import cv2
 import pytest
 from evaluation_scenes import drawn_clip
 
-from decaf_ros.cli.evaluate import configured
+from decaf_ros.cli.evaluate import read_evaluation_config
 from decaf_ros.cli.main import main
 from decaf_ros.config import load_config, replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
@@ -32,7 +32,7 @@ PARAMETERS = """
 
 @pytest.fixture(scope="module")
 def stored(tmp_path_factory):
-    """Parameters, and clips in clips/ and held_out/."""
+    """A folder with parameters, and clips in clips/ and held_out/."""
     root = tmp_path_factory.mktemp("stored")
     (root / "tiny.yaml").write_text(PARAMETERS)
     for folder, seeds in (("clips", (1_000_000, 1_000_001)), ("held_out", (2_000_000, 2_000_001))):
@@ -56,10 +56,10 @@ def check_scores(scores):
 
 
 def test_evaluation(given, tmp_path, capsys):
-    """Two clips, the variants on the first one."""
+    """Two clips, with the variants on the first one."""
     numbers = tmp_path / "numbers.json"
     assert main([*given, "--dataset", "tabletop", "--seed", "3", "--ablation-clips", "1", "--json", str(numbers)]) == 0
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     found = json.loads(numbers.read_text())
     check_scores(found["overall"])
     assert set(found["by_type"]) == set(KINDS) - {"absent"}
@@ -70,7 +70,7 @@ def test_evaluation(given, tmp_path, capsys):
     assert 0 < found["baseline"]["chance_pointing"] < 0.5 and 0 <= found["baseline"]["centre_pointing"] <= 1
     counts = found["counts"]
     assert (counts["clips"], counts["present"], counts["absent"], counts["ablation"]) == (2, 6, 2, 3)
-    # The first clip's cases are all there is of the variants; none but these may change with them.
+    # Only the cases of the first clip have an ablation.
     cases = json.loads((tmp_path / "decaf_eval" / "cases.json").read_text())
     first = [case for case in cases if case["clip"] == "01000000" and case["kind"] != "absent"]
     assert len(first) == 3 and all(case["ablation"] for case in first)
@@ -82,19 +82,19 @@ def test_evaluation(given, tmp_path, capsys):
     assert found["online"]["clips"] == 2 and found["online"]["frames"] == 2 * 2
     assert [one["frames"] for one in found["online"]["played"]] == [2, 2]
     segmenter = found["segmenter"]
-    assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # two clips of three balls, one click a ball
+    assert (segmenter["clicks"], segmenter["objects"]) == (6, 6)  # two clips with three balls, one click per ball
     assert 0 <= segmenter["propagated_iou"] <= 1 and segmenter["crossed_iou"] is None
     assert found["settings"]["seed"] == 3 and found["settings"]["parameters"]["window.size"] == 3
-    assert found["settings"]["mujoco"] is None, "stored clips, which were not rendered here"
+    assert found["settings"]["mujoco"] is None, "stored clips are not rendered"
     assert json.loads((tmp_path / "decaf_eval" / "report.json").read_text()) == found
     assert cv2.imread(str(tmp_path / "decaf_eval" / "contact_sheet.png")).shape[1] > 4 * 128
     assert cv2.imread(str(tmp_path / "decaf_eval" / "roc.png")) is not None
-    assert said.out in (tmp_path / "decaf_eval" / "report.md").read_text() + "\n"
-    assert "| object_only" in said.out and "| relation" in said.out
-    assert "clip 1 of 2 (01000000): 4 expressions, " in said.err and " left" in said.err
+    assert printed.out in (tmp_path / "decaf_eval" / "report.md").read_text() + "\n"
+    assert "| object_only" in printed.out and "| relation" in printed.out
+    assert "clip 1 of 2 (01000000): 4 expressions, " in printed.err and " left" in printed.err
 
 
-def test_a_second_report_takes_the_first_ones_place(given, tmp_path):
+def test_a_second_report_replaces_the_first(given, tmp_path):
     few = [*given, "--clips", "1", "--no-ablation", "--kinds", "attribute"]
     assert main(few) == 0
     old = (tmp_path / "decaf_eval" / "report.json").read_text()
@@ -102,7 +102,7 @@ def test_a_second_report_takes_the_first_ones_place(given, tmp_path):
     new = (tmp_path / "decaf_eval" / "report.json").read_text()
     assert json.loads(new)["overall"]["j"] == 0 and old != new
     assert json.loads(new)["ablation"] == {} and list(json.loads(new)["by_type"]) == ["attribute"]
-    # Without absent targets there is no curve, and no picture of one.
+    # Without absent targets there is no ROC curve.
     assert not (tmp_path / "decaf_eval" / "roc.png").exists()
     (tmp_path / "decaf_eval" / "notes.txt").write_text("mine")
     assert main(few) == 1
@@ -112,9 +112,9 @@ def test_calibration(given, stored, tmp_path, capsys):
     given[given.index("--clips-from") + 1] = str(stored / "held_out")
     assert main([*given, "--calibrate", "--json", str(tmp_path / "fit.json")]) == 0
     fit = json.loads((tmp_path / "fit.json").read_text())
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert sum(fit["weights"].values()) == pytest.approx(1, abs=0.03) and 0 <= fit["threshold"] <= 1
-    assert f"presence.threshold: {fit['threshold']:.3f}" in said and '"consistency": ' in said
+    assert f"presence.threshold: {fit['threshold']:.3f}" in printed and '"consistency": ' in printed
 
 
 @pytest.mark.parametrize(
@@ -151,12 +151,12 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
         (["--calibrate", "--set", "grounding.contrast=false"], "expected grounding.contrast true, got false"),
     ],
 )
-def test_what_cannot_come_to_an_end_does_not_begin(given, stored, capsys, monkeypatch, arguments, words):
-    monkeypatch.setattr("decaf_ros.evaluation.jobs.load_evaluator", lambda *_: pytest.fail("it has begun"))
+def test_bad_arguments_are_refused_before_the_models_load(given, stored, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr("decaf_ros.evaluation.jobs.load_evaluator", lambda *_: pytest.fail("the models are loaded"))
     given[given.index("--clips-from") + 1] = str(stored / ("held_out" if "--calibrate" in arguments else "clips"))
     assert main([*given, *arguments]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("decaf: ") and said.count("\n") == 1 and words in said
+    error = capsys.readouterr().err
+    assert error.startswith("decaf: ") and error.count("\n") == 1 and words in error
 
 
 def test_a_negative_seed_is_refused(given, capsys):
@@ -173,20 +173,20 @@ def test_bad_usage_is_exit_code_2(given, capsys):
         assert ended.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_default_parameters_are_the_tabletops():
-    nothing = argparse.Namespace(dataset="tabletop", config=None, set=["window.size=8"], mllm=None, sam2=None)
-    config = configured(nothing)
+def test_default_parameters_come_from_the_dataset():
+    arguments = argparse.Namespace(dataset="tabletop", config=None, set=["window.size=8"], mllm=None, sam2=None)
+    config = read_evaluation_config(arguments)
     assert config == replace(
         load_config(resolve_path("package://decaf_tabletop/config/tabletop.yaml")), {"window.size": 8}
     )
     assert "tabletop" in config.mllm.checkpoint and "tabletop" in config.sam2.checkpoint
 
 
-def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path):
+def test_a_folder_with_other_files_is_refused(tmp_path):
     numbers = tmp_path / "scores.json"
     for name in ("report.md", "scores.json"):
         (tmp_path / name).touch()
-    check_folder(tmp_path, numbers)  # its own numbers may lie there
+    check_folder(tmp_path, numbers)  # the --json file may lie there
     with pytest.raises(FileExistsError, match=r"holds something besides a report \(scores.json\)"):
         check_folder(tmp_path)
     with pytest.raises(NotADirectoryError, match="expected a folder, got a file"):

@@ -1,3 +1,5 @@
+"""Clips, the choice of expressions, and the datasets of the simulated tabletop."""
+
 from __future__ import annotations
 
 import pickle
@@ -29,7 +31,7 @@ def test_objects_may_overlap():
     assert (clip.mask((0,)) & clip.mask((1,))).any() and (clip.masks_at(2)[1] == objects[1, 2]).all()
 
 
-def test_a_clip_whose_parts_do_not_fit_is_refused():
+def test_an_inconsistent_clip_is_refused():
     clip = evaluation_clip()
     with pytest.raises(ValueError, match="clip x: expected frames and bool masks"):
         EvaluationClip("x", clip.frames, clip.objects[:, :-1], ())
@@ -37,17 +39,18 @@ def test_a_clip_whose_parts_do_not_fit_is_refused():
         EvaluationClip("x", clip.frames[1:], clip.objects[:, 1:], ())
 
 
-def rich(kinds):
+def clip_with_kinds(kinds):
+    """Three expressions of each type."""
     return evaluation_clip(expressions=[Referral(f"{kind} {n}", kind, (0,)) for kind in kinds for n in range(3)])
 
 
 def test_choice_is_balanced_over_types():
-    """Every clip has plenty of explicit expressions, few have a temporal one."""
+    """Every third clip has temporal expressions; all clips have the other types."""
     choice = ExpressionChoice(0, present=3, absent=1)
     asked = Counter()
     for number in range(40):
         kinds = [kind for kind in KINDS if kind != "temporal" or number % 3 == 0]
-        chosen = choice(rich(kinds))
+        chosen = choice(clip_with_kinds(kinds))
         assert len(chosen) == 4 and sum(one.kind == "absent" for one in chosen) == 1
         assert len({one.kind for one in chosen}) == 4
         asked.update(one.kind for one in chosen)
@@ -55,22 +58,22 @@ def test_choice_is_balanced_over_types():
     assert asked["temporal"] == 14 and max(counts) - min(counts) <= 1
 
 
-def test_choice_takes_a_type_twice_only_where_there_is_no_other():
-    chosen = ExpressionChoice(0, present=3, absent=2)(rich(["explicit", "size", "absent"]))
+def test_choice_takes_a_type_twice_only_if_there_is_no_other():
+    chosen = ExpressionChoice(0, present=3, absent=2)(clip_with_kinds(["explicit", "size", "absent"]))
     counts = Counter(one.kind for one in chosen)
     assert counts["absent"] == 2 and sorted((counts["explicit"], counts["size"])) == [1, 2]
     assert len({one.text for one in chosen}) == 5
 
 
-def test_choice_is_that_of_its_seed():
+def test_choice_depends_on_the_seed_only():
     def texts(seed):
         choice = ExpressionChoice(seed, 3, 1)
-        return [one.text for _ in range(3) for one in choice(rich(KINDS))]
+        return [one.text for _ in range(3) for one in choice(clip_with_kinds(KINDS))]
 
     assert texts(1) == texts(1) != texts(2)
 
 
-def test_only_the_wanted_types_are_asked():
+def test_only_the_selected_types_are_asked():
     chosen = ExpressionChoice(0, 3, 1, ["attribute", "absent"])(evaluation_clip())
     assert [one.kind for one in chosen] == ["attribute", "absent"]
 
@@ -81,9 +84,9 @@ def test_reports_share_no_clip_with_training_calibration_or_each_other():
         first = made.first_seed
         return {first + k for k in range(count)} | {first + 5000 + k for k in range(crossings)}
 
-    everything = [seeds(seed, 5000, 5000) for seed in (0, 1, 99, 100, 20_261_124)]
-    assert min(everything[0]) == 1_000_000 and max(everything[2]) < calibration_clips(1).first_seed == 2_000_000
-    assert min(everything[3]) == 3_000_000 and len(set.union(*everything)) == 5 * 10_000
+    reports = [seeds(seed, 5000, 5000) for seed in (0, 1, 99, 100, 20_261_124)]
+    assert min(reports[0]) == 1_000_000 and max(reports[2]) < calibration_clips(1).first_seed == 2_000_000
+    assert min(reports[3]) == 3_000_000 and len(set.union(*reports)) == 5 * 10_000
     with pytest.raises(ValueError, match="--seed: expected 0 or more, got -1"):
         report_clips(-1, 5, 0)
     with pytest.raises(ValueError, match="--clips: expected 1 to 1000000, got 1000001"):
@@ -117,7 +120,7 @@ def test_stored_clips_are_read_in_order_with_their_expressions(folder):
     assert {one.kind for one in clip.expressions if one.timeless} == {"explicit", "attribute"}
 
 
-def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, monkeypatch):
+def test_crossings_have_a_name_of_their_own(folder, monkeypatch):
     write_clip(clip_path(folder, 1_000_002, crossing=True), drawn_clip(1_000_002))
     stored = stored_clips(folder, None, calibration=False)
     names = [stored.clip(index).name for index in range(stored.scored)]
@@ -127,7 +130,7 @@ def test_the_name_tells_a_clip_in_which_an_object_passes_before_another(folder, 
     assert [made.clip(index).name for index in range(3)] == ["01000000", "01000001", "01005000_crossing"]
 
 
-def test_clips_that_may_have_been_trained_on_are_refused(tmp_path, folder):
+def test_training_seeds_are_refused(tmp_path, folder):
     write_clip(clip_path(tmp_path, 17), drawn_clip(17))
     with pytest.raises(ValueError, match="a seed from 1000000 to 1999999 or from 3000000 on, got 17"):
         stored_clips(tmp_path, 1, calibration=False).clip(0)
@@ -135,7 +138,7 @@ def test_clips_that_may_have_been_trained_on_are_refused(tmp_path, folder):
         stored_clips(folder, None, calibration=True).clip(1)
 
 
-def test_a_folder_that_does_not_hold_so_many_clips_is_named(folder, tmp_path):
+def test_a_folder_with_too_few_clips_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="--clips: expected 1 to 3"):
         stored_clips(folder, 4, False)
     with pytest.raises(FileNotFoundError, match="no clip there"):

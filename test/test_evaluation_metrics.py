@@ -1,3 +1,5 @@
+"""Metrics against hand-computed values and their definitions."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -5,17 +7,17 @@ import pytest
 
 from decaf_ros.evaluation.metrics import (
     boundary_f,
-    detection,
     id_switches,
     mask_score,
     mean,
+    names_category,
     pointing,
+    precision_recall,
     region_similarity,
     roc,
-    says,
 )
 
-EMPTY = np.zeros((60, 80), bool)  # its diagonal is 100 px: the tolerance is 0.8 px, rounded up to 1
+EMPTY = np.zeros((60, 80), bool)  # diagonal 100 px: tolerance 0.8 px, rounded up to 1
 
 
 def box(top, left, height=20, width=20, shape=EMPTY.shape):
@@ -32,32 +34,31 @@ def test_region_similarity():
 
 
 def test_boundary_f_of_a_shifted_mask():
-    """Within the tolerance all matches. Two pixels off, what matches are the sides along the shift."""
+    """All pixels match within the tolerance. Two pixels off, only the sides along the shift match."""
     assert boundary_f(box(10, 10), box(10, 10)) == 1
     assert boundary_f(box(10, 10), box(10, 11)) == 1
-    # 80 boundary pixels each. The two sides across the shift lie 2 px off; of each of the others all but the 1 px
-    # beyond the other's reach match.
+    # 80 boundary pixels each. The two sides across the shift are 2 px off; the other two match except for one end.
     shifted = boundary_f(box(10, 10), box(10, 12))
     assert 0.45 < shifted < 0.6
     assert boundary_f(box(10, 10), box(10, 40)) == 0
 
 
 def test_boundary_tolerance_grows_with_the_image():
-    """8 px of a diagonal of 1000 px: 6 px off all matches, 6 px off in a small image little does."""
+    """The tolerance is 8 px for a diagonal of 1000 px: a shift of 6 px matches, in a small image hardly."""
     large = (600, 800)
     assert boundary_f(box(100, 100, 200, 200, large), box(100, 106, 200, 200, large)) == 1
     assert boundary_f(box(10, 10), box(10, 16)) < 0.5
 
 
-def test_boundary_f_counts_both_ways():
-    """Precision of half, recall of all: the harmonic mean."""
+def test_boundary_f_is_the_harmonic_mean():
+    """Precision 1/2 and recall 1, and the reverse."""
     twice = box(5, 5) | box(35, 5)
     assert boundary_f(twice, box(5, 5)) == pytest.approx(2 / 3)
     assert boundary_f(box(5, 5), twice) == pytest.approx(2 / 3)
 
 
-def test_boundary_f_is_its_definition():
-    """Every pair of boundary pixels, one by one."""
+def test_boundary_f_follows_its_definition():
+    """Compares with the distances of all pairs of boundary pixels."""
     rng = np.random.default_rng(0)
     for _ in range(5):
         masks = [np.kron(rng.random((6, 8)) < 0.3, np.ones((10, 10))) > 0 for _ in range(2)]
@@ -81,15 +82,15 @@ def test_boundary_f_of_empty_masks():
 
 def test_mask_score_is_the_mean_over_frames():
     truth = np.stack([box(10, 10), EMPTY, box(10, 10), EMPTY])
-    found = np.stack([box(10, 10), EMPTY, EMPTY, box(10, 10)])
-    assert mask_score(found, truth) == (0.5, 0.5)
-    assert mask_score(found, truth).j_and_f == 0.5
+    predicted = np.stack([box(10, 10), EMPTY, EMPTY, box(10, 10)])
+    assert mask_score(predicted, truth) == (0.5, 0.5)
+    assert mask_score(predicted, truth).j_and_f == 0.5
     with pytest.raises(ValueError, match="masks of one shape"):
-        mask_score(found[:2], truth)
+        mask_score(predicted[:2], truth)
 
 
 def maps(*strongest, frames=2):
-    """Of 6 x 8 tokens on 60 x 80 pixels: (frame, row, column, value)."""
+    """Maps of 6 x 8 tokens on 60 x 80 pixels. strongest: (frame, row, column, value)."""
     values = np.zeros((frames, 6, 8), np.float32)
     for t, row, column, value in strongest:
         values[t, row, column] = value
@@ -99,7 +100,7 @@ def maps(*strongest, frames=2):
 def test_pointing_counts_frames_in_which_the_target_is_visible():
     truth = np.stack([box(20, 20), EMPTY])  # tokens (2..3, 2..3)
     found = pointing(maps((0, 2, 3, 0.5), (1, 0, 0, 1.0)), truth)
-    assert (found.hit, found.window) == (1.0, 0.0)  # the window's strongest token lies in the other frame
+    assert (found.hit, found.window) == (1.0, 0.0)  # the strongest token of the window is on the other frame
     assert found.chance == pytest.approx(4 / 48)
     assert pointing(maps((0, 2, 4, 0.5)), truth).hit == 0
     assert pointing(maps((0, 2, 4, 0.5)), np.stack([EMPTY, EMPTY])) is None
@@ -113,35 +114,35 @@ def test_pointing_is_the_mean_over_frames():
 
 
 def test_pointing_tolerates_half_a_token():
-    """The cell of the token (2, 4) spans x from 40 to 50: a target up to 41 meets it, one up to 40 does not."""
+    """The cell of token (2, 4) spans x from 40 to 50: a target that ends at 41 overlaps it, one at 40 does not."""
     strongest = maps((0, 2, 4, 1.0), frames=1)
     assert pointing(strongest, box(20, 21)[None]).hit == 1
     assert pointing(strongest, box(20, 20)[None]).hit == 0
 
 
-def test_a_constant_map_points_nowhere():
+def test_a_constant_map_misses():
     found = pointing(maps(frames=1), box(0, 0)[None])
     assert (found.hit, found.window) == (0, 0) and found.chance > 0
 
 
-def test_centre_prior_has_the_tolerance_of_a_token():
-    """The middle is (40, 30); a token there spans x from 35 to 45 and y from 25 to 35."""
+def test_the_image_centre_has_the_tolerance_of_a_token():
+    """The centre is (40, 30); a token there spans x from 35 to 45 and y from 25 to 35."""
     assert pointing(maps(frames=1), box(20, 44)[None]).centre == 1
     assert pointing(maps(frames=1), box(20, 45)[None]).centre == 0
     assert pointing(maps(frames=2), np.stack([box(20, 44), box(0, 0)])).centre == 0.5
 
 
-def test_a_random_token_hits_as_often_as_chance_says():
+def test_a_random_token_hits_with_the_chance_rate():
     rng = np.random.default_rng(0)
     truth = box(7, 33, 13, 21)[None]
     hits = [pointing(rng.random((1, 6, 8), np.float32), truth).hit for _ in range(2000)]
     assert np.mean(hits) == pytest.approx(pointing(maps(frames=1), truth).chance, abs=0.03)
 
 
-def test_detection():
-    assert detection([True, True, True, False], [True, False, True, True]) == (2 / 3, 2 / 3)
-    assert detection([False, False], [True, False]) == (None, 0.0)
-    assert detection([True, False], [False, False]) == (0.0, None)
+def test_precision_recall():
+    assert precision_recall([True, True, True, False], [True, False, True, True]) == (2 / 3, 2 / 3)
+    assert precision_recall([False, False], [True, False]) == (None, 0.0)
+    assert precision_recall([True, False], [False, False]) == (0.0, None)
 
 
 def test_id_switches():
@@ -152,23 +153,23 @@ def test_id_switches():
     assert id_switches([({0: here}, {1: here}), ({0: here}, {3: here}), ({0: here}, {1: here})]) == 2
 
 
-def test_an_id_that_passes_to_another_object_is_counted_the_other_way_round():
+def test_an_id_that_moves_to_another_object_counts_with_exchanged_mappings():
     here, there = box(0, 0), box(30, 50)
     objects = {0: here, 1: there}
     drifting = [(objects, {1: here}), (objects, {1: there}), (objects, {1: there})]
-    assert id_switches(drifting) == 0, "neither object had another id"
+    assert id_switches(drifting) == 0, "no object had another id"
     assert id_switches((published, objects) for objects, published in drifting) == 1
 
 
-def test_an_id_that_was_gone_for_a_time_is_compared_with_the_one_before():
+def test_frames_without_a_match_are_skipped():
     here = box(0, 0)
     lost = ({0: here}, {1: EMPTY})
     assert id_switches([({0: here}, {1: here}), lost, ({0: EMPTY}, {}), ({0: here}, {1: here})]) == 0
     assert id_switches([({0: here}, {1: here}), lost, ({0: here}, {2: here})]) == 1
 
 
-def test_a_mask_that_hardly_overlaps_is_no_match():
-    """IoU 1/3 is under one half, so the first id stays the last one known."""
+def test_a_small_overlap_is_no_match():
+    """IoU 1/3 is below 1/2, so id 1 remains the last id."""
     here = box(10, 10)
     assert id_switches([({0: here}, {1: here}), ({0: here}, {2: box(10, 20)}), ({0: here}, {1: here})]) == 0
 
@@ -178,9 +179,9 @@ def test_roc():
     assert perfect.area == 1 and perfect.thresholds[0] == np.inf
     assert roc([0.2, 0.3, 0.9], [True, True, False]).area == 0
     mixed = roc([0.9, 0.7, 0.5, 0.3], [True, False, True, False])
-    assert mixed.area == 0.75  # of the four pairs three are in order
-    np.testing.assert_array_equal(mixed.true_yes, [0, 0.5, 0.5, 1, 1])
-    np.testing.assert_array_equal(mixed.false_yes, [0, 0, 0.5, 0.5, 1])
+    assert mixed.area == 0.75  # three of four pairs are in order
+    np.testing.assert_array_equal(mixed.true_positive_rate, [0, 0.5, 0.5, 1, 1])
+    np.testing.assert_array_equal(mixed.false_positive_rate, [0, 0, 0.5, 0.5, 1])
     assert roc([0.5, 0.5, 0.5], [True, False, False]).area == 0.5
     assert roc([0.5], [True]) is None and roc([0.5], [False]) is None and roc([], []) is None
 
@@ -190,7 +191,7 @@ def test_mean():
     assert mean([None]) is None and mean([]) is None
 
 
-def test_says():
-    assert says("Ball.", "ball") is True and says("balls", "ball") is False
-    assert says("", "ball") is says(".", "ball") is False
-    assert says(None, "ball") is None and says("ball", "") is None
+def test_names_category():
+    assert names_category("Ball.", "ball") is True and names_category("balls", "ball") is False
+    assert names_category("", "ball") is names_category(".", "ball") is False
+    assert names_category(None, "ball") is None and names_category("ball", "") is None

@@ -1,3 +1,5 @@
+"""Clips played as a live stream, with scripted groundings."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -5,10 +7,10 @@ import pytest
 from scripted import ABSENT, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, masks_from_labels
-from decaf_ros.evaluation.online import play, to_ask
+from decaf_ros.evaluation.online import choose_online_expression, play
 
 FRAMES = 40
-# The mug moves; the ball is hidden for a second.
+# The mug moves; the ball is occluded for a second.
 WORLD = World(
     mug=lambda s: (round(20 * (s - 100) / 4), 2),
     ball=lambda s: None if 102.5 <= s < 103.5 else (20, 14),
@@ -16,7 +18,7 @@ WORLD = World(
 MUG = Referral("the mug", "explicit", (0,), "mug", timeless=True)
 BOTH = Referral("the things", "several", (0, 1), timeless=True)
 BALL = Referral("the ball", "explicit", (1,), "ball", timeless=True)
-# As long as a clip of the tabletop, with its key frames; the ball is hidden early.
+# Length and key frames of a tabletop clip; the ball is occluded early.
 CROSSING = World(mug=lambda s: (0, 2), ball=lambda s: None if 101.0 <= s < 101.4 else (20, 14))
 CROSSING_FRAMES, CROSSING_SETTINGS = 32, {"window__keyframe_period_s": 0.2, "regrounding__stride": 8}
 
@@ -29,9 +31,9 @@ def _scripted_tracker(monkeypatch):
 def clip_of(world, count=FRAMES):
     frames = tuple(frame(number) for number in range(count))
     labels = np.zeros((count, *frames[0].size_hw), np.uint8)
-    for one in frames:
+    for clip_frame in frames:
         for label, name in ((1, "mug"), (2, "ball")):
-            labels[one.index][world.mask(name, one)] = label
+            labels[clip_frame.index][world.mask(name, clip_frame)] = label
     return EvaluationClip("scripted", frames, masks_from_labels(labels, 2), (MUG, BOTH, BALL))
 
 
@@ -44,21 +46,21 @@ def decaf(*script, **changes):
     return ScriptedDecaf(WORLD, settings(regrounding__stride=2, **changes), script)
 
 
-def test_the_right_target_is_followed_without_a_fault(clip):
+def test_a_correct_target_is_tracked_without_errors(clip):
     segmenter = decaf(["mug"])
     score = play(segmenter, clip, MUG)
     assert (score.tracked, score.frames, score.j, score.switches) == (True, 20, 1.0, 0)
     assert [where.index for where in segmenter.windows[0].frames] == [0, 5, 10, 15]
-    assert len(segmenter.windows) > 1  # asked again on the way
+    assert len(segmenter.windows) > 1  # grounded again
 
 
-def test_a_target_keeps_its_id_behind_another(clip):
+def test_a_target_keeps_its_id_through_an_occlusion(clip):
     score = play(decaf(["mug", "ball"]), clip, BOTH)
     assert (score.j, score.switches, score.drifts, score.hidden) == (1.0, 0, 0, True)
 
 
 class DriftingTracker(WorldTracker):
-    """Goes on with the mug where its object is hidden."""
+    """Moves to the mug if its object is occluded."""
 
     def step(self, where):
         names = self._names.items()
@@ -66,8 +68,8 @@ class DriftingTracker(WorldTracker):
         return super().step(where)
 
 
-def test_what_is_hidden_early_is_asked_for_before_that_and_looked_for_after_it(monkeypatch):
-    """In the middle, frame 15, the ball is back already, and nothing could go wrong any more."""
+def test_an_early_occlusion_is_asked_for_before_it_starts(monkeypatch):
+    """In the middle, on frame 15, the ball is visible again, so the occlusion would test nothing."""
     clip = clip_of(CROSSING, CROSSING_FRAMES)
     segmenter = ScriptedDecaf(CROSSING, settings(**CROSSING_SETTINGS), [["ball"]])
     score = play(segmenter, clip, BALL)
@@ -76,31 +78,31 @@ def test_what_is_hidden_early_is_asked_for_before_that_and_looked_for_after_it(m
     monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
     lost = play(segmenter, clip, BALL)
     assert (lost.tracked, lost.hidden, lost.switches) == (True, True, 1) and 0 < lost.j < 1
-    # The id went over to the mug, which is not even a target; a grounding then gives the ball a new one.
+    # The id moved to the mug, which is no target; a grounding then gave the ball a new id.
     assert score.drifts == 0 and lost.drifts == 1
 
 
-def test_what_is_not_followed_is_not_hidden_from_following():
-    """There are not key frames enough before the ball is back."""
+def test_an_occlusion_before_tracking_does_not_count():
+    """There are too few key frames before the ball is visible again."""
     slow = ScriptedDecaf(CROSSING, settings(), [["ball"]])
     score = play(slow, clip_of(CROSSING, CROSSING_FRAMES), BALL)
     assert [where.index for where in slow.windows[0].frames] == [0, 5, 10, 15]
     assert score.tracked and not score.hidden
 
 
-def test_what_is_asked_is_timeless_and_best_of_something_hidden(clip):
+def test_the_query_is_timeless_and_preferably_about_an_occluded_target(clip):
     moving = Referral("the one that moves", "motion", (1,), "")
-    assert to_ask(clip, [moving, MUG, BALL, BOTH]) == BALL
-    assert to_ask(clip, [moving, MUG]) == MUG and to_ask(clip, [moving]) is None
+    assert choose_online_expression(clip, [moving, MUG, BALL, BOTH]) == BALL
+    assert choose_online_expression(clip, [moving, MUG]) == MUG and choose_online_expression(clip, [moving]) is None
 
 
-def test_another_object_is_no_target(clip):
+def test_a_wrong_object_scores_zero(clip):
     score = play(decaf(["ball"]), clip, MUG)
     assert score.tracked and score.j == 0 and score.switches == score.drifts == 0
 
 
-def test_a_target_that_is_lost_and_comes_back_under_another_id(clip):
-    """Groundings in between do not find it; the next one does, as a new target."""
+def test_a_lost_target_that_returns_with_a_new_id_is_a_switch(clip):
+    """One grounding does not find it; the next one finds it as a new target."""
     lost = decaf(["mug"], [], ["mug"], regrounding__max_misses=1)
     score = play(lost, clip, MUG)
     assert score.switches == 1 and 0 < score.j < 1
@@ -113,6 +115,6 @@ def test_not_found(clip):
     assert (score.tracked, score.j) == (False, 0.0)
 
 
-def test_a_failure_is_no_score(clip):
+def test_a_failed_grounding_raises(clip):
     with pytest.raises(RuntimeError, match="grounding of query eval failed: ValueError: broken"):
         play(decaf(ValueError("broken")), clip, MUG)

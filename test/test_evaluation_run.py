@@ -1,4 +1,4 @@
-"""One clip after another, with a Decaf whose answers are known."""
+"""Evaluation of clips with a Decaf whose answers are known: scores, summary, report and processes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from decaf_tabletop.world.clip import KINDS
 
 CONFIG = replace(DecafConfig(), {"window.size": 4, "presence.threshold": 0.5})
 ANSWERS = {
-    "the red ball": ((0,), 0.9, "Ball"),  # right
-    "the green object": ((2,), 0.8, "cube"),  # another object
-    "the object that moves": ((0,), 0.2, "ball"),  # right, but said to be absent
-    "the balls in front": ((1,), 0.7, "ball"),  # one of two
-    "the black cone": ((1,), 0.1, "cone"),  # not found, which is right
-    "the mug": ((0,), 0.6, "mug"),  # found where there is nothing
+    "the red ball": ((0,), 0.9, "Ball"),  # correct
+    "the green object": ((2,), 0.8, "cube"),  # wrong object
+    "the object that moves": ((0,), 0.2, "ball"),  # correct, but "not found"
+    "the balls in front": ((1,), 0.7, "ball"),  # one of two targets
+    "the black cone": ((1,), 0.1, "cone"),  # correctly not found
+    "the mug": ((0,), 0.6, "mug"),  # found, but absent
 }
 
 
@@ -36,14 +36,14 @@ def evaluator(**answers) -> Evaluator:
 @pytest.fixture(scope="module")
 def collected() -> Collected:
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
-    found = Collected()
+    collected = Collected()
     for scores in clip_scores(DrawnClips(2), plan, evaluator, workers=0):
-        found.take(scores)
-    return found
+        collected.add(scores)
+    return collected
 
 
 @pytest.fixture(scope="module")
-def found(collected):
+def numbers(collected):
     return summary(collected, KINDS, 0.5)
 
 
@@ -51,7 +51,7 @@ def by_text(collected, text):
     return next(case for case in collected.cases if case.text == text)
 
 
-def test_a_right_answer(collected):
+def test_a_correct_answer(collected):
     case = by_text(collected, "the red ball")
     assert case.found and case.published == case.always == (1, 1)
     assert (case.pointing.hit, case.pointing.window) == (1, 1)
@@ -64,28 +64,28 @@ def test_a_wrong_object(collected):
     assert case.published == (0, 0) and case.pointing.hit == 0 and case.category_right is False
 
 
-def test_a_wrong_not_found_is_worth_nothing(collected):
+def test_a_wrong_not_found_scores_zero(collected):
     case = by_text(collected, "the object that moves")
     assert not case.found and case.always == (1, 1) and case.published == (0, 0)
     assert case.answer == "not found: presence score 0.20 is below presence.threshold 0.50"
 
 
-def test_a_model_that_says_none_is_taken_at_its_word():
-    """The score is not touched by that: what it tells alone is counted apart."""
+def test_the_category_none_means_not_found():
+    """It leaves the presence score unchanged, whose own precision and recall are reported separately."""
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
-    told, collected = functools.partial(evaluator, **{"the mug": ((0,), 0.6, "none")}), Collected()
-    for scores in clip_scores(DrawnClips(1), plan, told, workers=0):
-        collected.take(scores)
+    load, collected = functools.partial(evaluator, **{"the mug": ((0,), 0.6, "none")}), Collected()
+    for scores in clip_scores(DrawnClips(1), plan, load, workers=0):
+        collected.add(scores)
     case = by_text(collected, "the mug")
     assert not case.found and case.answer.startswith("not found: the model answered 'none' for the category")
-    found = summary(collected, KINDS, 0.5)
-    assert found["absent"] == {"precision": pytest.approx(2 / 3), "recall": 1}
-    assert found["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
+    numbers = summary(collected, KINDS, 0.5)
+    assert numbers["absent"] == {"precision": pytest.approx(2 / 3), "recall": 1}
+    assert numbers["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
 
 
 def test_half_of_the_targets(collected):
     clip = evaluation_clip()
-    expected = np.mean([found.sum() / meant.sum() for found, meant in zip(clip.mask((1,)), clip.mask((1, 2)))])
+    expected = np.mean([found.sum() / truth.sum() for found, truth in zip(clip.mask((1,)), clip.mask((1, 2)))])
     assert by_text(collected, "the balls in front").published.j == pytest.approx(expected)
 
 
@@ -96,40 +96,40 @@ def test_absent_targets_have_no_mask_to_score(collected):
         assert (case.published, case.pointing, case.category_right) == (None, None, None)
 
 
-def test_summary(collected, found):
-    assert set(found["overall"]) == set(MEASURES)
+def test_summary(collected, numbers):
+    assert set(numbers["overall"]) == set(MEASURES)
     half = by_text(collected, "the balls in front").published
-    assert found["overall"]["j"] == pytest.approx((1 + 0 + 0 + half.j) / 4)
-    assert found["overall"]["j_and_f"] == pytest.approx((1 + half.j_and_f) / 4)
-    assert found["always_answered"]["j"] == pytest.approx((2 + half.j) / 4)
-    assert found["overall"]["pointing"] == 0.75 and found["overall"]["category"] == 0.75
-    assert found["by_type"]["explicit"] == dict.fromkeys(MEASURES, 1.0)
-    assert found["by_type"]["motion"] == {"j_and_f": 0, "j": 0, "f": 0, "pointing": 1, "category": 1}
-    assert found["absent"] == {"precision": 0.5, "recall": 0.5}
-    assert found["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
-    assert 0 < found["baseline"]["chance_pointing"] < 0.3
-    assert found["category_by_branch"]["overall"] == {"video": 0.75, "frames": 0.5}
-    assert found["counts"]["by_type"]["attribute"] == 2 and found["counts"]["clips"] == 2
-    assert found["counts"]["not_found"] == {"motion": 2, "absent": 2}
-    # Of the present ones 0.9, 0.8, 0.7 and 0.2 against 0.6 and 0.1.
-    assert found["roc"]["area"] == pytest.approx(7 / 8)
+    assert numbers["overall"]["j"] == pytest.approx((1 + 0 + 0 + half.j) / 4)
+    assert numbers["overall"]["j_and_f"] == pytest.approx((1 + half.j_and_f) / 4)
+    assert numbers["always_answered"]["j"] == pytest.approx((2 + half.j) / 4)
+    assert numbers["overall"]["pointing"] == 0.75 and numbers["overall"]["category"] == 0.75
+    assert numbers["by_type"]["explicit"] == dict.fromkeys(MEASURES, 1.0)
+    assert numbers["by_type"]["motion"] == {"j_and_f": 0, "j": 0, "f": 0, "pointing": 1, "category": 1}
+    assert numbers["absent"] == {"precision": 0.5, "recall": 0.5}
+    assert numbers["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
+    assert 0 < numbers["baseline"]["chance_pointing"] < 0.3
+    assert numbers["category_by_branch"]["overall"] == {"video": 0.75, "frames": 0.5}
+    assert numbers["counts"]["by_type"]["attribute"] == 2 and numbers["counts"]["clips"] == 2
+    assert numbers["counts"]["not_found"] == {"motion": 2, "absent": 2}
+    # Present: 0.9, 0.8, 0.7 and 0.2; absent: 0.6 and 0.1.
+    assert numbers["roc"]["area"] == pytest.approx(7 / 8)
 
 
-def test_a_type_without_a_case_has_no_numbers(found):
+def test_a_type_without_cases_has_no_numbers(numbers):
     for kind in ("size", "relation", "temporal"):
-        assert found["by_type"][kind] == dict.fromkeys(MEASURES)
-    assert "absent" not in found["by_type"] and found["ablation"] == {}
-    assert found["online"]["j"] is None and found["segmenter"]["one_click_iou"] is None
+        assert numbers["by_type"][kind] == dict.fromkeys(MEASURES)
+    assert "absent" not in numbers["by_type"] and numbers["ablation"] == {}
+    assert numbers["online"]["j"] is None and numbers["segmenter"]["one_click_iou"] is None
 
 
-def test_the_report_says_the_numbers(collected, found, tmp_path):
-    text = report_text(found)
+def test_the_report_shows_the_numbers(collected, numbers, tmp_path):
+    text = report_text(numbers)
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
     table = {row[0]: row[1:] for row in rows}
     assert table["explicit"][:6] == ["2", "100.0", "100.0", "100.0", "100.0", "100.0"]
     assert table["size"][:6] == ["0", *["-"] * 5]
-    assert table['absent targets: recall of "not found"'] == ["50.0"]
-    write_report(tmp_path / "out", found, collected, text)
+    assert table['"not found": recall'] == ["50.0"]
+    write_report(tmp_path / "out", numbers, collected, text)
     names = {file.name for file in (tmp_path / "out").iterdir()}
     assert names == {"report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
 
@@ -139,32 +139,32 @@ def test_best_and_worst_are_kept(collected):
     assert (best.case.text, worst.case.text) == ("the black cone", "the mug")
     assert best.picture.shape[2] == 3 and best.picture.dtype == np.uint8
     line = caption(best.case)
-    assert line == 'absent: "the black cone", clip clip0, presence 0.10, not found, said "cone"'
+    assert line == 'absent: "the black cone", clip clip0, presence 0.10, not found, category "cone"'
     assert caption(collected.extremes["attribute"].worst.case).endswith(
-        'J&F 0.0, pointing 0.0, presence 0.80, found, said "cube" (wrong: ball)'
+        'J&F 0.0, pointing 0.0, presence 0.80, found, category "cube" (expected ball)'
     )
 
 
 def test_without_masks_only_the_grounding_is_scored():
     clip = evaluation_clip()
-    (pictured,) = evaluator()(Job(clip, clip.expressions[:1], masks=False)).cases
-    assert pictured.case.always is None and pictured.case.pointing.hit == 1
+    (entry,) = evaluator()(Job(clip, clip.expressions[:1], masks=False)).cases
+    assert entry.case.always is None and entry.case.pointing.hit == 1
 
 
-def test_a_failing_case_ends_the_run_and_is_named():
+def test_a_failing_case_is_named_and_ends_the_run():
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     broken = functools.partial(evaluator, **{"the mug": RuntimeError("out of memory")})
     with pytest.raises(CaseError, match="^clip clip0, expression 'the mug': RuntimeError: out of memory$"):
         list(clip_scores(DrawnClips(1), plan, broken, workers=0))
 
 
-def test_clips_made_in_another_process_change_nothing(collected):
+def test_clips_made_in_another_process_give_the_same_scores(collected):
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     assert_as_collected(list(clip_scores(DrawnClips(2), plan, evaluator, workers=1)), collected)
 
 
-def test_several_processes_change_nothing_and_tell_what_fails(collected):
-    """Results come in the order of the clips; the last one's case fails."""
+def test_several_processes_give_the_same_scores_and_report_failures(collected):
+    """Results come in the order of the clips; the case of the last clip fails."""
     plan = Plan(ExpressionChoice(0, present=4, absent=2), segmenter=False)
     odd = Referral("the odd one", "explicit", (0,), "ball")
     broken = functools.partial(evaluator, **{odd.text: RuntimeError("out of memory")})
@@ -175,30 +175,30 @@ def test_several_processes_change_nothing_and_tell_what_fails(collected):
 
 
 def assert_as_collected(results, collected):
-    cases = [pictured.case for scores in results for pictured in scores.cases]
+    cases = [entry.case for scores in results for entry in scores.cases]
     assert [(case.clip, case.text) for case in cases] == [(case.clip, case.text) for case in collected.cases]
     assert [case.published for case in cases] == [case.published for case in collected.cases]
 
 
 def test_jobs():
-    plan = Plan(ExpressionChoice(0, 4, 2), ablated=1, played=2)
+    plan = Plan(ExpressionChoice(0, 4, 2), ablation_clips=1, online_clips=2)
     clip = evaluation_clip()
-    clip.objects[1, 3:5] = False  # the green one is hidden
+    clip.objects[1, 3:5] = False  # the green ball is occluded
     jobs = [plan.job(clip, index, scored=3) for index in range(5)]
     assert [job.ablate for job in jobs] == [True, False, False, False, False]
     assert [job.online and job.online.text for job in jobs[2:]] == [None, "the green object", "the green object"]
     assert all(job.online in job.expressions and job.online.timeless for job in jobs[:2])
     assert all(job.segmenter for job in jobs) and not jobs[3].expressions
-    of_kind = Plan(ExpressionChoice(0, 4, 2, ["explicit", "motion"]))
-    assert of_kind.job(clip, 3, scored=3).online.text == "the red ball"
+    two_kinds = Plan(ExpressionChoice(0, 4, 2, ["explicit", "motion"]))
+    assert two_kinds.job(clip, 3, scored=3).online.text == "the red ball"
 
 
-def test_the_report_says_how_much_was_played(found):
+def test_the_report_shows_the_online_scores(numbers):
     online = {"clips": 9, "hidden": 5, "frames": 152, "id_switches": 2, "id_drifts": 1, "tracked": 1.0, "j": 0.5}
-    one = OnlineScore("01000007", "the red ball", "explicit", True, 16, True, 0.5, 2, 1)
-    online["played"] = [asdict(one)]
-    text = report_text(found | {"online": online})
-    assert "| online: J of the followed masks (clips: 9)" in text
-    assert "152 frames of 9 clips; in 5 of these a target is hidden while it is followed.\n\n| clip" in text
+    score = OnlineScore("01000007", "the red ball", "explicit", True, 16, True, 0.5, 2, 1)
+    online["played"] = [asdict(score)]
+    text = report_text(numbers | {"online": online})
+    assert "| online: J of the published masks (clips: 9)" in text
+    assert "152 frames of 9 clips. In 5 clips a target is occluded while it is tracked.\n\n| clip" in text
     assert text.splitlines()[-1].split() == "| 01000007 | the red ball | yes | 16 | 50.0 | 2 | 1 |".split()
-    assert "ids of targets changed 2 times, and an id passed to another object 1 times" in text
+    assert "2 id switches of targets and 1 moves of an id to another object" in text

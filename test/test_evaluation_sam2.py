@@ -1,3 +1,5 @@
+"""Scores of SAM 2 by itself, with known masks."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -7,7 +9,7 @@ from evaluation_scenes import frame
 
 from decaf_ros.evaluation import sam2 as module
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, masks_from_labels
-from decaf_ros.evaluation.sam2 import middle_point, score_segmenter
+from decaf_ros.evaluation.sam2 import innermost_point, score_segmenter
 from decaf_ros.segmentation.sam2 import PointMasks
 
 FRAMES = 33
@@ -20,26 +22,26 @@ def box(left, width=20, size_hw=(96, 128)):
 
 
 def labels():
-    """One stays, two is hidden from frame 10 to 14, three comes late."""
-    found = np.zeros((FRAMES, 96, 128), np.uint8)
-    found[:, box(5)] = 1
+    """(F, H, W) uint8: 1 stays, 2 is occluded on frames 10 to 14, 3 appears on frame 20."""
+    labels = np.zeros((FRAMES, 96, 128), np.uint8)
+    labels[:, box(5)] = 1
     for index in range(FRAMES):
         if not 10 <= index < 15:
-            found[index][box(50)] = 2
-    found[20:, box(100)] = 3
-    return found
+            labels[index][box(50)] = 2
+    labels[20:, box(100)] = 3
+    return labels
 
 
 class KnownSam2:
-    """Clicks: the object under the point, which comes out `grown` columns too wide, with a predicted IoU of 0.9."""
+    """Answers a click with the object under it, `grown` columns too wide, and a predicted IoU of 0.9."""
 
     device = torch.device("cpu")
 
     def __init__(self, truth, grown=0):
         self.truth, self.grown = truth, grown
 
-    def embed(self, where):
-        return where.index
+    def embed(self, frame):
+        return frame.index
 
     def masks_at_points(self, index, xy):
         assert xy.dtype == np.float32
@@ -59,27 +61,27 @@ def clip():
 
 
 def test_scores(clip, monkeypatch):
-    """Propagation keeps the first object and loses what the second was, unless it began with the true mask."""
-    seen = {}
+    """Propagation keeps the first object; the second moves by 5 columns, unless it started from the true mask."""
+    call = {}
 
     def propagate(sam2, frames, source, masks):
-        seen.update(frames=len(frames), source=source, masks=masks.numpy())
+        call.update(frames=len(frames), source=source, masks=masks.numpy())
         tracks = np.repeat(masks.numpy()[:, None], len(frames), axis=1)
         tracks[1, 10:] = box(55)
         return torch.from_numpy(tracks)
 
     monkeypatch.setattr(module, "propagate", propagate)
     score = score_segmenter(KnownSam2(labels(), grown=5), clip)
-    assert (seen["frames"], seen["source"]) == (31, 0)
-    np.testing.assert_array_equal(seen["masks"][2:], [box(5), box(50)])
-    # Frames 0, 8, 16, 24 and 32; 20 columns of 25 are right.
+    assert (call["frames"], call["source"]) == (31, 0)
+    np.testing.assert_array_equal(call["masks"][2:], [box(5), box(50)])
+    # Frames 0, 8, 16, 24 and 32; 20 of 25 columns are correct.
     assert len(score.clicks) == 2 + 2 + 2 + 3 + 3
     assert all(click == pytest.approx((0.8, 0.9)) for click in score.clicks)
-    stays, hidden = score.propagated
-    assert (stays.iou, stays.mean, stays.from_mask, stays.crossed) == (0.8, pytest.approx(0.8), 1.0, False)
-    assert hidden.crossed and hidden.from_mask == 1.0
-    assert hidden.iou == pytest.approx(15 / 25)  # shifted by 5 columns
-    assert 0.6 < hidden.mean < 0.8
+    stays, occluded = score.propagated
+    assert (stays.iou, stays.mean, stays.from_mask, stays.occluded) == (0.8, pytest.approx(0.8), 1.0, False)
+    assert occluded.occluded and occluded.from_mask == 1.0
+    assert occluded.iou == pytest.approx(15 / 25)  # shifted by 5 columns
+    assert 0.6 < occluded.mean < 0.8
 
 
 def test_a_clip_without_an_object_at_both_ends(clip):
@@ -88,12 +90,12 @@ def test_a_clip_without_an_object_at_both_ends(clip):
     assert score.clicks == () and score.propagated == ()
 
 
-def test_middle_point_lies_inside_whatever_the_shape():
-    """The centroid of a ring is not on it; at the image's edge the edge counts as one."""
+def test_the_innermost_point_lies_inside_any_shape():
+    """The centroid of a ring is not on the ring; the image border counts as an edge of the mask."""
     rows, columns = np.mgrid[:40, :40]
     ring = abs(np.hypot(rows - 20, columns - 20) - 14) < 3
-    x, y = middle_point(ring)
+    x, y = innermost_point(ring)
     assert ring[int(y * 40), int(x * 40)]
     corner = np.zeros((40, 40), bool)
     corner[:9, :9] = True
-    assert middle_point(corner) == (4.5 / 40, 4.5 / 40)
+    assert innermost_point(corner) == (4.5 / 40, 4.5 / 40)

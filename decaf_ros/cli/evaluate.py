@@ -1,4 +1,4 @@
-"""The command `decaf eval`."""
+"""The command `decaf eval`: evaluates the method on clips with ground truth, or fits the presence score."""
 
 from __future__ import annotations
 
@@ -23,86 +23,90 @@ if TYPE_CHECKING:
     from decaf_ros.evaluation.run import ClipScores
 
 DEFAULT_DATASET = "tabletop"
-# Expressions a clip, with and without targets.
-PRESENT, ABSENT = 3, 1
-# Clips on which the variants are scored, and on which one expression is asked online (besides those for tracking only).
-ABLATED, PLAYED = 10, 4
-# Every frame of a clip is masked anew for each expression: their embeddings are worth keeping.
-_EMBEDDINGS = 64
+# Expressions per clip, with and without targets.
+PRESENT_PER_CLIP, ABSENT_PER_CLIP = 3, 1
+# Scored clips on which the variants are scored, and on which one expression is asked online.
+ABLATION_CLIPS, ONLINE_CLIPS = 10, 4
+# Image embeddings to keep: each expression of a clip masks the same frames.
+_EMBEDDING_CACHE = 64
 
 
-def add_parser(commands: argparse._SubParsersAction) -> None:
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `eval` to the commands of `decaf`."""
     parser = commands.add_parser(
         "eval",
-        help="measure the whole method on clips with known answers",
-        description="Asks expressions about clips with known answers and reports how good masks, pointing, categories "
-        'and "not found" are, with the ablations of the paper. The clips of a seed are always the same, in none of '
-        "another seed, and were never trained on.",
+        help="evaluate the whole method on clips with ground truth",
+        description="Asks expressions about clips with ground truth and scores masks, pointing, categories and "
+        '"not found", with the ablations of the paper. A seed always gives the same clips. Clips of different seeds do '
+        "not overlap, and none was trained on.",
     )
-    parser.set_defaults(configure=configured, run=run)
+    parser.set_defaults(configure=read_evaluation_config, run=run)
     add = parser.add_argument
     add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
-    add("--seed", type=int, help="which clips, and which of their expressions are asked: 0 or more (default: 0)")
-    add("--clips", type=int, help="how many clips (default: 20; with --clips-from: all)")
-    add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder; needs no renderer")
-    add("--kinds", default="", metavar="A,B", help="types of expressions that are asked (default: all)")
-    add("--json", type=Path, metavar="FILE", help="write the numbers there too")
-    add("--out", type=Path, help="folder for report, pictures and numbers (default: decaf_eval)")
-    add("--no-ablation", action="store_true", help="leave the variants of the method out")
+    add("--seed", type=int, help="selects the clips and the expressions; 0 or more (default: 0)")
+    add("--clips", type=int, help="number of clips (default: 20; with --clips-from: all)")
+    add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder (no renderer needed)")
+    add("--kinds", default="", metavar="A,B", help="types of expressions to ask (default: all)")
+    add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
+    add("--out", type=Path, help="folder of the report (default: decaf_eval)")
+    add("--no-ablation", action="store_true", help="skip the variants of the method")
     add(
         "--ablation-clips",
         type=int,
         metavar="K",
-        help=f"variants of the method: on the first K clips only (default: {ABLATED}); they take up to 8 GiB of memory "
-        "beside the multimodal LLM",
+        help=f"score the variants on the first K clips only (default: {ABLATION_CLIPS}); they need up to 8 GiB of "
+        "memory in addition to the multimodal LLM",
     )
-    add("--calibrate", action="store_true", help="fit the presence score instead, on clips that no --seed gives")
-    add("--workers", type=int, help="processes that score clips (default: one a core, or 1 with cuda); 0: no others")
-    add("--threads", type=int, help="threads of each (default: the cores divided among them)")
+    add("--calibrate", action="store_true", help="fit the presence score instead, on clips of no --seed")
+    add(
+        "--workers",
+        type=int,
+        help="processes that score clips (default: one per core, 1 with cuda; 0: no further process)",
+    )
+    add("--threads", type=int, help="threads per process (default: the cores divided among them)")
     add_config_arguments(parser, " (default: the parameter file of the dataset)")
 
 
-def configured(given: argparse.Namespace) -> DecafConfig:
-    """The configuration that is measured. Raises OSError or ValueError."""
+def read_evaluation_config(given: argparse.Namespace) -> DecafConfig:
+    """The configuration to evaluate. Raises OSError or ValueError."""
     source = find_source(given.dataset)
     file = given.config or (resolve_path(source.default_config) if source.default_config else None)
     return with_arguments(load_config(file) if file else DecafConfig(), given)
 
 
 def run(given: argparse.Namespace, config: DecafConfig) -> None:
-    """Evaluates, or calibrates. Raises OSError, ValueError or RuntimeError, with the clip and the expression."""
+    """Evaluates or calibrates. Raises OSError, ValueError or RuntimeError; the last names clip and expression."""
     source = find_source(given.dataset)
     kinds = _kinds(given, source)
     _check(given, config, kinds)
-    # Only here: they bring torch along, and `decaf --help` shall answer at once.
+    # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.calibration import calibrate
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
     from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
     from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
     from decaf_ros.evaluation.summary import Collected, summary
 
-    ablated = ABLATED if given.ablation_clips is None else given.ablation_clips
+    ablation_clips = ABLATION_CLIPS if given.ablation_clips is None else given.ablation_clips
     dataset = source.select(Selection(given.seed or 0, given.clips, given.clips_from, given.calibrate))
     out = given.out or Path("decaf_eval")
     if not given.calibrate:
         check_folder(out, given.json)
-    config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDINGS)})
+    config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDING_CACHE)})
     if given.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
     workers, threads = _processes(given, config, dataset.scored + dataset.tracking_only)
     plan = Plan(
-        ExpressionChoice(given.seed or 0, PRESENT, ABSENT, kinds),
+        ExpressionChoice(given.seed or 0, PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
         masks=not given.calibrate,
         segmenter=not given.calibrate,
-        ablated=0 if given.no_ablation or given.calibrate else ablated,
-        played=0 if given.calibrate else PLAYED,
+        ablation_clips=0 if given.no_ablation or given.calibrate else ablation_clips,
+        online_clips=0 if given.calibrate else ONLINE_CLIPS,
     )
     load = functools.partial(load_evaluator, config, threads)
     collected, progress = Collected(), _Progress(dataset, plan)
     for scores in clip_scores(dataset, plan, load, workers):
-        collected.take(scores)
-        progress.tell(scores)
+        collected.add(scores)
+        progress.show(scores)
     if not collected.cases:
         raise ValueError(f"no expression of the types {', '.join(kinds)} in {dataset.scored} clips")
     if given.calibrate:
@@ -111,20 +115,20 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
         if given.json:
             write_json(given.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return
-    found = summary(collected, kinds, config.presence.threshold) | {
+    numbers = summary(collected, kinds, config.presence.threshold) | {
         "settings": _settings(given, dataset, kinds, config),
         "version": __version__,
     }
-    text = report_text(found)
+    text = report_text(numbers)
     print(text)
     if given.json:
-        write_json(given.json, found)
-    write_report(out, found, collected, text)
-    _say(f"report in {out}, {progress.seconds:.0f} s")
+        write_json(given.json, numbers)
+    write_report(out, numbers, collected, text)
+    _log(f"report in {out}, {progress.seconds:.0f} s")
 
 
 def _check(given: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
-    """What would come to light after hours. Raises OSError or ValueError."""
+    """Finds errors before hours of evaluation. Raises OSError or ValueError."""
     if given.json and given.json.is_dir():
         raise IsADirectoryError(f"--json: expected a file, got the folder {given.json}")
     if given.json and not given.json.parent.is_dir():
@@ -140,17 +144,17 @@ def _check(given: argparse.Namespace, config: DecafConfig, kinds: Sequence[str])
         if value is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')}: no effect with --calibrate")
     if config.grounding.branches != "both":
-        # The node leaves agreement out of the score of one branch; the fit would take it for 0.
+        # The score of a single branch leaves agreement out; the fit would use 0 for it.
         raise ValueError(f"--calibrate: expected grounding.branches both, got {config.grounding.branches}")
     if not config.grounding.contrast:
-        # Without a background there is no separation either.
+        # Without a background map there is no separation.
         raise ValueError("--calibrate: expected grounding.contrast true, got false")
     if "absent" not in kinds or len(kinds) == 1:
         raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")
 
 
 def _kinds(given: argparse.Namespace, source: DatasetSource) -> list[str]:
-    """The types to ask, in the dataset's order. Raises ValueError for an unknown one."""
+    """The types to ask, in the order of the dataset. Raises ValueError for an unknown type."""
     kinds = {kind.strip() for kind in given.kinds.split(",") if kind.strip()} or set(source.kinds)
     if unknown := sorted(kinds - set(source.kinds)):
         raise ValueError(f"--kinds: expected some of {', '.join(source.kinds)}, got {', '.join(unknown)}")
@@ -158,7 +162,7 @@ def _kinds(given: argparse.Namespace, source: DatasetSource) -> list[str]:
 
 
 def _processes(given: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
-    """Workers and threads of each."""
+    """Number of workers, and of threads per worker. Raises ValueError for a bad number."""
     from decaf_ros.devices import resolve_device
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -177,38 +181,40 @@ def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], con
         "clips": dataset.scored,
         **dataset.settings,
         "kinds": kinds,
-        "expressions_a_clip": {"present": PRESENT, "absent": ABSENT},
+        "expressions_a_clip": {"present": PRESENT_PER_CLIP, "absent": ABSENT_PER_CLIP},
         "parameters": {option.name: option.value for option in options(config)},
     }
 
 
 class _Progress:
-    """Says on stderr how far an evaluation is, and how long it will still take."""
+    """Prints the progress and the estimated remaining time to stderr."""
 
     def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._began = time.monotonic()
         total = dataset.scored + dataset.tracking_only
-        # Clips cost very different amounts of work.
-        self._sorts = [(place < plan.ablated, place < plan.played, place >= dataset.scored) for place in range(total)]
-        self._seconds: dict[tuple[bool, ...], list[float]] = {}
+        # Clips with the same work take about the same time.
+        self._work = [
+            (index < plan.ablation_clips, index < plan.online_clips, index >= dataset.scored) for index in range(total)
+        ]
+        self._seconds_by_work: dict[tuple[bool, ...], list[float]] = {}
         self._done = 0
 
     @property
     def seconds(self) -> float:
         return time.monotonic() - self._began
 
-    def tell(self, scores: ClipScores) -> None:
-        """After each clip, in order."""
-        self._seconds.setdefault(self._sorts[self._done], []).append(scores.seconds)
+    def show(self, scores: ClipScores) -> None:
+        """To be called after each clip, in order."""
+        self._seconds_by_work.setdefault(self._work[self._done], []).append(scores.seconds)
         self._done += 1
-        spent = [second for seconds in self._seconds.values() for second in seconds]
-        means = {sort: sum(seconds) / len(seconds) for sort, seconds in self._seconds.items()}
-        waiting = sum(means.get(sort, sum(spent) / len(spent)) for sort in self._sorts[self._done :])
-        # Workers share the work: what a second of it took until now, it will take from now on.
-        left = waiting * self.seconds / sum(spent)
-        asked = f"{len(scores.cases)} expressions" if scores.cases else "only following"
-        _say(
-            f"clip {self._done} of {len(self._sorts)} ({scores.clip}): {asked}, {scores.seconds:.1f} s; "
+        spent = [second for seconds in self._seconds_by_work.values() for second in seconds]
+        means = {work: sum(seconds) / len(seconds) for work, seconds in self._seconds_by_work.items()}
+        remaining = sum(means.get(work, sum(spent) / len(spent)) for work in self._work[self._done :])
+        # Workers run in parallel: scale by the wall time per second of work so far.
+        left = remaining * self.seconds / sum(spent)
+        asked = f"{len(scores.cases)} expressions" if scores.cases else "tracking only"
+        _log(
+            f"clip {self._done} of {len(self._work)} ({scores.clip}): {asked}, {scores.seconds:.1f} s; "
             f"about {_duration(left)} left"
         )
 
@@ -217,5 +223,5 @@ def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
-def _say(text: str) -> None:
+def _log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -1,1 +1,1 @@
-"""Clips with known answers, and how good the method's answers are: `decaf eval`."""
+"""Evaluation against ground truth, run by `decaf eval`."""

@@ -1,7 +1,7 @@
-"""The paper's ablations (Tab. 4, 5 and 7) on one case: each is the real method under another configuration.
+"""The paper's ablations (Tab. 4, 5 and 7) on one case: each runs the real method under another configuration.
 
-What variants have in common is done once: the model's passes over a prompt serve every rollout and start layer, the
-image embeddings every segmentation, and variants of the scoring start from the candidates that were found already.
+Variants share work: every rollout and start layer uses the same forward passes, every segmentation the same image
+embeddings, and variants of the scoring start from the full method's candidates.
 """
 
 from __future__ import annotations
@@ -26,14 +26,20 @@ from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Segmentation
 
 FULL = "full"
-# Of one window, which all its variants go on from: with the default parameters and a 7B model 7 GiB. What of a larger
-# one finds no room runs again for each variant.
+# Keys, values and queries of one window, shared by its variants: 7 GiB with the default parameters and a 7B model. A
+# prefix that does not fit is computed again for each variant.
 PREFIXES_MIB = 8192
 
 
 class Variant(NamedTuple):
-    """table: of the paper, empty for what it has not. text: in words. changes: of the configuration, by dotted name.
-    start: the rollout's first layer, in layers of the model."""
+    """A variant of the method.
+
+    Attributes:
+        table: table of the paper; empty if the paper has no such variant.
+        text: description in reports.
+        changes: changed parameters, by dotted name.
+        start: first layer of the rollout, as a fraction of the model's layers; None means as configured.
+    """
 
     table: str
     text: str
@@ -42,33 +48,39 @@ class Variant(NamedTuple):
 
 
 VARIANTS: Mapping[str, Variant] = {
-    "object_only": Variant("4a", "object map alone, nothing subtracted", {"grounding.contrast": False}),
-    "video_only": Variant("4b", "video branch alone", {"grounding.branches": "video"}),
-    "frames_only": Variant("4b", "frame branch alone", {"grounding.branches": "frames"}),
-    "rollout_mean": Variant("5a", "rollout of all heads alike", {"grounding.rollout": "mean"}),
-    "rollout_max": Variant("5a", "heads weighed by all columns", {"grounding.rollout": "max"}),
-    "start_layer_0": Variant("", "rollout from the first layer", start=0.0),
-    "start_layer_quarter": Variant("5b", "rollout from a quarter of the layers", start=0.25),
-    "start_layer_half": Variant("5b", "rollout from half of the layers", start=0.5),
-    "start_layer_three_quarters": Variant("5b", "rollout from three quarters of the layers", start=0.75),
-    "start_layer_last": Variant("", "rollout of the last layer alone", start=1.0),
+    "object_only": Variant("4a", "object map only, no background subtracted", {"grounding.contrast": False}),
+    "video_only": Variant("4b", "video branch only", {"grounding.branches": "video"}),
+    "frames_only": Variant("4b", "frame branch only", {"grounding.branches": "frames"}),
+    "rollout_mean": Variant("5a", "rollout with equal head weights", {"grounding.rollout": "mean"}),
+    "rollout_max": Variant("5a", "head weights from all columns", {"grounding.rollout": "max"}),
+    "start_layer_0": Variant("", "rollout starts at the first layer", start=0.0),
+    "start_layer_quarter": Variant("5b", "rollout starts at a quarter of the layers", start=0.25),
+    "start_layer_half": Variant("5b", "rollout starts at half of the layers", start=0.5),
+    "start_layer_three_quarters": Variant("5b", "rollout starts at three quarters of the layers", start=0.75),
+    "start_layer_last": Variant("", "rollout of the last layer only", start=1.0),
     "no_consistency": Variant("7", "no consistency score", {"segmentation.consistency": False}),
-    "consistency_otsu": Variant("7", "Otsu's threshold in it", {"segmentation.consistency_mask": "otsu"}),
+    "consistency_otsu": Variant(
+        "7", "consistency score with Otsu's threshold", {"segmentation.consistency_mask": "otsu"}
+    ),
     "consistency_otsu_no_penalty": Variant(
         "7",
-        "Otsu's threshold and no penalty in it",
+        "consistency score with Otsu's threshold, without penalty",
         {"segmentation.consistency_mask": "otsu", "segmentation.consistency_penalty": False},
     ),
-    "no_penalty": Variant("7", "no penalty in it", {"segmentation.consistency_penalty": False}),
+    "no_penalty": Variant("7", "consistency score without penalty", {"segmentation.consistency_penalty": False}),
 }
-# What can be changed after the candidates are there.
-_OF_SCORING = ("segmentation.consistency", "segmentation.consistency_mask", "segmentation.consistency_penalty")
+# Parameters that act after the candidates are found.
+_SCORING_PARAMETERS = ("segmentation.consistency", "segmentation.consistency_mask", "segmentation.consistency_penalty")
 
 
 class VariantScore(NamedTuple):
-    """masks: of every frame, something always being answered. attention: of the key frames, the masks being Otsu's of
-    the fused map (the paper's "Attn Mask"). pointing: None where the targets are on no key frame. said: the category,
-    None where none is decoded.
+    """Scores of one variant on one expression.
+
+    Attributes:
+        masks: on all frames, "not found" never being an answer.
+        attention: on the key frames, masks by Otsu's threshold of the fused map (the paper's "Attn Mask").
+        pointing: None if the targets are on no key frame.
+        said: the decoded category; None if the variant decodes none.
     """
 
     masks: MaskScore
@@ -77,8 +89,8 @@ class VariantScore(NamedTuple):
     said: str | None
 
 
-def changed(config: DecafConfig, variant: Variant, layers: int) -> DecafConfig:
-    """The variant's configuration for a model of so many layers. The start layer becomes a number in any case."""
+def variant_config(config: DecafConfig, variant: Variant, layers: int) -> DecafConfig:
+    """The variant's configuration for a model with this number of layers, with a resolved start layer."""
     start = resolve_start_layer(config.grounding.start_layer, layers)
     if variant.start is not None:
         start = min(int(variant.start * layers), layers - 1)
@@ -86,65 +98,80 @@ def changed(config: DecafConfig, variant: Variant, layers: int) -> DecafConfig:
 
 
 def ablate(
-    decaf: Decaf, clip: EvaluationClip, expression: Referral, found: Segmentation, score: MaskScore
+    decaf: Decaf, clip: EvaluationClip, expression: Referral, found: Segmentation, found_score: MaskScore
 ) -> dict[str, VariantScore]:
-    """Every variant's score, the full method's under `full`.
+    """Scores of all variants by name; the full method is `full`.
 
-    decaf: always answering. found: its answer, score: of its masks of all frames. A variant whose configuration is
-    decaf's own has the same score.
+    A variant with the same configuration as `decaf` gets the score of the full method.
+
+    Args:
+        decaf: the method, configured by `always_answering`.
+        clip: the clip.
+        expression: the expression, which has targets.
+        found: the answer of `decaf`.
+        found_score: score of the masks of `found` on all frames.
     """
     truth = clip.mask(expression.targets)
-    at_key_frames = truth[[frame.index for frame in found.window.frames]]
+    truth_at_key_frames = truth[[frame.index for frame in found.window.frames]]
     layers = decaf.grounder.mllm.layers
-    full = changed(decaf.config, Variant("", ""), layers)
-    by_targets = {_targets(found): score}
+    full_config = variant_config(decaf.config, Variant("", ""), layers)
+    scores_by_clicks = {_clicks(found): found_score}
 
-    def scored(variant: Segmentation) -> VariantScore:
-        if _targets(variant) not in by_targets:
-            labels = dense_labels(decaf.sam2, found.window, variant.selected, clip.frames)
-            by_targets[_targets(variant)] = mask_score(labels > 0, truth)
-        fused = variant.grounding.maps.fused
+    def score(answer: Segmentation) -> VariantScore:
+        clicks = _clicks(answer)
+        if clicks not in scores_by_clicks:
+            labels = dense_labels(decaf.sam2, found.window, answer.selected, clip.frames)
+            scores_by_clicks[clicks] = mask_score(labels > 0, truth)
+        fused = answer.grounding.maps.fused
         return VariantScore(
-            by_targets[_targets(variant)],
-            mask_score(coarse_masks(fused, found.window.size_hw), at_key_frames),
-            pointing(fused, at_key_frames),
-            variant.grounding.category if variant.grounding.answers else None,
+            scores_by_clicks[clicks],
+            mask_score(coarse_masks(fused, found.window.size_hw), truth_at_key_frames),
+            pointing(fused, truth_at_key_frames),
+            answer.grounding.category if answer.grounding.answers else None,
         )
 
-    scores = {FULL: scored(found)}
+    scores = {FULL: score(found)}
     for name, variant in VARIANTS.items():
-        config = changed(decaf.config, variant, layers)
-        if config == full:
+        config = variant_config(decaf.config, variant, layers)
+        if config == full_config:
             scores[name] = scores[FULL]
-        elif variant.start is None and all(change in _OF_SCORING for change in variant.changes):
-            scores[name] = scored(_rescored(found, config))
+        elif variant.start is None and all(change in _SCORING_PARAMETERS for change in variant.changes):
+            scores[name] = score(_rescored(found, config))
         else:
-            other = copy.copy(decaf)
-            other.config = config
-            scores[name] = scored(other.segment(found.window, found.query))
+            variant_decaf = copy.copy(decaf)
+            variant_decaf.config = config
+            scores[name] = score(variant_decaf.segment(found.window, found.query))
     return scores
 
 
-def _targets(found: Segmentation) -> frozenset[tuple[int, tuple[float, float]]]:
-    """What the masks of all frames depend on, in one clip: the same click on the same frame starts the same mask."""
-    return frozenset((one.source, one.point_xy) for one in found.selected)
+def _clicks(found: Segmentation) -> frozenset[tuple[int, tuple[float, float]]]:
+    """The clicks of the selected tracklets, which determine the masks on all frames of a clip."""
+    return frozenset((tracklet.source, tracklet.point_xy) for tracklet in found.selected)
 
 
 def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
-    """The same candidates, scored and selected under another configuration."""
+    """Scores and selects the same candidates under another configuration."""
     proposals = [
-        Proposal(torch.from_numpy(one.masks), one.source, one.point_xy, *one.scores[:2], one.object_score)
-        for one in found.tracklets
+        Proposal(
+            torch.from_numpy(tracklet.masks),
+            tracklet.source,
+            tracklet.point_xy,
+            *tracklet.scores[:2],
+            tracklet.object_score,
+        )
+        for tracklet in found.tracklets
     ]
-    # As they were found: key frame by key frame, the best first.
-    proposals.sort(key=lambda one: (one.source, -one.score))
+    # The order of `propose_tracklets`: by key frame, then by descending score.
+    proposals.sort(key=lambda proposal: (proposal.source, -proposal.score))
     tracklets = score_tracklets(proposals, found.grounding.maps.fused, config.segmentation)
     selected = select_targets(tracklets, found.presence, found.grounding.category, config)
     return dataclasses.replace(found, tracklets=tuple(tracklets), selected=tuple(selected), dense_labels=None)
 
 
 def sharing_grounder(mllm: Mllm) -> Grounder:
-    """A Grounder that puts no images twice to the model, for groundings of one window that differ in branches,
-    contrast, rollout and start layer. Keeps every pass's keys, values and queries until it is dropped, up to
-    PREFIXES_MIB."""
+    """A Grounder that runs each visual prefix through the model once, for several groundings of one window.
+
+    The groundings may differ in branches, contrast, rollout and start layer. Keeps keys, values and queries of every
+    pass, up to PREFIXES_MIB, until the Grounder is dropped.
+    """
     return Grounder(mllm, EngineConfig(prefix_cache_mib=PREFIXES_MIB), record_from=0)

@@ -1,4 +1,4 @@
-"""Puts all clips of a dataset to an Evaluator: the next ones are made in the background, several are scored at once."""
+"""Scores all clips of a dataset: makes the next clips in the background and scores several clips at once."""
 
 from __future__ import annotations
 
@@ -7,61 +7,74 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
+from typing import ParamSpec, TypeVar
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice
-from decaf_ros.evaluation.online import to_ask
+from decaf_ros.evaluation.online import choose_online_expression
 from decaf_ros.evaluation.run import ClipScores, Evaluator, Job
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is done with which clip. choice: which expressions are asked. masks: score masks, not only the grounding.
-    segmenter: score SAM 2 by itself.
+    """Decides the job of each clip.
 
-    ablated, played: of how many scored clips, from the first on, the variants are scored, and one expression is asked
-    online. The clips after the scored ones are for what an object that is hidden does to following: online, and SAM 2.
+    The clips after the scored ones measure tracking through occlusions: online, and with SAM 2 by itself.
+
+    Attributes:
+        choice: chooses the expressions.
+        masks: score masks, not only the grounding.
+        segmenter: score SAM 2 by itself.
+        ablation_clips: number of scored clips, from the first on, on which the variants are scored.
+        online_clips: number of scored clips, from the first on, on which one expression is asked online.
     """
 
     choice: ExpressionChoice
     masks: bool = True
     segmenter: bool = True
-    ablated: int = 0
-    played: int = 0
+    ablation_clips: int = 0
+    online_clips: int = 0
 
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
-        """The index-th clip's, of which the first `scored` ones are scored."""
+        """The job of the index-th clip of a dataset whose first `scored` clips are scored."""
         if index >= scored:
-            return Job(clip, online=to_ask(clip, self.choice.candidates(clip)), segmenter=True)
-        chosen = self.choice(clip)
-        online = to_ask(clip, chosen) if index < self.played else None
-        return Job(clip, chosen, self.masks, index < self.ablated, online, self.segmenter)
+            online = choose_online_expression(clip, self.choice.candidates(clip))
+            return Job(clip, online=online, segmenter=True)
+        expressions = self.choice(clip)
+        online = choose_online_expression(clip, expressions) if index < self.online_clips else None
+        return Job(clip, expressions, self.masks, index < self.ablation_clips, online, self.segmenter)
 
 
 def load_evaluator(config: DecafConfig, threads: int) -> Evaluator:
-    """Loads both models in this process. Raises as `Decaf.from_config`."""
+    """Loads both models in this process. Raises the same errors as `Decaf.from_config`."""
     import torch
     from transformers.utils import logging
 
     from decaf_ros.pipeline import Decaf
 
     torch.set_num_threads(threads)
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     return Evaluator(Decaf.from_config(config))
 
 
 def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], workers: int) -> Iterator[ClipScores]:
-    """The scores of every clip, in the order of the dataset, whatever the number of workers.
+    """Scores every clip. Order and scores do not depend on the number of workers. Raises the first error.
 
-    load: makes an Evaluator. workers: processes that score clips, each with models of its own (`load` then has to be
-    picklable); 1 scores in this process. Either way one more process makes or reads the clips that come next; with 0
-    that is done in this process too. Raises what fails first.
+    Args:
+        dataset: the clips.
+        plan: decides the job of each clip.
+        load: makes an Evaluator; picklable if there are several workers.
+        workers: number of processes that score clips, each with its own models. 1 scores in this process. One more
+            process makes or reads the next clips, except with 0, which does everything in this process.
     """
     total = dataset.scored + dataset.tracking_only
     ahead = max(workers, 1) + 1
     with _Processes(min(workers, 1)) as maker, _Processes(workers if workers > 1 else 0) as pool:
         evaluator = None if pool.count else load()
-        made: deque[Future[EvaluationClip] | EvaluationClip] = deque()
+        made: deque[Future[EvaluationClip]] = deque()
         scored: deque[Future[ClipScores]] = deque()
         for index in range(total):
             if not maker.count:
@@ -82,30 +95,31 @@ def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], wor
 
 
 class _Processes:
-    """`count` processes, or none, that are gone at the end; work that has not begun then is dropped."""
+    """A pool of `count` processes, or none. On exit pending work is cancelled and the processes end."""
 
     def __init__(self, count: int) -> None:
         self.count = count
-        # Not forked: neither torch's threads nor a renderer survive that.
+        # Spawned: the threads of torch and a renderer do not survive a fork.
         context = multiprocessing.get_context("spawn")
         self._pool = ProcessPoolExecutor(count, mp_context=context) if count else None
 
     def __enter__(self) -> _Processes:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *exception: object) -> None:
         if self._pool:
             self._pool.shutdown(cancel_futures=True)
 
-    def submit(self, function: Callable, *arguments: object) -> Future:
-        return self._pool.submit(function, *arguments)
+    def submit(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Future[_T]:
+        assert self._pool is not None, "only called if count > 0"
+        return self._pool.submit(function, *args, **kwargs)
 
 
 _evaluator: Evaluator | None = None
 
 
 def _score(load: Callable[[], Evaluator], job: Job) -> ClipScores:
-    """In a worker: the models are loaded with the first job, so that a failure there is reported as one."""
+    """Runs in a worker. Loads the models with the first job, so that its Future carries a failure."""
     global _evaluator
     if _evaluator is None:
         _evaluator = load()

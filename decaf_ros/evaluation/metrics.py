@@ -1,4 +1,4 @@
-"""How good masks, maps, ids and decisions are. Fractions in [0, 1]; None where there is nothing to measure.
+"""Metrics for masks, attention maps, ids and decisions. Fractions in [0, 1]; None if nothing was measured.
 
 Masks are (F, H, W) bool, maps (T, h, w) float32 on the token grid.
 """
@@ -17,12 +17,12 @@ import torch.nn.functional as F
 
 from decaf_ros.segmentation.overlap import assign, mask_iou
 
-# Of the image diagonal: how far a boundary pixel may lie from its counterpart (DAVIS).
+# Largest distance between matching boundary pixels, as a share of the image diagonal (DAVIS).
 BOUNDARY_TOLERANCE = 0.008
-# From which overlap a published mask counts as that of an object.
+# Smallest IoU at which a published mask matches an object.
 MATCH_IOU = 0.5
-# An object is hidden where less of it is visible than this share of what is at both ends of the clip.
-HIDDEN = 0.5
+# Occluded: visible area below this share of the smaller of the first- and last-frame areas.
+OCCLUDED_SHARE = 0.5
 
 
 class MaskScore(NamedTuple):
@@ -36,43 +36,43 @@ class MaskScore(NamedTuple):
         return (self.j + self.f) / 2
 
 
-def mask_score(found: np.ndarray, truth: np.ndarray) -> MaskScore:
-    """J and F of (F, H, W) bool masks, each the mean over all frames (as for DAVIS and MeViS).
+def mask_score(predicted: np.ndarray, truth: np.ndarray) -> MaskScore:
+    """J and F of (F, H, W) bool masks, each averaged over all frames (as in DAVIS and MeViS).
 
-    A frame where both masks are empty counts 1, one where only one of them is counts 0.
-    Raises ValueError for masks of different shapes or without a frame.
+    A frame counts 1 if both masks are empty, 0 if only one is.
+    Raises ValueError for masks of different shapes or without frames.
     """
-    if found.shape != truth.shape or truth.ndim != 3 or len(truth) == 0:
-        raise ValueError(f"mask_score: expected masks of one shape (F, H, W), got {found.shape} and {truth.shape}")
-    pairs = list(zip(found, truth))
+    if predicted.shape != truth.shape or truth.ndim != 3 or len(truth) == 0:
+        raise ValueError(f"mask_score: expected masks of one shape (F, H, W), got {predicted.shape} and {truth.shape}")
+    pairs = list(zip(predicted, truth))
     return MaskScore(
         float(np.mean([region_similarity(*pair) for pair in pairs])),
         float(np.mean([boundary_f(*pair) for pair in pairs])),
     )
 
 
-def region_similarity(found: np.ndarray, truth: np.ndarray) -> float:
-    """IoU of two (H, W) bool masks; 1 for two empty ones."""
-    return mask_iou(found, truth) if found.any() or truth.any() else 1.0
+def region_similarity(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """IoU of two (H, W) bool masks; 1 if both are empty."""
+    return mask_iou(predicted, truth) if predicted.any() or truth.any() else 1.0
 
 
-def boundary_f(found: np.ndarray, truth: np.ndarray) -> float:
-    """DAVIS's boundary F-measure of two (H, W) bool masks; 1 for two without a boundary, 0 where one has none.
+def boundary_f(predicted: np.ndarray, truth: np.ndarray) -> float:
+    """The boundary F-measure of DAVIS for two (H, W) bool masks; 1 if neither has a boundary, 0 if only one has.
 
-    A boundary pixel is matched where the other mask has one within BOUNDARY_TOLERANCE of the diagonal, rounded up to
-    whole pixels; precision and recall are the matched shares of either boundary.
+    A boundary pixel matches if the other mask has one within BOUNDARY_TOLERANCE of the diagonal, rounded up to whole
+    pixels. Precision and recall are the matched shares of the predicted and the true boundary.
     """
-    ours, theirs = _boundary(found), _boundary(truth)
-    if not ours.any() or not theirs.any():
-        return float(ours.any() == theirs.any())
+    predicted_edge, true_edge = _boundary(predicted), _boundary(truth)
+    if not predicted_edge.any() or not true_edge.any():
+        return float(predicted_edge.any() == true_edge.any())
     disc = _disc(math.ceil(BOUNDARY_TOLERANCE * math.hypot(*truth.shape)))
-    precision = cv2.dilate(theirs, disc)[ours > 0].mean()
-    recall = cv2.dilate(ours, disc)[theirs > 0].mean()
+    precision = cv2.dilate(true_edge, disc)[predicted_edge > 0].mean()
+    recall = cv2.dilate(predicted_edge, disc)[true_edge > 0].mean()
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
 def _boundary(mask: np.ndarray) -> np.ndarray:
-    """(H, W) uint8, 1 where a pixel differs from its right, lower or lower right neighbour."""
+    """(H, W) uint8: 1 where a pixel differs from its right, lower or lower right neighbour."""
     boundary = np.zeros(mask.shape, np.uint8)
     boundary[:, :-1] |= mask[:, :-1] ^ mask[:, 1:]
     boundary[:-1] |= mask[:-1] ^ mask[1:]
@@ -83,16 +83,19 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 @functools.cache
 def _disc(radius: int) -> np.ndarray:
     rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
-    return (rows**2 + columns**2 <= radius**2).astype(np.uint8)
+    return np.asarray(rows**2 + columns**2 <= radius**2, np.uint8)
 
 
 class Pointing(NamedTuple):
-    """How well a map points, over the key frames on which a target is visible (any pixel of it).
+    """Pointing accuracy of a map over the key frames on which a target is visible (at least one pixel).
 
-    hit: share of them whose strongest token is on a target: its centre lies within half a token, across and down, of
-    a pixel of the target, so its cell and the target meet. A frame without a single strongest value (a constant map)
-    points nowhere and is a miss. window: 1 or 0, whether the strongest token of the whole window is on a target.
-    chance: expected hit of a random token, centre: hit of the middle of the image, both with the same tolerance.
+    A token hits if its cell overlaps a pixel of a target. A constant map has no strongest token and misses.
+
+    Attributes:
+        hit: share of these frames whose strongest token hits.
+        window: 1 if the strongest token of the whole window hits, else 0.
+        chance: expected hit rate of a random token.
+        centre: hit rate of a token-sized cell in the middle of the image.
     """
 
     hit: float
@@ -102,34 +105,37 @@ class Pointing(NamedTuple):
 
 
 def pointing(maps: np.ndarray, truth: np.ndarray) -> Pointing | None:
-    """maps: (T, h, w) float32. truth: (T, H, W) bool, the targets on the same key frames. None: never visible.
+    """Pointing accuracy; None if no target is visible on any key frame.
 
-    Raises ValueError for another number of frames.
+    maps: (T, h, w) float32. truth: (T, H, W) bool, the targets on the same key frames.
+    Raises ValueError if the numbers of frames differ.
     """
     if len(maps) != len(truth):
         raise ValueError(f"pointing: expected truth for {len(maps)} key frames, got {len(truth)}")
     visible = truth.any(axis=(1, 2))
     if not visible.any():
         return None
-    touched = _touched(truth, maps.shape[1:])
+    rows, columns = maps.shape[1:]
+    touched = _touched_tokens(truth, (rows, columns))
     flat, on_target = maps.reshape(len(maps), -1), touched.reshape(len(maps), -1)
     hits = on_target[np.arange(len(maps)), flat.argmax(axis=1)] & (flat.max(axis=1) > flat.min(axis=1))
     frame, token = np.unravel_index(flat.argmax(), flat.shape)
-    middle = np.array([_middle(mask, maps.shape[1:]) for mask in truth])
+    centre_hits = np.array([_centre_hits(mask, (rows, columns)) for mask in truth])
     return Pointing(
         float(hits[visible].mean()),
         float(on_target[frame, token] and flat.max() > flat.min()),
         float(on_target[visible].mean()),
-        float(middle[visible].mean()),
+        float(centre_hits[visible].mean()),
     )
 
 
-def _touched(truth: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
+def _touched_tokens(truth: np.ndarray, grid_hw: tuple[int, int]) -> np.ndarray:
     """(T, h, w) bool: the tokens whose cell overlaps a pixel of the mask."""
-    return F.adaptive_max_pool2d(torch.from_numpy(truth)[:, None].float(), grid_hw)[:, 0].numpy() > 0
+    touched: np.ndarray = F.adaptive_max_pool2d(torch.from_numpy(truth)[:, None].float(), grid_hw)[:, 0].numpy()
+    return touched > 0
 
 
-def _middle(mask: np.ndarray, grid_hw: tuple[int, int]) -> bool:
+def _centre_hits(mask: np.ndarray, grid_hw: tuple[int, int]) -> bool:
     """Whether a token-sized cell in the middle of the image overlaps a pixel of the (H, W) mask."""
     (height, width), (rows, columns) = mask.shape, grid_hw
     top, bottom = height / 2 - height / rows / 2, height / 2 + height / rows / 2
@@ -137,77 +143,88 @@ def _middle(mask: np.ndarray, grid_hw: tuple[int, int]) -> bool:
     return bool(mask[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)].any())
 
 
-def hidden(areas: np.ndarray) -> np.ndarray:
-    """(F,) bool: where an object is hidden, that is visible before and after. areas: (F,) its visible pixels."""
-    return areas < HIDDEN * min(areas[0], areas[-1])
+def occluded_frames(areas: np.ndarray) -> np.ndarray:
+    """(F,) bool: frames on which an object is occluded. areas: (F,) its visible pixels."""
+    return np.asarray(areas < OCCLUDED_SHARE * min(areas[0], areas[-1]))
 
 
-def says(answer: str | None, category: str) -> bool | None:
-    """Whether an answer names the category, which an empty one does not; None where no answer was decoded or there is
-    no one category."""
+def names_category(answer: str | None, category: str) -> bool | None:
+    """Whether an answer names the category (an empty answer does not); None without an answer or a known category."""
     return answer.strip(" .").lower() == category if answer is not None and category else None
 
 
-class Detection(NamedTuple):
-    """precision: of those that were said to be so, how many are. recall: of those that are so, how many were said to
-    be."""
+class PrecisionRecall(NamedTuple):
+    """precision: TP / predicted positives. recall: TP / actual positives. None if the denominator is 0."""
 
     precision: float | None
     recall: float | None
 
 
-def detection(said: Sequence[bool], true: Sequence[bool]) -> Detection:
-    """Precision and recall of a decision; None where nothing was said to be so, and where nothing is."""
-    said, true = np.asarray(said, bool), np.asarray(true, bool)
-    return Detection(mean(true[said]), mean(said[true]))
+def precision_recall(predicted: Sequence[bool] | np.ndarray, actual: Sequence[bool] | np.ndarray) -> PrecisionRecall:
+    """Precision and recall of a binary decision. predicted, actual: (N,) bool."""
+    is_predicted, is_actual = np.asarray(predicted, bool), np.asarray(actual, bool)
+    return PrecisionRecall(mean(is_actual[is_predicted]), mean(is_predicted[is_actual]))
 
 
 def id_switches(frames: Iterable[tuple[Mapping[int, np.ndarray], Mapping[int, np.ndarray]]]) -> int:
-    """How often the id under which an object is published changes; with the two of each frame exchanged, how often the
-    object changes that is published under an id.
+    """Number of id switches: how often the published id of an object changes.
 
-    frames: in order of time, each (objects, published): masks (H, W) bool by the object's and by the published id.
-    Per frame objects and published masks are paired one to one by the largest sum of IoUs, each at least MATCH_IOU. A
-    frame on which an object is not matched changes nothing: its id before and after are compared.
+    With the two mappings of each frame exchanged: how often a published id moves to another object.
+
+    Each frame's objects and published masks are matched one to one by the largest sum of IoUs, each at least MATCH_IOU.
+    A frame on which an object is not matched is skipped: its ids before and after are compared.
+
+    Args:
+        frames: (objects, published) in order of time: (H, W) bool masks by object and by published id.
     """
-    last: dict[int, int] = {}
+    last_ids: dict[int, int] = {}
     switches = 0
     for objects, published in frames:
         overlaps = np.array([[mask_iou(mask, other) for other in published.values()] for mask in objects.values()])
         if overlaps.size == 0:
             continue
         for row, column in assign(overlaps, MATCH_IOU):
-            one, now = list(objects)[row], list(published)[column]
-            switches += last.get(one, now) != now
-            last[one] = now
+            key, new_id = list(objects)[row], list(published)[column]
+            switches += last_ids.get(key, new_id) != new_id
+            last_ids[key] = new_id
     return switches
 
 
 class Roc(NamedTuple):
-    """Curve of a score that says "yes" from a threshold up. false_yes, true_yes: (N,) shares of the noes and the yesses
-    over each threshold, both rising from 0 to 1. thresholds: (N,), falling, the first one infinite. area: under it."""
+    """ROC curve of a score; scores at or above a threshold are positive.
 
-    false_yes: np.ndarray
-    true_yes: np.ndarray
+    Attributes:
+        false_positive_rate: (N,) float64, rising from 0 to 1.
+        true_positive_rate: (N,) float64, rising from 0 to 1.
+        thresholds: (N,) float64, falling; the first is infinite.
+        area: area under the curve.
+    """
+
+    false_positive_rate: np.ndarray
+    true_positive_rate: np.ndarray
     thresholds: np.ndarray
     area: float
 
 
-def roc(scores: Sequence[float], yes: Sequence[bool]) -> Roc | None:
-    """The curve over all thresholds; None unless there are both yesses and noes."""
-    scores, yes = np.asarray(scores, float), np.asarray(yes, bool)
-    if not yes.any() or yes.all():
+def roc(scores: Sequence[float] | np.ndarray, positive: Sequence[bool] | np.ndarray) -> Roc | None:
+    """ROC curve over all thresholds; None unless there are both positives and negatives.
+
+    scores: (N,) float. positive: (N,) bool, the truth.
+    """
+    values, is_positive = np.asarray(scores, float), np.asarray(positive, bool)
+    if not is_positive.any() or is_positive.all():
         return None
-    order = np.argsort(-scores, kind="stable")
-    last_of_its_value = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)
-    true_yes = np.append(0.0, np.cumsum(yes[order])[last_of_its_value] / yes.sum())
-    false_yes = np.append(0.0, np.cumsum(~yes[order])[last_of_its_value] / (~yes).sum())
-    thresholds = np.append(np.inf, scores[order][last_of_its_value])
-    area = float(np.sum(np.diff(false_yes) * (true_yes[1:] + true_yes[:-1]) / 2))
-    return Roc(false_yes, true_yes, thresholds, area)
+    order = np.argsort(-values, kind="stable")
+    # Equal scores share one point of the curve.
+    ends = np.append(np.flatnonzero(np.diff(values[order])), len(values) - 1)
+    true_rate = np.append(0.0, np.cumsum(is_positive[order])[ends] / is_positive.sum())
+    false_rate = np.append(0.0, np.cumsum(~is_positive[order])[ends] / (~is_positive).sum())
+    thresholds = np.append(np.inf, values[order][ends])
+    area = float(np.sum(np.diff(false_rate) * (true_rate[1:] + true_rate[:-1]) / 2))
+    return Roc(false_rate, true_rate, thresholds, area)
 
 
 def mean(values: Iterable[float | bool | None]) -> float | None:
-    """Of those that are not None; None where there are none."""
-    there = [float(value) for value in values if value is not None]
-    return float(np.mean(there)) if there else None
+    """Mean of the values that are not None; None if there are none."""
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None

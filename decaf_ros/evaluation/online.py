@@ -1,4 +1,4 @@
-"""A clip as a robot sees it: the query comes on the way, and its targets are followed to the end."""
+"""Plays a clip as a live stream: the query arrives during the clip, and its targets are tracked to the end."""
 
 from __future__ import annotations
 
@@ -8,20 +8,30 @@ from dataclasses import dataclass
 import numpy as np
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
-from decaf_ros.evaluation.metrics import hidden, id_switches, region_similarity
+from decaf_ros.evaluation.metrics import id_switches, occluded_frames, region_similarity
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Notice, Output, Query, QueryEvent, QueryState
 
-# Frames that a target is to have its id before it is hidden.
-_FOLLOWED_BEFORE = 5
+# Frames between the query and the first occlusion of a target.
+_FRAMES_BEFORE_OCCLUSION = 5
 
 
 @dataclass(frozen=True)
 class OnlineScore:
-    """tracked: the query was answered with targets. frames: those after it was asked. hidden: a target is hidden for a
-    time while it is followed. j: mean region similarity of these frames, all published masks together; a frame without
-    an answer has none. switches: changes of a target's id. drifts: of the object, meant or not, that has an id."""
+    """Scores of one query on one clip.
+
+    Attributes:
+        clip: name of the clip.
+        text: the expression.
+        kind: its type.
+        tracked: whether the query was answered with targets.
+        frames: number of frames after the query.
+        hidden: whether a target is occluded while it is tracked.
+        j: mean region similarity over these frames, of the union of the published masks (empty before an answer).
+        switches: id switches of the targets.
+        drifts: how often a published id moves to another object, target or not.
+    """
 
     clip: str
     text: str
@@ -34,44 +44,46 @@ class OnlineScore:
     drifts: int
 
 
-def to_ask(clip: EvaluationClip, expressions: Iterable[Referral]) -> Referral | None:
-    """The first timeless one whose target is hidden for a time; else the first timeless one, if there is any."""
-    timeless = [one for one in expressions if one.timeless]
-    return max(timeless, key=lambda one: _hidden(clip, one).any(), default=None)
+def choose_online_expression(clip: EvaluationClip, expressions: Iterable[Referral]) -> Referral | None:
+    """The first timeless expression with an occluded target, else the first timeless one; None if there is none."""
+    timeless = [expression for expression in expressions if expression.timeless]
+    return max(timeless, key=lambda expression: bool(_occluded(clip, expression).any()), default=None)
 
 
-def _hidden(clip: EvaluationClip, expression: Referral) -> np.ndarray:
-    """(F,) bool: where any of the targets is hidden."""
+def _occluded(clip: EvaluationClip, expression: Referral) -> np.ndarray:
+    """(F,) bool: frames on which any target is occluded."""
     areas = [clip.mask([target]).sum(axis=(1, 2)) for target in expression.targets]
-    return np.any([hidden(one) for one in areas], axis=0)
+    return np.asarray(np.any([occluded_frames(target_areas) for target_areas in areas], axis=0))
 
 
 def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScore:
-    """Plays the clip through an OnlineSegmenter and asks in the middle, or earlier: shortly before a target is first
-    hidden, if there are key frames enough by then.
+    """Plays the clip through an OnlineSegmenter and scores its outputs.
 
-    Raises RuntimeError where grounding or tracking fails.
+    The query comes in the middle of the clip, or shortly before the first occlusion of a target if that is earlier and
+    there are enough key frames.
+    Raises RuntimeError if grounding or tracking fails.
     """
-    is_hidden = _hidden(clip, expression)
+    occluded = _occluded(clip, expression)
     middle = (len(clip.frames) - 1) // 2
-    # No earlier: the next grounding, which alone can give a target another id, is to come after it was hidden.
-    soonest = min(middle, int(is_hidden.argmax()) - _FOLLOWED_BEFORE) if is_hidden.any() else middle
-    asked = None
+    # Not earlier: the next grounding, which alone can assign a new id, has to come after the occlusion.
+    earliest = min(middle, int(occluded.argmax()) - _FRAMES_BEFORE_OCCLUSION) if occluded.any() else middle
+    query_index: int | None = None
     outputs: list[Output] = []
     segmenter = OnlineSegmenter(decaf, outputs.append, want_heatmaps=lambda: False)
-    for place, frame in enumerate(clip.frames):
+    for index, frame in enumerate(clip.frames):
         segmenter.observe(frame)
         has_window = segmenter.buffer.keyframe_count >= decaf.config.window.min_frames
-        if asked is None and (place == middle or (place >= soonest and has_window)):
-            asked = place
+        if query_index is None and (index == middle or (index >= earliest and has_window)):
+            query_index = index
             segmenter.ask(Query("eval", expression.text))
+    assert query_index is not None, "asked in the middle at the latest"
     for output in outputs:
         if isinstance(output, Notice) and output.level == "error":
             raise RuntimeError(output.text)
-    results = [one for one in outputs if isinstance(one, FrameResult) and one.frame.index > asked]
+    results = [output for output in outputs if isinstance(output, FrameResult) and output.frame.index > query_index]
     truth = clip.mask(expression.targets)
     overlaps = [region_similarity(result.labels > 0, truth[result.frame.index]) for result in results]
-    everything = range(len(clip.objects))
+    all_objects = range(len(clip.objects))
     states = {output.state for output in outputs if isinstance(output, QueryEvent)}
     return OnlineScore(
         clip.name,
@@ -79,16 +91,16 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
         expression.kind,
         QueryState.TRACKING in states,
         len(results),
-        any(is_hidden[result.frame.index] for result in results if result.query),
+        any(occluded[result.frame.index] for result in results if result.query),
         float(np.mean(overlaps)),
-        id_switches((_visible(clip, result, expression.targets), _published(result)) for result in results),
-        id_switches((_published(result), _visible(clip, result, everything)) for result in results),
+        id_switches((_object_masks(clip, result, expression.targets), _published(result)) for result in results),
+        id_switches((_published(result), _object_masks(clip, result, all_objects)) for result in results),
     )
 
 
-def _visible(clip: EvaluationClip, result: FrameResult, objects: Iterable[int]) -> dict[int, np.ndarray]:
+def _object_masks(clip: EvaluationClip, result: FrameResult, objects: Iterable[int]) -> dict[int, np.ndarray]:
     masks = clip.masks_at(result.frame.index)
-    return {one: masks[one] for one in objects}
+    return {index: masks[index] for index in objects}
 
 
 def _published(result: FrameResult) -> dict[int, np.ndarray]:

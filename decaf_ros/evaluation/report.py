@@ -1,4 +1,4 @@
-"""What an evaluation leaves: tables for people, the JSON file, pictures."""
+"""Writes the report of an evaluation: tables, JSON files and pictures."""
 
 from __future__ import annotations
 
@@ -15,198 +15,205 @@ from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.calibration import Calibration
 from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
-from decaf_ros.evaluation.run import Case, Pictured
+from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
 from decaf_ros.io.results import write_png
 
-_PARTS = ("report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png")
-_HEADS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "category": "category"}
+_FILES = ("report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png")
+_HEADINGS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "category": "category"}
 
 
-def check_folder(folder: Path, numbers: Path | None = None) -> None:
-    """Makes `folder` where there is none. Raises FileExistsError where it holds anything but an earlier report (and the
-    file `numbers`, which may lie in it), NotADirectoryError for a file, PermissionError where nothing can be
-    written."""
+def check_folder(folder: Path, json_file: Path | None = None) -> None:
+    """Makes `folder` if it does not exist, and checks that a report can be written to it.
+
+    Raises FileExistsError if it holds anything but an earlier report and `json_file`, NotADirectoryError if it is a
+    file, PermissionError if it cannot be written to.
+    """
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: expected a folder, got a file")
     folder.mkdir(parents=True, exist_ok=True)
-    known = {folder / name for name in _PARTS} | ({numbers.resolve()} if numbers else set())
-    others = sorted(file.name for file in folder.iterdir() if not {file, file.resolve()} & known)
-    if others:
-        raise FileExistsError(f"{folder}: holds something besides a report ({others[0]}); name another folder")
+    known = {folder / name for name in _FILES} | ({json_file.resolve()} if json_file else set())
+    unknown = sorted(file.name for file in folder.iterdir() if not {file, file.resolve()} & known)
+    if unknown:
+        raise FileExistsError(f"{folder}: holds something besides a report ({unknown[0]}); name another folder")
     with tempfile.TemporaryFile(dir=folder):
         pass
 
 
-def write_report(folder: Path, found: Mapping[str, Any], collected: Collected, text: str) -> None:
-    """Writes report.md, report.json, cases.json and the pictures, in place of an earlier report. text: of
-    `report_text`."""
+def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected, text: str) -> None:
+    """Writes report.md, report.json, cases.json and the pictures; replaces an earlier report.
+
+    text: from `report_text`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _PARTS:
+    for name in _FILES:
         (folder / name).unlink(missing_ok=True)
     pictures = []
     if collected.extremes:
-        write_png(folder / "contact_sheet.png", _sheet(collected, [*found["by_type"], ABSENT]))
+        write_png(folder / "contact_sheet.png", _contact_sheet(collected, [*summary["by_type"], ABSENT]))
         pictures.append(
-            "![The best and the worst case of each type](contact_sheet.png)\n\nThe best case of each type on the left, "
-            "the worst on the right: key frames with the true outline and that of what was found, under them the fused "
-            "attention."
+            "![The best and the worst case of each type](contact_sheet.png)\n\nThe best case of each type is on the "
+            "left, the worst on the right. Above: key frames with the outlines of the ground truth and of the result. "
+            "Below: the fused attention map."
         )
     curve = presence_roc(collected.cases)
     if curve:
-        title = "Presence score: are targets there?"
-        write_png(folder / "roc.png", roc_picture(curve, found["roc"]["threshold"], title))
+        title = "ROC of the presence score"
+        write_png(folder / "roc.png", roc_picture(curve, summary["roc"]["threshold"], title))
         pictures.append("![ROC of the presence score](roc.png)")
     (folder / "report.md").write_text("\n\n".join(["# Evaluation", text, *pictures]) + "\n", encoding="utf-8")
-    write_json(folder / "report.json", found)
-    write_json(folder / "cases.json", [_entry(case) for case in collected.cases])
+    write_json(folder / "report.json", summary)
+    write_json(folder / "cases.json", [_case_entry(case) for case in collected.cases])
 
 
-def write_json(path: Path, found: Any) -> None:
-    """Raises ValueError for a number that JSON does not have, OSError where it cannot be written."""
-    path.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any) -> None:
+    """Raises ValueError for NaN or infinity, OSError if the file cannot be written."""
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
-def report_text(found: Mapping[str, Any]) -> str:
-    """The tables of a summary, in Markdown that reads well as it stands."""
-    counts = found["counts"]
+def report_text(summary: Mapping[str, Any]) -> str:
+    """The tables of a summary, as Markdown that is readable in a terminal too."""
+    counts = summary["counts"]
     parts = [
         f"Clips: {counts['clips']}. Expressions with targets: {counts['present']}, without: {counts['absent']}. All "
-        'numbers in percent. A wrong "not found" counts as no mask at all.',
-        _by_type(found),
-        _others(found),
+        'numbers are percentages. A wrong "not found" scores 0.',
+        _by_type(summary),
+        _further_measures(summary),
     ]
-    if found["ablation"]:
-        parts.append(_ablation(found))
+    if summary["ablation"]:
+        parts.append(_ablation(summary))
     return "\n\n".join(parts)
 
 
-def calibration_text(found: Calibration, cases: int) -> str:
-    """What to write down, and how good it is."""
-    weights = "\n".join(f'    "{name}": {weight},' for name, weight in found.weights.items())
+def calibration_text(fitted: Calibration, cases: int) -> str:
+    """The fitted parameters and their quality, for the terminal."""
+    weights = "\n".join(f'    "{name}": {weight},' for name, weight in fitted.weights.items())
     rows = [
-        ("area under the ROC, fitted", found.curve.area),
-        ("the same with either half scored by the other half's fit", found.held_out),
-        ("with the weights that stand there now", found.before),
-        *((f"{name} alone", area) for name, area in found.parts.items()),
-        *((f"fitted without {name}", area) for name, area in found.without.items()),
-        ('"not found" at the threshold: precision', found.not_found.precision),
-        ('"not found" at the threshold: recall', found.not_found.recall),
+        ("area under the ROC curve, fitted", fitted.curve.area),
+        ("area under the ROC curve, held-out halves", fitted.held_out_area),
+        ("area under the ROC curve, current weights", fitted.current_area),
+        *((f"{name} only", area) for name, area in fitted.part_areas.items()),
+        *((f"fitted without {name}", area) for name, area in fitted.areas_without.items()),
+        ('"not found" at the threshold: precision', fitted.not_found.precision),
+        ('"not found" at the threshold: recall', fitted.not_found.recall),
     ]
     return "\n\n".join(
         [
-            f"Presence score, fitted on {cases} expressions. For `WEIGHTS` in decaf_ros/presence.py:",
+            f"Presence score, fitted on {cases} expressions. New `WEIGHTS` for decaf_ros/presence.py:",
             f"{weights}",
-            f"presence.threshold: {found.threshold:.3f}",
+            f"presence.threshold: {fitted.threshold:.3f}",
             _table(("", "%"), [(name, _percent(value)) for name, value in rows]),
         ]
     )
 
 
-def _by_type(found: Mapping[str, Any]) -> str:
-    counts = found["counts"]
-    rows = [("all", counts["present"], found["overall"])]
-    rows += [(kind, counts["by_type"][kind], scores) for kind, scores in found["by_type"].items()]
+def _by_type(summary: Mapping[str, Any]) -> str:
+    counts = summary["counts"]
+    rows = [("all", counts["present"], summary["overall"])]
+    rows += [(kind, counts["by_type"][kind], scores) for kind, scores in summary["by_type"].items()]
     return _table(
-        ("type", "cases", *_HEADS.values(), "category (video)", "category (frames)"),
+        ("type", "cases", *_HEADINGS.values(), "category (video)", "category (frames)"),
         [
-            (kind, str(count), *(_percent(scores[name]) for name in _HEADS), *_branches(found, kind))
+            (kind, str(count), *(_percent(scores[name]) for name in _HEADINGS), *_branch_categories(summary, kind))
             for kind, count, scores in rows
         ],
     )
 
 
-def _branches(found: Mapping[str, Any], kind: str) -> tuple[str, str]:
-    by_branch = found["category_by_branch"]
+def _branch_categories(summary: Mapping[str, Any], kind: str) -> tuple[str, str]:
+    by_branch = summary["category_by_branch"]
     scores = by_branch["overall"] if kind == "all" else by_branch["by_type"][kind]
     return _percent(scores["video"]), _percent(scores["frames"])
 
 
-def _others(found: Mapping[str, Any]) -> str:
-    online, segmenter, curve = found["online"], found["segmenter"], found["roc"]
+def _further_measures(summary: Mapping[str, Any]) -> str:
+    online, segmenter, curve = summary["online"], summary["segmenter"], summary["roc"]
     rows = [
-        ("pointing: a random token", found["baseline"]["chance_pointing"]),
-        ("pointing: the middle of the image", found["baseline"]["centre_pointing"]),
-        ("pointing: the strongest token of the whole window", found["pointing_window"]),
-        ("J&F if something is always answered, as in the paper", found["always_answered"]["j_and_f"]),
-        ('absent targets: precision of "not found"', found["absent"]["precision"]),
-        ('absent targets: recall of "not found"', found["absent"]["recall"]),
-        ("absent targets: precision by the presence score alone", found["absent_by_score"]["precision"]),
-        ("absent targets: recall by the presence score alone", found["absent_by_score"]["recall"]),
-        (f"presence score: area under the ROC (threshold {curve['threshold']:.2f})", curve["area"]),
-        *((f"presence score: area of {name} alone", area) for name, area in curve["parts"].items()),
-        (f"online: J of the followed masks (clips: {online['clips']})", online["j"]),
+        ("pointing accuracy: a random token", summary["baseline"]["chance_pointing"]),
+        ("pointing accuracy: the image centre", summary["baseline"]["centre_pointing"]),
+        ("pointing accuracy: the strongest token of the window", summary["pointing_window"]),
+        ('J&F without "not found", as in the paper', summary["always_answered"]["j_and_f"]),
+        ('"not found": precision', summary["absent"]["precision"]),
+        ('"not found": recall', summary["absent"]["recall"]),
+        ('"not found" by presence score only: precision', summary["absent_by_score"]["precision"]),
+        ('"not found" by presence score only: recall', summary["absent_by_score"]["recall"]),
+        (f"presence score: area under the ROC curve (threshold {curve['threshold']:.2f})", curve["area"]),
+        *((f"presence score: area of {name} only", area) for name, area in curve["parts"].items()),
+        (f"online: J of the published masks (clips: {online['clips']})", online["j"]),
         ("online: queries answered with targets", online["tracked"]),
         (f"SAM 2: IoU of one click (clicks: {segmenter['clicks']})", segmenter["one_click_iou"]),
         ("SAM 2: error of the predicted IoU", segmenter["predicted_iou_error"]),
         (f"SAM 2: IoU after 30 frames, from a click (objects: {segmenter['objects']})", segmenter["propagated_iou"]),
-        ("SAM 2: the same from the true mask", segmenter["propagated_iou_from_mask"]),
-        (f"SAM 2: of those hidden in between (objects: {segmenter['crossed']})", segmenter["crossed_iou"]),
+        ("SAM 2: IoU after 30 frames, from the true mask", segmenter["propagated_iou_from_mask"]),
+        (
+            f"SAM 2: IoU after 30 frames, from a click, after an occlusion (objects: {segmenter['crossed']})",
+            segmenter["crossed_iou"],
+        ),
     ]
     table = _table(("measure", "%"), [(name, _percent(value)) for name, value in rows])
     return (
-        "A map points at a target where the cell of its strongest token and the target meet; the random token and the "
-        f"middle of the image have the same tolerance.\n\n{table}\n\n{_played(online)}"
+        "Pointing accuracy: share of key frames whose strongest token hits, that is, whose cell overlaps a target. The "
+        f"random token and the image centre have the same tolerance.\n\n{table}\n\n{_online_scores(online)}"
     )
 
 
-def _played(online: Mapping[str, Any]) -> str:
-    """How the clips went that were played as a robot sees them."""
+def _online_scores(online: Mapping[str, Any]) -> str:
+    """Id switches, and a table of the clips that were played as a live stream."""
     text = (
-        f"Online, ids of targets changed {online['id_switches']} times, and an id passed to another object "
-        f"{online['id_drifts']} times, in {online['frames']} frames of {online['clips']} clips; in {online['hidden']} "
-        "of these a target is hidden while it is followed."
+        f"Online: {online['id_switches']} id switches of targets and {online['id_drifts']} moves of an id to another "
+        f"object, in {online['frames']} frames of {online['clips']} clips. In {online['hidden']} clips a target is "
+        "occluded while it is tracked."
     )
     if not online["played"]:
         return text
     rows = [
         (
-            one["clip"],
-            one["text"],
-            "yes" if one["tracked"] else "no",
-            str(one["frames"]),
-            _percent(one["j"]),
-            str(one["switches"]),
-            str(one["drifts"]),
+            clip["clip"],
+            clip["text"],
+            "yes" if clip["tracked"] else "no",
+            str(clip["frames"]),
+            _percent(clip["j"]),
+            str(clip["switches"]),
+            str(clip["drifts"]),
         )
-        for one in online["played"]
+        for clip in online["played"]
     ]
-    heads = ("clip", "asked", "answered", "frames", "J", "ids changed", "ids passed on")
-    return f"{text}\n\n{_table(heads, rows)}"
+    headings = ("clip", "query", "answered", "frames", "J", "id switches", "id moves")
+    return f"{text}\n\n{_table(headings, rows)}"
 
 
-def _ablation(found: Mapping[str, Any]) -> str:
-    full, attention = found["ablation"][FULL], found["attention_masks"]
+def _ablation(summary: Mapping[str, Any]) -> str:
+    full, attention = summary["ablation"][FULL], summary["attention_masks"]
     rows = []
-    for name, scores in found["ablation"].items():
+    for name, scores in summary["ablation"].items():
         variant = VARIANTS.get(name)
-        text = variant.text if variant else "the whole method"
+        text = variant.text if variant else "full method"
         text += f" (Tab. {variant.table})" if variant and variant.table else ""
-        margins = (_margin(full[one], scores[one]) if variant else "" for one in ("j_and_f", "pointing"))
-        rows.append((name, text, *(_percent(scores[one]) for one in _HEADS), _percent(attention[name]), *margins))
-    heads = ("variant", "", *_HEADS.values(), "attention J&F", "full is better by: J&F", "pointing")
+        margins = (_margin(full[key], scores[key]) if variant else "" for key in ("j_and_f", "pointing"))
+        rows.append((name, text, *(_percent(scores[key]) for key in _HEADINGS), _percent(attention[name]), *margins))
+    headings = ("variant", "", *_HEADINGS.values(), "attention J&F", "full minus variant: J&F", "pointing")
     return (
-        f"Ablations over {found['counts']['ablation']} expressions with targets, something always being answered, as "
-        f"in the paper.\n\n{_table(heads, rows)}"
+        f'Ablations over {summary["counts"]["ablation"]} expressions with targets, without "not found", as in the '
+        f"paper.\n\n{_table(headings, rows)}"
     )
 
 
-def _sheet(collected: Collected, kinds: Sequence[str]) -> np.ndarray:
+def _contact_sheet(collected: Collected, kinds: Sequence[str]) -> np.ndarray:
     rows = []
     for kind in (kind for kind in kinds if kind in collected.extremes):
         best, worst = collected.extremes[kind]
-        only = best.case is worst.case
+        is_single = best.case is worst.case
         blank = np.full_like(worst.picture, 255), "(the only case)"
-        rows.append([_captioned(best), blank if only else _captioned(worst)])
+        rows.append([_captioned(best), blank if is_single else _captioned(worst)])
     return best_and_worst(rows)
 
 
-def _captioned(pictured: Pictured) -> tuple[np.ndarray, str]:
-    return pictured.picture, caption(pictured.case)
+def _captioned(entry: CasePicture) -> tuple[np.ndarray, str]:
+    return entry.picture, caption(entry.case)
 
 
 def caption(case: Case) -> str:
-    """A case in one line."""
+    """Describes a case in one line."""
     parts = [f'{case.kind}: "{case.text}"', f"clip {case.clip}"]
     if case.published is not None:
         parts.append(f"J&F {_percent(case.published.j_and_f)}")
@@ -214,12 +221,12 @@ def caption(case: Case) -> str:
         parts.append(f"pointing {_percent(case.pointing.hit)}")
     parts.append(f"presence {case.presence.score:.2f}, {'found' if case.found else 'not found'}")
     if case.said:  # last: it may be long
-        right = {True: " (right)", False: f" (wrong: {case.category})", None: ""}[case.category_right]
-        parts.append(f'said "{case.said}"{right}')
+        verdict = {True: " (correct)", False: f" (expected {case.category})", None: ""}[case.category_right]
+        parts.append(f'category "{case.said}"{verdict}')
     return ", ".join(parts)
 
 
-def _entry(case: Case) -> dict[str, Any]:
+def _case_entry(case: Case) -> dict[str, Any]:
     entry = dataclasses.asdict(case)
     for name in ("always", "published", "pointing"):
         value = getattr(case, name)
@@ -241,21 +248,22 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _margin(full: float | None, other: float | None) -> str:
-    return "-" if full is None or other is None else f"{100 * (full - other):+.1f}"
+def _margin(full: float | None, variant: float | None) -> str:
+    return "-" if full is None or variant is None else f"{100 * (full - variant):+.1f}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown with aligned columns: the first one to the left, numbers to the right."""
-    widths = [max(len(row[place]) for row in (heads, *rows)) for place in range(len(heads))]
-    left = [place == 0 or all(_is_words(row[place]) for row in rows) for place in range(len(heads))]
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An aligned Markdown table: words to the left, numbers to the right."""
+    columns = range(len(headings))
+    widths = [max(len(row[column]) for row in (headings, *rows)) for column in columns]
+    left = [column == 0 or all(_is_words(row[column]) for row in rows) for column in columns]
 
     def line(row: Sequence[str]) -> str:
         cells = (text.ljust(width) if to_left else text.rjust(width) for text, width, to_left in zip(row, widths, left))
         return f"| {' | '.join(cells)} |"
 
     rule = "|".join("-" * (width + 2) if to_left else f"{'-' * (width + 1)}:" for width, to_left in zip(widths, left))
-    return "\n".join([line(heads), f"|{rule}|", *map(line, rows)])
+    return "\n".join([line(headings), f"|{rule}|", *map(line, rows)])
 
 
 def _is_words(text: str) -> bool:

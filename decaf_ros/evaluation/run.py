@@ -1,13 +1,13 @@
-"""The whole method on one clip with known answers: every expression is asked, every answer scored."""
+"""Runs the whole method on one clip with ground truth: asks every expression and scores every answer."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -15,7 +15,7 @@ from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
-from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing, says
+from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, names_category, pointing
 from decaf_ros.evaluation.online import OnlineScore, play
 from decaf_ros.evaluation.pictures import case_strip
 from decaf_ros.evaluation.sam2 import SegmenterScore, score_segmenter
@@ -23,13 +23,21 @@ from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf, select_targets
 from decaf_ros.types import Presence, Segmentation
 
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done with one clip.
+    """The work on one clip.
 
-    masks: score masks too, not only the grounding. ablate: besides, every variant of the method. online: what to ask
-    while the clip is played as a robot would see it. segmenter: score SAM 2 by itself.
+    Attributes:
+        clip: the clip.
+        expressions: expressions to ask.
+        masks: score masks, not only the grounding.
+        ablate: score every variant of the method too; needs masks.
+        online: expression to ask while the clip is played as a live stream.
+        segmenter: score SAM 2 by itself.
     """
 
     clip: EvaluationClip
@@ -42,12 +50,23 @@ class Job:
 
 @dataclass(frozen=True)
 class Case:
-    """One expression about one clip, and what became of it.
+    """One expression about one clip, its answer and its scores.
 
-    category: the right one, empty where there is not one. said: the method's; None where it decodes none.
-    video_said, frames_said: the answers of each branch before the choice. found: whether a node would follow something;
-    answer: in its words. always: the masks' score if something is always answered, as the paper does; None for an
-    expression without targets, or where no masks were made. pointing: None without targets. ablation: by variant.
+    Attributes:
+        clip: name of the clip.
+        text: the expression.
+        kind: its type.
+        category: the true category; empty if there is none or it is unknown.
+        said: the decoded category; None if the method decodes none.
+        video_said: answer of the video branch, before the choice; None without it.
+        frames_said: answers of the frame branch, before the choice.
+        found: whether a node would track something.
+        answer: the node's answer text.
+        presence: evidence that the target is there.
+        always: score of the masks if "not found" is never an answer, as in the paper; None without targets or masks.
+        pointing: None if there are no targets, or none is visible on a key frame.
+        seconds: time of the method and its mask score.
+        ablation: scores by variant.
     """
 
     clip: str
@@ -67,16 +86,16 @@ class Case:
 
     @property
     def published(self) -> MaskScore | None:
-        """The score of what a node would publish: a wrong "not found" is worth nothing."""
+        """Score of the masks that a node would publish. A wrong "not found" scores 0."""
         return self.always if self.found or self.always is None else MaskScore(0.0, 0.0)
 
     @property
     def category_right(self) -> bool | None:
-        return says(self.said, self.category)
+        return names_category(self.said, self.category)
 
 
-class Pictured(NamedTuple):
-    """picture: (H, W, 3) uint8, RGB, of the case."""
+class CasePicture(NamedTuple):
+    """A case and its picture, (H, W, 3) uint8 RGB."""
 
     case: Case
     picture: np.ndarray
@@ -84,29 +103,29 @@ class Pictured(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipScores:
-    """What came of a job. seconds: all of it."""
+    """Results of a job. seconds: time of the whole job."""
 
     clip: str
-    cases: tuple[Pictured, ...]
+    cases: tuple[CasePicture, ...]
     online: OnlineScore | None
     segmenter: SegmenterScore | None
     seconds: float
 
 
 class CaseError(RuntimeError):
-    """Something failed; the text names the clip and the expression."""
+    """An error whose text names the clip and the expression."""
 
 
 class Evaluator:
-    """Puts jobs to a Decaf. decaf.config decides what a node would answer."""
+    """Runs jobs with a Decaf. `decaf.config` is the configuration of the node."""
 
     def __init__(self, decaf: Decaf) -> None:
         self.decaf = decaf
 
     def __call__(self, job: Job) -> ClipScores:
-        """Raises CaseError for whatever fails: a case that is left out would flatter the rest."""
+        """Runs a job. Raises CaseError for any failure: leaving the case out would bias the scores."""
         began = time.perf_counter()
-        cases = tuple(_named(job.clip, one, self._ask, job, one) for one in job.expressions)
+        cases = tuple(_named(job.clip, expression, self._ask, job, expression) for expression in job.expressions)
         online = segmenter = None
         if job.online is not None:
             online = _named(job.clip, job.online, play, self.decaf, job.clip, job.online)
@@ -114,24 +133,23 @@ class Evaluator:
             segmenter = _named(job.clip, None, score_segmenter, self.decaf.sam2, job.clip)
         return ClipScores(job.clip.name, cases, online, segmenter, time.perf_counter() - began)
 
-    def _ask(self, job: Job, expression: Referral) -> Pictured:
+    def _ask(self, job: Job, expression: Referral) -> CasePicture:
         began = time.perf_counter()
         clip, config = job.clip, self.decaf.config
         decaf = copy.copy(self.decaf)
         decaf.config = always_answering(config)
         if job.ablate:
-            # Variants that differ in what they make of the model's attention share its passes.
+            # The variants share forward passes.
             decaf.grounder = sharing_grounder(self.decaf.grounder.mllm)
         window = key_frames(clip.frames, config.window.size)
         truth = clip.mask(expression.targets)
-        wanted = job.masks and bool(expression.targets)
-        found = decaf.segment(window, expression.text, clip.frames if wanted else None)
-        always = mask_score(found.dense_labels > 0, truth) if wanted else None
+        found = decaf.segment(window, expression.text, clip.frames if job.masks and expression.targets else None)
+        always = None if found.dense_labels is None else mask_score(found.dense_labels > 0, truth)
         seconds = time.perf_counter() - began
 
-        answered = as_node(found, config)
-        missing = absence(answered, config)
-        at_key_frames = truth[[frame.index for frame in window.frames]]
+        published = node_segmentation(found, config)
+        absence_text = absence(published, config)
+        truth_at_key_frames = truth[[frame.index for frame in window.frames]]
         grounding = found.grounding
         has_video = bool(grounding.answers) and config.grounding.branches != "frames"
         case = Case(
@@ -142,34 +160,41 @@ class Evaluator:
             said=grounding.category if grounding.answers else None,
             video_said=grounding.answers[0] if has_video else None,
             frames_said=grounding.answers[has_video:],
-            found=not missing,
-            answer=missing or tracking_text(len(answered.selected), grounding.category),
+            found=not absence_text,
+            answer=absence_text or tracking_text(len(published.selected), grounding.category),
             presence=found.presence,
             always=always,
-            pointing=pointing(grounding.maps.fused, at_key_frames) if expression.targets else None,
+            pointing=pointing(grounding.maps.fused, truth_at_key_frames) if expression.targets else None,
             seconds=seconds,
-            ablation=ablate(decaf, clip, expression, found, always) if job.ablate and wanted else {},
+            ablation=ablate(decaf, clip, expression, found, always) if job.ablate and always is not None else {},
         )
-        return Pictured(case, case_strip(answered, at_key_frames))
+        return CasePicture(case, case_strip(published, truth_at_key_frames))
 
 
-def _named(clip: EvaluationClip, expression: Referral | None, function, *arguments):
+def _named(
+    clip: EvaluationClip,
+    expression: Referral | None,
+    function: Callable[_P, _T],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> _T:
+    """Calls `function`; turns any error into a CaseError."""
     try:
-        return function(*arguments)
+        return function(*args, **kwargs)
     except Exception as error:
         asked = f", expression {expression.text!r}" if expression else ""
         raise CaseError(f"clip {clip.name}{asked}: {first_line(error)}") from error
 
 
 def always_answering(config: DecafConfig) -> DecafConfig:
-    """The paper's protocol: there is no "not found"."""
+    """The configuration of the paper's protocol, in which "not found" is never an answer."""
     return replace(config, {"segmentation.fallback": "best", "presence.threshold": 0.0})
 
 
-def as_node(found: Segmentation, config: DecafConfig) -> Segmentation:
-    """What a node with this configuration makes of what was found `always_answering`.
+def node_segmentation(found: Segmentation, config: DecafConfig) -> Segmentation:
+    """The answer of a node with this configuration, derived from an answer found with `always_answering`.
 
-    Its masks are the same wherever it answers at all: the configurations differ in the selection alone.
+    The configurations differ only in the selection, so the masks are the same unless the node finds nothing.
     """
     selected = tuple(select_targets(found.tracklets, found.presence, found.grounding.category, config))
     labels = found.dense_labels if selected or found.dense_labels is None else np.zeros_like(found.dense_labels)

@@ -1,4 +1,4 @@
-"""From cases to numbers: what the JSON file of an evaluation holds."""
+"""Aggregates scores into the content of the evaluation's JSON file."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.metrics import MaskScore, Roc, detection, mean, roc, says
+from decaf_ros.evaluation.metrics import MaskScore, Roc, mean, names_category, precision_recall, roc
 from decaf_ros.evaluation.online import OnlineScore
-from decaf_ros.evaluation.run import Case, ClipScores, Pictured, is_absent
+from decaf_ros.evaluation.run import Case, CasePicture, ClipScores, is_absent
 from decaf_ros.evaluation.sam2 import SegmenterScore
 from decaf_ros.presence import WEIGHTS
 
@@ -20,58 +20,58 @@ MEASURES = ("j_and_f", "j", "f", "pointing", "category")
 
 
 class Extremes(NamedTuple):
-    """The best and the worst case of one type, the same one where there is only one."""
+    """The best and the worst case of one type; the same case if there is only one."""
 
-    best: Pictured
-    worst: Pictured
+    best: CasePicture
+    worst: CasePicture
 
 
 @dataclass
 class Collected:
-    """Takes in clips as they come. Of the pictures only the best and the worst of each type are kept."""
+    """Collects the scores of clips. Keeps only the pictures of the best and the worst case of each type."""
 
     cases: list[Case] = field(default_factory=list)
     online: list[OnlineScore] = field(default_factory=list)
     segmenter: list[SegmenterScore] = field(default_factory=list)
     extremes: dict[str, Extremes] = field(default_factory=dict)
 
-    def take(self, scores: ClipScores) -> None:
-        """Adds what came of one clip."""
-        self.cases += [pictured.case for pictured in scores.cases]
+    def add(self, scores: ClipScores) -> None:
+        """Adds the scores of one clip."""
+        self.cases += [entry.case for entry in scores.cases]
         self.online += [scores.online] if scores.online else []
         self.segmenter += [scores.segmenter] if scores.segmenter else []
-        for pictured in scores.cases:
-            kind = pictured.case.kind
-            best, worst = self.extremes.get(kind, (pictured, pictured))
-            best = pictured if _merit(pictured.case) > _merit(best.case) else best
-            worst = pictured if _merit(pictured.case) < _merit(worst.case) else worst
+        for entry in scores.cases:
+            kind = entry.case.kind
+            best, worst = self.extremes.get(kind, (entry, entry))
+            best = entry if _merit(entry.case) > _merit(best.case) else best
+            worst = entry if _merit(entry.case) < _merit(worst.case) else worst
             self.extremes[kind] = Extremes(best, worst)
 
 
 def _merit(case: Case) -> tuple[float, float]:
-    """The larger the better: masks, then pointing; for an absent target how clearly it was said to be absent."""
+    """Larger is better: J&F, then pointing; for absent targets a correct answer, then a low presence score."""
     if is_absent(case) or case.published is None:
         return (float(case.found == (not is_absent(case))), -case.presence.score)
     return case.published.j_and_f, case.pointing.hit if case.pointing else 0.0
 
 
 def summary(collected: Collected, kinds: Collection[str], threshold: float) -> dict[str, Any]:
-    """The scores in the form of the JSON file: fractions in [0, 1], None where nothing was measured.
+    """The content of the JSON file: fractions in [0, 1], None if nothing was measured.
 
-    kinds: the types that are listed. threshold: of the presence score.
+    kinds: the types to list. threshold: of the presence score.
     """
     cases = collected.cases
     present = [case for case in cases if not is_absent(case)]
     listed = [kind for kind in kinds if kind != "absent"]
-    of_kind = {kind: [case for case in present if case.kind == kind] for kind in listed}
-    missing = [is_absent(case) for case in cases]
-    absent = detection([not case.found for case in cases], missing)
-    by_score = detection([case.presence.score < threshold for case in cases], missing)
+    by_type = {kind: [case for case in present if case.kind == kind] for kind in listed}
+    absent = [is_absent(case) for case in cases]
+    not_found = precision_recall([not case.found for case in cases], absent)
+    by_score = precision_recall([case.presence.score < threshold for case in cases], absent)
     pointings = [case.pointing for case in present if case.pointing]
     return {
         "overall": measures(present, _published),
-        "by_type": {kind: measures(found, _published) for kind, found in of_kind.items()},
-        "absent": absent._asdict(),
+        "by_type": {kind: measures(of_type, _published) for kind, of_type in by_type.items()},
+        "absent": not_found._asdict(),
         "absent_by_score": by_score._asdict(),
         "ablation": _ablation(present),
         "baseline": {
@@ -82,15 +82,15 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
         "pointing_window": mean(one.window for one in pointings),
         "category_by_branch": {
             "overall": _by_branch(present),
-            "by_type": {kind: _by_branch(found) for kind, found in of_kind.items()},
+            "by_type": {kind: _by_branch(of_type) for kind, of_type in by_type.items()},
         },
-        "attention_masks": _attention(present),
+        "attention_masks": _attention_masks(present),
         "roc": _roc(cases, threshold),
         "online": _online(collected.online),
         "segmenter": _segmenter(collected.segmenter),
         "counts": {
             "clips": len({case.clip for case in cases}),
-            "by_type": {kind: len(found) for kind, found in of_kind.items()},
+            "by_type": {kind: len(of_type) for kind, of_type in by_type.items()},
             "present": len(present),
             "absent": len(cases) - len(present),
             "not_found": dict(Counter(case.kind for case in cases if not case.found)),
@@ -100,7 +100,7 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
 
 
 def measures(cases: Iterable[Case], score: Callable[[Case], MaskScore | None]) -> dict[str, float | None]:
-    """Means over cases. score: which masks' score of a case counts."""
+    """Means over cases. score: selects the mask score of a case."""
     cases = list(cases)
     return _measures(
         [score(case) for case in cases],
@@ -110,7 +110,7 @@ def measures(cases: Iterable[Case], score: Callable[[Case], MaskScore | None]) -
 
 
 def presence_roc(cases: Sequence[Case]) -> Roc | None:
-    """Of the presence score as it stands: "yes" is a target that is there."""
+    """ROC curve of the presence score; present targets are the positives."""
     return roc([case.presence.score for case in cases], [not is_absent(case) for case in cases])
 
 
@@ -121,11 +121,11 @@ def _published(case: Case) -> MaskScore | None:
 def _measures(
     masks: Sequence[MaskScore | None], pointing: Sequence[float | None], category: Sequence[bool | None]
 ) -> dict[str, float | None]:
-    there = [one for one in masks if one is not None]
+    scored = [score for score in masks if score is not None]
     values = (
-        mean(one.j_and_f for one in there),
-        mean(one.j for one in there),
-        mean(one.f for one in there),
+        mean(score.j_and_f for score in scored),
+        mean(score.j for score in scored),
+        mean(score.f for score in scored),
         mean(pointing),
         mean(category),
     )
@@ -133,45 +133,44 @@ def _measures(
 
 
 def _ablation(present: Sequence[Case]) -> dict[str, dict[str, float | None]]:
-    """Every variant over the cases that were put to all of them."""
+    """Measures of every variant, over the cases with an ablation."""
     ablated = [case for case in present if case.ablation]
-    found = {}
+    by_variant = {}
     for name in (FULL, *VARIANTS) if ablated else ():
         scores = [case.ablation[name] for case in ablated]
-        found[name] = _measures(
+        by_variant[name] = _measures(
             [one.masks for one in scores],
             [one.pointing and one.pointing.hit for one in scores],
-            [says(one.said, case.category) for one, case in zip(scores, ablated)],
+            [names_category(one.said, case.category) for one, case in zip(scores, ablated)],
         )
-    return found
+    return by_variant
 
 
-def _attention(present: Sequence[Case]) -> dict[str, float | None]:
-    """J&F of the masks of attention alone, on the key frames."""
+def _attention_masks(present: Sequence[Case]) -> dict[str, float | None]:
+    """J&F of masks from the attention map only, on the key frames."""
     ablated = [case for case in present if case.ablation]
     names = (FULL, *VARIANTS) if ablated else ()
     return {name: mean(case.ablation[name].attention.j_and_f for case in ablated) for name in names}
 
 
 def _by_branch(cases: Sequence[Case]) -> dict[str, float | None]:
-    """Category accuracy of the answers before the choice."""
+    """Category accuracy of each branch, before the choice."""
     return {
-        "video": mean(says(case.video_said, case.category) for case in cases),
-        "frames": mean(says(answer, case.category) for case in cases for answer in case.frames_said),
+        "video": mean(names_category(case.video_said, case.category) for case in cases),
+        "frames": mean(names_category(answer, case.category) for case in cases for answer in case.frames_said),
     }
 
 
 def _roc(cases: Sequence[Case], threshold: float) -> dict[str, Any]:
-    """parts: the area under the curve of each part by itself."""
     curve = presence_roc(cases)
-    there = [not is_absent(case) for case in cases]
-    parts = {name: roc([getattr(case.presence, name) for case in cases], there) for name in WEIGHTS}
+    present = [not is_absent(case) for case in cases]
+    parts = {name: roc([getattr(case.presence, name) for case in cases], present) for name in WEIGHTS}
     return {
         "area": curve and curve.area,
         "threshold": threshold,
-        "false_found": curve and curve.false_yes.tolist(),
-        "true_found": curve and curve.true_yes.tolist(),
-        # JSON knows no infinity: nothing scores over 1.
+        "false_found": curve and curve.false_positive_rate.tolist(),
+        "true_found": curve and curve.true_positive_rate.tolist(),
+        # JSON has no infinity; scores are at most 1.
         "thresholds": curve and np.minimum(curve.thresholds, 1.0 + 1e-9).tolist(),
         "parts": {name: part and part.area for name, part in parts.items()},
     }
@@ -193,7 +192,7 @@ def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
 def _segmenter(scores: Sequence[SegmenterScore]) -> dict[str, Any]:
     clicks = [click for one in scores for click in one.clicks]
     propagated = [one for score in scores for one in score.propagated]
-    crossed = [one for one in propagated if one.crossed]
+    occluded = [one for one in propagated if one.occluded]
     return {
         "clips": len(scores),
         "clicks": len(clicks),
@@ -203,6 +202,6 @@ def _segmenter(scores: Sequence[SegmenterScore]) -> dict[str, Any]:
         "propagated_iou": mean(one.iou for one in propagated),
         "propagated_iou_all_frames": mean(one.mean for one in propagated),
         "propagated_iou_from_mask": mean(one.from_mask for one in propagated),
-        "crossed": len(crossed),
-        "crossed_iou": mean(one.iou for one in crossed),
+        "crossed": len(occluded),
+        "crossed_iou": mean(one.iou for one in occluded),
     }

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from decaf_ros.evaluation.metrics import says
+from decaf_ros.evaluation.metrics import names_category
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo.recording import Recording
@@ -66,7 +66,7 @@ def judge(recording: Recording, truth: GroundTruth) -> list[Verdict]:
         extra = [int(k) for k in unmeant if np.any(covered) and covered[k] > _MASKED_SHARE * visible[k]]
         only_meant = state.state == QueryState.TRACKING and most in meant and not extra
         well_tracked = only_meant and j is not None and j >= _RIGHT_J
-        category_fits = says(state.category or None, expression.category) is not False
+        category_fits = names_category(state.category or None, expression.category) is not False
         masked = [k for k in dict.fromkeys([most, *extra]) if k is not None]
         verdicts.append(
             Verdict(
