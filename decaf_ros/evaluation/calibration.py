@@ -22,17 +22,17 @@ _RIDGE = 1e-3
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fit of the presence score. All areas are areas under a ROC curve.
+    """A fit of the presence score. An area is the area under a ROC curve.
 
     Attributes:
         weights: sum to 1 up to rounding.
-        threshold: of the weighted score.
-        curve: of the fit on its own cases.
-        current_area: with `presence.WEIGHTS`.
-        held_out_area: mean over two halves of the clips, each scored by a fit on the other half; None if a half has
-            only one class.
-        part_areas: of each part by itself.
-        areas_without: of a fit without the part; None if no other part is evidence.
+        threshold: best threshold of the weighted score.
+        curve: ROC curve of the fit on its own cases.
+        current_area: area with `presence.WEIGHTS`.
+        held_out_area: mean area over two halves of the clips, each scored by a fit on the other half; None if a half
+            has only one class.
+        part_areas: area of each part by itself.
+        areas_without: area of a fit without the part; None if no other part is evidence.
         not_found: precision and recall of "not found" at the threshold.
     """
 

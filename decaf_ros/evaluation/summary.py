@@ -58,7 +58,7 @@ def _merit(case: Case) -> tuple[float, float]:
 def summary(collected: Collected, kinds: Collection[str], threshold: float) -> dict[str, Any]:
     """The content of the JSON file: fractions in [0, 1], None if nothing was measured.
 
-    kinds: the types to list. threshold: of the presence score.
+    kinds: the types to list. threshold: presence.threshold.
     """
     cases = collected.cases
     present = [case for case in cases if not is_absent(case)]

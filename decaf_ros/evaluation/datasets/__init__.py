@@ -1,1 +1,1 @@
-"""Where clips with known answers come from; every kind gives `EvaluationClip`s."""
+"""Datasets of clips with ground truth: their interface, and how they are found by name."""

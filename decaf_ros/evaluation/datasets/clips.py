@@ -1,4 +1,4 @@
-"""Clips with known answers, and the choice of the expressions that are asked about them."""
+"""Clips with ground truth, and the choice of the expressions to ask about them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from decaf_ros.types import Frame
 
-# Type of the expressions without a target, in every dataset.
+# Type of expressions without a target, in every dataset.
 ABSENT = "absent"
 
 
@@ -23,9 +23,9 @@ class Referral:
         text: the expression.
         kind: its type, one of the dataset's kinds; ABSENT if and only if there are no targets.
         targets: indices into `EvaluationClip.objects`.
-        category: category of all targets; empty if there is none or it is unknown.
-        timeless: whether the meaning is the same for any part of the clip, as that of "the red ball" and unlike that
-            of "the ball that stopped". Online, only these are asked.
+        category: common category of the targets; empty if there is none or it is unknown.
+        timeless: whether the meaning is the same for any part of the clip ("the red ball", not "the ball that
+            stopped"). Only timeless expressions are asked online.
     """
 
     text: str
@@ -40,10 +40,12 @@ class EvaluationClip:
     """A clip with ground truth.
 
     Attributes:
-        name: unique in its dataset.
-        frames: F frames of one size; their indices are 0 to F - 1.
-        objects: (K, F, H, W) bool, the visible pixels of each object. Masks of objects may overlap.
-        expressions: everything that may be asked about the clip.
+        name: unique in the dataset.
+        frames: F frames of one size, with the indices 0 to F - 1.
+        objects: (K, F, H, W) bool, the visible pixels of each object. Objects may overlap.
+        expressions: all expressions that may be asked.
+
+    Raises ValueError if frames and masks do not fit together.
     """
 
     name: str
@@ -58,16 +60,16 @@ class EvaluationClip:
                 f"clip {self.name}: expected frames and bool masks of shape (K, {', '.join(map(str, shape))}), "
                 f"got {self.objects.dtype} {self.objects.shape}"
             )
-        if any(frame.index != place for place, frame in enumerate(self.frames)):
+        if any(frame.index != index for index, frame in enumerate(self.frames)):
             raise ValueError(f"clip {self.name}: expected frames with the indices 0 to {len(self.frames) - 1}")
 
     def mask(self, targets: Sequence[int]) -> np.ndarray:
         """(F, H, W) bool: the union of the targets."""
         return np.asarray(self.objects[list(targets)].any(axis=0))
 
-    def masks_at(self, place: int) -> dict[int, np.ndarray]:
-        """The (H, W) bool mask of each object on one frame, by its index."""
-        return dict(enumerate(self.objects[:, place]))
+    def masks_at(self, frame_index: int) -> dict[int, np.ndarray]:
+        """The (H, W) bool masks of all objects on one frame, by index of the object."""
+        return dict(enumerate(self.objects[:, frame_index]))
 
 
 def masks_from_labels(labels: np.ndarray, count: int) -> np.ndarray:
@@ -76,7 +78,7 @@ def masks_from_labels(labels: np.ndarray, count: int) -> np.ndarray:
 
 
 class Dataset(Protocol):
-    """Clips by number. Other processes ask for them, so it has to be picklable."""
+    """Clips by index. Picklable, because other processes read them."""
 
     @property
     def name(self) -> str:
@@ -84,7 +86,7 @@ class Dataset(Protocol):
 
     @property
     def kinds(self) -> Sequence[str]:
-        """Types of its expressions, in the order of a report."""
+        """Types of expressions, in the order of a report."""
 
     @property
     def scored(self) -> int:
@@ -92,50 +94,48 @@ class Dataset(Protocol):
 
     @property
     def tracking_only(self) -> int:
-        """Number of further clips for tracking scores alone: online, and SAM 2 by itself."""
+        """Number of further clips, used only for tracking scores: online, and SAM 2 by itself."""
 
     @property
     def settings(self) -> Mapping[str, object]:
-        """What else a report has to name so that it can be repeated, as JSON values."""
+        """Further settings that a report needs to be reproducible, as JSON values."""
 
     def clip(self, index: int) -> EvaluationClip:
-        """The index-th clip, scored ones first. Raises whatever reading or rendering it raises."""
+        """The index-th clip; scored clips come first. Errors of reading or rendering pass through."""
 
 
 class ExpressionChoice:
-    """Chooses the expressions of each clip so that all types are asked about equally often.
-
-    The same clips in the same order give the same choice.
+    """Chooses expressions so that all types are asked about equally often. Deterministic for a sequence of clips.
 
     Args:
-        seed: of the random order.
-        present: most expressions per clip with targets.
-        absent: most expressions per clip without targets.
-        kinds: types that are asked; empty means all.
+        seed: seed of the random order.
+        present: maximum number of expressions with targets per clip.
+        absent: maximum number of expressions without targets per clip.
+        kinds: types to ask; empty means all.
     """
 
     def __init__(self, seed: int, present: int, absent: int, kinds: Collection[str] = ()) -> None:
         self._rng = np.random.default_rng(seed)
-        self._most = {False: present, True: absent}
+        self._limits = {False: present, True: absent}
         self._kinds = kinds
         self._counts: Counter[str] = Counter()
 
     def __call__(self, clip: EvaluationClip) -> list[Referral]:
-        """The expressions of the next clip. The least asked type comes first, and twice only if there is no other."""
+        """Chooses the expressions of the next clip, the least asked type first. No type twice if another is left."""
         candidates = self.candidates(clip)
-        shuffled = [candidates[place] for place in self._rng.permutation(len(candidates))]
+        shuffled = [candidates[index] for index in self._rng.permutation(len(candidates))]
         chosen: list[Referral] = []
-        for is_absent, most in self._most.items():
-            counts_here: Counter[str] = Counter()
-            pool = [one for one in shuffled if (one.kind == ABSENT) == is_absent]
-            for _ in range(min(most, len(pool))):
-                best = min(pool, key=lambda one: (counts_here[one.kind], self._counts[one.kind]))
-                pool.remove(best)
-                counts_here[best.kind] += 1
-                self._counts[best.kind] += 1
-                chosen.append(best)
+        for is_absent, limit in self._limits.items():
+            clip_counts: Counter[str] = Counter()
+            pool = [expression for expression in shuffled if (expression.kind == ABSENT) == is_absent]
+            for _ in range(min(limit, len(pool))):
+                expression = min(pool, key=lambda one: (clip_counts[one.kind], self._counts[one.kind]))
+                pool.remove(expression)
+                clip_counts[expression.kind] += 1
+                self._counts[expression.kind] += 1
+                chosen.append(expression)
         return chosen
 
     def candidates(self, clip: EvaluationClip) -> list[Referral]:
-        """All expressions of a clip whose type is asked."""
-        return [one for one in clip.expressions if not self._kinds or one.kind in self._kinds]
+        """All expressions of a clip with a type to ask."""
+        return [expression for expression in clip.expressions if not self._kinds or expression.kind in self._kinds]

@@ -1,4 +1,4 @@
-"""Finds datasets by their names: entry points of the group `decaf_ros.datasets`."""
+"""Finds datasets by name, through entry points of the group `decaf_ros.datasets`."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Selection:
     """The part of a dataset that is evaluated.
 
     Attributes:
-        seed: selects the clips of a dataset that makes them, and the expressions that are asked.
+        seed: selects the clips, if the dataset renders them, and the expressions to ask.
         count: number of clips; None means the default of the dataset.
-        folder: read clips from here; None means the dataset's own place, or to make them.
-        calibration: the clips that are kept apart for fitting the presence score.
+        folder: folder with stored clips; None means the dataset's own folder, or rendered clips.
+        calibration: select the clips reserved for fitting the presence score.
     """
 
     seed: int = 0
@@ -31,12 +31,12 @@ class Selection:
 
 
 class DatasetSource(Protocol):
-    """Value of an entry point: gives datasets.
+    """The value of an entry point: selects clips of one dataset.
 
     Attributes:
-        kinds: types of its expressions, in the order of a report.
-        default_config: parameter file for `decaf eval` without --config, a path as `resolve_path` takes it; empty
-            means the defaults.
+        kinds: types of expressions, in the order of a report.
+        default_config: parameter file of `decaf eval` without --config, a path for `resolve_path`; empty means
+            default parameters.
     """
 
     kinds: Sequence[str]
@@ -52,7 +52,10 @@ def dataset_names() -> list[str]:
 
 
 def find_source(name: str) -> DatasetSource:
-    """Raises ValueError, with the known names, for an unknown one; ImportError for a broken installation."""
+    """Loads the entry point of a dataset.
+
+    Raises ValueError for an unknown name, ImportError or AttributeError for a broken installation.
+    """
     points = _points()
     if name not in points:
         raise ValueError(
