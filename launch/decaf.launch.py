@@ -1,6 +1,6 @@
 """Starts the segmenter: `ros2 launch decaf_ros decaf.launch.py image:=/camera/image_raw`.
 
-Everything that the node itself can be told stands in the parameter file alone; what is here is where it runs.
+The parameter file holds all parameters of the node. The launch arguments select that file, names, topics and logging.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from launch.actions import DeclareLaunchArgument, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
-# Fast DDS 3 (Kilted) renamed the variable, and warns about the old one.
+# Fast DDS 3 (Kilted) renamed the environment variable, and warns about the old name.
 FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
 
 
@@ -22,7 +22,7 @@ def generate_launch_description() -> LaunchDescription:
     generation = "FASTRTPS" if os.environ.get("ROS_DISTRO") in FASTDDS_2_DISTROS else "FASTDDS"
     variable = f"{generation}_DEFAULT_PROFILES_FILE"
     profile = {variable: os.path.join(config, "fastdds_large_shm.xml")}
-    # A user's own profile wins: Fast DDS reads one file only.
+    # A profile of the user takes precedence: Fast DDS reads only one file.
     has_profile = variable in os.environ
     image = LaunchConfiguration("image")
     return LaunchDescription(
@@ -30,13 +30,13 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file",
                 default_value=os.path.join(config, "decaf.yaml"),
-                description="parameters of the node; config/paper.yaml is the evaluation protocol",
+                description="parameter file of the node; config/paper.yaml is the paper's evaluation protocol",
             ),
             DeclareLaunchArgument("namespace", default_value="decaf", description="one for each camera"),
             DeclareLaunchArgument(
                 "image",
                 default_value="image",
-                description="topic of the camera's raw images; compressed ones are expected on its /compressed",
+                description="topic of the raw images; compressed images are expected on its /compressed",
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             Node(

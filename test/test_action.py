@@ -1,4 +1,4 @@
-"""The action server in this process, with what can go wrong behind it."""
+"""The action server in this process, with failures behind it."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture
 def node(monkeypatch):
-    """A node with an executor, which spins only in `_send`."""
+    """A node with an executor that spins only in `_send`."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     with domain_coordinator.domain_id() as domain_id:
         context = Context()
@@ -42,15 +42,15 @@ def node(monkeypatch):
 
 
 def _spin_until_done(node: Node, future):
-    until = time.monotonic() + 10
+    deadline = time.monotonic() + 10
     while not future.done():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         node.executor.spin_once(timeout_sec=0.05)
     return future.result()
 
 
 def _send(node: Node, timeout_s: float = 0.0) -> tuple[int, Segment.Result]:
-    """Status and result of a goal."""
+    """Sends a goal; returns its status and result."""
     client = ActionClient(node, Segment, "segment")
     assert client.wait_for_server(10)
     goal = _spin_until_done(node, client.send_goal_async(Segment.Goal(query="the mug", timeout_s=timeout_s)))
@@ -61,9 +61,9 @@ def _send(node: Node, timeout_s: float = 0.0) -> tuple[int, Segment.Result]:
 
 def test_a_goal_that_cannot_be_asked_is_aborted_and_forgotten(node):
     def ask(query: Query) -> bool:
-        raise RuntimeError("nobody foresaw this")
+        raise RuntimeError("unexpected")
 
-    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *cancelled: True)
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *args: True)
     status, _ = _send(node, timeout_s=60.0)
     assert status == GoalStatus.STATUS_ABORTED
     assert not action.busy and not list(node.timers)
@@ -72,7 +72,7 @@ def test_a_goal_that_cannot_be_asked_is_aborted_and_forgotten(node):
 
 def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
     active = iter([True, False])
-    action = SegmentAction(node, lambda text: Query("q1", text), lambda: next(active), bool, lambda *cancelled: True)
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: next(active), bool, lambda *args: True)
     status, result = _send(node)
     assert (status, result.text, result.presence) == (GoalStatus.STATUS_ABORTED, "the node is not active", -1.0)
     assert not action.busy
@@ -80,14 +80,14 @@ def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
 
 
 def test_a_tracked_goal_ends_although_no_frame_comes(node, monkeypatch):
-    """The camera has stopped, or the bag has ended."""
+    """The camera stopped, or the bag ended."""
     monkeypatch.setattr("decaf_ros.nodes.action._FIRST_FRAME_S", 0.2)
 
     def ask(query: Query) -> bool:
         action.watch(QueryEvent(query, QueryState.TRACKING, "tracking 1 target"))
         return True
 
-    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *cancelled: True)
+    action = SegmentAction(node, lambda text: Query("q1", text), lambda: True, ask, lambda *args: True)
     status, result = _send(node)
     assert (status, result.state, result.text) == (GoalStatus.STATUS_SUCCEEDED, 2, "tracking 1 target")
     assert len(result.masks.data) == 0 and not action.busy and not list(node.timers)

@@ -1,4 +1,4 @@
-"""What people are told about the node's health."""
+"""The diagnostics message: values, level and text."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ NOW_NS = 1_700_000_000_500_000_000
 QUERY = Query("q3", "the mug")
 
 
-def _status(phase: str = "active", failure: str = "", received: int = 10, waiting: int = 1, **told) -> DiagnosticStatus:
-    statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | told))
+def _status(
+    phase: str = "active", failure: str = "", received: int = 10, waiting: int = 1, **changes
+) -> DiagnosticStatus:
+    statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | changes))
     counts = InboxCounts(received, dropped=2, waiting=waiting)
     message = diagnostics_message("/decaf/segmenter", phase, failure, statistics, counts, NOW_NS)
     assert stamp_ns(message.header.stamp) == NOW_NS
@@ -31,14 +33,14 @@ def _status(phase: str = "active", failure: str = "", received: int = 10, waitin
     return status
 
 
-def test_the_figures_are_there_and_add_up():
+def test_the_values_are_complete_and_add_up():
     event = QueryEvent(QUERY, QueryState.TRACKING, "tracking 1 target")
     status = _status(
         event=event, queries=3, targets=1, stage=StageEvent(QUERY, "points", 0.5), stage_ms=(("points", 12.34),)
     )
     values = {value.key: value.value for value in status.values}
-    figures = {name: int(values[f"frames {name}"]) for name in ("received", "used", "dropped", "rejected", "waiting")}
-    assert figures == {"received": 10, "used": 6, "dropped": 2, "rejected": 1, "waiting": 1}
+    frames = {name: int(values[f"frames {name}"]) for name in ("received", "used", "dropped", "rejected", "waiting")}
+    assert frames == {"received": 10, "used": 6, "dropped": 2, "rejected": 1, "waiting": 1}
     assert values["age of the last frame (s)"] == "0.250"
     assert (values["query id"], values["query"], values["query state"]) == ("q3", "the mug", "TRACKING")
     assert (values["query answer"], values["queries"], values["targets"]) == ("tracking 1 target", "3", "1")
@@ -47,7 +49,7 @@ def test_the_figures_are_there_and_add_up():
     assert (status.name, status.hardware_id) == ("/decaf/segmenter: decaf", "/decaf/segmenter")
 
 
-def test_a_query_without_end_is_cut():
+def test_a_long_query_is_cut():
     status = _status(event=QueryEvent(Query("q1", "long " * 100_000), QueryState.FAILED))
     (text,) = (value.value for value in status.values if value.key == "query")
     assert text.startswith("long long") and len(text) < 250
@@ -60,39 +62,39 @@ def _noticed(level: str) -> dict:
 
 
 @pytest.mark.parametrize(
-    "told, level, message",
+    "changes, level, message",
     [
         ({}, DiagnosticStatus.OK, "waiting for a query"),
         ({"event": QueryEvent(QUERY, QueryState.GROUNDING)}, DiagnosticStatus.OK, "query q3: GROUNDING"),
         ({"phase": "inactive"}, DiagnosticStatus.WARN, "inactive"),
         ({"phase": "unconfigured", "failure": "no model"}, DiagnosticStatus.ERROR, "no model"),
-        ({"received": 0, "used": 0, "result_ns": 0}, DiagnosticStatus.WARN, "no image has come yet"),
+        ({"received": 0, "used": 0, "result_ns": 0}, DiagnosticStatus.WARN, "no image received yet"),
         (
             {"result_ns": NOW_NS - 3_000_000_000},
             DiagnosticStatus.WARN,
-            "the last frame that was published is 3.0 s old",
+            "the last published frame is 3.0 s old",
         ),
         ({"waiting": MOST_WAITING}, DiagnosticStatus.OK, "waiting for a query"),
         (
             {"waiting": MOST_WAITING + 1},
             DiagnosticStatus.WARN,
-            "1001 images wait in memory: the camera is faster than the node, which may not drop any",
+            "1001 images wait in memory: the camera is faster than the node, and node.drop_frames is false",
         ),
         (_noticed("warn") | {"problem_at": 0.0}, DiagnosticStatus.OK, "waiting for a query"),
     ],
 )
-def test_the_level_says_whether_to_look(told, level, message):
-    status = _status(**told)
+def test_level_and_message(changes, level, message):
+    status = _status(**changes)
     assert (status.level, status.message) == (level, message)
 
 
 @pytest.mark.parametrize("level, expected", [("warn", DiagnosticStatus.WARN), ("error", DiagnosticStatus.ERROR)])
-def test_a_notice_is_a_problem_for_a_while(level, expected):
+def test_a_recent_notice_sets_the_level(level, expected):
     status = _status(**_noticed(level))
     assert (status.level, status.message) == (expected, "something")
 
 
-def test_mean_times_follow_the_newest():
+def test_times_are_moving_averages():
     statistics = Statistics()
     statistics.average("track_ms", 0.010)
     assert statistics.track_ms == pytest.approx(10.0)

@@ -1,4 +1,4 @@
-"""What the worker gets, and in which order."""
+"""The order of work in the inbox, and its counts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def _run_all(inbox: Inbox) -> None:
         work.run()
 
 
-def test_of_the_images_only_the_newest_waits():
+def test_only_the_newest_image_waits():
     inbox, done = _inbox()
     for image in "abc":
         inbox.put_image(image)
@@ -52,7 +52,7 @@ def test_commands_come_first_and_in_order():
     assert (done, kinds) == ([1, 2, 3, "image"], [False, True])
 
 
-def test_a_flood_of_commands_does_not_stop_the_images():
+def test_commands_cannot_starve_the_images():
     inbox, done = _inbox(keep_latest=False)
     for number in range(4):
         inbox.put_command(lambda number=number: done.append(number))
@@ -78,7 +78,7 @@ def test_closing_drops_images_but_not_commands():
     assert done == ["command", "again"]
 
 
-def test_a_waiting_worker_is_woken_by_an_image_a_command_and_the_end():
+def test_images_commands_and_closing_wake_the_worker():
     inbox, done = _inbox()
     taken = threading.Semaphore(0)
 
@@ -98,7 +98,7 @@ def test_a_waiting_worker_is_woken_by_an_image_a_command_and_the_end():
     assert not worker.is_alive() and done == ["image", "command"]
 
 
-def test_no_image_is_lost_to_the_counts_under_load():
+def test_counts_are_exact_under_load():
     inbox, done = _inbox()
 
     def work() -> None:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(RUFF is None, reason="ruff is not installed")
 
 
 def banned_imports(source: str, file: str) -> int:
-    """How many banned imports ruff, with this project's configuration, finds in `source` as if it stood in `file`."""
+    """Number of banned imports that ruff finds in `source`, checked as if it were the content of `file`."""
     command = [RUFF, "check", "--select=TID251", "--output-format=concise", f"--stdin-filename={file}", "-"]
     result = subprocess.run(command, input=source, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode in (0, 1), result.stderr

@@ -1,4 +1,4 @@
-"""What the package files say about each other and about the code."""
+"""Consistency of the package files with each other and with the code."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_cmake_installs_every_executable():
         assert (ROOT / "decaf_ros" / f"{target.replace('.', '/')}.py").is_file()
 
 
-def test_cmake_installs_what_it_needs_and_setup_links_it():
+def test_cmake_installs_all_folders_and_setup_links_them():
     installed = re.search(r"install\(DIRECTORY ([\w ]+) DESTINATION share/\$\{PROJECT_NAME\}", CMAKE)[1].split()
     packages = re.findall(r"install\(DIRECTORY (\w+)/", CMAKE)
     assert (sorted(installed), sorted(packages)) == (["config", "launch"], ["decaf_ros", "decaf_tabletop"])
@@ -58,7 +58,7 @@ def test_cmake_installs_what_it_needs_and_setup_links_it():
 
 
 def test_a_wheel_has_everything(tmp_path):
-    """Parameter files, definitions, the table's checkpoints and plug-ins."""
+    """Parameter files, message definitions, checkpoints of the table and entry points."""
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     source = tmp_path / "source"
     shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "build", "install", "site", "*.egg-info"))
@@ -77,14 +77,14 @@ def test_a_wheel_has_everything(tmp_path):
     assert not any(name.startswith("test") for name in names)
 
 
-def test_the_command_that_the_readme_names_runs(tmp_path):
-    """As after `make setup`: only what its two scripts would do is stood in for."""
-    for name, stands_in in (
+def test_the_command_of_the_readme_runs(tmp_path):
+    """As after `make setup`, with stand-ins for the two scripts that it makes."""
+    for name, stand_in in (
         (".venv/bin/activate", f'PATH="{Path(sys.executable).parent}:$PATH"'),
         ("install/setup.bash", "export PYTHONPATH="),
     ):
         (tmp_path / name).parent.mkdir(parents=True)
-        (tmp_path / name).write_text(stands_in)
+        (tmp_path / name).write_text(stand_in)
     for name in ("scripts", "bin", "decaf_ros", "decaf_tabletop"):
         shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
     named = re.search(r"scripts/with_env\.sh (decaf \w+)", (ROOT / "README.md").read_text())[1].split()
@@ -93,7 +93,7 @@ def test_the_command_that_the_readme_names_runs(tmp_path):
     assert result.returncode == 0 and result.stdout.startswith("usage: decaf segment"), result.stderr
 
 
-def test_floor_is_what_setup_allows():
+def test_floor_pins_the_minimum_versions_of_setup():
     floors = dict(re.findall(r'^ +"([\w-]+)>=([\d.]+)', (ROOT / "setup.py").read_text(), re.MULTILINE))
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements" / "floor.txt").read_text(), re.MULTILINE))
     assert pins.pop("pytest").startswith("7.4")
@@ -117,16 +117,16 @@ def test_package_xml_names_every_ros_import():
 
 
 @pytest.mark.parametrize("name", ["decaf.yaml", "paper.yaml"])
-def test_parameter_file_says_only_what_differs(name: str):
+def test_parameter_file_holds_only_changed_options(name: str):
     config = load_config(ROOT / "config" / name)
     defaults = {option.name: option.value for option in options(DecafConfig())}
     stages = yaml.safe_load((ROOT / "config" / name).read_text())["/**"]["ros__parameters"]
-    said = {f"{stage}.{field}" for stage, fields in stages.items() for field in fields}
-    assert said == {option.name for option in options(config) if option.value != defaults[option.name]}
+    named = {f"{stage}.{field}" for stage, fields in stages.items() for field in fields}
+    assert named == {option.name for option in options(config) if option.value != defaults[option.name]}
 
 
 def test_parameter_files_keep_floats_floats():
-    """rclpy refuses an integer for a floating-point parameter; load_config does not."""
+    """rclpy refuses an integer for a floating-point parameter, load_config accepts it."""
     for file in ROOT.glob("config/*.yaml"):
         stages = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
         for option in options(load_config(file)):
@@ -135,7 +135,7 @@ def test_parameter_files_keep_floats_floats():
                 assert type(stages[stage][field]) is type(option.value), f"{file.name}: {option.name}"
 
 
-def test_robot_hears_not_found():
+def test_the_robot_configuration_allows_not_found():
     config = load_config(ROOT / "config" / "decaf.yaml")
     assert config.segmentation.fallback == "none" and config.presence.threshold > 0
 
@@ -179,8 +179,8 @@ def test_message_constants_are_the_enums():
 
 
 @pytest.mark.ros
-def test_fastdds_takes_the_profile():
-    """With the profile a participant's shared-memory segment holds several images; the default one is 0.5 MiB."""
+def test_fastdds_accepts_the_profile():
+    """With the profile the shared-memory segment of a participant has 16 MiB; the default is 0.5 MiB."""
     pytest.importorskip("rclpy")
     program = (
         "import glob, os, rclpy\n"

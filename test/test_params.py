@@ -1,4 +1,4 @@
-"""Parameters of a real node, out of the configuration."""
+"""Parameters of a real node, declared from the configuration."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.ros
 
 @pytest.fixture
 def make(monkeypatch):
-    """Makes a node with command line parameters, and its Parameters; changes go to `make.changes`."""
+    """Makes a node with command line parameters, and its Parameters. `make.changes` records changes."""
     domain_coordinator = pytest.importorskip("domain_coordinator")
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     with domain_coordinator.domain_id() as domain_id:
@@ -47,7 +47,7 @@ def _set(node: Node, **values) -> tuple[bool, str]:
     return result.successful, result.reason
 
 
-def test_every_option_is_declared_with_its_default_and_described(make):
+def test_every_option_is_declared_with_default_and_description(make):
     node, parameters = make()
     assert parameters.config == DecafConfig()
     for option in options(DecafConfig()):
@@ -77,12 +77,12 @@ def test_parameters_of_the_command_line_make_the_configuration(make):
         "grounding.mode": "fast",
     }
     assert parameters.config == replace(DecafConfig(), expected)
-    # An int is a double's value, and is shown as one.
+    # An integer is a valid value of a double, and is stored as one.
     assert node.get_parameter("presence.threshold").type_ == Parameter.Type.DOUBLE
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, error",
     [
         ("segmentation.point_treshold:=0.5", "unknown option segmentation.point_treshold"),
         ("segmentation.point_threshold:=1.5", "point_threshold: expected a value in [0.0, 1.0], got 1.5"),
@@ -91,10 +91,10 @@ def test_parameters_of_the_command_line_make_the_configuration(make):
         ("window.min_frames:=20", "window.min_frames: expected at most window.size (16), got 20"),
     ],
 )
-def test_a_bad_parameter_is_refused_at_the_start(make, given, said):
+def test_a_bad_parameter_is_refused_at_the_start(make, given, error):
     with pytest.raises(ValueError) as caught:
         make(given)
-    assert said in str(caught.value)
+    assert error in str(caught.value)
 
 
 def test_a_live_option_changes_while_running(make):
@@ -115,12 +115,12 @@ def test_other_options_change_only_before_configuration(make):
     assert reason.startswith("window.size: takes effect only when the node is configured; deactivate it")
     assert (parameters.config.window.size, parameters.config.segmentation.tracklet_threshold) == (8, 0.8)
     assert node.get_parameter("window.size").value == 8
-    # A file that holds the whole configuration can still be loaded.
+    # Setting a fixed option to its current value is allowed, so a whole parameter file can be loaded.
     assert _set(node, window__size=8, segmentation__tracklet_threshold=0.5)[0]
 
 
 @pytest.mark.parametrize(
-    "name, value, said",
+    "name, value, error",
     [
         ("segmentation__tracklet_threshold", 1.5, "out of range"),
         ("segmentation__tracklet_threshold", 2, "expected a value in [0.0, 1.0], got 2"),
@@ -132,14 +132,14 @@ def test_other_options_change_only_before_configuration(make):
         ("regrounding__enabled", 1, "Wrong parameter type"),
     ],
 )
-def test_a_bad_change_is_refused_and_changes_nothing(make, name, value, said):
+def test_a_bad_change_is_refused_and_changes_nothing(make, name, value, error):
     node, parameters = make()
     successful, reason = _set(node, **{name: value})
-    assert not successful and said in reason
+    assert not successful and error in reason
     assert parameters.config == DecafConfig() and make.changes == []
 
 
-def test_a_parameter_cannot_be_taken_away(make):
+def test_a_parameter_cannot_be_undeclared(make):
     node, parameters = make()
     for name in ("presence.threshold", "window.size"):
         assert not node.set_parameters([Parameter(name, Parameter.Type.NOT_SET)])[0].successful
@@ -147,7 +147,7 @@ def test_a_parameter_cannot_be_taken_away(make):
     assert parameters.config == DecafConfig()
 
 
-def test_parameters_of_others_are_left_alone(make):
+def test_parameters_of_other_nodes_are_left_alone(make):
     node, parameters = make("some_driver.gain:=3")
     assert parameters.config == DecafConfig()
     assert node.get_parameter("some_driver.gain").value == 3

@@ -1,4 +1,4 @@
-"""The real node process over real DDS: topics, lifecycle, parameters, action, diagnostics, and how it ends."""
+"""The real node process over real DDS: topics, lifecycle, parameters, action, diagnostics and shutdown."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OK, WARN, ERROR = "0", "1", "2"
 
 @pytest.fixture(scope="module")
 def domain_id():
-    """A DDS domain of its own, on this machine only, with the Fast DDS profile that is shipped."""
+    """An unused DDS domain on this machine, with the Fast DDS profile of the package."""
     with pytest.MonkeyPatch.context() as patch, domain_coordinator.domain_id() as number:
         patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
         for name in PROFILE_VARIABLES:
@@ -64,7 +64,7 @@ def running_robot(domain_id, process):
 
 @pytest.fixture
 def robot(running_robot) -> Robot:
-    """The robot, with an active node that tracks nothing and has no frames."""
+    """The robot, with an active node without frames and targets."""
     running_robot.change_state("deactivate")
     for messages in running_robot.received.values():
         messages.clear()
@@ -82,8 +82,8 @@ def test_every_used_frame_is_answered_with_its_header_and_the_counts_add_up(robo
     shown += robot.show(5)
 
     def counted() -> dict[str, int]:
-        told = {key: int(value) - before[key] for key, value in robot.diagnosed().items() if key in before}
-        return told if told["frames received"] == len(shown) and told["frames waiting"] == 0 else {}
+        counts = {key: int(value) - before[key] for key, value in robot.diagnosed().items() if key in before}
+        return counts if counts["frames received"] == len(shown) and counts["frames waiting"] == 0 else {}
 
     counts = wait_for(counted, "all frames handled")
     assert counts["frames used"] + counts["frames dropped"] == len(shown)
@@ -96,13 +96,13 @@ def test_every_used_frame_is_answered_with_its_header_and_the_counts_add_up(robo
     assert robot.states(query_id) == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.TRACKING]
     assert robot.received["tracklets"][-1].query_id == query_id
     assert len(robot.received["heatmaps"]) in (2, 3) and set(robot.stamps("heatmaps")) <= set(shown)
-    told = robot.diagnosed()
-    assert (told["level"], told["message"]) == (OK, f"query {query_id}: TRACKING")
-    assert float(told["age of the last frame (s)"]) < 60 and int(told["memory (MiB)"]) > 100
-    assert "last grounding: points (ms)" in told
+    values = robot.diagnosed()
+    assert (values["level"], values["message"]) == (OK, f"query {query_id}: TRACKING")
+    assert float(values["age of the last frame (s)"]) < 60 and int(values["memory (MiB)"]) > 100
+    assert "last grounding: points (ms)" in values
 
 
-def test_an_empty_query_clears_and_a_bad_image_is_told_in_the_diagnostics(robot, process):
+def test_an_empty_query_clears_and_a_bad_image_appears_in_the_diagnostics(robot, process):
     robot.show_until(lambda: len(robot.received["masks"]) > 8, "masks")
     rejected = int(robot.diagnosed()["frames rejected"])
     query_id = robot.ask("the red square")
@@ -118,15 +118,15 @@ def test_an_empty_query_clears_and_a_bad_image_is_told_in_the_diagnostics(robot,
     assert process.log.count("got 1000") == 1
 
 
-def test_each_of_a_burst_of_queries_gets_one_answer(robot):
+def test_each_query_of_a_burst_gets_one_answer(robot):
     robot.show(8)
     query_ids = robot.ask_all([f"object {number}" for number in range(6)])
     robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_ids[-1]), "tracking")
     answers = [[state for state in robot.states(one) if state >= QueryStatus.TRACKING] for one in query_ids]
     assert [len(states) for states in answers] == [1] * 6
-    late: list = []
-    subscription = robot.node.create_subscription(QueryStatus, "status", late.append, LATCHED)
-    wait_for(lambda: {status.query_id for status in late} >= set(query_ids), "every query's status for a latecomer")
+    latched: list = []
+    subscription = robot.node.create_subscription(QueryStatus, "status", latched.append, LATCHED)
+    wait_for(lambda: {status.query_id for status in latched} >= set(query_ids), "all queries for a late subscriber")
     robot.node.destroy_subscription(subscription)
     assert {states[0] for states in answers[:-1]} <= {QueryStatus.SUPERSEDED, QueryStatus.TRACKING}
 
@@ -167,7 +167,7 @@ def test_a_goal_succeeds_with_the_first_frame_of_its_targets(robot):
     assert {feedback.query_id for feedback in goal.feedback} == {result.query_id}
 
 
-def test_a_goal_is_cancelled_at_its_clients_wish(robot):
+def test_a_client_cancels_its_goal(robot):
     goal = robot.send_goal("the red square")
     wait_for(lambda: goal.feedback, "feedback")
     goal.cancel()
@@ -176,7 +176,7 @@ def test_a_goal_is_cancelled_at_its_clients_wish(robot):
     wait_for(lambda: robot.states(result.query_id) == [QueryStatus.RECEIVED, QueryStatus.CANCELLED], "status")
 
 
-def test_a_goal_gives_up_after_its_timeout(robot):
+def test_a_goal_ends_after_its_timeout(robot):
     goal = robot.send_goal("the red square", timeout_s=0.3)
     began = time.monotonic()
     ended, result = goal.result()
@@ -186,7 +186,7 @@ def test_a_goal_gives_up_after_its_timeout(robot):
 
 
 @pytest.mark.parametrize("timeout_s", [float("inf"), float("nan"), -1.0, 1e30])
-def test_a_goal_with_a_timeout_that_is_no_time_is_refused(robot, process, timeout_s):
+def test_a_goal_with_an_invalid_timeout_is_rejected(robot, process, timeout_s):
     assert not robot.send_goal("the red square", timeout_s).accepted
     wait_for(lambda: f"timeout_s: expected 0 to 1e+09, got {timeout_s:g}" in process.log, "log", timeout_s=5)
 
@@ -215,7 +215,7 @@ def test_an_empty_goal_is_aborted_with_a_reason(robot):
     assert "empty" in result.text
 
 
-def test_deactivation_answers_everybody(robot):
+def test_deactivation_ends_goals_and_queries(robot):
     goal = robot.send_goal("the red square")
     wait_for(lambda: goal.feedback, "feedback")
     assert robot.change_state("deactivate")
@@ -228,7 +228,7 @@ def test_deactivation_answers_everybody(robot):
 
 
 @pytest.mark.parametrize("end", ["cancel", "deactivate"])
-def test_a_goal_that_waits_for_the_first_frame_of_its_targets_ends_too(robot, end):
+def test_a_goal_that_waits_for_its_first_frame_can_be_ended(robot, end):
     robot.show(8)
     goal = robot.send_goal("the red square")
     wait_for(lambda: QueryStatus.TRACKING in [feedback.state for feedback in goal.feedback], "tracking")
@@ -243,7 +243,7 @@ def test_a_goal_that_waits_for_the_first_frame_of_its_targets_ends_too(robot, en
     assert answers == [QueryStatus.TRACKING]
 
 
-def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, process):
+def test_the_lifecycle_can_be_repeated_and_refuses_impossible_transitions(robot, process):
     assert robot.state() == "active"
     assert not robot.change_state("configure")
     assert robot.state() == "active"
@@ -270,30 +270,30 @@ def test_the_lifecycle_goes_round_and_refuses_impossible_transitions(robot, proc
     assert process.running and "stream reset" not in process.log
 
 
-def test_a_missing_checkpoint_leaves_the_node_unconfigured_until_it_is_there(domain_id, parameters, tmp_path, robot):
+def test_a_missing_checkpoint_leaves_the_node_unconfigured(domain_id, parameters, tmp_path, robot):
     missing = parameters | {"sam2": {"checkpoint": str(tmp_path / "nowhere"), "device": "cpu"}}
     process = SegmenterProcess(domain_id, tmp_path, missing, namespace="/other")
     try:
 
-        def told() -> list:
+        def messages() -> list:
             return [one for one in robot.received["/diagnostics"] if one.status[0].hardware_id == "/other/segmenter"]
 
-        wait_for(lambda: told() and told()[-1].status[0].level[0] == 2, "an error in the diagnostics")
-        assert "nowhere" in told()[-1].status[0].message
+        wait_for(lambda: messages() and messages()[-1].status[0].level[0] == 2, "an error in the diagnostics")
+        assert "nowhere" in messages()[-1].status[0].message
         assert process.running and process.log.count("nowhere") < 4
     finally:
         assert process.stop(signal.SIGTERM) == 0
 
 
-@pytest.mark.parametrize("name, value, said", [("window.sise", "5", "unknown option window.sise")])
-def test_a_bad_parameter_ends_the_process_with_one_line(domain_id, parameters, tmp_path, name, value, said):
+@pytest.mark.parametrize("name, value, error", [("window.sise", "5", "unknown option window.sise")])
+def test_a_bad_parameter_ends_the_process_with_one_line(domain_id, parameters, tmp_path, name, value, error):
     process = SegmenterProcess(domain_id, tmp_path, parameters, "-p", f"{name}:={value}")
     assert process.wait() == 1
-    assert said in process.log and "Traceback" not in process.log
+    assert error in process.log and "Traceback" not in process.log
 
 
-def test_sigint_ends_the_process_cleanly_and_answers_everybody(robot, process):
-    # The last test: the node is gone after it.
+def test_sigint_ends_the_process_cleanly_and_ends_goals(robot, process):
+    # Must be the last test: it ends the node.
     goal = robot.send_goal("the red square")
     wait_for(lambda: goal.feedback, "feedback")
     began = time.monotonic()

@@ -1,4 +1,4 @@
-"""Processes that run a small real node: signals, errors in callbacks, and a stage that cannot be interrupted."""
+"""Processes that run a small real node: signals, errors in callbacks, and a callback that blocks."""
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ sys.exit(code)
 
 @pytest.fixture
 def start(monkeypatch):
-    """Starts the process in a mode; it is killed at the end if it still runs."""
+    """Starts the process in a mode. Kills it at the end of the test."""
     monkeypatch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
     processes = []
     with domain_coordinator.domain_id() as domain_id:
@@ -82,7 +82,7 @@ def _read_until(process: subprocess.Popen, line: str) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_ends_it_cleanly(start, number):
+def test_a_signal_ends_the_process_cleanly(start, number):
     process = start("plain")
     _read_until(process, "ticking")
     process.send_signal(number)
@@ -100,7 +100,7 @@ def test_a_callback_that_raises_is_logged_and_the_node_goes_on(start):
     assert process.wait(timeout=10) == 0
 
 
-def test_a_signal_ends_a_node_that_nothing_wakes(start):
+def test_a_signal_ends_an_idle_node(start):
     process = start("idle")
     _read_until(process, "autostart")
     time.sleep(0.5)
@@ -111,13 +111,13 @@ def test_a_signal_ends_a_node_that_nothing_wakes(start):
     assert process.wait(timeout=10) == 0
 
 
-def test_a_thread_that_breaks_down_ends_the_process_with_an_exit_code(start):
+def test_a_failed_thread_ends_the_process_with_an_exit_code(start):
     rest, _ = start("broken").communicate(timeout=10)
     assert "RuntimeError: an autostart that raises" in rest
     assert rest.endswith("stop\ncode 1\n")
 
 
-def test_a_stage_that_cannot_be_interrupted_does_not_hold_up_the_end(start):
+def test_a_blocking_callback_does_not_keep_the_process_alive(start):
     process = start("stuck")
     _read_until(process, "autostart")
     began = time.monotonic()
@@ -127,6 +127,6 @@ def test_a_stage_that_cannot_be_interrupted_does_not_hold_up_the_end(start):
     assert "still busy" in rest
 
 
-def test_a_node_that_cannot_be_made_is_one_line(start):
+def test_a_node_that_cannot_be_made_is_logged_in_one_line(start):
     rest, _ = start("unmakeable").communicate(timeout=10)
     assert "window.size: expected less" in rest and "code 1" in rest and "Traceback" not in rest

@@ -1,4 +1,4 @@
-"""The worker thread: what it does while a grounding runs, and how it ends."""
+"""The worker thread during a grounding, and how it stops."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from decaf_ros.nodes.worker import Worker
 
 
 class _Stream:
-    """A worker and what it was told to do. While `grounding` is set, handling an image holds a stage open."""
+    """A worker that records its work in `done`. The image "ground" holds a grounding stage open until `go_on`."""
 
     def __init__(self, keep_latest: bool = True) -> None:
         self.done: list = []
@@ -21,7 +21,7 @@ class _Stream:
 
     def _on_image(self, image: str) -> None:
         if image == "bad":
-            raise RuntimeError("nobody foresaw this")
+            raise RuntimeError("unexpected")
         self.done.append(image)
         if image == "ground":
             self.in_stage.release()
@@ -31,13 +31,13 @@ class _Stream:
 
 
 def _wait(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 5
+    deadline = time.monotonic() + 5
     while not condition():
-        assert time.monotonic() < until
+        assert time.monotonic() < deadline
         time.sleep(0.005)
 
 
-def test_between_stages_commands_run_and_one_image_at_most():
+def test_between_stages_commands_and_at_most_one_image_run():
     stream = _Stream(keep_latest=False)
     stream.worker.start()
     stream.worker.put_image("ground")
@@ -65,14 +65,14 @@ def test_stopping_ends_a_grounding_between_two_stages():
     assert stream.done == ["ground", "stop", "grounded", "stop"]
 
 
-def test_an_error_is_told_and_the_thread_goes_on():
+def test_an_error_is_reported_and_the_thread_goes_on():
     stream = _Stream(keep_latest=False)
     stream.worker.start()
     stream.worker.put_image("bad")
     stream.worker.put_image("good")
     _wait(lambda: "good" in stream.done)
     stream.worker.stop()
-    assert [str(error) for error in stream.errors] == ["nobody foresaw this"]
+    assert [str(error) for error in stream.errors] == ["unexpected"]
 
 
 def test_it_can_be_started_again():

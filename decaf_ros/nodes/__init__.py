@@ -1,1 +1,1 @@
-"""The ROS 2 side: the only place that imports rclpy or a message type."""
+"""The ROS 2 node. Only this package imports rclpy and message types."""

@@ -1,9 +1,10 @@
-"""The action `segment`: a query as a goal, with feedback, cancel and result."""
+"""The action `segment`: a query as a goal, with feedback, cancellation and a result."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from rclpy.action import ActionServer, CancelResponse, GoalResponse
 from rclpy.action.server import ServerGoalHandle
@@ -17,51 +18,65 @@ from decaf_ros.io.messages import frame_image, tracklet_array
 from decaf_ros.nodes.conversions import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
 
-# A timer counts nanoseconds in 64 bits, which last for 292 years.
+if TYPE_CHECKING:
+    # mypy does not see the nested classes of Segment.
+    from decaf_ros.action._segment import Segment_Feedback, Segment_Goal, Segment_Result
+
+_GoalHandle: TypeAlias = "ServerGoalHandle[Segment_Goal, Segment_Result, Segment_Feedback]"
+
+# A timer counts nanoseconds in 64 bits, which overflow after 292 years.
 _LONGEST_TIMEOUT_S = 1e9
-# How long the first frame of a tracked goal is waited for; a camera that runs is faster.
+# Longest wait for the first frame of a tracked goal.
 _FIRST_FRAME_S = 2.0
 
 
 class _Goal:
-    """A goal and its query. The worker thread fills `result`; the executor's thread waits for `finished`."""
+    """A goal and its query. The worker thread fills `result`; the executor thread waits for `finished`."""
 
-    def __init__(self, handle: ServerGoalHandle, query: Query) -> None:
+    def __init__(self, handle: _GoalHandle, query: Query) -> None:
         self.handle = handle
         self.query = query
         self.result = Segment.Result(query_id=query.id, presence=-1.0)
         self.tracked = False
         self.tracked_since_s = 0.0
-        self.finished = Future()
+        self.finished: Future[None] = Future()
 
-    def take_event(self, event: QueryEvent) -> None:
+    def set_state(self, event: QueryEvent) -> None:
         self.result.state, self.result.text, self.result.category = int(event.state), event.text, event.category
         if event.presence is not None:
             self.result.presence = float(event.presence.score)
         self.tracked_since_s = time.monotonic()
         self.tracked = event.state == QueryState.TRACKING
 
-    def take_frame(self, result: FrameResult) -> None:
+    def set_frame(self, result: FrameResult) -> None:
         self.result.tracklets = tracklet_array(make_message, result)
         self.result.masks = frame_image(make_message, result.labels, result.frame)
 
-    def tell(self, state: QueryState, stage: str, progress: float) -> None:
-        feedback = Segment.Feedback(query_id=self.query.id, state=int(state), stage=stage, progress=float(progress))
+    def send_feedback(self, state: QueryState, stage: str, progress: float) -> None:
+        # Any: rclpy wrongly annotates the parameter as the wrapper message.
+        feedback: Any = Segment.Feedback(
+            query_id=self.query.id, state=int(state), stage=stage, progress=float(progress)
+        )
         self.handle.publish_feedback(feedback)
 
 
 class SegmentAction:
     """Serves the action on a single-threaded executor.
 
-    A goal succeeds when its query is tracked; its result holds the first frame on which the targets were published, or
-    none where no frame comes within _FIRST_FRAME_S.
-    It is cancelled when its client asked for that. Every other end (NOT_FOUND, FAILED, SUPERSEDED, a timeout, the
-    node's deactivation) aborts it, and `state` and `text` of the result say which. A goal whose `timeout_s` is no time
-    is refused.
+    A goal succeeds when its query is tracked. Its result holds the first published frame of the targets, or no masks if
+    no frame comes within _FIRST_FRAME_S. A goal is cancelled if its client asked for it. Every other end (NOT_FOUND,
+    FAILED, SUPERSEDED, a timeout, deactivation of the node) aborts it; `state` and `text` of the result give the
+    reason. Goals are rejected while the node is not active, and for an invalid `timeout_s`.
 
-    ask, cancel: hand a query, or a cancellation with its reason and what to do after it, to the worker thread; False
-    where there is none. The server lives as long as the node, so that results can be sent after a deactivation; goals
-    are refused while the node is not active.
+    The server lives as long as the node, so that results can be sent after a deactivation.
+
+    Args:
+        node: the node.
+        new_query: makes a query from its text.
+        is_active: whether the node is active.
+        ask: passes a query to the worker thread; returns False if there is none.
+        cancel: passes a query id, a reason and a callback to the worker thread, which calls it after the cancellation;
+            returns False if there is no worker thread.
     """
 
     def __init__(
@@ -78,44 +93,45 @@ class SegmentAction:
         self._ask = ask
         self._cancel = cancel
         self._goals: dict[str, _Goal] = {}
-        self._server = ActionServer(
+        # Any: rclpy does not annotate that the callback may be a coroutine.
+        self._server: ActionServer[Any, Any, Any] = ActionServer(
             node, Segment, "segment", self._execute, goal_callback=self._accept, cancel_callback=self._accept_cancel
         )
 
     @property
     def busy(self) -> bool:
-        """Whether a goal waits for its answer."""
+        """Whether a goal has not ended yet."""
         return bool(self._goals)
 
     def destroy(self) -> None:
         self._server.destroy()
 
-    # On the executor's thread
+    # Called on the executor thread.
 
-    def _accept(self, request: Segment.Goal) -> GoalResponse:
+    def _accept(self, request: Segment_Goal) -> GoalResponse:
         reason = ""
         if not self._is_active():
             reason = "the node is not active"
         elif not 0 <= request.timeout_s <= _LONGEST_TIMEOUT_S:
             reason = f"timeout_s: expected 0 to {_LONGEST_TIMEOUT_S:g}, got {request.timeout_s:g}"
         if reason:
-            self._node.get_logger().warning(f"action segment: a goal is refused: {reason}")
+            self._node.get_logger().warning(f"action segment: goal rejected: {reason}")
         return GoalResponse.REJECT if reason else GoalResponse.ACCEPT
 
-    async def _execute(self, handle: ServerGoalHandle) -> Segment.Result:
+    async def _execute(self, handle: _GoalHandle) -> Segment_Result:
         if handle.is_cancel_requested:
             handle.canceled()
             return Segment.Result(state=int(QueryState.CANCELLED), text="cancelled before it was asked", presence=-1.0)
-        if not self._is_active():  # any more: it was when the goal was accepted
+        if not self._is_active():  # deactivated since the goal was accepted
             handle.abort()
             return Segment.Result(state=int(QueryState.CANCELLED), text="the node is not active", presence=-1.0)
         goal = _Goal(handle, self._new_query(handle.request.query))
         self._goals[goal.query.id] = goal
         timers: list[Timer] = []
         try:
-            timers.append(self._start_watching(goal))
+            timers.append(self._start_frame_timer(goal))
             if handle.request.timeout_s > 0:
-                timers.append(self._start_timer(goal, handle.request.timeout_s))
+                timers.append(self._start_timeout(goal, handle.request.timeout_s))
             if not self._ask(goal.query):
                 self._finish(goal, QueryState.CANCELLED, "the node is not active")
             await goal.finished
@@ -131,26 +147,26 @@ class SegmentAction:
             handle.abort()
         return goal.result
 
-    def _start_watching(self, goal: _Goal) -> Timer:
-        """Ends a goal that is tracked but for which no frame comes: the camera may have stopped, or a bag ended."""
+    def _start_frame_timer(self, goal: _Goal) -> Timer:
+        """Ends a tracked goal if no frame comes, for example because the camera stopped or a bag ended."""
 
-        def look() -> None:
+        def check() -> None:
             waited_s = time.monotonic() - goal.tracked_since_s
             if goal.tracked and not goal.finished.done() and waited_s > _FIRST_FRAME_S:
                 self._wake(goal)
 
-        return self._node.create_timer(_FIRST_FRAME_S / 4, look, clock=Clock(clock_type=ClockType.STEADY_TIME))
+        return self._node.create_timer(_FIRST_FRAME_S / 4, check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
-    def _start_timer(self, goal: _Goal, timeout_s: float) -> Timer:
+    def _start_timeout(self, goal: _Goal, timeout_s: float) -> Timer:
         def give_up() -> None:
-            timer.cancel()  # once is enough
+            timer.cancel()
             self._give_up(goal, f"no answer within {timeout_s:g} s")
 
-        # Real time, as the one who waits for the answer has no use for a simulated clock that stands still.
+        # Real time: the timeout must also work while a simulated clock stands still.
         timer = self._node.create_timer(timeout_s, give_up, clock=Clock(clock_type=ClockType.STEADY_TIME))
         return timer
 
-    def _accept_cancel(self, handle: ServerGoalHandle) -> CancelResponse:
+    def _accept_cancel(self, handle: _GoalHandle) -> CancelResponse:
         for goal in self._goals.values():
             if goal.handle is handle:
                 self._give_up(goal, "cancelled by the client of the action")
@@ -159,29 +175,29 @@ class SegmentAction:
     def _give_up(self, goal: _Goal, reason: str) -> None:
         self._cancel(goal.query.id, reason, lambda: self._finish(goal, QueryState.CANCELLED, reason))
 
-    # On the worker thread
+    # Called on the worker thread.
 
     def watch(self, output: Output) -> None:
-        """Takes note of what the core says."""
+        """Updates the goals with an output of the core."""
         for goal in list(self._goals.values()):
             if goal.finished.done():
                 continue
             if isinstance(output, StageEvent) and output.query.id == goal.query.id:
-                goal.tell(QueryState.GROUNDING, output.stage, output.progress)
+                goal.send_feedback(QueryState.GROUNDING, output.stage, output.progress)
             elif isinstance(output, QueryEvent) and output.query.id == goal.query.id:
-                goal.tell(output.state, "", float(output.state.is_answer))
-                goal.take_event(output)
+                goal.send_feedback(output.state, "", float(output.state.is_answer))
+                goal.set_state(output)
                 if output.state.is_answer and not goal.tracked:
                     self._wake(goal)
             elif isinstance(output, FrameResult) and goal.tracked:
                 if output.query is None or output.query.id != goal.query.id:
                     self._finish(goal, QueryState.CANCELLED, "tracking ended before its first frame")
                     continue
-                goal.take_frame(output)
+                goal.set_frame(output)
                 self._wake(goal)
 
     def end_all(self, reason: str) -> None:
-        """Ends every goal that is left when the worker thread stops."""
+        """Ends all goals, when the worker thread stops."""
         for goal in list(self._goals.values()):
             self._finish(goal, QueryState.CANCELLED, reason)
 
@@ -192,5 +208,7 @@ class SegmentAction:
 
     def _wake(self, goal: _Goal) -> None:
         goal.finished.set_result(None)
-        # A coroutine that waits for a future is looked at when the executor wakes, and nothing else may wake it.
-        self._node.executor.wake()
+        # The executor resumes a waiting coroutine only when it wakes up.
+        executor = self._node.executor
+        assert executor is not None, "goals end only while the node spins"
+        executor.wake()

@@ -1,4 +1,4 @@
-"""Messages of rclpy, for the message factories of `decaf_ros.io.messages`."""
+"""rclpy messages for the functions of `decaf_ros.io.messages`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ CLASSES: dict[str, Any] = {
 
 
 def make_message(type_name: str, **fields: Any) -> Any:
-    """A message such as std_msgs/msg/Header. Raises KeyError for a type that is not in CLASSES."""
-    arrays = {name: _list(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
+    """Makes a message of a type such as std_msgs/msg/Header. Raises KeyError for a type that is not in CLASSES."""
+    arrays = {name: _sequence(value) for name, value in fields.items() if isinstance(value, np.ndarray)}
     return CLASSES[type_name](**{**fields, **arrays})
 
 
@@ -30,11 +30,10 @@ def time_message(nanoseconds: int) -> Time:
     return messages.time(make_message, nanoseconds)
 
 
-def _list(values: np.ndarray) -> Any:
-    """A 1-D array for a message's setter, which refuses NumPy arrays and copies everything but array.array
-    element by element."""
+def _sequence(values: np.ndarray) -> Any:
+    """Converts a 1-D array: message setters refuse NumPy arrays, and copy all but array.array element by element."""
     if values.dtype != np.uint8:
         return values.tolist()
     data = array.array("B")
-    data.frombytes(memoryview(values))
+    data.frombytes(values.data)
     return data

@@ -1,4 +1,4 @@
-"""The node's state in words and figures, as a diagnostic_msgs/DiagnosticArray."""
+"""The state of the node as a diagnostic_msgs/DiagnosticArray."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from decaf_ros.nodes.conversions import time_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.online.statistics import Statistics
 
-# A notice counts as a present problem for this long.
+# A notice is reported as a current problem for this long.
 PROBLEM_S = 10.0
-# An active node that has not published for this long has no camera, or cannot keep up.
+# Age of the last published frame at which an active node warns: no camera, or too slow.
 SILENCE_S = 2.0
-# More images than this only wait where `node.drop_frames` is false; half a minute of a camera.
+# Waiting images at which the node warns, half a minute at 30 Hz; reached only with `node.drop_frames: false`.
 MOST_WAITING = 1000
 _MIB = 2**20
 
@@ -25,10 +25,15 @@ _MIB = 2**20
 def diagnostics_message(
     name: str, phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int
 ) -> DiagnosticArray:
-    """One status with everything that is known.
+    """Makes a DiagnosticArray with one status.
 
-    phase: unconfigured, inactive, active or finalized. failure: why the last transition failed, else empty. now_ns:
-    the node's clock, which the ages of frames are measured with.
+    Args:
+        name: fully qualified name of the node.
+        phase: unconfigured, inactive, active or finalized.
+        failure: error of the last transition; empty if it succeeded.
+        statistics: from the handlers.
+        counts: from the inbox.
+        now_ns: time of the node's clock, for the age of frames.
     """
     level, message = _health(phase, failure, statistics, counts, now_ns)
     status = DiagnosticStatus(level=level, name=f"{name}: decaf", message=message, hardware_id=name)
@@ -47,13 +52,15 @@ def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCount
     if problem is not None and time.monotonic() - statistics.problem_at < PROBLEM_S:
         return DiagnosticStatus.ERROR if problem.level == "error" else DiagnosticStatus.WARN, problem.text
     if not counts.received:
-        return DiagnosticStatus.WARN, "no image has come yet"
+        return DiagnosticStatus.WARN, "no image received yet"
     if counts.waiting > MOST_WAITING:
-        text = f"{counts.waiting} images wait in memory: the camera is faster than the node, which may not drop any"
+        text = (
+            f"{counts.waiting} images wait in memory: the camera is faster than the node, and node.drop_frames is false"
+        )
         return DiagnosticStatus.WARN, text
     age_s = (now_ns - statistics.result_ns) / 1e9
     if statistics.result_ns and age_s > SILENCE_S:
-        return DiagnosticStatus.WARN, f"the last frame that was published is {age_s:.1f} s old"
+        return DiagnosticStatus.WARN, f"the last published frame is {age_s:.1f} s old"
     event = statistics.event
     return DiagnosticStatus.OK, f"query {event.query.id}: {event.state.name}" if event else "waiting for a query"
 
@@ -81,19 +88,19 @@ def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int
         ("publishing (ms a frame)", f"{statistics.publish_ms:.2f}"),
         *((f"last grounding: {name} (ms)", f"{ms:.1f}") for name, ms in statistics.stage_ms),
         ("memory (MiB)", f"{resident_bytes() / _MIB:.0f}"),
-        *((f"GPU memory {what} (MiB)", f"{size / _MIB:.0f}") for what, size in gpu_bytes()),
+        *((f"GPU memory {kind} (MiB)", f"{size / _MIB:.0f}") for kind, size in gpu_bytes()),
         ("last notice", f"{problem.level}: {problem.text}" if problem else ""),
     ]
 
 
 def resident_bytes() -> int:
-    """Main memory of this process (Linux)."""
+    """Resident memory of this process (Linux)."""
     with open("/proc/self/statm", encoding="ascii") as stream:
         return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def gpu_bytes() -> list[tuple[str, int]]:
-    """GPU memory of this process, of all its devices together; empty while it uses none."""
+    """Allocated and reserved GPU memory of this process, summed over all devices; empty without a GPU in use."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return []

@@ -1,4 +1,4 @@
-"""What waits for the worker thread: the newest image, or all of them, and commands in the order of their arrival."""
+"""Queue of the worker thread: the newest image (or all images), and commands in the order of arrival."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 
 class Work(NamedTuple):
-    """The next thing to do."""
+    """A piece of work for the worker thread."""
 
     run: Callable[[], None]
     is_image: bool
 
 
 class InboxCounts(NamedTuple):
-    """Images since the inbox was made. waiting: not taken yet."""
+    """Image counts since the inbox was made. waiting: not taken yet."""
 
     received: int = 0
     dropped: int = 0
@@ -25,12 +25,11 @@ class InboxCounts(NamedTuple):
 
 
 class Inbox:
-    """Filled by ROS callbacks, emptied by one worker thread. Closed until `open`.
+    """A thread-safe queue, filled by ROS callbacks and emptied by one worker thread. Closed until `open`.
 
-    Commands (a query, a cancellation) go first, so a new query counts at once; but an image that one of them has passed
-    over goes before the next, so that no flood of them stops the stream. Of the images only the newest waits when
-    `keep_latest`, and those that it replaces are counted as dropped. Else all of them wait, without a bound: where
-    images come faster than they are handled for long, memory runs out, so this is for evaluation only.
+    Commands (queries, cancellations) come before images. At most one command overtakes a waiting image, so commands
+    cannot starve the stream. With `keep_latest` a new image replaces the waiting one, which counts as dropped.
+    Otherwise all images wait. That is for evaluation only: memory is unbounded if the camera is faster than the worker.
     """
 
     def __init__(self, handle_image: Callable[[Any], None], keep_latest: bool) -> None:
@@ -42,7 +41,7 @@ class Inbox:
         self._received = 0
         self._dropped = 0
         self._closed = True
-        self._images_turn = False
+        self._image_is_next = False
 
     def put_image(self, message: Any) -> None:
         with self._changed:
@@ -56,7 +55,7 @@ class Inbox:
                 self._changed.notify()
 
     def put_command(self, command: Callable[[], None]) -> bool:
-        """False while the inbox is closed: the command will not run."""
+        """Returns False if the inbox is closed; the command will not run then."""
         with self._changed:
             if not self._closed:
                 self._commands.append(command)
@@ -64,15 +63,15 @@ class Inbox:
             return not self._closed
 
     def take(self, wait: bool = True) -> Work | None:
-        """The next thing to do, waiting for it where `wait`. None: nothing to do, or closed."""
+        """Takes the next work, waiting for it if `wait`. None: there is none, or the inbox is closed and empty."""
         with self._changed:
             if wait:
                 self._changed.wait_for(lambda: self._closed or self._commands or self._images)
-            if self._images and (self._images_turn or not self._commands):
-                self._images_turn = False
+            if self._images and (self._image_is_next or not self._commands):
+                self._image_is_next = False
                 return Work(partial(self._handle_image, self._images.popleft()), is_image=True)
             if self._commands:
-                self._images_turn = bool(self._images)
+                self._image_is_next = bool(self._images)
                 return Work(self._commands.popleft(), is_image=False)
             return None
 
@@ -81,7 +80,7 @@ class Inbox:
             self._closed = False
 
     def close(self) -> None:
-        """Takes nothing in any more. Waiting images are dropped; commands that came before still run."""
+        """Closes the inbox and drops waiting images. Waiting commands still run."""
         with self._changed:
             self._closed = True
             self._drop_waiting()

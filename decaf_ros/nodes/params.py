@@ -1,8 +1,9 @@
-"""ROS parameters out of the configuration's dataclasses: declared, read back, and changed while the node runs."""
+"""ROS parameters from the configuration: declared, read, and changed while the node runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor, SetParametersResult
 from rclpy.node import Node
@@ -12,7 +13,7 @@ from decaf_ros.config import RCLPY_PARAMETERS, DecafConfig, Option, options, rep
 
 
 def descriptor(option: Option) -> ParameterDescriptor:
-    """Meaning, range and choices of an option for `ros2 param describe` and graphical tools."""
+    """Description, range and choices of an option, for `ros2 param describe` and graphical tools."""
     constraints = [f"one of: {', '.join(option.choices)}"] if option.choices else []
     if not option.live:
         constraints.append("takes effect when the node is configured")
@@ -20,23 +21,24 @@ def descriptor(option: Option) -> ParameterDescriptor:
         name=option.name, description=option.doc, additional_constraints="; ".join(constraints), read_only=False
     )
     if option.minimum is not None:
-        ends = {"from_value": option.minimum, "to_value": option.maximum}
+        bounds = {"from_value": option.minimum, "to_value": option.maximum}
         if isinstance(option.value, float):
-            message.floating_point_range = [FloatingPointRange(**ends)]
+            message.floating_point_range = [FloatingPointRange(**bounds)]
         else:
-            message.integer_range = [IntegerRange(**ends, step=1)]
-    # A statically typed double refuses 0 and asks for 0.0; the configuration checks types anyhow.
+            message.integer_range = [IntegerRange(**bounds, step=1)]
+    # A statically typed double refuses the integer 0. The configuration checks types itself.
     message.dynamic_typing = isinstance(option.value, float)
     return message
 
 
 class Parameters:
-    """The node's parameters as a DecafConfig, always valid.
+    """The parameters of a node as a DecafConfig, which is always valid.
 
-    The node must have been made with `automatically_declare_parameters_from_overrides`, so that a parameter that does
-    not exist is found and not passed over. Raises ValueError for one under a stage's name, and for a bad value.
-    While `locked` (from configuration to clean-up) only live options may change. `on_change` gets each new
+    The node must be made with `automatically_declare_parameters_from_overrides`, so that unknown parameters are found.
+    While `locked` (from configuration to clean-up) only live options can change. `on_change` gets each new
     configuration, on the thread of the parameter service.
+
+    Raises ValueError for an unknown parameter of a stage, and for a bad value.
     """
 
     def __init__(self, node: Node, on_change: Callable[[DecafConfig], None]) -> None:
@@ -44,19 +46,19 @@ class Parameters:
         self._on_change = on_change
         given = node.get_parameters_by_prefix("")
         stages = {option.name.split(".")[0] for option in options(DecafConfig())}
-        ours = {name: parameter.value for name, parameter in given.items() if name.split(".")[0] in stages}
-        self.config = replace(DecafConfig(), ours)
-        for name in ours:
+        overrides = {name: parameter.value for name, parameter in given.items() if name.split(".")[0] in stages}
+        self.config = replace(DecafConfig(), overrides)
+        for name in overrides:
             node.undeclare_parameter(name)
         for option in options(self.config):
             node.declare_parameter(option.name, option.value, descriptor(option), ignore_override=True)
-        foreign = sorted(name for name in given if name not in ours and not name.startswith(RCLPY_PARAMETERS))
+        foreign = sorted(name for name in given if name not in overrides and not name.startswith(RCLPY_PARAMETERS))
         if foreign:
             node.get_logger().warning(f"parameters that decaf_ros does not know are ignored: {', '.join(foreign)}")
         node.add_on_set_parameters_callback(self._set)
 
-    def _set(self, parameters: list[Parameter]) -> SetParametersResult:
-        """All or nothing, so a configuration that was never asked for cannot arise."""
+    def _set(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
+        """Sets all parameters or none."""
         known = {option.name: option for option in options(self.config)}
         changes = {parameter.name: parameter.value for parameter in parameters if parameter.name in known}
         fixed = [name for name, value in changes.items() if not known[name].live and value != known[name].value]

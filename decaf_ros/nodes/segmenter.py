@@ -1,4 +1,4 @@
-"""The node: a camera stream and questions about it in, masks and tracklets out. `ros2 run decaf_ros segmenter`."""
+"""The node: takes camera images and queries, publishes masks and tracklets. `ros2 run decaf_ros segmenter`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,16 @@ import gc
 import itertools
 import sys
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
-from rclpy.qos import QoSDurabilityPolicy, QoSProfile, QoSReliabilityPolicy
+from rclpy.publisher import Publisher
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
@@ -29,36 +31,38 @@ from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import Notice, Query
 
+if TYPE_CHECKING:
+    from decaf_ros.online.handlers import Handlers
+
 _DEACTIVATED = "the node was deactivated"
+# Invariant: queries and images come only while the node is configured.
+_CONFIGURED = "the node is configured"
 
 
 class Segmenter(LifecycleNode):
-    """Lifecycle node `segmenter`; topics, parameters and the action as in the README.
+    """Lifecycle node `segmenter`. Topics, parameters and the action: see the README.
 
-    Configuring loads the models, activating starts the worker thread and the subscriptions. The worker thread owns
-    the models and the stream: ROS callbacks only put messages into its inbox. Images are converted on the worker, so
-    that those which a newer one replaces cost nothing.
+    Configuring loads the models. Activating starts the worker thread and the subscriptions. The worker thread owns the
+    models and the stream; ROS callbacks only put messages into its inbox. Images are converted on the worker thread, so
+    dropped images cost nothing.
 
     Raises ValueError for a bad or unknown parameter.
     """
-
-    # rclpy destroys a node that could not be made, too.
-    _action: SegmentAction | None = None
 
     def __init__(self) -> None:
         super().__init__("segmenter", automatically_declare_parameters_from_overrides=True)
         self._options = Parameters(self, self._change_config)
         self._phase = "unconfigured"
         self._failure = ""
-        self._handlers: Any = None
-        # Over all configurations, so that no id that a client has seen ever means something else.
+        self._handlers: Handlers | None = None
+        # Shared by all configurations, so that ids stay unique over the life of the node.
         self._query_numbers, self._target_ids = itertools.count(1), itertools.count(1)
         self._worker: Worker | None = None
-        self._inputs: list[Any] = []
-        self._outputs: dict[str, Any] = {}
+        self._inputs: list[Subscription[Any]] = []
+        self._outputs: dict[str, Publisher[Any]] = {}
         self._action = SegmentAction(self, self._new_query, lambda: self._phase == "active", self._ask, self._cancel)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        # A simulated clock that stands still is something to be told of.
+        # Steady time: diagnostics must also be published while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         period_s = self._options.config.node.diagnostics_period_s
         self._diagnostics_timer = self.create_timer(period_s, self._diagnose, clock=steady)
@@ -67,7 +71,7 @@ class Segmenter(LifecycleNode):
     # Transitions
 
     def autostart(self) -> None:
-        """Configures and activates, if the parameters say so."""
+        """Configures and activates if `node.autostart` is set."""
         if self._options.config.node.autostart and self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
@@ -96,11 +100,13 @@ class Segmenter(LifecycleNode):
         on_failure: TransitionCallbackReturn = TransitionCallbackReturn.ERROR,
         failure: str = "",
     ) -> TransitionCallbackReturn:
-        """Takes the step and logs an error, because rclpy does not say why a transition failed. failure: what the
-        diagnostics shall go on telling after it."""
+        """Runs the step of a transition. Logs errors, because rclpy does not report why a transition failed.
+
+        failure: error text for the diagnostics after a successful step.
+        """
         try:
             step()
-        except Exception as error:  # whatever a model or a driver may raise: the node stays, and can be asked again
+        except Exception as error:  # any error of a model or a driver: the node survives, and can be configured again
             self._failure = f"cannot become {phase}: {type(error).__name__}: {error}"
             self.get_logger().error(self._failure)
             self.get_logger().debug(traceback.format_exc())
@@ -110,16 +116,14 @@ class Segmenter(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
-        # Importing torch and transformers takes seconds; the process can be seen, and stopped, meanwhile.
+        # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
         from decaf_ros.online.handlers import Handlers
         from decaf_ros.pipeline import Decaf
 
         config = self._options.config
         self.get_logger().info(f"loading {config.mllm.checkpoint} and {config.sam2.checkpoint}")
         decaf = Decaf.from_config(config)
-        self._worker = Worker(
-            config.node.drop_frames, lambda message: self._handlers.on_image(message), self._end_stream, self._on_error
-        )
+        self._worker = Worker(config.node.drop_frames, self._handle_image, self._end_stream, self._report_error)
         self._handlers = Handlers(
             decaf,
             make_message,
@@ -136,8 +140,9 @@ class Segmenter(LifecycleNode):
         self._options.locked = True
 
     def _activate(self) -> None:
+        assert self._worker is not None, _CONFIGURED
         self._worker.start()
-        self._inputs = self._make_inputs(self._options.config)
+        self._inputs = self._make_inputs(self._options.config, self._worker)
 
     def _deactivate(self) -> None:
         for subscription in self._inputs:
@@ -161,43 +166,50 @@ class Segmenter(LifecycleNode):
         self._clean_up()
 
     def stop(self) -> None:
-        """Gives every query its answer before the process ends."""
+        """Answers every query before the process ends."""
         self._deactivate()
         if self._outputs:
-            # A publisher takes with it what its subscribers have not received yet.
+            # Destroying a publisher discards undelivered messages.
             self._outputs["status"].wait_for_all_acked(Duration(seconds=1))
 
     @property
     def busy(self) -> bool:
-        """Whether a goal of the action has yet to get its result."""
+        """Whether a goal of the action has not ended yet."""
         return self._action.busy
 
     def destroy_node(self) -> None:
-        if self._action is not None:
+        # rclpy also destroys a node whose __init__ failed.
+        if hasattr(self, "_action"):
             self._action.destroy()
-            self._action = None
+            del self._action
         super().destroy_node()
 
     # Topics
 
-    def _make_outputs(self, config: DecafConfig) -> dict[str, Any]:
-        """Reliable, which suits any subscriber; heatmaps come a window at a time; latecomers see `status` too."""
-        latched = QoSProfile(depth=100, durability=QoSDurabilityPolicy.TRANSIENT_LOCAL)
-        qos = {"heatmaps": config.window.size, "tracklets": 10, "status": latched, "overlay": 1}
+    def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
+        """Makes reliable publishers, which match any subscription. `status` is latched for late subscribers."""
+        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        # The heatmaps of a whole window are published at once.
+        qos: dict[str, QoSProfile | int] = {
+            "heatmaps": config.window.size,
+            "tracklets": 10,
+            "status": latched,
+            "overlay": 1,
+        }
         return {
             topic: self.create_publisher(CLASSES[type_name], topic, qos.get(topic, 5))
             for topic, type_name in TOPICS.items()
         }
 
-    def _make_inputs(self, config: DecafConfig) -> list[Any]:
-        """Depth 1, as the inbox keeps the newest image only; where it keeps them all, a burst must not be lost."""
-        reliability = QoSReliabilityPolicy[config.node.reliability.upper()]
+    def _make_inputs(self, config: DecafConfig, worker: Worker) -> list[Subscription[Any]]:
+        """Makes the subscriptions. Depth 1 if the inbox keeps only the newest image, else enough for a burst."""
+        reliability = ReliabilityPolicy[config.node.reliability.upper()]
         qos = QoSProfile(depth=1 if config.node.drop_frames else 100, reliability=reliability)
         compressed = config.node.image_transport == "compressed"
         kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
         return [
-            self.create_subscription(kind, topic, self._worker.put_image, qos),
-            self.create_subscription(String, "query", lambda message: self._ask(self._new_query(message.data)), 10),
+            self.create_subscription(kind, topic, worker.put_image, qos),
+            self.create_subscription(String, "query", self._take_query, 10),
         ]
 
     def _publish(self, topic: str, message: Any) -> None:
@@ -213,7 +225,7 @@ class Segmenter(LifecycleNode):
         self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, statistics, counts, now_ns))
 
     def _log(self, level: str, text: str) -> None:
-        # rclpy remembers the severity of each line that logs, and refuses another one.
+        # Separate calls: rclpy raises if one call site logs with different severities.
         if level == "error":
             self.get_logger().error(text)
         elif level == "warn":
@@ -221,17 +233,26 @@ class Segmenter(LifecycleNode):
         else:
             self.get_logger().info(text)
 
-    # To the worker thread, and on it
+    # To and on the worker thread
+
+    def _take_query(self, message: String) -> None:
+        self._ask(self._new_query(message.data))
 
     def _new_query(self, text: str) -> Query:
+        assert self._handlers is not None, _CONFIGURED
         return self._handlers.new_query(text, self.get_clock().now().nanoseconds)
 
     def _ask(self, query: Query) -> bool:
-        return self._worker.put_command(lambda: self._handlers.on_query(query))
+        assert self._worker is not None and self._handlers is not None, _CONFIGURED
+        handlers = self._handlers
+        return self._worker.put_command(lambda: handlers.on_query(query))
 
     def _cancel(self, query_id: str, reason: str, then: Callable[[], None]) -> bool:
+        assert self._worker is not None and self._handlers is not None, _CONFIGURED
+        handlers = self._handlers
+
         def cancel() -> None:
-            self._handlers.cancel(query_id, reason)
+            handlers.cancel(query_id, reason)
             then()
 
         return self._worker.put_command(cancel)
@@ -240,18 +261,24 @@ class Segmenter(LifecycleNode):
         if self._handlers is not None:
             self._handlers.change_config(config)
 
+    def _handle_image(self, message: Any) -> None:
+        assert self._handlers is not None, _CONFIGURED
+        self._handlers.on_image(message)
+
     def _end_stream(self) -> None:
         try:
+            assert self._handlers is not None, _CONFIGURED
             self._handlers.stop(_DEACTIVATED)
         finally:
             self._action.end_all(_DEACTIVATED)
 
-    def _on_error(self, error: Exception) -> None:
+    def _report_error(self, error: Exception) -> None:
+        assert self._handlers is not None, _CONFIGURED
         self._handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
         self.get_logger().error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main(args: list[str] | None = None) -> int:
     return run_node(Segmenter, args)
 
 

@@ -1,4 +1,4 @@
-"""Runs a node as a process that nothing but SIGINT and SIGTERM ends, and those cleanly."""
+"""Runs a node as a process that ends only with SIGINT or SIGTERM, and then cleanly."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol, TypeAlias, cast
 
 import rclpy
 from lifecycle_msgs.srv import ChangeState
@@ -18,34 +18,46 @@ from rclpy.logging import get_logger
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
-# A stage of a model, or its loading, cannot be interrupted. ros2 launch waits 10 s before it kills a process.
+if TYPE_CHECKING:
+    from rclpy.impl.rcutils_logger import RcutilsLogger
+
+# Longest wait for the executor thread: loading or a stage of a model cannot be interrupted. ros2 launch kills a process
+# after 10 s.
 STOP_S = 8.0
-# For clients to get the results of their goals.
+# Time for clients to fetch the results of their goals.
 _RESULTS_S = 1.0
-# An error that comes back at once must not fill the log.
+# Pause after an error, so that a repeating error does not fill the log.
 _AFTER_ERROR_S = 0.1
-# An executor that is woken goes on waiting where it finds nothing to call, so it has to look up by itself.
-_LOOK_UP_S = 0.2
+# Period at which the executor thread checks for a signal: a woken executor without work goes back to waiting.
+_SPIN_TIMEOUT_S = 0.2
+
+
+_ChangeState: TypeAlias = Callable[[ChangeState.Request, ChangeState.Response], ChangeState.Response]
 
 
 class StoppableNode(Protocol):
-    """What `run_node` needs besides a Node. All are called on the executor's thread.
+    """The interface of a Node for `run_node`. The first three members are used on the executor thread."""
 
-    autostart(): before the first callback. stop(): after the last. busy: whether clients wait for results still.
-    """
+    def autostart(self) -> None:
+        """Called before the first callback."""
 
-    busy: bool
+    def stop(self) -> None:
+        """Called after the last callback."""
 
-    def autostart(self) -> None: ...
+    @property
+    def busy(self) -> bool:
+        """Whether clients still wait for results."""
 
-    def stop(self) -> None: ...
+    def get_logger(self) -> RcutilsLogger: ...
+
+    def destroy_node(self) -> None: ...
 
 
-def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None) -> int:
-    """Makes the node and spins it until a signal comes. Returns the exit code: 1 where the node cannot be made
-    or its thread broke down.
+def run_node(make_node: Callable[[], StoppableNode], args: list[str] | None = None) -> int:
+    """Makes a Node and spins it until SIGINT or SIGTERM.
 
-    The executor spins on a thread of its own, so that signals are seen at once, whatever a callback is doing.
+    The executor spins on its own thread, so that signals are handled even while a callback runs.
+    Returns the exit code: 1 if the node cannot be made or its thread failed. `make_node` may raise ValueError.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -58,30 +70,30 @@ def run_node(make_node: Callable[[], Node], args: Sequence[str] | None = None) -
         rclpy.try_shutdown()
         return 1
     executor = SingleThreadedExecutor()
-    executor.add_node(node)
-    broke_down = threading.Event()
-    spinner = threading.Thread(target=_spin, args=(executor, node, stopping, broke_down), name="executor")
+    executor.add_node(cast(Node, node))
+    has_failed = threading.Event()
+    spinner = threading.Thread(target=_spin, args=(executor, node, stopping, has_failed), name="executor")
     spinner.start()
     stopping.wait()
     spinner.join(timeout=STOP_S)
     if spinner.is_alive():
-        node.get_logger().error(f"a model is still busy {STOP_S:g} s after the signal: ending the process under it")
+        node.get_logger().error(f"a model is still busy {STOP_S:g} s after the signal: the process is ended")
         os._exit(1)
     executor.shutdown(timeout_sec=5)
     node.destroy_node()
     rclpy.try_shutdown()
-    return 1 if broke_down.is_set() else 0
+    return 1 if has_failed.is_set() else 0
 
 
 def _spin(
-    executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event, broke_down: threading.Event
+    executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event, has_failed: threading.Event
 ) -> None:
-    """All that the thread does. An error ends the process too, but not without the node's `stop`."""
+    """Runs and stops the node on the executor thread. An error ends the process, after the node's `stop`."""
     for step in (_run, _stop):
         try:
             step(executor, node, stopping)
         except Exception:
-            broke_down.set()
+            has_failed.set()
             node.get_logger().fatal(traceback.format_exc())
         finally:
             stopping.set()
@@ -90,20 +102,21 @@ def _spin(
 def _run(executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event) -> None:
     node.autostart()
     while not stopping.is_set():
-        _spin_once(executor, node, stopping, _LOOK_UP_S)
+        _spin_once(executor, node, stopping, _SPIN_TIMEOUT_S)
 
 
 def _stop(executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event) -> None:
     had_goals = node.busy
     node.stop()
-    until = time.monotonic() + _RESULTS_S
-    while had_goals and time.monotonic() < until:
+    deadline = time.monotonic() + _RESULTS_S
+    while had_goals and time.monotonic() < deadline:
         _spin_once(executor, node, stopping, 0.05)
 
 
-def _spin_once(executor: SingleThreadedExecutor, node: Node, stopping: threading.Event, timeout_s: float) -> None:
-    """One callback. An exception that escapes from it is logged, and the node goes on: some releases of rclpy raise
-    where a client has gone before its answer."""
+def _spin_once(
+    executor: SingleThreadedExecutor, node: StoppableNode, stopping: threading.Event, timeout_s: float
+) -> None:
+    """Runs one callback and logs its exceptions. Some releases of rclpy raise if a client is gone before its answer."""
     try:
         executor.spin_once(timeout_sec=timeout_s)
     except ExternalShutdownException:
@@ -114,16 +127,16 @@ def _spin_once(executor: SingleThreadedExecutor, node: Node, stopping: threading
 
 
 def answer_impossible_transitions(node: LifecycleNode) -> None:
-    """Makes the node's `change_state` answer false where no such transition is possible.
+    """Makes `change_state` answer false for an impossible transition, as in Kilted.
 
-    Kilted does; earlier releases let an RCLError out of the executor instead, and the client waits for ever.
+    Earlier releases raise RCLError in the executor instead, and the client waits for ever.
     """
     for service in node.services:
         if service.srv_type is ChangeState:
-            service.callback = _answering(node, service.callback)
+            service.callback = _with_answer(node, service.callback)
 
 
-def _answering(node: Node, change_state: Callable) -> Callable:
+def _with_answer(node: Node, change_state: _ChangeState) -> _ChangeState:
     def answer(request: ChangeState.Request, response: ChangeState.Response) -> ChangeState.Response:
         try:
             return change_state(request, response)

@@ -1,4 +1,4 @@
-"""The one thread that owns the models and the stream."""
+"""The thread that owns the models and the stream."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from decaf_ros.nodes.inbox import Inbox, InboxCounts
 
 
 class Worker:
-    """Empties an inbox on its own thread while it runs.
+    """Runs the work of an inbox on its own thread. All callbacks run on that thread.
 
-    on_image(message): handles an image. on_stop(): ends the stream; called on the thread when the worker stops, and
-    once more if that is in the middle of a grounding, which has to end. on_error(error): told of an exception that
-    escaped; the thread goes on.
+    Args:
+        keep_latest: see `Inbox`.
+        on_image: handles an image message.
+        on_stop: ends the stream. Called when the worker stops, and before that in a running grounding, to end it.
+        on_error: reports an exception from a callback or command. The thread goes on.
     """
 
     def __init__(
@@ -33,7 +35,7 @@ class Worker:
         self._inbox.put_image(message)
 
     def put_command(self, command: Callable[[], None]) -> bool:
-        """Runs `command` on the thread; False while there is none."""
+        """Runs `command` on the thread. Returns False if the worker is stopped; the command will not run then."""
         return self._inbox.put_command(command)
 
     @property
@@ -46,15 +48,17 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the stream and waits for the thread; a stage of a grounding is not interrupted."""
+        """Ends the stream and waits for the thread. Does not interrupt a stage of a grounding."""
         if self._thread is not None:
             self._inbox.close()
             self._thread.join()
             self._thread = None
 
     def between_stages(self) -> None:
-        """On the thread, between the stages of a grounding: handles what waits, but one image at most, because a
-        tracker that is slower than the camera must not hold up the grounding for ever."""
+        """Runs waiting work between two stages of a grounding. To be called on the thread.
+
+        Stops after one image: otherwise a tracker slower than the camera would block the grounding.
+        """
         if self._inbox.closed:
             self._on_stop()
         while (work := self._inbox.take(wait=False)) is not None:
@@ -70,5 +74,5 @@ class Worker:
     def _do(self, run: Callable[[], None]) -> None:
         try:
             run()
-        except Exception as error:  # the stream outlives an error that nobody foresaw
+        except Exception as error:  # the stream must survive unexpected errors
             self._on_error(error)
