@@ -1,15 +1,15 @@
-# Every target does its own set-up; a second run does no work twice. What each step does: scripts/setup_env.py.
+# Targets set up everything they need; a second run repeats nothing. Steps of the set-up: scripts/setup_env.py.
 #   make setup [PYTHON=python3.11]   virtual environment, wheels, message build, all inside this folder
 #   make demo                        the real node on a recorded simulated table; results in demo_output/
-#   make test [ARGS="-k rollout"]    the tests that CI runs; test-slow runs the long ones too
-#   make test-floor                  the tests that need no ROS, with the oldest versions that setup.py allows
-#   make test-quantised              quantised loading, with the packages that it needs
-#   make test-colcon                 the tests that CI runs, by colcon test
-#   make lint                        ruff (with the rule that only decaf_ros/nodes imports ROS) and mypy
-#   make docs                        the site of docs/ and of the API reference, in site/
+#   make test [ARGS="-k rollout"]    the tests of CI; test-slow adds the long ones
+#   make test-floor                  the tests without ROS, with the oldest versions that setup.py allows
+#   make test-quantised              the tests of quantised loading
+#   make test-colcon                 the tests of CI, run by colcon
+#   make lint                        ruff and mypy
+#   make docs                        the site with docs/ and the API reference, in site/
 #   make bench [QUICK=1] [DEVICE=cuda] [SHAPE=7b]    benchmarks
-#   make train-mllm, make train-sam2 the table's checkpoints from nothing, hours each (decaf_tabletop/README.md)
-#   make clean                       removes everything that set-up, demo and tests made here
+#   make train-mllm, make train-sam2 train the checkpoints of the simulated table (hours; decaf_tabletop/README.md)
+#   make clean                       removes everything that set-up, demo and tests made
 
 SHELL := /bin/bash
 PYTHON ?=
@@ -34,7 +34,7 @@ test: setup
 test-slow: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest $(ARGS)
 
-# Beside .venv: other versions of the same wheels, and no ROS.
+# A second environment: older versions of the same packages, without ROS.
 FLOOR := .venv-floor
 FLOOR_PIP := $(FLOOR)/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation
 
@@ -46,10 +46,10 @@ $(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt
 	$(FLOOR_PIP) --requirement requirements/tools.txt
 	$(FLOOR_PIP) --requirement requirements/floor.txt
 	SAM2_BUILD_CUDA=0 $(FLOOR_PIP) --constraint requirements/floor.txt sam2==1.1.0
-	$(FLOOR_PIP) --no-deps --editable . # its entry points
+	$(FLOOR_PIP) --no-deps --editable . # registers its entry points
 	touch $@
 
-# Beside .venv too: what quantised loading needs.
+# Packages for quantised loading, outside .venv.
 QUANTISERS := .quantisers
 
 test-quantised: setup $(QUANTISERS)/stamp
@@ -61,7 +61,7 @@ $(QUANTISERS)/stamp: requirements/quantised.txt | setup
 	  --requirement requirements/quantised.txt
 	touch $@
 
-# Messages are built here once more, apart from install/.
+# A separate workspace, with its own build of the messages.
 COLCON := build/colcon
 test-colcon: setup
 	rm -rf $(COLCON)/ws && mkdir -p $(COLCON)/ws/src && ln -s $(CURDIR) $(COLCON)/ws/src/decaf_ros
@@ -85,11 +85,11 @@ $(DOCS)/stamp: requirements/docs.txt
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPE),--shape $(SHAPE))
 
-# For the curves of SAM 2's training.
+# Clips for the validation of SAM 2's training.
 validation: setup
 	$(RUN) python -m decaf_tabletop.world.store --out .training/validation --seeds 900000:900060
 
-# States and clips lie in .training: a training that was stopped goes on where it was. `rm -r .training` begins anew.
+# Clips and training states are stored in .training, so a stopped training resumes. `rm -r .training` starts over.
 clips: setup
 	$(RUN) python -m decaf_tabletop.world.store --out .training/clips --seeds 0:9000
 

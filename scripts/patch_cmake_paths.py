@@ -1,6 +1,6 @@
-"""Makes the CMake files of the ROS wheels name this machine's Python and NumPy headers.
+"""Replaces the build machine's paths in the CMake files of the ROS wheels with this machine's Python and NumPy headers.
 
-The wheels' files hold paths of the machine on which they were built. Run with the Python of the virtual environment.
+Run with the Python of the virtual environment.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Builds everything that `make demo` and `make test` need, inside this folder: .venv/, build/ and install/.
 
-Runs with the system's Python and its standard library alone. Each step is stamped with a digest of its inputs and of
-the steps before it, so a second run does only what has changed. Nothing outside this folder is touched.
+Needs only the system's Python with its standard library. Each step has a stamp with a digest of its inputs and of all
+earlier steps, so a second run repeats only changed steps. Changes nothing outside this folder.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ HEARTBEAT_S = 20.0
 
 
 class SetupError(Exception):
-    """Set-up cannot go on; the text says what to do."""
+    """Set-up failed; the text says what to do."""
 
 
 class Step(NamedTuple):
-    """inputs: files whose content decides whether the step is done again. commands: run in order."""
+    """A step of the set-up. inputs: files whose changes repeat the step. commands: run in order."""
 
     name: str
     title: str
@@ -47,15 +47,15 @@ class Step(NamedTuple):
 
 
 def choose_python(wanted: str | None) -> str:
-    """The interpreter for .venv: `wanted`, else the one it has, else the first suitable one on PATH.
+    """Path of the interpreter for .venv: `wanted`, else that of .venv, else the first suitable one on PATH.
 
-    Raises SetupError where there is none.
+    Raises SetupError if there is none.
     """
     on_path = ["python3", *(f"python{major}.{minor}" for major, minor in PYTHON_VERSIONS)]
     names = [wanted] if wanted else [str(VENV_PYTHON), *on_path]
-    seen = []
+    rejected = []
     for name in names:
-        # _base_executable: inside a virtual environment the interpreter that it was made from, else this one.
+        # _base_executable: the interpreter behind a virtual environment, else the interpreter itself.
         query = [name, "-c", "import sys; print(*sys.version_info[:2]); print(sys._base_executable)"]
         try:
             version, executable = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -64,21 +64,21 @@ def choose_python(wanted: str | None) -> str:
         found = tuple(map(int, version.split()))
         if found in PYTHON_VERSIONS:
             return executable
-        seen.append(f"{name} is {'.'.join(map(str, found))}")
+        rejected.append(f"{name} is {'.'.join(map(str, found))}")
     raise SetupError(
         "no suitable Python: 3.11, 3.12 or 3.13 is needed"
-        f" ({'; '.join(seen) or ', '.join(names) + ' cannot be run'}).\n"
+        f" ({'; '.join(rejected) or ', '.join(names) + ' cannot be run'}).\n"
         "Debian 12: sudo apt-get install python3 python3-venv python3-dev\n"
         "Another interpreter: make setup PYTHON=/path/to/python3.11"
     )
 
 
 def check_machine(python: str) -> None:
-    """Raises SetupError that names everything that is missing, and the command that installs it."""
+    """Raises SetupError with all missing packages and the command that installs them."""
     if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
         raise SetupError(
-            f"ROS 2 wheels exist for Linux on x86_64 alone, this is {platform.system()} on {platform.machine()}.\n"
-            "Build in a ROS workspace instead: README, 'In a ROS workspace'."
+            f"platform: expected Linux on x86_64 (ROS 2 wheels), got {platform.system()} on {platform.machine()}.\n"
+            "Build in a ROS workspace instead: docs/workspace.md."
         )
     probe = "import sys, sysconfig; print('python%d.%d' % sys.version_info[:2]); print(sysconfig.get_path('include'))"
     answer = subprocess.run([python, "-c", probe], check=True, capture_output=True, text=True)
@@ -96,15 +96,15 @@ def check_machine(python: str) -> None:
     if missing:
         packages = " ".join(sorted({package for _, package in missing}))
         raise SetupError(
-            f"missing: {', '.join(what for what, _ in missing)}.\n"
+            f"missing: {', '.join(description for description, _ in missing)}.\n"
             f"Debian and Ubuntu: sudo apt-get update && sudo apt-get install {packages}"
         )
 
 
 def plan(python: str) -> list[Step]:
-    """The steps in order. Each one's digest includes the digests of those before it."""
+    """The steps, in order."""
     pip = [str(VENV_PYTHON), "-m", "pip", "install", "--disable-pip-version-check"]
-    # 23.0, which Debian 12 has, does not know the machine-readable progress that the later steps show.
+    # Not for the first steps: pip 23.0 of Debian 12 has no --progress-bar=raw.
     pinned = [*pip, "--progress-bar=raw", "--constraint", str(REQUIREMENTS / "constraints.txt")]
 
     def requirement(name: str) -> list[str]:
@@ -113,7 +113,7 @@ def plan(python: str) -> list[Step]:
     def inputs(*names: str) -> list[Path]:
         return [REQUIREMENTS / name for name in ("constraints.txt", *names)]
 
-    # CMake refuses to export include folders that lie in the source folder, as NumPy's in .venv would.
+    # Not built in place: CMake does not export include folders inside the source folder, such as NumPy's in .venv.
     source = BUILD / "ros-source" / "decaf_ros"
     parts = ("CMakeLists.txt", "package.xml", "msg", "action", "bin", "config", "launch", "decaf_ros", "decaf_tabletop")
     build = [
@@ -140,7 +140,7 @@ def plan(python: str) -> list[Step]:
             "packages",
             "transformers, SAM 2, OpenCV, rosbags, pytest, ruff (30 s to 2 min)",
             inputs("packages.txt"),
-            # SAM 2's CUDA extension only fills holes of masks, which this project does by itself; it wants nvcc.
+            # SAM 2's CUDA extension needs nvcc and only fills holes of masks, which this project does itself.
             [["env", "SAM2_BUILD_CUDA=0", *pinned, "--no-build-isolation", *requirement("packages.txt")]],
         ),
         Step("ros", "ROS 2 (30 s to 2 min)", inputs("ros.txt"), [[*pinned, *requirement("ros.txt")]]),
@@ -149,7 +149,7 @@ def plan(python: str) -> list[Step]:
             "messages and action of decaf_ros (20 s to 1 min)",
             [*interfaces, ROOT / "CMakeLists.txt", ROOT / "package.xml", helper],
             [
-                # From scratch: colcon's --symlink-install leaves links to files that are gone.
+                # From scratch: colcon --symlink-install keeps links to deleted files.
                 ["rm", "-rf", str(source), str(BUILD / "ros"), str(ROOT / "install")],
                 ["mkdir", "-p", str(source)],
                 ["ln", "-s", f"--target-directory={source}", *(str(ROOT / part) for part in parts)],
@@ -161,7 +161,7 @@ def plan(python: str) -> list[Step]:
 
 
 def clean_environment() -> dict[str, str]:
-    """This process's environment without what a sourced ROS distribution, another venv or make put there."""
+    """This process's environment without the variables of a sourced ROS distribution, another venv or make."""
     environment = dict(os.environ)
     if "AMENT_PREFIX_PATH" in environment:
         environment.pop("LD_LIBRARY_PATH", None)
@@ -181,7 +181,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def run(command: list[str], log: Path, prefix: str) -> int:
-    """Runs `command`, its output appended to `log`, and shows how far it is. Returns its exit status."""
+    """Runs `command`, appends its output to `log` and shows its progress. Returns its exit status."""
     lines: queue.Queue[str | None] = queue.Queue()
     process = subprocess.Popen(
         command,
@@ -195,7 +195,7 @@ def run(command: list[str], log: Path, prefix: str) -> int:
     )
     threading.Thread(target=lambda: [*map(lines.put, process.stdout), lines.put(None)], daemon=True).start()
     interval_s = 1.0 if sys.stdout.isatty() else HEARTBEAT_S
-    start, shown, doing = time.monotonic(), time.monotonic(), ""
+    start, shown_at, activity = time.monotonic(), time.monotonic(), ""
     with log.open("a", encoding="utf-8") as stream:
         stream.write(f"$ {' '.join(command)}\n")
         try:
@@ -204,15 +204,15 @@ def run(command: list[str], log: Path, prefix: str) -> int:
                     line = lines.get(timeout=0.5)
                     if line is None:
                         return process.wait()
-                    doing = describe(line) or doing
+                    activity = describe(line) or activity
                     if not line.startswith("Progress "):
                         stream.write(line)
                         stream.flush()
                 except queue.Empty:
                     pass
-                if time.monotonic() - shown >= interval_s:
-                    shown = time.monotonic()
-                    show(f"{prefix} {shown - start:.0f} s  {doing}")
+                if time.monotonic() - shown_at >= interval_s:
+                    shown_at = time.monotonic()
+                    show(f"{prefix} {shown_at - start:.0f} s  {activity}")
         except BaseException:
             process.terminate()
             process.wait()
@@ -223,7 +223,7 @@ def run(command: list[str], log: Path, prefix: str) -> int:
 
 
 def describe(line: str) -> str:
-    """What a line of pip's or colcon's output says about progress, short; empty where it says nothing."""
+    """Shortens a line of output of pip or colcon for the progress display."""
     download = re.match(r"Progress (\d+) of (\d+)", line)
     if download:
         done, total = (int(number) / 1e6 for number in download.groups())
@@ -232,7 +232,7 @@ def describe(line: str) -> str:
 
 
 def show(text: str) -> None:
-    """On a terminal overwrites the line, elsewhere prints another."""
+    """Overwrites the current line on a terminal, else prints a new line."""
     if sys.stdout.isatty():
         print(f"\r\033[K{text[: shutil.get_terminal_size().columns - 1]}", end="", flush=True)
     else:
@@ -240,7 +240,7 @@ def show(text: str) -> None:
 
 
 def perform(step: Step, number: str) -> None:
-    """Runs a step's commands. Raises SetupError that names the step, the log and its last lines."""
+    """Runs the commands of a step. Raises SetupError with the step, the log file and its last lines."""
     log = BUILD / "log" / f"setup-{step.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     log.write_text("")
@@ -255,27 +255,27 @@ def perform(step: Step, number: str) -> None:
 
 
 def set_up(python: str) -> bool:
-    """Performs what is not up to date. Returns whether anything was."""
+    """Runs the steps that are not up to date. Returns whether there were any."""
     steps = plan(python)
     digest = hashlib.sha256(f"{ROOT} {os.path.realpath(python)}".encode())
-    did = False
+    has_run = False
     for index, step in enumerate(steps, 1):
         for file in step.inputs:
             digest.update(file.name.encode() + b"\0" + file.read_bytes() + b"\0")
         digest.update(step.name.encode())
-        # The messages' stamp lies with what it vouches for: `rm -rf install` must build them again.
+        # In install/, so that `rm -rf install` makes the next run build the messages again.
         stamp = ROOT / "install" / "stamp" if step.name == "messages" else STAMPS / step.name
         if stamp.is_file() and stamp.read_text() == digest.hexdigest():
             continue
-        if not did:
+        if not has_run:
             check_machine(python)
             print(f"Setting up in {ROOT} ({python}); logs in {BUILD / 'log'}", flush=True)
-        did = True
-        stamp.unlink(missing_ok=True)  # a step that fails half-way is not what the old stamp vouches for
+        has_run = True
+        stamp.unlink(missing_ok=True)  # the step may fail half-way
         perform(step, f"[{index}/{len(steps)}]")
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(digest.hexdigest())
-    return did
+    return has_run
 
 
 def main() -> int:
@@ -283,14 +283,14 @@ def main() -> int:
     parser.add_argument("--python", help="interpreter for .venv (default: the first suitable one on PATH)")
     arguments = parser.parse_args()
     try:
-        did = set_up(choose_python(arguments.python or None))
+        has_run = set_up(choose_python(arguments.python or None))
     except SetupError as error:
         print(f"\nset-up failed: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nset-up interrupted; the next run goes on after the last finished step", file=sys.stderr)
+        print("\nset-up interrupted; the next run continues after the last finished step", file=sys.stderr)
         return 130
-    if did:
+    if has_run:
         print("Set-up is complete.", flush=True)
     return 0
 
