@@ -75,11 +75,11 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
         "absent_by_score": by_score._asdict(),
         "ablation": _ablation(present),
         "baseline": {
-            "chance_pointing": mean(one.chance for one in pointings),
-            "centre_pointing": mean(one.centre for one in pointings),
+            "chance_pointing": mean(pointing.chance for pointing in pointings),
+            "centre_pointing": mean(pointing.centre for pointing in pointings),
         },
         "always_answered": measures(present, lambda case: case.always),
-        "pointing_window": mean(one.window for one in pointings),
+        "pointing_window": mean(pointing.window for pointing in pointings),
         "category_by_branch": {
             "overall": _by_branch(present),
             "by_type": {kind: _by_branch(of_type) for kind, of_type in by_type.items()},
@@ -139,9 +139,9 @@ def _ablation(present: Sequence[Case]) -> dict[str, dict[str, float | None]]:
     for name in (FULL, *VARIANTS) if ablated else ():
         scores = [case.ablation[name] for case in ablated]
         by_variant[name] = _measures(
-            [one.masks for one in scores],
-            [one.pointing and one.pointing.hit for one in scores],
-            [names_category(one.said, case.category) for one, case in zip(scores, ablated)],
+            [score.masks for score in scores],
+            [score.pointing and score.pointing.hit for score in scores],
+            [names_category(score.said, case.category) for score, case in zip(scores, ablated)],
         )
     return by_variant
 
@@ -179,29 +179,29 @@ def _roc(cases: Sequence[Case], threshold: float) -> dict[str, Any]:
 def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:
     return {
         "clips": len(scores),
-        "hidden": sum(one.hidden for one in scores),
-        "frames": sum(one.frames for one in scores),
-        "id_switches": sum(one.switches for one in scores),
-        "id_drifts": sum(one.drifts for one in scores),
-        "tracked": mean(one.tracked for one in scores),
-        "j": mean(one.j for one in scores),
-        "played": [asdict(one) for one in scores],
+        "hidden": sum(score.hidden for score in scores),
+        "frames": sum(score.frames for score in scores),
+        "id_switches": sum(score.switches for score in scores),
+        "id_drifts": sum(score.drifts for score in scores),
+        "tracked": mean(score.tracked for score in scores),
+        "j": mean(score.j for score in scores),
+        "played": [asdict(score) for score in scores],
     }
 
 
 def _segmenter(scores: Sequence[SegmenterScore]) -> dict[str, Any]:
-    clicks = [click for one in scores for click in one.clicks]
-    propagated = [one for score in scores for one in score.propagated]
-    occluded = [one for one in propagated if one.occluded]
+    clicks = [click for score in scores for click in score.clicks]
+    propagated = [item for score in scores for item in score.propagated]
+    occluded = [item for item in propagated if item.occluded]
     return {
         "clips": len(scores),
         "clicks": len(clicks),
         "one_click_iou": mean(iou for iou, _ in clicks),
         "predicted_iou_error": mean(abs(iou - predicted) for iou, predicted in clicks),
         "objects": len(propagated),
-        "propagated_iou": mean(one.iou for one in propagated),
-        "propagated_iou_all_frames": mean(one.mean for one in propagated),
-        "propagated_iou_from_mask": mean(one.from_mask for one in propagated),
+        "propagated_iou": mean(item.iou for item in propagated),
+        "propagated_iou_all_frames": mean(item.mean for item in propagated),
+        "propagated_iou_from_mask": mean(item.from_mask for item in propagated),
         "crossed": len(occluded),
-        "crossed_iou": mean(one.iou for one in occluded),
+        "crossed_iou": mean(item.iou for item in occluded),
     }
