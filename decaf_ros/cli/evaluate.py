@@ -67,18 +67,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_config_arguments(parser, " (default: the parameter file of the dataset)")
 
 
-def read_evaluation_config(given: argparse.Namespace) -> DecafConfig:
+def read_evaluation_config(args: argparse.Namespace) -> DecafConfig:
     """The configuration to evaluate. Raises OSError or ValueError."""
-    source = find_source(given.dataset)
-    file = given.config or (resolve_path(source.default_config) if source.default_config else None)
-    return with_arguments(load_config(file) if file else DecafConfig(), given)
+    source = find_source(args.dataset)
+    file = args.config or (resolve_path(source.default_config) if source.default_config else None)
+    return with_arguments(load_config(file) if file else DecafConfig(), args)
 
 
-def run(given: argparse.Namespace, config: DecafConfig) -> None:
+def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates or calibrates. Raises OSError, ValueError or RuntimeError; the last names clip and expression."""
-    source = find_source(given.dataset)
-    kinds = _kinds(given, source)
-    _check(given, config, kinds)
+    source = find_source(args.dataset)
+    kinds = _kinds(args, source)
+    _check(args, config, kinds)
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.calibration import calibrate
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
@@ -86,21 +86,21 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
     from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
     from decaf_ros.evaluation.summary import Collected, summary
 
-    ablation_clips = ABLATION_CLIPS if given.ablation_clips is None else given.ablation_clips
-    dataset = source.select(Selection(given.seed or 0, given.clips, given.clips_from, given.calibrate))
-    out = given.out or Path("decaf_eval")
-    if not given.calibrate:
-        check_folder(out, given.json)
+    ablation_clips = ABLATION_CLIPS if args.ablation_clips is None else args.ablation_clips
+    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, args.calibrate))
+    out = args.out or Path("decaf_eval")
+    if not args.calibrate:
+        check_folder(out, args.json)
     config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDING_CACHE)})
-    if given.calibrate:
+    if args.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
-    workers, threads = _processes(given, config, dataset.scored + dataset.tracking_only)
+    workers, threads = _processes(args, config, dataset.scored + dataset.tracking_only)
     plan = Plan(
-        ExpressionChoice(given.seed or 0, PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
-        masks=not given.calibrate,
-        segmenter=not given.calibrate,
-        ablation_clips=0 if given.no_ablation or given.calibrate else ablation_clips,
-        online_clips=0 if given.calibrate else ONLINE_CLIPS,
+        ExpressionChoice(args.seed or 0, PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
+        masks=not args.calibrate,
+        segmenter=not args.calibrate,
+        ablation_clips=0 if args.no_ablation or args.calibrate else ablation_clips,
+        online_clips=0 if args.calibrate else ONLINE_CLIPS,
     )
     load = functools.partial(load_evaluator, config, threads)
     collected, progress = Collected(), _Progress(dataset, plan)
@@ -109,38 +109,38 @@ def run(given: argparse.Namespace, config: DecafConfig) -> None:
         progress.show(scores)
     if not collected.cases:
         raise ValueError(f"no expression of the types {', '.join(kinds)} in {dataset.scored} clips")
-    if given.calibrate:
+    if args.calibrate:
         fitted = calibrate(collected.cases)
         print(calibration_text(fitted, len(collected.cases)))
-        if given.json:
-            write_json(given.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
+        if args.json:
+            write_json(args.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return
     numbers = summary(collected, kinds, config.presence.threshold) | {
-        "settings": _settings(given, dataset, kinds, config),
+        "settings": _settings(args, dataset, kinds, config),
         "version": __version__,
     }
     text = report_text(numbers)
     print(text)
-    if given.json:
-        write_json(given.json, numbers)
+    if args.json:
+        write_json(args.json, numbers)
     write_report(out, numbers, collected, text)
     _log(f"report in {out}, {progress.seconds:.0f} s")
 
 
-def _check(given: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
+def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
     """Finds errors before hours of evaluation. Raises OSError or ValueError."""
-    if given.json and given.json.is_dir():
-        raise IsADirectoryError(f"--json: expected a file, got the folder {given.json}")
-    if given.json and not given.json.parent.is_dir():
-        raise FileNotFoundError(f"--json: no folder {given.json.parent}")
-    if given.json and not os.access(given.json if given.json.exists() else given.json.parent, os.W_OK):
-        raise PermissionError(f"--json: {given.json} cannot be written")
-    if given.ablation_clips is not None and given.ablation_clips < 0:
-        raise ValueError(f"--ablation-clips: expected 0 or more, got {given.ablation_clips}")
-    if not given.calibrate:
+    if args.json and args.json.is_dir():
+        raise IsADirectoryError(f"--json: expected a file, got the folder {args.json}")
+    if args.json and not args.json.parent.is_dir():
+        raise FileNotFoundError(f"--json: no folder {args.json.parent}")
+    if args.json and not os.access(args.json if args.json.exists() else args.json.parent, os.W_OK):
+        raise PermissionError(f"--json: {args.json} cannot be written")
+    if args.ablation_clips is not None and args.ablation_clips < 0:
+        raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")
+    if not args.calibrate:
         return
     for name in ("seed", "out", "ablation_clips", "no_ablation"):
-        value = getattr(given, name)
+        value = getattr(args, name)
         if value is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')}: no effect with --calibrate")
     if config.grounding.branches != "both":
@@ -153,31 +153,31 @@ def _check(given: argparse.Namespace, config: DecafConfig, kinds: Sequence[str])
         raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")
 
 
-def _kinds(given: argparse.Namespace, source: DatasetSource) -> list[str]:
+def _kinds(args: argparse.Namespace, source: DatasetSource) -> list[str]:
     """The types to ask, in the order of the dataset. Raises ValueError for an unknown type."""
-    kinds = {kind.strip() for kind in given.kinds.split(",") if kind.strip()} or set(source.kinds)
+    kinds = {kind.strip() for kind in args.kinds.split(",") if kind.strip()} or set(source.kinds)
     if unknown := sorted(kinds - set(source.kinds)):
         raise ValueError(f"--kinds: expected some of {', '.join(source.kinds)}, got {', '.join(unknown)}")
     return [kind for kind in source.kinds if kind in kinds]
 
 
-def _processes(given: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
+def _processes(args: argparse.Namespace, config: DecafConfig, clips: int) -> tuple[int, int]:
     """Number of workers, and of threads per worker. Raises ValueError for a bad number."""
     from decaf_ros.devices import resolve_device
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     on_gpu = resolve_device(config.mllm.device).type == "cuda"
-    workers = given.workers if given.workers is not None else min(1 if on_gpu else cores, clips)
-    threads = given.threads if given.threads is not None else max(1, cores // max(workers, 1))
+    workers = args.workers if args.workers is not None else min(1 if on_gpu else cores, clips)
+    threads = args.threads if args.threads is not None else max(1, cores // max(workers, 1))
     if workers < 0 or threads < 1:
         raise ValueError(f"expected --workers >= 0 and --threads >= 1, got {workers} and {threads}")
     return workers, threads
 
 
-def _settings(given: argparse.Namespace, dataset: Dataset, kinds: list[str], config: DecafConfig) -> dict[str, object]:
+def _settings(args: argparse.Namespace, dataset: Dataset, kinds: list[str], config: DecafConfig) -> dict[str, object]:
     return {
         "dataset": dataset.name,
-        "seed": given.seed or 0,
+        "seed": args.seed or 0,
         "clips": dataset.scored,
         **dataset.settings,
         "kinds": kinds,
