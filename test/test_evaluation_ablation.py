@@ -122,7 +122,7 @@ def test_every_variant_is_the_real_method_under_its_configuration(models, clip, 
         assert score.masks == pytest.approx(mask_score(real.dense_labels > 0, truth), abs=1e-3), name
         assert score.attention == pytest.approx(mask_score(real.coarse_masks, truth_at_key_frames), abs=1e-3), name
         assert score.pointing == pytest.approx(pointing(real.grounding.maps.fused, truth_at_key_frames)), name
-        assert score.said == real.grounding.category
+        assert score.decoded_category == real.grounding.category
     assert scores["start_layer_half"] == scores[FULL]
     # Otherwise the checks above could not tell the variants apart.
     assert len({score.masks for score in scores.values()}) >= 4

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from importlib.metadata import EntryPoint
 
 import numpy as np
 import pytest
 from evaluation_scenes import drawn_clip, evaluation_clip
 
+from decaf_ros.evaluation.datasets import registry
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice, Referral
 from decaf_ros.evaluation.datasets.registry import Selection, dataset_names, find_source
 from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
@@ -152,3 +154,11 @@ def test_datasets_are_found_by_name(folder):
     assert source.select(Selection(seed=2, count=8)).tracking_only == 2
     with pytest.raises(ValueError, match="--dataset: expected one of .*tabletop.*, got 'moon'"):
         find_source("moon")
+
+
+def test_a_broken_dataset_is_a_clear_error(monkeypatch):
+    broken = EntryPoint("broken", "no_such_module:SOURCE", registry.ENTRY_POINTS)
+    monkeypatch.setattr(registry, "entry_points", lambda group: [broken])
+    assert dataset_names() == ["broken"]
+    with pytest.raises(ValueError, match="--dataset broken: cannot be loaded from no_such_module:SOURCE: No module"):
+        find_source("broken")

@@ -56,7 +56,7 @@ def test_a_correct_answer(collected):
     assert case.found and case.published == case.always == (1, 1)
     assert (case.pointing.hit, case.pointing.window) == (1, 1)
     assert case.category_right and case.answer == "tracking 1 target: Ball"
-    assert (case.video_said, case.frames_said) == ("Ball", ("ball", "cube"))
+    assert (case.video_category, case.frame_categories) == ("Ball", ("ball", "cube"))
 
 
 def test_a_wrong_object(collected):

@@ -31,6 +31,7 @@ def test_one_version():
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout.split()[-1] == decaf_ros.__version__
     assert PACKAGE.findtext("version") == decaf_ros.__version__
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == decaf_ros.__version__
 
 
 def test_cmake_generates_every_definition():
@@ -100,6 +101,14 @@ def test_floor_pins_the_minimum_versions_of_setup():
     assert pins.keys() == floors.keys()
     for name, floor in floors.items():
         assert f"{pins[name]}.".startswith(f"{floor}."), name
+
+
+def test_workspaces_install_what_setup_requires():
+    required = re.search(r"install_requires=\[(.+?)\]", (ROOT / "setup.py").read_text(), re.DOTALL)[1]
+    listed = (ROOT / "requirements" / "workspace.txt").read_text().splitlines()
+    assert set(re.findall(r'"(.+?)"', required)) < set(listed)
+    for distribution in ("humble", "jazzy", "kilted", "lyrical"):
+        assert "-r workspace.txt" in (ROOT / "requirements" / f"ros-{distribution}.txt").read_text().splitlines()
 
 
 def test_package_xml_names_every_ros_import():

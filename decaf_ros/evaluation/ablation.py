@@ -80,13 +80,13 @@ class VariantScore(NamedTuple):
         masks: on all frames, "not found" never being an answer.
         attention: on the key frames, masks by Otsu's threshold of the fused map (the paper's "Attn Mask").
         pointing: None if the targets are on no key frame.
-        said: the decoded category; None if the variant decodes none.
+        decoded_category: the decoded category; None if the variant decodes none.
     """
 
     masks: MaskScore
     attention: MaskScore
     pointing: Pointing | None
-    said: str | None
+    decoded_category: str | None
 
 
 def variant_config(config: DecafConfig, variant: Variant, layers: int) -> DecafConfig:

@@ -220,9 +220,9 @@ def caption(case: Case) -> str:
     if case.pointing is not None:
         parts.append(f"pointing {_percent(case.pointing.hit)}")
     parts.append(f"presence {case.presence.score:.2f}, {'found' if case.found else 'not found'}")
-    if case.said:  # last: it may be long
+    if case.decoded_category:  # last: it may be long
         verdict = {True: " (correct)", False: f" (expected {case.category})", None: ""}[case.category_right]
-        parts.append(f'category "{case.said}"{verdict}')
+        parts.append(f'category "{case.decoded_category}"{verdict}')
     return ", ".join(parts)
 
 
@@ -237,7 +237,7 @@ def _case_entry(case: Case) -> dict[str, Any]:
             "masks": score.masks._asdict(),
             "attention": score.attention._asdict(),
             "pointing": score.pointing and score.pointing._asdict(),
-            "said": score.said,
+            "decoded_category": score.decoded_category,
         }
         for name, score in case.ablation.items()
     }

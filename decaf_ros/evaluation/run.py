@@ -57,9 +57,9 @@ class Case:
         text: the expression.
         kind: its type.
         category: the true category; empty if there is none or it is unknown.
-        said: the decoded category; None if the method decodes none.
-        video_said: answer of the video branch, before the choice; None without it.
-        frames_said: answers of the frame branch, before the choice.
+        decoded_category: the decoded category; None if the method decodes none.
+        video_category: answer of the video branch, before the choice; None without it.
+        frame_categories: answers of the frame branch, before the choice.
         found: whether a node would track something.
         answer: the node's answer text.
         presence: evidence that the target is there.
@@ -73,9 +73,9 @@ class Case:
     text: str
     kind: str
     category: str
-    said: str | None
-    video_said: str | None
-    frames_said: tuple[str, ...]
+    decoded_category: str | None
+    video_category: str | None
+    frame_categories: tuple[str, ...]
     found: bool
     answer: str
     presence: Presence
@@ -91,7 +91,7 @@ class Case:
 
     @property
     def category_right(self) -> bool | None:
-        return names_category(self.said, self.category)
+        return names_category(self.decoded_category, self.category)
 
 
 class CasePicture(NamedTuple):
@@ -157,9 +157,9 @@ class Evaluator:
             text=expression.text,
             kind=expression.kind,
             category=expression.category,
-            said=grounding.category if grounding.answers else None,
-            video_said=grounding.answers[0] if has_video else None,
-            frames_said=grounding.answers[has_video:],
+            decoded_category=grounding.category if grounding.answers else None,
+            video_category=grounding.answers[0] if has_video else None,
+            frame_categories=grounding.answers[has_video:],
             found=not absence_text,
             answer=absence_text or tracking_text(len(published.selected), grounding.category),
             presence=found.presence,

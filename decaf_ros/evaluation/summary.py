@@ -141,7 +141,7 @@ def _ablation(present: Sequence[Case]) -> dict[str, dict[str, float | None]]:
         by_variant[name] = _measures(
             [score.masks for score in scores],
             [score.pointing and score.pointing.hit for score in scores],
-            [names_category(score.said, case.category) for score, case in zip(scores, ablated)],
+            [names_category(score.decoded_category, case.category) for score, case in zip(scores, ablated)],
         )
     return by_variant
 
@@ -156,8 +156,8 @@ def _attention_masks(present: Sequence[Case]) -> dict[str, float | None]:
 def _by_branch(cases: Sequence[Case]) -> dict[str, float | None]:
     """Category accuracy of each branch, before the choice."""
     return {
-        "video": mean(names_category(case.video_said, case.category) for case in cases),
-        "frames": mean(names_category(answer, case.category) for case in cases for answer in case.frames_said),
+        "video": mean(names_category(case.video_category, case.category) for case in cases),
+        "frames": mean(names_category(answer, case.category) for case in cases for answer in case.frame_categories),
     }
 
 

@@ -54,14 +54,17 @@ def dataset_names() -> list[str]:
 def find_source(name: str) -> DatasetSource:
     """Loads the entry point of a dataset.
 
-    Raises ValueError for an unknown name, ImportError or AttributeError for a broken installation.
+    Raises ValueError for an unknown name or an entry point that cannot be loaded.
     """
     points = _points()
     if name not in points:
         raise ValueError(
             f"--dataset: expected one of {', '.join(sorted(points)) or '(none is installed)'}, got {name!r}"
         )
-    source: DatasetSource = points[name].load()
+    try:
+        source: DatasetSource = points[name].load()
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"--dataset {name}: cannot be loaded from {points[name].value}: {error}") from error
     return source
 
 
