@@ -61,13 +61,16 @@ $(QUANTISERS)/stamp: requirements/quantised.txt | setup
 	  --requirement requirements/quantised.txt
 	touch $@
 
-# A separate workspace, with its own build of the messages.
+# As in a workspace: a copy of the sources, built and tested by colcon against the ROS of .venv alone.
 COLCON := build/colcon
 test-colcon: setup
-	rm -rf $(COLCON)/ws && mkdir -p $(COLCON)/ws/src && ln -s $(CURDIR) $(COLCON)/ws/src/decaf_ros
-	cd $(COLCON)/ws && DECAF_REQUIRE_ROS=1 PYTEST_ADDOPTS='-m "not slow"' $(CURDIR)/$(RUN) sh -c \
-	  'colcon build --cmake-args -DPython3_EXECUTABLE=$(CURDIR)/.venv/bin/python && \
-	   colcon test --event-handlers console_cohesion+ && colcon test-result --verbose'
+	rm -rf $(COLCON) && mkdir -p $(COLCON)/src/decaf_ros
+	git ls-files -z --cached --others --exclude-standard | xargs -0 cp --parents --target-directory=$(COLCON)/src/decaf_ros
+	cd $(COLCON) && env -u PYTHONPATH PATH="$(CURDIR)/.venv/bin:$$PATH" AMENT_PREFIX_PATH=$(CURDIR)/.venv \
+	  CMAKE_PREFIX_PATH=$(CURDIR)/.venv DECAF_REQUIRE_ROS=1 PYTEST_ADDOPTS='-m "not slow" $(ARGS)' sh -c '\
+	  colcon build --cmake-args -DPython3_EXECUTABLE=$(CURDIR)/.venv/bin/python && \
+	  colcon test --event-handlers console_direct+ --return-code-on-test-failure && \
+	  colcon test-result --verbose'
 
 lint: setup
 	$(RUN) ruff check .
