@@ -33,7 +33,7 @@ from std_msgs.msg import String
 from decaf_ros.action import Segment
 from decaf_ros.io.messages import header, stamp_ns
 from decaf_ros.msg import QueryStatus, TrackletArray
-from decaf_ros.nodes.conversions import make_message
+from decaf_ros.nodes.message_factory import make_message
 
 ROOT = Path(__file__).parent.parent
 PROFILE = ROOT / "config" / "fastdds_large_shm.xml"

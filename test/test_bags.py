@@ -267,7 +267,7 @@ def test_outputs_equal_those_of_the_node(tmp_path):
     pytest.importorskip("decaf_ros.msg")
     from rclpy.serialization import serialize_message
 
-    from decaf_ros.nodes.conversions import make_message as make_ros_message
+    from decaf_ros.nodes.message_factory import make_message as make_ros_message
 
     expected = defaultdict(list)
     with BagWriter(tmp_path / "bag") as bag:

@@ -19,7 +19,7 @@ from sensor_msgs.msg import CompressedImage, Image
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.io.messages import header, stamp_ns
 from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes.conversions import make_message
+from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.online import handlers as handlers_module
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.pipeline import Decaf

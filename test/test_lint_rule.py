@@ -36,7 +36,7 @@ def banned_imports(source: str, file: str) -> int:
         "from decaf_ros.action import Segment",
         "from .msg import QueryStatus",
         "from . import nodes",
-        "from decaf_ros.nodes.conversions import to_frame",
+        "from decaf_ros.nodes.message_factory import to_frame",
         "def late():\n    import cv_bridge",
     ],
 )

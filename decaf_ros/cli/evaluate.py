@@ -37,14 +37,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "eval",
         help="evaluate the whole method on clips with ground truth",
         description="Asks expressions about clips with ground truth and scores masks, pointing, categories and "
-        '"not found", with the ablations of the paper. A seed always gives the same clips. Clips of different seeds do '
-        "not overlap, and none was trained on.",
+        '"not found", with the ablations of the paper. The clips of a seed are always the same; '
+        "those of the simulated table overlap with no other seed's, and its models were not trained on them.",
     )
     parser.set_defaults(configure=read_evaluation_config, run=run)
     add = parser.add_argument
     add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
     add("--seed", type=int, help="selects the clips and the expressions; 0 or more (default: 0)")
-    add("--clips", type=int, help="number of clips (default: 20; with --clips-from: all)")
+    add("--clips", type=int, help="number of clips (default: that of the dataset; with --clips-from: all)")
     add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder (no renderer needed)")
     add("--kinds", default="", metavar="A,B", help="types of expressions to ask (default: all)")
     add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")

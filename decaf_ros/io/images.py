@@ -1,6 +1,7 @@
 """Converts sensor_msgs Image and CompressedImage to RGB arrays. Needs no ROS types, only objects with their fields.
 
-All fields are checked before decoding: an inconsistent message raises ValueError and never gives a garbled image.
+The fields of a raw image are checked before decoding: an inconsistent message raises ValueError and never gives a
+garbled image. The `format` of a compressed image is not evaluated.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Converts the core's outputs to ROS messages and camera messages to frames. Needs no ROS installation.
 
 `make(type_name, **fields)` builds a message such as decaf_ros/msg/Tracklet: `decaf_ros.io.bags.make_message` for
-rosbags classes, `decaf_ros.nodes.conversions.make_message` for rclpy classes. Field values are numbers, strings,
+rosbags classes, `decaf_ros.nodes.message_factory.make_message` for rclpy classes. Field values are numbers, strings,
 messages, lists of messages, and for number arrays NumPy arrays of the field's type.
 """
 

@@ -15,7 +15,7 @@ from rclpy.timer import Timer
 
 from decaf_ros.action import Segment
 from decaf_ros.io.messages import frame_image, tracklet_array
-from decaf_ros.nodes.conversions import make_message
+from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
 
 if TYPE_CHECKING:

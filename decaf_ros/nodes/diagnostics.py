@@ -9,8 +9,8 @@ import time
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from decaf_ros.io.messages import shortened
-from decaf_ros.nodes.conversions import time_message
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.message_factory import time_message
 from decaf_ros.online.statistics import Statistics
 
 # A notice is reported as a current problem for this long.

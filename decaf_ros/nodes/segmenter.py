@@ -22,9 +22,9 @@ from std_msgs.msg import String
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.messages import TOPICS
 from decaf_ros.nodes.action import SegmentAction
-from decaf_ros.nodes.conversions import CLASSES, make_message
 from decaf_ros.nodes.diagnostics import diagnostics_message
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.message_factory import CLASSES, make_message
 from decaf_ros.nodes.params import Parameters
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.worker import Worker

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.online.doubles import DuplicateDetector, are_apart, group_by_object, were_apart
+from decaf_ros.online.duplicates import DuplicateDetector, are_apart, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget, origin
 from decaf_ros.segmentation.overlap import assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep

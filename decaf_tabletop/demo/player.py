@@ -26,7 +26,7 @@ from std_msgs.msg import String
 
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.messages import stamp_ns as message_stamp_ns
-from decaf_ros.nodes.conversions import time_message
+from decaf_ros.nodes.message_factory import time_message
 from decaf_tabletop.demo.processes import emit
 
 # Longest time between two clock ticks.

@@ -22,7 +22,7 @@ from rclpy.signals import SignalHandlerOptions
 from decaf_ros.io.bags import BagWriter
 from decaf_ros.io.messages import TOPICS, stamp_ns
 from decaf_ros.msg import QueryStatus, TrackletArray
-from decaf_ros.nodes.conversions import CLASSES
+from decaf_ros.nodes.message_factory import CLASSES
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo.processes import emit
 

@@ -16,7 +16,7 @@ from sensor_msgs.msg import CompressedImage, Image
 
 from decaf_ros.io.messages import frame_from_message, header, stamp_ns, topic_messages
 from decaf_ros.msg import QueryStatus, Tracklet
-from decaf_ros.nodes.conversions import make_message, time_message
+from decaf_ros.nodes.message_factory import make_message, time_message
 from decaf_ros.types import (
     Frame,
     FrameResult,
