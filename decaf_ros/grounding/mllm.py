@@ -83,6 +83,8 @@ class Features(NamedTuple):
 class Mllm(Protocol):
     """A multimodal LLM as the method uses it. Each family implements it once.
 
+    `loading.py` constructs it as `Family(model, processor, config: MllmConfig)`.
+
     Attributes:
         model: the whole model, prepared by `prepare_model`.
         tokenizer: its tokenizer.
