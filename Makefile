@@ -41,7 +41,7 @@ FLOOR_PIP := $(FLOOR)/bin/python -m pip install --disable-pip-version-check --qu
 test-floor: $(FLOOR)/stamp
 	env -u PYTHONPATH $(FLOOR)/bin/python -m pytest -m "not ros and not slow" $(ARGS)
 
-$(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt
+$(FLOOR)/stamp: requirements/floor.txt requirements/tools.txt setup.py decaf_tabletop/entry_points.txt
 	$(or $(PYTHON),python3) -m venv --clear $(FLOOR)
 	$(FLOOR_PIP) --requirement requirements/tools.txt
 	$(FLOOR_PIP) --requirement requirements/floor.txt
@@ -104,5 +104,5 @@ train-sam2: clips validation
 		--validation .training/validation
 
 clean:
-	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log .demo demo_output .pytest_cache .ruff_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

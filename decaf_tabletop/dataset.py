@@ -18,8 +18,8 @@ NAME = "tabletop"
 # First seeds of the ranges for reports, calibration of the presence score and further reports. Lower seeds: training.
 REPORT_SEEDS, CALIBRATION_SEEDS, LATER_REPORT_SEEDS = 1_000_000, 2_000_000, 3_000_000
 # Within one report's seeds, scored clips start at 0 and crossings at MOST_CLIPS.
-SEEDS_A_REPORT, MOST_CLIPS = 10_000, 5_000
-EARLIER_REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_A_REPORT
+SEEDS_PER_REPORT, MOST_CLIPS = 10_000, 5_000
+EARLIER_REPORTS = (CALIBRATION_SEEDS - REPORT_SEEDS) // SEEDS_PER_REPORT
 DEFAULT_CLIPS = 20
 # Expression types whose targets do not depend on how much of the clip was seen.
 TIMELESS_KINDS = ("explicit", "attribute", "size", "several")
@@ -52,7 +52,6 @@ class SimulatedTabletop:
     scored: int
     tracking_only: int = 0
     name: str = NAME
-    kinds: Sequence[str] = KINDS
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -78,7 +77,7 @@ def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
     if not 1 <= count <= MOST_CLIPS:
         raise ValueError(f"--clips: expected 1 to {MOST_CLIPS}, got {count}")
     place = seed - EARLIER_REPORTS
-    first = LATER_REPORT_SEEDS + SEEDS_A_REPORT * place if place >= 0 else REPORT_SEEDS + SEEDS_A_REPORT * seed
+    first = LATER_REPORT_SEEDS + SEEDS_PER_REPORT * place if place >= 0 else REPORT_SEEDS + SEEDS_PER_REPORT * seed
     return SimulatedTabletop(first, count, crossings)
 
 
@@ -103,7 +102,6 @@ class StoredTabletop:
     calibration: bool
     tracking_only: int = field(default=0, init=False)
     name: str = NAME
-    kinds: Sequence[str] = KINDS
 
     @property
     def settings(self) -> Mapping[str, object]:

@@ -19,7 +19,7 @@ from decaf_ros.types import (
     Tracklet,
     TrackletScores,
 )
-from decaf_tabletop.world.clip import KINDS, TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 
 SIZE_HW = (96, 128)
 RGB = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (40, 70, 210)}
@@ -74,7 +74,6 @@ class DrawnClips:
 
     name = "drawn"
     tracking_only = 0
-    kinds = KINDS
     settings: dict = {}
 
     def __init__(self, scored: int, last_expression: Referral | None = None) -> None:

@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import cv2
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 import decaf_ros
+from decaf_ros.cli import main as main_module
 from decaf_ros.cli.main import main
 from decaf_ros.cli.parameters import parameter_table
 from decaf_ros.config import DecafConfig, options
@@ -286,3 +288,18 @@ def test_parameters_document_is_up_to_date(capsys):
 def test_help_does_not_import_torch():
     code = "import sys, decaf_ros.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
+
+
+def test_a_broken_plugin_leaves_the_other_commands(monkeypatch, capsys):
+    """Whatever it raises, also on import."""
+    broken = EntryPoint("broken", "test_cli:no_such_function", main_module.ENTRY_POINTS)
+    raising = EntryPoint("raising", "broken_plugin:add_parser", main_module.ENTRY_POINTS)
+    monkeypatch.setattr(main_module, "entry_points", lambda group: [broken, raising])
+    monkeypatch.setattr(EntryPoint, "load", lambda point: {}["no plug-in"] if point is raising else pytest.x)
+    assert main(["parameters"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.startswith("# Parameters")
+    assert [line.split(" cannot be loaded")[0] for line in captured.err.splitlines()] == [
+        "decaf: command broken (test_cli:no_such_function)",
+        "decaf: command raising (broken_plugin:add_parser)",
+    ]

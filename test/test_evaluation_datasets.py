@@ -41,9 +41,26 @@ def test_an_inconsistent_clip_is_refused():
         EvaluationClip("x", clip.frames[1:], clip.objects[:, 1:], ())
 
 
+@pytest.mark.parametrize(
+    ("expression", "words"),
+    [
+        (Referral("the ball", "explicit", ()), "expected targets, or the type absent without any, got type explicit"),
+        (Referral("the ball", "absent", (0,)), r"expected targets, .* got type absent and targets \(0,\)"),
+        (Referral("the ball", "explicit", (3,)), r"expected targets below 3, got \(3,\)"),
+    ],
+)
+def test_an_expression_that_does_not_fit_its_clip_is_refused(expression, words):
+    with pytest.raises(ValueError, match=f"clip one, 'the ball': {words}"):
+        evaluation_clip(expressions=[expression])
+
+
 def clip_with_kinds(kinds):
-    """Three expressions of each type."""
-    return evaluation_clip(expressions=[Referral(f"{kind} {n}", kind, (0,)) for kind in kinds for n in range(3)])
+    def targets(kind):
+        return () if kind == "absent" else (0,)
+
+    return evaluation_clip(
+        expressions=[Referral(f"{kind} {number}", kind, targets(kind)) for kind in kinds for number in range(3)]
+    )
 
 
 def test_choice_is_balanced_over_types():

@@ -118,3 +118,9 @@ def test_not_found(clip):
 def test_a_failed_grounding_raises(clip):
     with pytest.raises(RuntimeError, match="grounding of query eval failed: ValueError: broken"):
         play(decaf(ValueError("broken")), clip, MUG)
+
+
+def test_an_expression_without_targets_is_not_played(clip):
+    nothing = Referral("the plate", "absent", (), timeless=True)
+    assert choose_online_expression(clip, [nothing]) is None
+    assert choose_online_expression(clip, [nothing, MUG]) is MUG

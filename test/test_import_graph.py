@@ -29,7 +29,7 @@ def imports(module: str) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module}: relative import"
             names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-    return {name for name in names if name in FILES and name not in PACKAGES and name != module}
+    return {name for name in names if name in FILES and name != module}
 
 
 def subpackage(module: str) -> str:

@@ -18,6 +18,7 @@ import yaml
 
 import decaf_ros
 from decaf_ros.config import DecafConfig, load_config, options
+from decaf_ros.resources import resolve_path
 from decaf_ros.types import QueryState, TargetState
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,8 @@ def test_a_wheel_has_everything(tmp_path):
     for name in ("config/decaf.yaml", "config/fastdds_large_shm.xml", "msg/Tracklet.msg", "action/Segment.action"):
         assert f"{data}/{name}" in names
     tracked = [*ROOT.glob("decaf_tabletop/models/*/*"), *ROOT.glob("decaf_*/**/*.py"), ROOT / "decaf_ros" / "py.typed"]
-    needed = {str(file.relative_to(ROOT)) for file in (*tracked, *ROOT.glob("decaf_tabletop/config/*"))}
+    tracked += [*ROOT.glob("decaf_tabletop/config/*"), *ROOT.glob("decaf_tabletop/demo/bags/*/*")]
+    needed = {str(file.relative_to(ROOT)) for file in tracked}
     assert needed - names == set()
     assert not any(name.startswith("test") for name in names)
 
@@ -92,6 +94,12 @@ def test_the_command_of_the_readme_runs(tmp_path):
     command = [tmp_path / "scripts" / "with_env.sh", *named, "--help"]
     result = subprocess.run(command, cwd="/", capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith("usage: decaf segment"), result.stderr
+
+
+def test_packages_that_parameter_files_name_exist():
+    texts = [file.read_text() for file in (*ROOT.glob("config/*.yaml"), *ROOT.glob("decaf_tabletop/config/*.yaml"))]
+    urls = {url for text in texts for url in re.findall(r"package://\S+", text)}
+    assert len(urls) == 2 and all(Path(resolve_path(url)).is_dir() for url in urls)
 
 
 def test_floor_pins_the_minimum_versions_of_setup():
@@ -136,7 +144,7 @@ def test_parameter_file_holds_only_changed_options(name: str):
 
 def test_parameter_files_keep_floats_floats():
     """rclpy refuses an integer for a floating-point parameter, load_config accepts it."""
-    for file in ROOT.glob("config/*.yaml"):
+    for file in [*ROOT.glob("config/*.yaml"), *ROOT.glob("decaf_tabletop/config/*.yaml")]:
         stages = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
         for option in options(load_config(file)):
             stage, field = option.name.split(".")

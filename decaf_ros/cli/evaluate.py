@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.datasets.registry import DatasetSource, Selection, dataset_names, find_source
 from decaf_ros.resources import resolve_path
 from decaf_ros.version import __version__
@@ -149,8 +150,8 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
     if not config.grounding.contrast:
         # Without a background map there is no separation.
         raise ValueError("--calibrate: expected grounding.contrast true, got false")
-    if "absent" not in kinds or len(kinds) == 1:
-        raise ValueError(f"--calibrate: expected --kinds with absent and another one, got {', '.join(kinds)}")
+    if ABSENT not in kinds or len(kinds) == 1:
+        raise ValueError(f"--calibrate: expected --kinds with {ABSENT} and another one, got {', '.join(kinds)}")
 
 
 def _kinds(args: argparse.Namespace, source: DatasetSource) -> list[str]:

@@ -40,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     for point in {point.name: point for point in entry_points(group=ENTRY_POINTS)}.values():
         try:
             add_parser = point.load()
-        except (ImportError, AttributeError) as error:
+        except Exception as error:  # whatever another package raises, `decaf segment` must still run
             print(f"decaf: command {point.name} ({point.value}) cannot be loaded: {error}", file=sys.stderr)
         else:
             add_parser(commands)

@@ -150,7 +150,7 @@ def occluded_frames(areas: np.ndarray) -> np.ndarray:
 
 def names_category(answer: str | None, category: str) -> bool | None:
     """Whether an answer names the category (an empty answer does not); None without an answer or a known category."""
-    return answer.strip(" .").lower() == category if answer is not None and category else None
+    return answer.strip(" .").lower() == category.lower() if answer is not None and category else None
 
 
 class PrecisionRecall(NamedTuple):

@@ -45,8 +45,8 @@ class OnlineScore:
 
 
 def choose_online_expression(clip: EvaluationClip, expressions: Iterable[Referral]) -> Referral | None:
-    """The first timeless expression with an occluded target, else the first timeless one; None if there is none."""
-    timeless = [expression for expression in expressions if expression.timeless]
+    """The first timeless expression with an occluded target, else the first timeless one with targets, else None."""
+    timeless = [expression for expression in expressions if expression.timeless and expression.targets]
     return max(timeless, key=lambda expression: bool(_occluded(clip, expression).any()), default=None)
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
+from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.metrics import MaskScore, Roc, mean, names_category, precision_recall, roc
 from decaf_ros.evaluation.online import OnlineScore
 from decaf_ros.evaluation.run import Case, CasePicture, ClipScores, is_absent
@@ -62,7 +63,7 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
     """
     cases = collected.cases
     present = [case for case in cases if not is_absent(case)]
-    listed = [kind for kind in kinds if kind != "absent"]
+    listed = [kind for kind in kinds if kind != ABSENT]
     by_type = {kind: [case for case in present if case.kind == kind] for kind in listed}
     absent = [is_absent(case) for case in cases]
     not_found = precision_recall([not case.found for case in cases], absent)

@@ -26,7 +26,9 @@ from decaf_ros.nodes.message_factory import CLASSES
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo.processes import emit
 
-OUTPUTS = {**{topic: CLASSES[type_name] for topic, type_name in TOPICS.items()}, "/diagnostics": DiagnosticArray}
+_DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
+OUTPUTS = {**TOPICS, "/diagnostics": _DIAGNOSTICS}
+_CLASSES = {**CLASSES, _DIAGNOSTICS: DiagnosticArray}
 
 
 class Recorder(Node):
@@ -36,16 +38,18 @@ class Recorder(Node):
         super().__init__("recorder")
         self._bag = bag
         self._last_ns = 0
-        for name, kind in OUTPUTS.items():
+        for name, type_name in OUTPUTS.items():
             topic = name if name.startswith("/") else f"{namespace}/{name}"
             durability = DurabilityPolicy.TRANSIENT_LOCAL if name == "status" else DurabilityPolicy.VOLATILE
             qos = QoSProfile(depth=200, durability=durability)
-            self.create_subscription(kind, topic, partial(self._record, topic, kind), qos, raw=True)
+            record = partial(self._record, topic, type_name)
+            self.create_subscription(_CLASSES[type_name], topic, record, qos, raw=True)
 
-    def _record(self, topic: str, kind: type, data: bytes) -> None:
+    def _record(self, topic: str, type_name: str, data: bytes) -> None:
         # Strictly increasing times keep the order of messages that arrive together.
         self._last_ns = max(time.time_ns(), self._last_ns + 1)
-        self._bag.write(topic, f"{kind.__module__.split('.')[0]}/msg/{kind.__name__}", self._last_ns, data)
+        self._bag.write(topic, type_name, self._last_ns, data)
+        kind = _CLASSES[type_name]
         if kind is QueryStatus:
             status = deserialize_message(data, kind)
             emit(event="status", id=status.query_id, state=QueryState(status.state).name, text=status.text)

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
+from decaf_ros.io.messages import stamp_ns as message_stamp_ns
 from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
 
 IMAGE_TOPIC = "/camera/color/image_raw"
@@ -84,7 +85,7 @@ def read_ground_truth(path: str | Path) -> GroundTruth:
             if recorded.topic == SCENE_TOPIC:
                 scene_json = message.data
                 continue
-            stamp_ns = message.header.stamp.sec * 1_000_000_000 + message.header.stamp.nanosec
+            stamp_ns = message_stamp_ns(message.header.stamp)
             if recorded.topic == LABELS_TOPIC:
                 if message.encoding != "mono8" or message.data.size != message.height * message.step:
                     raise ValueError(f"{path}: {LABELS_TOPIC}: expected whole mono8 images, got {message.encoding}")

@@ -62,6 +62,17 @@ class EvaluationClip:
             )
         if any(frame.index != index for index, frame in enumerate(self.frames)):
             raise ValueError(f"clip {self.name}: expected frames with the indices 0 to {len(self.frames) - 1}")
+        for expression in self.expressions:
+            if (expression.kind == ABSENT) == bool(expression.targets):
+                raise ValueError(
+                    f"clip {self.name}, {expression.text!r}: expected targets, or the type {ABSENT} without any, "
+                    f"got type {expression.kind} and targets {expression.targets}"
+                )
+            if not all(0 <= target < len(self.objects) for target in expression.targets):
+                raise ValueError(
+                    f"clip {self.name}, {expression.text!r}: expected targets below {len(self.objects)}, "
+                    f"got {expression.targets}"
+                )
 
     def mask(self, targets: Sequence[int]) -> np.ndarray:
         """(F, H, W) bool: the union of the targets."""
@@ -83,10 +94,6 @@ class Dataset(Protocol):
     @property
     def name(self) -> str:
         """Name of the dataset in reports."""
-
-    @property
-    def kinds(self) -> Sequence[str]:
-        """Types of expressions, in the order of a report."""
 
     @property
     def scored(self) -> int:

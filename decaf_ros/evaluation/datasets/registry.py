@@ -63,7 +63,7 @@ def find_source(name: str) -> DatasetSource:
         )
     try:
         source: DatasetSource = points[name].load()
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever another package raises
         raise ValueError(f"--dataset {name}: cannot be loaded from {points[name].value}: {error}") from error
     return source
 
