@@ -41,7 +41,7 @@ def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
         "segmentation": {"max_points": 2, "fallback": "best"},
         "presence": {"threshold": 0},
         "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.2},
-        "regrounding": {"enabled": False},
+        "regrounding": {"policy": "off"},
         "node": {"reliability": "reliable", "diagnostics_period_s": 0.1},
     }
 

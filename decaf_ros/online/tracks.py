@@ -58,6 +58,7 @@ class LivingTarget:
         misses: consecutive groundings that did not find it.
         key_frame: last key frame on which it was seen.
         key_mask: (H, W) bool on `key_frame`.
+        is_duplicate: lost because it is the same object as an older target; it is not searched for.
     """
 
     id: int
@@ -75,6 +76,28 @@ class LivingTarget:
     misses: int = 0
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
+    is_duplicate: bool = False
+
+    @classmethod
+    def start(
+        cls, target_id: int, label: int, query_id: str, category: str, candidate: Candidate, newest: Frame
+    ) -> LivingTarget:
+        """A new target from a candidate that was propagated to `newest`."""
+        key, scores, source_stamp_ns = origin(candidate)
+        target = cls(
+            id=target_id,
+            label=label,
+            key=key,
+            query_id=query_id,
+            category=category,
+            scores=scores,
+            source_stamp_ns=source_stamp_ns,
+            seen_frame=candidate.seen_frame,
+            mask=candidate.seen_mask,
+            unseen_since_ns=newest.stamp_ns,
+        )
+        target._set_key_frame(candidate)
+        return target
 
     def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
         """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed."""
@@ -94,6 +117,27 @@ class LivingTarget:
         """Continues with a new grounding's memory and scores; keeps id, label and category."""
         self.key, self.scores, self.source_stamp_ns = origin(candidate)
         self.misses = 0
+
+    def revive(self, candidate: Candidate, label: int, newest: Frame) -> None:
+        """A lost target was found again: keeps id and category, and has to be confirmed anew."""
+        self.renew(candidate)
+        self.label, self.state, self.seen_count = label, TargetState.TENTATIVE, 0
+        self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
+        self._set_key_frame(candidate)
+
+    def _set_key_frame(self, candidate: Candidate) -> None:
+        seen = [frame for frame in candidate.frames if frame in candidate.masks]
+        if seen:
+            self.key_frame, self.key_mask = seen[-1], candidate.masks[seen[-1]]
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is lost and has to be searched for."""
+        return self.state is TargetState.LOST and not self.is_duplicate
+
+    def hidden_s(self, frame: Frame) -> float:
+        """Seconds since it was last seen, at `frame`."""
+        return max(frame.stamp_ns - self.unseen_since_ns, 0) / 1e9
 
     def on(self, frame: Frame) -> Target:
         """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""
