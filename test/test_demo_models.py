@@ -147,7 +147,10 @@ def test_answers_about_the_story_are_held():
     with BagReader(bag) as reader:
         frames = list(reader.frames(COMPRESSED_TOPIC))
     for question in truth.expressions:
-        if question.targets and question.text != "the white object":  # hidden for seconds; its floor is lower
+        if question.targets:
             held = follow(decaf, frames, truth, question)
-            assert held.held >= 0.97 * held.frames and held.elsewhere <= 0.01 * held.total, question.text
+            # While the can passes the cube, its mask is inexact.
+            floor = 0.85 if question.text == "the white object" else 0.97
+            assert held.held >= floor * held.frames, question.text
+            assert held.elsewhere <= 0.01 * held.total and held.wrongly_tracked <= 0.02 * held.total, question.text
             assert held.groundings == 1

@@ -165,6 +165,29 @@ def test_a_target_keeps_its_id_after_occlusion(world_tracker):
     assert run.states(28) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
 
 
+class DriftingTracker(WorldTracker):
+    """Slides to b when its object is hidden. Descriptors are one-hot by object."""
+
+    def step(self, where):
+        self._names = {key: name if self._world.mask(name, where).any() else "b" for key, name in self._names.items()}
+        looks = np.eye(3, dtype=np.float32)
+        names = list(self._world.paths)
+        return {
+            key: step._replace(look=looks[names.index(self._names[key])]) for key, step in super().step(where).items()
+        }
+
+
+@pytest.mark.parametrize("margin, state", [(0.1, "OCCLUDED"), (2.0, "TRACKED")])
+def test_a_mask_on_another_object_counts_as_occluded(monkeypatch, margin, state):
+    """b touches a, so that nothing but its look gives the drift away."""
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
+    world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None, b=lambda time_s: (3, 0))
+    run = _tracking(["a"], world=world, regrounding__policy="off", tracking__appearance_margin=margin)
+    run.watch(range(16, 26))
+    assert run.states(20) == {1: "TRACKED"} and run.states(25) == {1: state}
+    assert run.results[25].labels.any() == (state == "TRACKED")
+
+
 def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
     world = World(a=THREE.paths["a"], nowhere=lambda time_s: None)
     run = _tracking(["a"], world=world, regrounding__stride=3)

@@ -306,7 +306,8 @@ class OnlineSegmenter:
         had_targets, out_of_memory = bool(self._targets.living), False
         if had_targets:
             try:
-                self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
+                rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
+                self._tracker.reject(rejected)
             except Exception as error:  # as in _ground
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))

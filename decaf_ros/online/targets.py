@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.duplicates import DuplicateDetector, are_apart, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.segmentation.overlap import assign, mask_iou
@@ -38,17 +38,21 @@ class Targets:
 
     def update(
         self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
-    ) -> None:
-        """Applies the tracker's results (by key) on the next frame.
+    ) -> list[int]:
+        """Applies the tracker's results (by key) on the next frame. Returns the keys whose masks were rejected.
 
         If two targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
         """
-        for target in self.living:
-            target.update(frame, steps[target.key], config.tracking, is_keyframe)
+        rejected = [
+            target.key
+            for target in self.living
+            if not target.update(frame, steps[target.key], config.tracking, is_keyframe)
+        ]
         if config.regrounding.policy != "off":
             visible = [target for target in self.living if target.seen_frame is frame]
             for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
                 target.state, target.is_duplicate = TargetState.LOST, True
+        return rejected
 
     def lose_all(self) -> None:
         """Loses all living targets, for example because tracking failed."""
@@ -95,7 +99,7 @@ class Targets:
             groups = group_by_object(candidates, config.segmentation.suppression_iou)
         candidates = [group[0] for group in groups]
         known = [*self.living, *self._missing]
-        matches = dict(assign(_overlaps(known, groups), config.regrounding.match_iou))
+        matches = dict(assign(_overlaps(known, groups, config.tracking), config.regrounding.match_iou))
         sources: dict[int, Candidate] = {}
         for row, target in enumerate(known):
             if row in matches:
@@ -150,11 +154,16 @@ class Targets:
         return FrameResult(frame, labels, query, targets)
 
 
-def _overlaps(living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]]) -> np.ndarray:
-    """(targets, groups) float64 mask IoU, the maximum over a group; 0 without a frame for the comparison."""
+def _overlaps(
+    living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]], config: TrackingConfig
+) -> np.ndarray:
+    """(targets, groups) float64 mask IoU, the maximum over a group; 0 without a frame for the comparison, and if the
+    group's best candidate does not look like the target."""
     overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
         for column, group in enumerate(groups):
+            if target.appearance.looks_different(group[0].look, config):
+                continue
             mask_pairs = (_comparable_masks(target, candidate) for candidate in group)
             overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs if masks), default=0.0)
     return overlaps

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
+from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
 
@@ -26,6 +27,7 @@ class Candidate:
         seen_frame: last frame on which it was seen.
         seen_mask: (H, W) bool on `seen_frame`.
         masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
+        look: its descriptor on `seen_frame`, once it was followed.
     """
 
     key: int
@@ -34,6 +36,7 @@ class Candidate:
     seen_frame: Frame = field(init=False)
     seen_mask: np.ndarray = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
+    look: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
@@ -59,6 +62,7 @@ class LivingTarget:
         key_frame: last key frame on which it was seen.
         key_mask: (H, W) bool on `key_frame`.
         is_duplicate: lost because it is the same object as an older target; it is not searched for.
+        appearance: what it looks like, from confirmed frames.
     """
 
     id: int
@@ -77,6 +81,7 @@ class LivingTarget:
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
     is_duplicate: bool = False
+    appearance: Appearance = field(default_factory=Appearance)
 
     @classmethod
     def start(
@@ -99,9 +104,15 @@ class LivingTarget:
         target._set_key_frame(candidate)
         return target
 
-    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
-        """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed."""
-        if is_seen(step, config):
+    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
+        """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed.
+
+        Returns False for a mask that cannot be this target: it counts as hidden.
+        """
+        seen = is_seen(step, config)
+        rejected = seen and self.appearance.contradicts(frame, step.mask, step.look, config)
+        if seen and not rejected:
+            self.appearance.accept(frame, step.mask, step.look)
             self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
                 self.key_mask, self.key_frame = step.mask, frame
@@ -112,6 +123,7 @@ class LivingTarget:
             self.state = TargetState.LOST
         elif self.state is TargetState.TRACKED:
             self.state = TargetState.OCCLUDED
+        return not rejected
 
     def renew(self, candidate: Candidate) -> None:
         """Continues with a new grounding's memory and scores; keeps id, label and category."""
