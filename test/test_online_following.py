@@ -11,7 +11,7 @@ from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settin
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.types import Frame, FrameResult, Query, QueryState
+from decaf_ros.types import Frame, FrameResult, Query, QueryEvent, QueryState
 
 # Object a moves to the right, b stands still, c moves down.
 THREE = World(
@@ -96,6 +96,20 @@ def test_hold_searches_for_a_hidden_target_and_lets_nothing_else_join(world_trac
     assert [window.frames[-1].index for window in run.decaf.windows] == [15, 30, 40]
     assert {id for result in run.results for id in (target.id for target in result.targets)} == {1}
     assert run.states(44) == {1: "OCCLUDED"} and run.states(46) == {1: "TRACKED"}
+
+
+def test_a_query_may_have_its_own_policy(world_tracker):
+    run = Recorder(ScriptedDecaf(THREE, settings(regrounding__stride=1), [["a"]]))
+    run.watch(range(16))
+    run.online.ask(Query("q1", "it", policy="refresh"))
+    run.watch(range(16, 40))
+    assert len(run.decaf.windows) == 5
+    run.online.ask(Query("q2", "it"))  # the default again: hold
+    run.watch(range(40, 60))
+    assert len(run.decaf.windows) == 6
+    run.online.ask(Query("q3", "it", policy="keep"))
+    assert run.answers("q3") == [QueryState.FAILED] and run.online.query.id == "q2"
+    assert run.of(QueryEvent)[-1].text == "policy: expected one of hold, refresh, off, or nothing, got 'keep'"
 
 
 def test_later_groundings_see_the_key_frames_of_the_answer(world_tracker):

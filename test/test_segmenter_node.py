@@ -191,6 +191,13 @@ def test_a_goal_with_an_invalid_timeout_is_rejected(robot, process, timeout_s):
     wait_for(lambda: f"timeout_s: expected 0 to 1e+09, got {timeout_s:g}" in process.log, "log", timeout_s=5)
 
 
+def test_a_goal_with_an_unknown_policy_is_rejected(robot, process):
+    assert not robot.send_goal("the red square", policy="keep").accepted
+    expected = "policy: expected one of hold, refresh, off, or nothing, got 'keep'"
+    wait_for(lambda: expected in process.log, "log", timeout_s=5)
+    assert robot.send_goal("the red square", policy="refresh").accepted
+
+
 @pytest.mark.parametrize("timeout_s", [1e-12, 1e9])
 def test_the_shortest_and_the_longest_timeout(robot, timeout_s):
     goal = robot.send_goal("the red square", timeout_s)

@@ -10,6 +10,7 @@ uses neither ROS nor threads.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from typing import Any
 import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import POLICIES, DecafConfig
 from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
@@ -123,8 +124,8 @@ class OnlineSegmenter:
     def ask(self, query: Query) -> None:
         """Starts a new query and ends the current one. Grounds it at once if there are enough key frames, else later.
 
-        An empty text only ends the current query. A text over `node.max_query_chars` is answered with FAILED and
-        changes nothing. Raises ValueError for the id of the current query.
+        An empty text only ends the current query. A text over `node.max_query_chars` or an unknown policy is answered
+        with FAILED and changes nothing. Raises ValueError for the id of the current query.
         """
         if query.id == (self.query and self.query.id):
             raise ValueError(f"query id: expected a new one, got {query.id!r}, the current query's")
@@ -133,6 +134,10 @@ class OnlineSegmenter:
             self._emit_event(
                 query, QueryState.FAILED, f"query: expected at most {max_chars} characters, got {len(text)}"
             )
+            return
+        if query.policy not in ("", *POLICIES):
+            expected = f"expected one of {', '.join(POLICIES)}, or nothing"
+            self._emit_event(query, QueryState.FAILED, f"policy: {expected}, got {query.policy!r}")
             return
         if not text:
             self._end_current(QueryState.CANCELLED, "cleared by an empty query")
@@ -362,4 +367,8 @@ class OnlineSegmenter:
 
     @property
     def _config(self) -> DecafConfig:
-        return self._decaf.config
+        """The configuration, with the policy of the current query."""
+        config, policy = self._decaf.config, self.query.policy if self.query else ""
+        if policy in ("", config.regrounding.policy):
+            return config
+        return dataclasses.replace(config, regrounding=dataclasses.replace(config.regrounding, policy=policy))
