@@ -30,7 +30,8 @@ def long_expressions(clip: TabletopClip) -> list[Expression]:
     # Must differ from the other keys of a seed (`expressions_of`, `sample_long_scene`).
     rng = np.random.default_rng([clip.seed, 0, 0, 0, 2])
     by_meaning: dict[tuple[str, tuple[int, ...]], list[Expression]] = {}
-    for last in range(round(FIRST_S / FRAME_PERIOD_S), round(LAST_S / FRAME_PERIOD_S) + 1, _EVERY):
+    end = min(round(LAST_S / FRAME_PERIOD_S) + 1, len(clip) - 1)
+    for last in range(round(FIRST_S / FRAME_PERIOD_S), end, _EVERY):
         for expression in _asked_at(clip, last, rng):
             by_meaning.setdefault((expression.kind, expression.targets), []).append(expression)
     by_kind: dict[str, list[Expression]] = {}
