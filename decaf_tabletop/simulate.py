@@ -25,6 +25,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--seed", type=int, default=0, help="seed of the first clip, >= 0; each further clip uses the next seed")
     add("--clips", type=int, default=1, help="number of clips")
     add("--out", type=Path, required=True, help="folder for the clips, named clip_SEED[_crossing or _Ss]")
+    add("--name", help="another name for the one clip")
     add("--format", choices=FORMATS, default="bag", help="mcap bags, or .npz files for training")
     add("--depth", action="store_true", help="bags: add depth images")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
@@ -49,6 +50,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seed: expected a number >= 0, got {arguments.seed}")
     if arguments.clips < 1:
         raise ValueError(f"--clips: expected a number >= 1, got {arguments.clips}")
+    if arguments.name is not None and (arguments.clips > 1 or Path(arguments.name).name != arguments.name):
+        raise ValueError(f"--name: expected the name of one clip, got {arguments.name!r} for {arguments.clips}")
     for name in ("depth", "compressed"):
         if arguments.format == "npz" and getattr(arguments, name):
             raise ValueError(f"--{name}: only bags have it, got --format npz")
@@ -73,7 +76,8 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seed, arguments.seed + arguments.clips):
         file = clip_path(arguments.out, seed, arguments.crossing, arguments.seconds)
-        file = arguments.out / "story.npz" if arguments.story else file
+        if arguments.story or arguments.name:
+            file = arguments.out / f"{arguments.name or 'story'}.npz"
         path = file if arguments.format == "npz" else file.with_suffix("")
         if path.exists():
             raise FileExistsError(f"{path}: exists already")

@@ -2,7 +2,9 @@
 
 import argparse
 from collections import Counter
+from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -22,6 +24,8 @@ from decaf_tabletop.world.simulator import make_long_clip
 
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 
+BAG = Path(__file__).parents[1] / "decaf_tabletop" / "demo" / "bags" / "long"
+MUJOCO_4 = find_spec("mujoco") is not None and int(version("mujoco").split(".")[0]) >= 4
 SECONDS, FRAMES = 60.0, 600
 SEEDS = (1_000_000, 1_000_006)
 PLANNED = range(12)
@@ -245,6 +249,28 @@ def test_bad_lengths_are_rejected(words, error):
     args = arguments("--out", "x", *words)
     with pytest.raises(ValueError, match=error):
         args.configure(args)
+
+
+def test_one_clip_may_have_a_name(tmp_path):
+    args = arguments("--out", str(tmp_path), "--name", "mine", "--format", "npz")
+    args.configure(args)
+    args.run(args, None)
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.npz"]
+    for words in (("--name", "a/b"), ("--name", "a", "--clips", "2")):
+        args = arguments("--out", str(tmp_path), *words)
+        with pytest.raises(ValueError, match="--name: expected the name of one clip"):
+            args.configure(args)
+
+
+@pytest.mark.skipif(not MUJOCO_4, reason="needs mujoco 4")
+def test_the_sample_bag_matches_a_new_rendering():
+    """Up to edge pixels, which machines may render differently."""
+    truth = read_ground_truth(BAG)
+    clip = make_long_clip(truth.seed, SECONDS)
+    assert truth.objects == clip.objects and list(truth.labels) == clip.stamps_ns.tolist()
+    assert (np.stack(list(truth.labels.values())) != clip.labels).mean() < 0.001
+    assert list(truth.expressions) == long_expressions(clip)
+    assert sum(file.stat().st_size for file in BAG.iterdir()) < 4e6
 
 
 def test_a_report_on_long_clips_has_its_own_seeds():
