@@ -180,7 +180,7 @@ def test_the_camera_moves_and_comes_back(scenes):
 
 
 def test_the_same_seed_gives_the_same_clip():
-    first, second, other = (make_long_clip(seed, 30.0) for seed in (7, 7, 8))
+    first, second, other = (make_long_clip(seed, 30.0) for seed in (3, 3, 9))
     for name in ("images", "labels", "poses", "camera_poses", "stamps_ns"):
         np.testing.assert_array_equal(getattr(first, name), getattr(second, name), err_msg=name)
     assert long_expressions(first) == long_expressions(second)
@@ -226,13 +226,13 @@ def arguments(*words: str) -> argparse.Namespace:
 
 def test_the_command_writes_long_clips(tmp_path):
     for words in (("--format", "npz"), ("--compressed",)):
-        args = arguments("--seed", "1000000", "--seconds", "30", "--out", str(tmp_path), *words)
+        args = arguments("--seed", "1000005", "--seconds", "30", "--out", str(tmp_path), *words)
         args.configure(args)
         args.run(args, None)
-    truth = read_ground_truth(tmp_path / "clip_01000000_30s")
+    truth = read_ground_truth(tmp_path / "clip_01000005_30s")
     assert len(truth.labels) == 300 and all(one.asked_s is not None for one in truth.expressions)
     stored = stored_clips(tmp_path, None, calibration=False).clip(0)
-    assert stored.name == "01000000_30s" and len(stored.frames) == 300
+    assert stored.name == "01000005_30s" and len(stored.frames) == 300
     assert [(one.text, one.targets, one.asked_s) for one in stored.expressions] == [
         (one.text, one.targets, one.asked_s) for one in truth.expressions
     ]
