@@ -31,7 +31,7 @@ def known() -> Appearance:
     appearance = Appearance()
     for number in range(10):
         assert not appearance.contradicts(frame(number), _mask(40), LOOK, CONFIG)
-        appearance.accept(frame(number), _mask(40), LOOK)
+        appearance.accept(frame(number), _mask(40), LOOK, CONFIG)
     return appearance
 
 
@@ -49,11 +49,12 @@ def test_a_mask_that_looks_different_contradicts(known):
 
 
 def test_usual_similarity_is_the_targets_own():
-    """A target whose looks vary is given the same margin below what is usual for it."""
+    """It follows a target whose looks change slowly."""
     varying = Appearance()
     for number in range(60):
-        varying.accept(frame(number), _mask(40), LOOK if number % 5 == 0 else np.array([0.8, 0, 0.6], np.float32))
-    assert not varying.looks_different(np.array([0.75, 0, 0.66], np.float32), CONFIG)
+        look = np.array([np.cos(number / 200), 0, np.sin(number / 200)], np.float32)  # turns slowly
+        varying.accept(frame(number), _mask(40), look, CONFIG)
+    assert not varying.looks_different(np.array([0.95, 0, 0.31], np.float32), CONFIG)
     assert varying.looks_different(np.array([0.5, 0.87, 0], np.float32), CONFIG)
 
 
@@ -72,16 +73,27 @@ def test_jumps_and_growth_contradict_for_a_moment(known, mask, number, contradic
     assert known.contradicts(frame(number), mask, LOOK, CONFIG) == contradicts
 
 
-def test_slivers_teach_nothing(known):
+@pytest.mark.parametrize("similarity, whole, sliver", [(0.99, False, False), (0.95, False, True), (0.85, True, True)])
+def test_a_sliver_has_to_look_like_the_target_clearly(known, similarity, whole, sliver):
+    look = np.array([similarity, np.sqrt(1 - similarity**2), 0], np.float32)
+    assert known.contradicts(frame(10), _mask(40), look, CONFIG) == whole
+    assert known.contradicts(frame(10), _mask(40, 4), look, CONFIG) == sliver
+
+
+def test_doubtful_masks_and_slivers_teach_nothing(known):
+    doubtful = np.array([0.95, 0.31, 0], np.float32)
     for number in range(10, 40):
-        known.accept(frame(number), _mask(40, 2), OTHER)
+        known.accept(frame(number), _mask(40), doubtful, CONFIG)
+    assert known.similarity(doubtful) == pytest.approx(0.95, abs=0.01)
+    for number in range(10, 40):
+        known.accept(frame(number), _mask(40, 2), OTHER, CONFIG)
     assert known.contradicts(frame(40), _mask(40), OTHER, CONFIG)
     assert not known.contradicts(frame(40), _mask(40, 14, 12), LOOK, CONFIG), "the typical area is still the whole"
 
 
 def test_memory_is_bounded(known):
     for number in range(10, 400):
-        known.accept(frame(number), _mask(40), LOOK)
+        known.accept(frame(number), _mask(40), LOOK, CONFIG)
     assert len(known._samples) == 12
 
 

@@ -345,3 +345,51 @@ def test_duplicates_stay_if_regrounding_is_disabled():
     for number in range(1, 9):
         result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
     assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]
+
+
+LOOK, SIMILAR = np.array([1, 0], np.float32), np.array([0.995, 0.1], np.float32)
+OTHER = np.array([0.6, 0.8], np.float32)
+
+
+def _known_and_missing(config: DecafConfig) -> Targets:
+    """Target 1, seen on ten frames as LOOK and lost after twenty."""
+    targets = Targets()
+    targets.merge([_candidate(0, 0)], QUERY, "mug", NOW, config)
+    for number in range(1, 11):
+        _follow(targets, number, {0: TrackStep(_mask(0), 3.0, LOOK)}, config)
+    for number in range(11, 21):
+        result = _follow(targets, number, {0: HIDDEN}, config)
+    assert _states(result) == [] and targets.tracker_keys == {0}
+    return targets
+
+
+def test_the_tracker_finds_a_missing_target_again():
+    config = settings(tracking__lost_after_s=0.5)
+    targets = _known_and_missing(config)
+    for step in (TrackStep(_mask(20), 3.0, OTHER), HIDDEN, TrackStep(_mask(20), 3.0)):  # no evidence is not enough
+        assert _states(_follow(targets, 21, {0: step}, config)) == []
+    again = TrackStep(_mask(20), 3.0, SIMILAR)
+    assert _states(_follow(targets, 22, {0: again}, config)) == [(1, "TENTATIVE")]
+    result = _follow(targets, 23, {0: again}, config)
+    assert _states(result) == [(1, "TRACKED")] and result.targets[0].area_px == 64
+    assert not targets.need_search(frame(23), 0.5)
+
+
+@pytest.mark.parametrize("look, ids", [(SIMILAR, [1]), (OTHER, []), (None, [])])
+def test_without_a_shared_frame_a_candidate_has_to_look_like_the_missing_target(look, ids):
+    config = settings(tracking__lost_after_s=0.5)
+    targets = _known_and_missing(config)
+    newest = frame(21)
+    found = Candidate(5, _candidate(5, 20).tracklet, (newest,))
+    found.look = look
+    targets.merge([found], QUERY, "", newest, config, may_join=False)
+    assert [target.id for target in targets.living] == ids
+
+
+def test_keys_of_hidden_and_rejected_targets_are_returned():
+    config = settings(tracking__appearance_margin=0.1)
+    targets = Targets()
+    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, config)
+    seen = {0: TrackStep(_mask(0), 3.0, LOOK), 1: TrackStep(_mask(20), 3.0, LOOK)}
+    assert targets.update(frame(1), seen, config) == []
+    assert targets.update(frame(2), {0: HIDDEN, 1: TrackStep(_mask(20), 3.0, OTHER)}, config) == [0, 1]

@@ -43,25 +43,37 @@ class Appearance:
         similarity = self.similarity(look)
         return similarity is not None and similarity < self._usual_similarity - config.appearance_margin
 
+    def looks_alike(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Whether a descriptor is as similar as the target's own masks usually are, up to a quarter of the margin."""
+        similarity = self.similarity(look)
+        return similarity is not None and similarity >= self._usual_similarity - config.appearance_margin / 4
+
     def contradicts(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
         """Whether a non-empty (H, W) bool mask on the next frame cannot be this target: it looks different, is too
-        large, or is too far from where the target was a moment ago."""
+        large, or is too far from where the target was a moment ago. A sliver has to look like it clearly: SAM 2 tends
+        to slide to what hides the target."""
         if not self._samples and not self._typical_area:
             return False
-        if self.looks_different(look, config):
-            return True
         area = np.count_nonzero(mask)
+        is_sliver = area < _LEARN_AREA * self._typical_area
+        if self.looks_different(look, config) or (is_sliver and self._is_doubtful(look, config)):
+            return True
         if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
             return False
         moved = float(np.linalg.norm(_centre(mask) - self._centre_xy))
         return bool(area > _MAX_AREA * self._typical_area or moved > _MAX_STEP * self._typical_area**0.5)
 
-    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None) -> None:
-        """Takes in a confirmed mask."""
+    def _is_doubtful(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        return self.similarity(look) is not None and not self.looks_alike(look, config)
+
+    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> None:
+        """Takes in a confirmed mask. Learns from it only if it is no sliver and clearly looks like the target, so that
+        doubtful masks cannot shift the memory to another object."""
         area = float(np.count_nonzero(mask))
         self._centre_xy, self._seen_ns = _centre(mask), frame.stamp_ns
         similarity = self.similarity(look)
-        if area >= _LEARN_AREA * self._typical_area:
+        is_clear = similarity is None or self.looks_alike(look, config)
+        if is_clear and area >= _LEARN_AREA * self._typical_area:
             self._typical_area += (_NEWEST if self._typical_area else 1.0) * (area - self._typical_area)
             if similarity is not None:
                 self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)

@@ -309,7 +309,7 @@ class OnlineSegmenter:
     def _follow(self, frame: Frame, is_keyframe: bool) -> None:
         """Tracks the targets on `frame` and emits its FrameResult. If the tracker raises, all targets are lost."""
         had_targets, out_of_memory = bool(self._targets.living), False
-        if had_targets:
+        if self._tracker.ids:
             try:
                 rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
                 self._tracker.reject(rejected)
@@ -333,7 +333,7 @@ class OnlineSegmenter:
         self._tracker = StreamingTracker(self._decaf.sam2)
 
     def _forget_untracked(self, tracker: StreamingTracker) -> None:
-        keys = {target.key for target in self._targets.living}
+        keys = self._targets.tracker_keys
         tracker.remove([key for key in tracker.ids if key not in keys])
 
     # Outputs

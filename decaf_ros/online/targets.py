@@ -20,8 +20,8 @@ _LABELS = range(1, 256)
 class Targets:
     """All targets of the current query.
 
-    A lost target keeps its label until its loss is published. Then it is missing: it is searched for, and keeps its id
-    if it is found.
+    A lost target keeps its label until its loss is published. Then it is missing: the tracker and later groundings
+    still look for it, and it keeps its id when it is found.
 
     ids: supply of ids for new targets. By default counts from 1 over all queries.
     """
@@ -39,14 +39,20 @@ class Targets:
     def update(
         self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
     ) -> list[int]:
-        """Applies the tracker's results (by key) on the next frame. Returns the keys whose masks were rejected.
+        """Applies the tracker's results (by key) on the next frame.
 
-        If two targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
+        Returns the keys of the targets that were not accepted on it: hidden, or with a mask that cannot be theirs. If
+        two targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
         """
+        for target in self.living:
+            target.update(frame, steps[target.key], config.tracking, is_keyframe)
+        for target in [target for target in self._missing if target.key in steps]:
+            if target.reappears(frame, steps[target.key], config.tracking):
+                self._return_to_view(target)
         rejected = [
             target.key
-            for target in self.living
-            if not target.update(frame, steps[target.key], config.tracking, is_keyframe)
+            for target in (*self.living, *self._missing)
+            if target.key in steps and target.seen_frame is not frame
         ]
         if config.regrounding.policy != "off":
             visible = [target for target in self.living if target.seen_frame is frame]
@@ -72,6 +78,11 @@ class Targets:
     def need_search(self, frame: Frame, search_after_s: float) -> bool:
         """Whether a target is missing, or hidden for at least `search_after_s` at `frame`."""
         return bool(self._missing) or any(target.hidden_s(frame) >= search_after_s for target in self.living)
+
+    @property
+    def tracker_keys(self) -> set[int]:
+        """Keys of the objects that the tracker has to follow: living and missing targets."""
+        return {target.key for target in (*self._targets, *self._missing) if not target.is_duplicate}
 
     @property
     def last_key_frames(self) -> list[Frame]:
@@ -133,8 +144,13 @@ class Targets:
                 self._duplicates.mark_distinct(first_id, second_id)
 
     def _revive(self, target: LivingTarget, candidate: Candidate, newest: Frame) -> None:
+        self._return_to_view(target)
+        target.revive(candidate, newest)
+
+    def _return_to_view(self, target: LivingTarget) -> None:
+        """A missing target lives again, under its old label if that is free."""
         labels = self._free_labels()
-        target.revive(candidate, target.label if target.label in labels else labels[0], newest)
+        target.label = target.label if target.label in labels else labels[0]
         self._missing.remove(target)
         self._targets.append(target)
 
@@ -157,15 +173,17 @@ class Targets:
 def _overlaps(
     living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]], config: TrackingConfig
 ) -> np.ndarray:
-    """(targets, groups) float64 mask IoU, the maximum over a group; 0 without a frame for the comparison, and if the
-    group's best candidate does not look like the target."""
+    """(targets, groups) float64 mask IoU, the maximum over a group; 0 if its best candidate looks different from the
+    target. Without a frame for the comparison: the similarity of a candidate that clearly looks like the target."""
     overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
         for column, group in enumerate(groups):
             if target.appearance.looks_different(group[0].look, config):
                 continue
-            mask_pairs = (_comparable_masks(target, candidate) for candidate in group)
-            overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs if masks), default=0.0)
+            mask_pairs = [masks for masks in (_comparable_masks(target, candidate) for candidate in group) if masks]
+            overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs), default=0.0)
+            if not mask_pairs and target.appearance.looks_alike(group[0].look, config):
+                overlaps[row, column] = target.appearance.similarity(group[0].look) or 0.0
     return overlaps
 
 

@@ -112,7 +112,7 @@ class LivingTarget:
         seen = is_seen(step, config)
         rejected = seen and self.appearance.contradicts(frame, step.mask, step.look, config)
         if seen and not rejected:
-            self.appearance.accept(frame, step.mask, step.look)
+            self.appearance.accept(frame, step.mask, step.look, config)
             self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
                 self.key_mask, self.key_frame = step.mask, frame
@@ -130,10 +130,22 @@ class LivingTarget:
         self.key, self.scores, self.source_stamp_ns = origin(candidate)
         self.misses = 0
 
-    def revive(self, candidate: Candidate, label: int, newest: Frame) -> None:
-        """A lost target was found again: keeps id and category, and has to be confirmed anew."""
+    def reappears(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> bool:
+        """Whether the tracker sees a missing target again, on a mask that clearly looks like it.
+
+        It then lives again and has to be confirmed anew.
+        """
+        if not is_seen(step, config) or not self.appearance.looks_alike(step.look, config):
+            return False
+        self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
+        self.appearance.accept(frame, step.mask, step.look, config)
+        self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+        return True
+
+    def revive(self, candidate: Candidate, newest: Frame) -> None:
+        """A grounding found a lost target again: it keeps id and category, and has to be confirmed anew."""
         self.renew(candidate)
-        self.label, self.state, self.seen_count = label, TargetState.TENTATIVE, 0
+        self.state, self.seen_count = TargetState.TENTATIVE, 0
         self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
         self._set_key_frame(candidate)
 
