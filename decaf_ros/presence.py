@@ -19,24 +19,20 @@ The score is their mean weighted by WEIGHTS. `decaf eval --calibrate` fits the w
 prints them with a matching threshold.
 
 The decoded category is not part of the score: a category such as "none" means that the target is absent
-(`names_nothing`), but any other category is no evidence that it is present. Only mode `paper` decodes it.
+(`decaf_ros.grounding.denial`), but any other category is no evidence that it is present. Only mode `paper` decodes it.
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from decaf_ros.grounding.denial import names_nothing
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, difference, resize_maps
 from decaf_ros.types import AttentionMaps, BranchMaps, Presence, Tracklet
 
-# Matches answers that mean "no such object"; must not match objects such as "no parking sign" or "No. 7 ball".
-_NOTHING = re.compile(
-    r"(none|nothing|nobody)\b|(no|not)([,;:].*)?$|no (such|object|target)\b|not (in|visible|present|there|found)\b|n/a$"
-)
 CONTRAST_HALF = 10.0
 SEPARATION_HALF = 0.05
 # Fitted by `decaf eval --calibrate --clips 64` on the simulated tabletop with the demo's checkpoints. Their training
@@ -75,11 +71,6 @@ def measure_presence(maps: AttentionMaps, tracklets: Sequence[Tracklet]) -> Pres
     parts = (contrast, separation, consistency, agreement, iou, object_presence)
     score = weighted_score(dict(zip(WEIGHTS, parts)), WEIGHTS)
     return Presence(score, *(part or 0.0 for part in parts))
-
-
-def names_nothing(category: str) -> bool:
-    """Whether a decoded category means "no such object". False for an empty one."""
-    return _NOTHING.match(category.casefold().strip(" .!\"'")) is not None
 
 
 def absence_reason(presence: Presence, category: str, threshold: float) -> str:
