@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.engine import View
-from decaf_ros.grounding.grounder import resolve_start_layer
+from decaf_ros.grounding.grounder import resolve_start_layer, video_view
 from decaf_ros.grounding.mllm import Mllm, decode, forward
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.segmentation.memory import ObjectMemory
@@ -74,7 +74,7 @@ def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfi
     """Sec. 3.2 and 3.3: as `Grounder.ground`, with both branches and contrast."""
     options, decodes = config.grounding, config.grounding.mode == "paper"
     start_layer = resolve_start_layer(options.start_layer, mllm.layers)
-    video = View(mllm.layout("video", len(window), window.size_hw), window.frames)
+    video = video_view(mllm, window)
     layout = mllm.layout("frames", 1, window.size_hw)
     views = [video, *(View(layout, (frame,)) for frame in window.frames)]
 

@@ -70,6 +70,7 @@ class _Checked:
 
 
 PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
+POLICIES = ("hold", "refresh", "off")
 
 
 @dataclass(frozen=True)
@@ -283,6 +284,9 @@ class TrackingConfig(_Checked):
     object_score: float = _option(
         0.0, "a target is visible if SAM 2's object-presence logit is higher", 0.0, 20.0, live=True
     )
+    appearance_margin: float = _option(
+        0.08, "a mask less similar to its target than usual by this is rejected: occluded; 2: off", 0.0, 2.0, live=True
+    )
     max_targets: int = _option(16, "max targets at once; the best are kept", 1, 255)
 
 
@@ -290,13 +294,25 @@ class TrackingConfig(_Checked):
 class RegroundingConfig(_Checked):
     """Grounding the same query again as the window moves on."""
 
-    enabled: bool = _option(True, "ground the query again while tracking, and drop duplicates of a target", live=True)
-    stride: int = _option(8, "key frames between two groundings of a query", 1, 10000, live=True)
+    policy: str = _option(
+        "hold",
+        "hold: keep the answer and ground again only to find hidden or lost targets; refresh: also ground every "
+        "stride, so new objects may join; off: never ground again",
+        choices=POLICIES,
+        live=True,
+    )
+    search_after_s: float = _option(
+        1.0, "seconds without being visible after which a target is searched for", 0.0, 3600.0, live=True
+    )
+    stride: int = _option(8, "min key frames between two groundings of a query", 1, 10000, live=True)
+    anchors: int = _option(
+        4, "key frames of the first answer that later groundings see besides the newest ones; 0: none", 0, 64, live=True
+    )
     match_iou: float = _option(
         0.5, "min mask IoU for a new tracklet to continue an existing target", 0.0, 1.0, live=True
     )
     max_misses: int = _option(
-        2, "consecutive groundings without a match after which a target is lost", 1, 1000, live=True
+        2, "consecutive groundings without a match after which a hidden target is lost", 1, 1000, live=True
     )
 
 

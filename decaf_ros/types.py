@@ -255,11 +255,13 @@ class Segmentation:
 
 @dataclass(frozen=True)
 class Query:
-    """A user's query. id: unique within one stream. stamp_ns: time of asking (0: unknown)."""
+    """A user's query. id: unique within one stream. stamp_ns: time of asking (0: unknown). policy: replaces
+    `regrounding.policy` for this query, unless it is empty."""
 
     id: str
     text: str
     stamp_ns: int = 0
+    policy: str = ""
 
 
 class Keypoint(NamedTuple):

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, Referral, masks_from_labels
 from decaf_ros.evaluation.datasets.registry import Selection
-from decaf_tabletop.world.clip import KINDS, TabletopClip
+from decaf_tabletop.world.clip import FRAMES, KINDS, LEAST_S, MOST_S, TabletopClip
 from decaf_tabletop.world.expressions import expressions_of
+from decaf_tabletop.world.long_expressions import long_expressions
 from decaf_tabletop.world.store import clip_path, read_clip
 
 NAME = "tabletop"
@@ -32,12 +33,15 @@ class Tabletop:
     default_config = "package://decaf_tabletop/config/tabletop.yaml"
 
     def select(self, selection: Selection) -> Dataset:
-        """See `DatasetSource.select`. A report adds one crossing, for tracking only, per four scored clips."""
+        """See `DatasetSource.select`. A report adds one crossing, for tracking only, per four scored clips; a report on
+        long clips does not."""
         if selection.folder is not None:
             return stored_clips(selection.folder, selection.count, selection.calibration)
         count = DEFAULT_CLIPS if selection.count is None else selection.count
         if selection.calibration:
             return calibration_clips(count)
+        if selection.seconds is not None:
+            return long_report_clips(selection.seed, count, selection.seconds)
         return report_clips(selection.seed, count, crossings=math.ceil(count / 4))
 
 
@@ -46,22 +50,30 @@ SOURCE = Tabletop()
 
 @dataclass(frozen=True)
 class SimulatedTabletop:
-    """`scored` clips, then `tracking_only` crossings (one object occludes another). Needs MuJoCo and a renderer."""
+    """`scored` clips, then `tracking_only` crossings (one object occludes another). Needs MuJoCo and a renderer.
+
+    seconds: length of long clips; None means ordinary clips.
+    """
 
     first_seed: int
     scored: int
     tracking_only: int = 0
     name: str = NAME
+    seconds: float | None = None
 
     @property
     def settings(self) -> Mapping[str, object]:
         """Includes the MuJoCo version, because clips of a seed differ between versions."""
-        return {"stored": False, "mujoco": version("mujoco")}
+        length = {} if self.seconds is None else {"seconds": self.seconds}
+        return {"stored": False, "mujoco": version("mujoco"), **length}
 
     def clip(self, index: int) -> EvaluationClip:
         """See `Dataset.clip`."""
-        from decaf_tabletop.world.simulator import make_clip
+        from decaf_tabletop.world.simulator import make_clip, make_long_clip
 
+        if self.seconds is not None:
+            seed = self.first_seed + index
+            return evaluation_clip(make_long_clip(seed, self.seconds), clip_path(Path(), seed, seconds=self.seconds))
         crossing = index >= self.scored
         seed = self.first_seed + (MOST_CLIPS + index - self.scored if crossing else index)
         return evaluation_clip(make_clip(seed, crossing=crossing), clip_path(Path(), seed, crossing))
@@ -79,6 +91,16 @@ def report_clips(seed: int, count: int, crossings: int) -> SimulatedTabletop:
     place = seed - EARLIER_REPORTS
     first = LATER_REPORT_SEEDS + SEEDS_PER_REPORT * place if place >= 0 else REPORT_SEEDS + SEEDS_PER_REPORT * seed
     return SimulatedTabletop(first, count, crossings)
+
+
+def long_report_clips(seed: int, count: int, seconds: float) -> SimulatedTabletop:
+    """The long clips of report number `seed`, with the seeds of its scored clips.
+
+    Raises ValueError as `report_clips`, or for a length outside LEAST_S..MOST_S.
+    """
+    if not LEAST_S <= seconds <= MOST_S:
+        raise ValueError(f"--seconds: expected {LEAST_S:g} to {MOST_S:g}, got {seconds:g}")
+    return replace(report_clips(seed, count, crossings=0), seconds=seconds)
 
 
 def calibration_clips(count: int) -> SimulatedTabletop:
@@ -140,10 +162,10 @@ def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTa
 
 
 def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
-    """The clip with its expressions. Its name, SEED or SEED_crossing, is the stem of `file` without "clip_"."""
+    """The clip with its expressions. Its name, such as SEED or SEED_crossing, is the stem of `file` without "clip_"."""
     name = file.stem.removeprefix("clip_")
     expressions = tuple(
-        Referral(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS)
-        for one in expressions_of(clip)
+        Referral(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS, one.asked_s)
+        for one in (long_expressions(clip) if len(clip) > FRAMES else expressions_of(clip))
     )
     return EvaluationClip(name, clip.frames(), masks_from_labels(clip.labels, len(clip.objects)), expressions)

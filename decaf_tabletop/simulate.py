@@ -6,6 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from decaf_tabletop.world.clip import LEAST_S, MOST_S
+
 FORMATS = ("bag", "npz")
 
 
@@ -22,10 +24,18 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add = parser.add_argument
     add("--seed", type=int, default=0, help="seed of the first clip, >= 0; each further clip uses the next seed")
     add("--clips", type=int, default=1, help="number of clips")
-    add("--out", type=Path, required=True, help="folder for the clips, named clip_SEED[_crossing]")
+    add("--out", type=Path, required=True, help="folder for the clips, named clip_SEED[_crossing or _Ss]")
+    add("--name", help="another name for the one clip")
     add("--format", choices=FORMATS, default="bag", help="mcap bags, or .npz files for training")
     add("--depth", action="store_true", help="bags: add depth images")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
+    add(
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="long clips instead, 30 s or more: objects move, leave, are hidden and come back, and the camera looks "
+        "away; the expressions tell when they may be asked",
+    )
     add("--crossing", action="store_true", help="in each clip one object passes in front of another and occludes it")
     add(
         "--story",
@@ -40,9 +50,15 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--seed: expected a number >= 0, got {arguments.seed}")
     if arguments.clips < 1:
         raise ValueError(f"--clips: expected a number >= 1, got {arguments.clips}")
+    if arguments.name is not None and (arguments.clips > 1 or Path(arguments.name).name != arguments.name):
+        raise ValueError(f"--name: expected the name of one clip, got {arguments.name!r} for {arguments.clips}")
     for name in ("depth", "compressed"):
         if arguments.format == "npz" and getattr(arguments, name):
             raise ValueError(f"--{name}: only bags have it, got --format npz")
+    if arguments.seconds is not None and not LEAST_S <= arguments.seconds <= MOST_S:
+        raise ValueError(f"--seconds: expected {LEAST_S:g} to {MOST_S:g}, got {arguments.seconds:g}")
+    if arguments.seconds is not None and (arguments.crossing or arguments.story):
+        raise ValueError("--seconds: long clips are neither --crossing nor --story")
     if arguments.story and (arguments.seed, arguments.clips, arguments.crossing) != (0, 1, False):
         raise ValueError("--story: it is one clip and has no seed, got --seed, --clips or --crossing")
 
@@ -52,18 +68,24 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
     # Imported here to keep `decaf --help` fast.
     from decaf_tabletop.world.bag import write_tabletop_bag
     from decaf_tabletop.world.expressions import expressions_of
-    from decaf_tabletop.world.simulator import make_clip, play_scene
+    from decaf_tabletop.world.long_expressions import long_expressions
+    from decaf_tabletop.world.simulator import make_clip, make_long_clip, play_scene
     from decaf_tabletop.world.store import clip_path, write_clip
     from decaf_tabletop.world.story import QUESTIONS, story
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seed, arguments.seed + arguments.clips):
-        file = arguments.out / "story.npz" if arguments.story else clip_path(arguments.out, seed, arguments.crossing)
+        file = clip_path(arguments.out, seed, arguments.crossing, arguments.seconds)
+        if arguments.story or arguments.name:
+            file = arguments.out / f"{arguments.name or 'story'}.npz"
         path = file if arguments.format == "npz" else file.with_suffix("")
         if path.exists():
             raise FileExistsError(f"{path}: exists already")
         if arguments.story:
             clip, expressions = play_scene(story(), arguments.depth), list(QUESTIONS)
+        elif arguments.seconds is not None:
+            clip = make_long_clip(seed, arguments.seconds, arguments.depth)
+            expressions = long_expressions(clip)
         else:
             clip = make_clip(seed, depth=arguments.depth, crossing=arguments.crossing)
             expressions = expressions_of(clip)

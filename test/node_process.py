@@ -233,12 +233,11 @@ class Robot:
         result = self._call(self._set_parameters, request).results[0]
         return result.successful, result.reason
 
-    def send_goal(self, query: str, timeout_s: float = 0.0) -> SentGoal:
+    def send_goal(self, query: str, timeout_s: float = 0.0, policy: str = "") -> SentGoal:
         assert self._action.wait_for_server(TIMEOUT_S)
         feedback: list = []
-        future = self._action.send_goal_async(
-            Segment.Goal(query=query, timeout_s=timeout_s), feedback_callback=lambda one: feedback.append(one.feedback)
-        )
+        goal = Segment.Goal(query=query, timeout_s=timeout_s, policy=policy)
+        future = self._action.send_goal_async(goal, feedback_callback=lambda one: feedback.append(one.feedback))
         wait_for(future.done, "answer to a goal")
         return SentGoal(future.result(), feedback)
 

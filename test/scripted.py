@@ -66,6 +66,9 @@ class WorldTracker:
         masks = {key: self._world.mask(name, where) for key, name in self._names.items()}
         return {key: TrackStep(mask, 5.0 if mask.any() else -5.0) for key, mask in masks.items()}
 
+    def reject(self, ids: Sequence[int]) -> None:
+        """Stands in for the tracker's memory, which there is none of."""
+
     def remove(self, ids: Sequence[int]) -> None:
         for key in ids:
             del self._names[key]

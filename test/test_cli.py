@@ -249,7 +249,7 @@ def test_failures_are_one_line_and_exit_code_1(arguments, message, video, bag, t
         (["segment", "clip.mp4", "--query", "x", "--set", "window.length=3"], "unknown option window.length"),
         (["segment", "clip.mp4", "--query", "x", "--set", "window.size=big"], "expected int, got 'big'"),
         (["segment", "clip.mp4", "--query", "x", "--set", "presence.threshold=2"], "in [0.0, 1.0], got 2.0"),
-        (["segment", "clip.mp4", "--query", "x", "--set", "regrounding.enabled=1"], "expected bool, got '1'"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "grounding.contrast=1"], "expected bool, got '1'"),
         (["segment", "clip.mp4", "--query", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )

@@ -48,7 +48,7 @@ def models(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
                 "segmentation.max_points": 2,
                 "segmentation.fallback": "best",
                 "presence.threshold": 0.0,
-                "regrounding.enabled": False,
+                "regrounding.policy": "off",
                 "node.max_query_chars": 50,
             },
         )

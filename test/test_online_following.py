@@ -11,7 +11,7 @@ from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settin
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.types import Frame, FrameResult, Query, QueryState
+from decaf_ros.types import Frame, FrameResult, Query, QueryEvent, QueryState
 
 # Object a moves to the right, b stands still, c moves down.
 THREE = World(
@@ -28,7 +28,7 @@ def world_tracker(monkeypatch):
 
 def _tracking(*script, world=THREE, between_stages=lambda: None, **changes) -> Recorder:
     """A query answered on frame 15 and grounded again every second (10 frames), unless `changes` override that."""
-    config = settings(**{"regrounding__stride": 2} | changes)
+    config = settings(**{"regrounding__stride": 2, "regrounding__policy": "refresh"} | changes)
     run = Recorder(ScriptedDecaf(world, config, script), between_stages)
     run.watch(range(16))
     run.ask("q1")
@@ -49,10 +49,12 @@ def test_regrounding_every_stride(world_tracker):
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
 
 
-def test_no_regrounding_if_disabled(world_tracker):
-    run = _tracking(["a"], regrounding__enabled=False)
+@pytest.mark.parametrize("policy", ["hold", "off"])
+def test_no_regrounding_while_the_target_is_visible(world_tracker, policy):
+    run = _tracking(["a"], ["b"], regrounding__policy=policy)
     run.watch(range(16, 60))
     assert len(run.decaf.windows) == 1 and run.states() == {1: "TRACKED"}
+    np.testing.assert_array_equal(run.results[-1].targets[0].mask, THREE.mask("a", frame(59)))
 
 
 def test_ids_do_not_depend_on_the_order_of_tracklets(world_tracker):
@@ -63,20 +65,61 @@ def test_ids_do_not_depend_on_the_order_of_tracklets(world_tracker):
             assert (target.id, target.label) == ("abc".index(name) + 1,) * 2
             np.testing.assert_array_equal(target.mask, THREE.mask(name, result.frame))
     assert run.states() == {1: "TRACKED", 2: "TRACKED", 3: "TRACKED"}
-    assert _keys(run) == {1: 6, 2: 5, 3: 4}  # all three have the memory of the third grounding
-    assert run.results[-1].targets[0].source_stamp_ns == frame(35).stamp_ns
+    assert _keys(run) == {1: 0, 2: 1, 3: 4}  # what is visible keeps its memory
+    assert run.results[-1].targets[0].source_stamp_ns == frame(15).stamp_ns
 
 
-def test_a_target_not_found_again_is_lost_once_and_its_id_is_not_reused(world_tracker):
-    run = _tracking(["a", "b"], ["b"], ["b"], ["a", "b"], regrounding__max_misses=2)
+@pytest.mark.parametrize("policy", ["hold", "refresh"])
+def test_a_hidden_target_that_is_not_found_is_lost_once_and_keeps_its_id_when_it_returns(world_tracker, policy):
+    """a is hidden from frame 21 to 44; groundings on the key frames 30 and 40 (and 20 with refresh) do not find it."""
+    world = World(a=lambda time_s: None if 102.05 < time_s < 104.45 else (0, 0), b=THREE.paths["b"])
+    found_later = [["b"]] * (3 if policy == "refresh" else 2)
+    options = {"regrounding__policy": policy, "regrounding__max_misses": 2}
+    run = _tracking(["a", "b"], *found_later, ["a", "b"], world=world, **options)
+    run.watch(range(16, 80))
+    history = {number: run.states(number)[1] for number in range(80) if 1 in run.states(number)}
+    (lost_on,) = [number for number, state in history.items() if state == "LOST"]
+    lost = next(target for target in run.results[lost_on].targets if target.id == 1)
+    assert lost.area_px == 0 and not (run.results[lost_on].labels == lost.label).any()
+    assert run.states(lost_on + 1) == {2: "TRACKED"} and lost_on > 30
+    assert run.states() == {1: "TRACKED", 2: "TRACKED"}  # the same id
+    assert sorted(target.label for target in run.results[-1].targets) == [1, 2]
+    np.testing.assert_array_equal(run.results[-1].labels == lost.label, world.mask("a", frame(79)))
+
+
+def test_hold_searches_for_a_hidden_target_and_lets_nothing_else_join(world_tracker):
+    world = World(a=lambda time_s: None if 102.05 < time_s < 104.45 else (0, 0), b=THREE.paths["b"])
+    run = _tracking(["a"], ["b", "a"], world=world, regrounding__policy="hold", tracking__lost_after_s=60.0)
+    run.decaf.source = 0
     run.watch(range(16, 60))
-    history = {number: run.states(number)[1] for number in range(60) if 1 in run.states(number)}
-    assert set(history) == set(range(16, 37))
-    assert [number for number, state in history.items() if state == "LOST"] == [36]
-    lost = next(target for target in run.results[36].targets if target.id == 1)
-    assert lost.area_px == 0 and not (run.results[36].labels == lost.label).any()
-    assert run.states() == {2: "TRACKED", 3: "TRACKED"}
-    assert [target.label for target in run.results[-1].targets] == [2, 1]
+    # Hidden for a second on frame 30; then every stride of two key frames, until it is visible again on frame 45.
+    assert [window.frames[-1].index for window in run.decaf.windows] == [15, 30, 40]
+    assert {id for result in run.results for id in (target.id for target in result.targets)} == {1}
+    assert run.states(44) == {1: "OCCLUDED"} and run.states(46) == {1: "TRACKED"}
+
+
+def test_a_query_may_have_its_own_policy(world_tracker):
+    run = Recorder(ScriptedDecaf(THREE, settings(regrounding__stride=1), [["a"]]))
+    run.watch(range(16))
+    run.online.ask(Query("q1", "it", policy="refresh"))
+    run.watch(range(16, 40))
+    assert len(run.decaf.windows) == 5
+    run.online.ask(Query("q2", "it"))  # the default again: hold
+    run.watch(range(40, 60))
+    assert len(run.decaf.windows) == 6
+    run.online.ask(Query("q3", "it", policy="keep"))
+    assert run.answers("q3") == [QueryState.FAILED] and run.online.query.id == "q2"
+    assert run.of(QueryEvent)[-1].text == "policy: expected one of hold, refresh, off, or nothing, got 'keep'"
+
+
+def test_later_groundings_see_the_key_frames_of_the_answer(world_tracker):
+    run = _tracking(["a"], regrounding__anchors=2)
+    run.watch(range(16, 80))
+    # The source of the answer, and of the equally strong key frames the first one.
+    assert [frame.index for frame in run.decaf.windows[-1].frames] == [0, 15, 60, 65, 70, 75]
+    without = _tracking(["a"], regrounding__anchors=0)
+    without.watch(range(16, 80))
+    assert [frame.index for frame in without.decaf.windows[-1].frames] == [50, 55, 60, 65, 70, 75]
 
 
 def test_ids_count_on_over_queries(world_tracker):
@@ -87,17 +130,12 @@ def test_ids_count_on_over_queries(world_tracker):
     assert [target.label for target in run.results[-1].targets] == [1, 2]
 
 
-@pytest.mark.parametrize("answer", [[], RuntimeError("no memory left")])
-def test_an_empty_grounding_is_a_miss_a_failed_one_is_not(world_tracker, answer):
-    run = _tracking(["a"], answer, regrounding__max_misses=2)
+@pytest.mark.parametrize("answer, notices", [([], 0), (RuntimeError("no memory left"), 4)])
+def test_a_visible_target_outlives_empty_and_failed_groundings(world_tracker, answer, notices):
+    run = _tracking(["a"], answer, regrounding__max_misses=1)
     run.watch(range(16, 60))
-    assert run.answers("q1") == [QueryState.TRACKING]
-    if answer == []:
-        assert run.states(35) == {1: "TRACKED"} and run.states(36) == {1: "LOST"} and run.states() == {}
-        assert run.notices == []
-    else:
-        assert run.states() == {1: "TRACKED"}
-        assert run.notices == ["error: grounding of query q1 failed: RuntimeError: no memory left"] * 4  # every stride
+    assert run.answers("q1") == [QueryState.TRACKING] and run.states() == {1: "TRACKED"}
+    assert run.notices == ["error: grounding of query q1 failed: RuntimeError: no memory left"] * notices
     assert run.results[-1].query.id == "q1"
 
 
@@ -129,9 +167,8 @@ def test_at_most_max_targets_are_tracked(world_tracker):
     run = _tracking(["a", "b", "c"], ["b", "a"], ["c", "a", "b"], tracking__max_targets=2)
     assert _keys(run) == {1: 0, 2: 1} and run.online._tracker.ids == (0, 1)
     run.watch(range(16, 26))
-    assert _keys(run) == {1: 3, 2: 2}
-    run.watch(range(26, 36))  # c and a are the best now: there is no room for c, and b counts a miss
-    assert _keys(run) == {1: 5, 2: 2} and sorted(run.online._tracker.ids) == [2, 5]
+    run.watch(range(26, 36))  # c and a are the best now, but there is no room for c
+    assert _keys(run) == {1: 0, 2: 1} and sorted(run.online._tracker.ids) == [0, 1]
 
 
 def test_a_target_keeps_its_id_after_occlusion(world_tracker):
@@ -140,6 +177,29 @@ def test_a_target_keeps_its_id_after_occlusion(world_tracker):
     run.watch(range(16, 40))
     assert run.states(20) == {1: "OCCLUDED"} and not run.results[20].labels.any()
     assert run.states(28) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
+
+
+class DriftingTracker(WorldTracker):
+    """Slides to b when its object is hidden. Descriptors are one-hot by object."""
+
+    def step(self, where):
+        self._names = {key: name if self._world.mask(name, where).any() else "b" for key, name in self._names.items()}
+        looks = np.eye(3, dtype=np.float32)
+        names = list(self._world.paths)
+        return {
+            key: step._replace(look=looks[names.index(self._names[key])]) for key, step in super().step(where).items()
+        }
+
+
+@pytest.mark.parametrize("margin, state", [(0.1, "OCCLUDED"), (2.0, "TRACKED")])
+def test_a_mask_on_another_object_counts_as_occluded(monkeypatch, margin, state):
+    """b touches a, so that nothing but its look gives the drift away."""
+    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
+    world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None, b=lambda time_s: (3, 0))
+    run = _tracking(["a"], world=world, regrounding__policy="off", tracking__appearance_margin=margin)
+    run.watch(range(16, 26))
+    assert run.states(20) == {1: "TRACKED"} and run.states(25) == {1: state}
+    assert run.results[25].labels.any() == (state == "TRACKED")
 
 
 def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
@@ -165,7 +225,7 @@ def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_t
     for result in run.results[17:]:
         assert [(target.id, target.state.name) for target in result.targets] == [(1, "TRACKED"), (2, "TRACKED")]
         np.testing.assert_array_equal(result.targets[0].mask, THREE.mask("a", result.frame))
-    assert set(_keys(run).values()) == {2, 3}
+    assert set(_keys(run).values()) == {0, 1}
 
 
 def test_a_new_query_during_a_regrounding(world_tracker):
@@ -195,7 +255,7 @@ def test_a_tracker_error_loses_all_targets_and_grounds_again(world_tracker, monk
     assert run.states(18) == {1: "LOST", 2: "LOST"} and not run.results[18].labels.any()
     assert run.states(19) == {}
     assert len(run.decaf.windows) == 2  # at the next key frame, 20
-    assert run.states() == {3: "TRACKED", 4: "TRACKED"} and run.answers("q1") == [QueryState.TRACKING]
+    assert run.states() == {1: "TRACKED", 2: "TRACKED"} and run.answers("q1") == [QueryState.TRACKING]
 
 
 def test_memory_is_bounded(world_tracker):
@@ -230,7 +290,9 @@ def test_two_runs_give_the_same_bytes(real, request, monkeypatch):
         monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
     def run() -> Recorder:
-        decaf = ScriptedDecaf(THREE, settings(regrounding__stride=3), [["a", "b"], ["b", "a"], ["c"]])
+        decaf = ScriptedDecaf(
+            THREE, settings(regrounding__stride=3, regrounding__policy="refresh"), [["a", "b"], ["b", "a"], ["c"]]
+        )
         decaf.sam2, decaf.source = sam2, 1
         recorder = Recorder(decaf)
         recorder.ask("q1")
@@ -255,7 +317,7 @@ def _picture(number: int) -> Frame:
 
 def test_with_the_real_tracker(tiny_sam2_dir):
     """Masks of untrained weights are arbitrary; ids, states and one result per frame must still hold."""
-    config = settings(regrounding__stride=2)
+    config = settings(regrounding__stride=2, regrounding__policy="refresh")
     decaf = ScriptedDecaf(THREE, config, [["a", "b"], ["b", "a"]])
     decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu"))
     run = Recorder(decaf)
@@ -276,7 +338,7 @@ def test_with_the_real_tracker(tiny_sam2_dir):
 
 
 def test_the_next_grounding_reuses_the_embeddings_of_tracking(tiny_sam2_dir):
-    decaf = ScriptedDecaf(THREE, settings(regrounding__enabled=False), [["a"]])
+    decaf = ScriptedDecaf(THREE, settings(regrounding__policy="off"), [["a"]])
     decaf.sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), device="cpu", embedding_cache=8))
     run = Recorder(decaf)
     for number in range(16):
@@ -301,7 +363,7 @@ def test_a_grounding_slower_than_its_stride_does_not_repeat_at_once(world_tracke
         for _ in range(40):
             run.online.observe(frame(next(number)))
 
-    config = settings(regrounding__stride=2)
+    config = settings(regrounding__stride=2, regrounding__policy="refresh")
     decaf = ScriptedDecaf(THREE, config, [["a"]])
     run = Recorder(decaf, add_frames)
     run.watch(range(16))

@@ -129,7 +129,7 @@ def test_other_options_change_only_before_configuration(make):
         ("segmentation__fallback", "worst", "expected one of none, best, got 'worst'"),
         ("window__min_frames", 17, "expected at most window.size (16), got 17"),
         ("window__min_frames", 0, "out of range"),
-        ("regrounding__enabled", 1, "Wrong parameter type"),
+        ("grounding__contrast", 1, "Wrong parameter type"),
     ],
 )
 def test_a_bad_change_is_refused_and_changes_nothing(make, name, value, error):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -23,8 +25,10 @@ from transformers.video_utils import VideoMetadata
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.grounding.engine import Engine, ReadOptions
+from decaf_ros.grounding.grounder import video_view
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.types import Frame, Window
 from tiny_models.qwen3_vl import write_tiny_qwen3_vl
 
 WRAPPED = "<|vision_start|><|video_pad|><|vision_end|>"
@@ -89,6 +93,15 @@ def test_pairs_have_timestamps_and_no_outer_tokens(mllm):
     theirs = mllm.tokenizer.decode(processed(mllm, seen, WRAPPED)["input_ids"][0])
     theirs = theirs.replace("<|vision_start|><0.2", "<0.2").replace("<|vision_end|><|vision_end|>", "<|vision_end|>")
     assert ours == theirs
+
+
+def test_pairs_have_the_real_times_of_a_window(mllm):
+    """Key frames with a gap of 20 s, as in an anchored window; caches tell it from the same pictures without one."""
+    frames = [Frame(np.zeros((90, 130, 3), np.uint8), round(time * 1e9)) for time in (5.0, 5.52, 25.0, 25.5, 26.04)]
+    seen = video_view(mllm, Window(tuple(frames)))
+    text = mllm.tokenizer.decode(mllm.prompt(seen.layout, TEXT).ids)
+    assert re.findall(r"<([\d.]+) seconds>", text) == ["0.3", "20.2", "21.0"]
+    assert seen.key != view(mllm, "video", np.zeros((5, 90, 130, 3), np.uint8)).key
 
 
 def test_text_alone(mllm):

@@ -41,7 +41,7 @@ def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
         "segmentation": {"max_points": 2, "fallback": "best"},
         "presence": {"threshold": 0},
         "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.2},
-        "regrounding": {"enabled": False},
+        "regrounding": {"policy": "off"},
         "node": {"reliability": "reliable", "diagnostics_period_s": 0.1},
     }
 
@@ -189,6 +189,13 @@ def test_a_goal_ends_after_its_timeout(robot):
 def test_a_goal_with_an_invalid_timeout_is_rejected(robot, process, timeout_s):
     assert not robot.send_goal("the red square", timeout_s).accepted
     wait_for(lambda: f"timeout_s: expected 0 to 1e+09, got {timeout_s:g}" in process.log, "log", timeout_s=5)
+
+
+def test_a_goal_with_an_unknown_policy_is_rejected(robot, process):
+    assert not robot.send_goal("the red square", policy="keep").accepted
+    expected = "policy: expected one of hold, refresh, off, or nothing, got 'keep'"
+    wait_for(lambda: expected in process.log, "log", timeout_s=5)
+    assert robot.send_goal("the red square", policy="refresh").accepted
 
 
 @pytest.mark.parametrize("timeout_s", [1e-12, 1e9])

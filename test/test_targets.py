@@ -131,10 +131,11 @@ def test_a_match_keeps_id_and_label_and_renews_memory_and_scores():
     config = settings()
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
+    targets.update(frame(1), {0: HIDDEN, 1: HIDDEN}, config)
     # The same objects in the other order, shifted by one pixel, with another category.
     again = [_candidate(2, 19, 0.7), _candidate(3, 1, 0.6)]
-    targets.merge(again, QUERY, "cup", NOW, config)
-    result = _follow(targets, 1, {2: _seen(19), 3: _seen(1)}, config)
+    targets.merge(again, QUERY, "cup", frame(1), config)
+    result = _follow(targets, 2, {2: _seen(19), 3: _seen(1)}, config)
     rows = [
         (target.id, target.label, target.category, target.scores.combined, target.box_xywh[0])
         for target in result.targets
@@ -142,27 +143,54 @@ def test_a_match_keeps_id_and_label_and_renews_memory_and_scores():
     assert rows == [(1, 1, "mug", 0.6, 1), (2, 2, "mug", 0.7, 19)]
 
 
-def test_consecutive_misses_lose_a_target_and_ids_are_not_reused():
+def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
     config = settings(regrounding__max_misses=2)
     targets = Targets()
     targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
-    targets.merge([], QUERY, "", NOW, config)
-    targets.merge([_candidate(1, 0)], QUERY, "", NOW, config)  # a match resets the misses
-    targets.merge([], QUERY, "", NOW, config)
+    hidden = frame(1)
+    targets.update(hidden, {0: HIDDEN}, config)
+    targets.merge([], QUERY, "", hidden, config)
+    targets.merge([_candidate(1, 0)], QUERY, "", hidden, config)  # a match resets the misses
+    targets.merge([], QUERY, "", hidden, config)
     assert [target.id for target in targets.living] == [1]
-    targets.merge([_candidate(2, 20)], QUERY, "", NOW, config)
+    targets.merge([_candidate(2, 20)], QUERY, "", hidden, config)
     assert [target.id for target in targets.living] == [2]
-    result = targets.publish(frame(1), QUERY)
+    result = targets.publish(hidden, QUERY)
     assert [(target.id, target.label, target.state.name) for target in result.targets] == [
         (1, 1, "LOST"),
         (2, 2, "TENTATIVE"),
     ]
-    # Label 1 is free once the loss is published; id 1 is never reused.
-    targets.merge([_candidate(3, 20), _candidate(4, 0)], QUERY, "", frame(1), config)
-    assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1)]
+    assert targets.need_search(hidden, 60.0)
+    # Found again while label 1 is taken: the same id with another label.
+    targets.merge([_candidate(3, 12), _candidate(4, 20)], QUERY, "", hidden, config)
+    again = [_candidate(5, 0), _candidate(6, 12), _candidate(7, 20)]
+    targets.merge(again, QUERY, "", hidden, config, may_join=False)
+    assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1), (1, 3)]
+    assert not targets.need_search(hidden, 60.0)
     targets.clear()
-    targets.merge([_candidate(5, 0)], QUERY, "", frame(2), config)
+    targets.merge([_candidate(8, 0)], QUERY, "", frame(2), config)
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
+
+
+def test_a_visible_target_stays_as_it_is_and_counts_no_miss():
+    config = settings(regrounding__max_misses=1)
+    targets = Targets()
+    targets.merge([_candidate(0, 0, 0.9)], QUERY, "", NOW, config)
+    newest = frame(1)
+    targets.update(newest, {0: _seen(0)}, config)
+    targets.merge([_found_on(targets, 1, 0)], QUERY, "", newest, config, may_join=False)
+    targets.merge([], QUERY, "", newest, config, may_join=False)
+    targets.merge([_candidate(2, 30)], QUERY, "", newest, config, may_join=False)
+    assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 0, 0)]
+
+
+def test_after_a_reset_nothing_is_searched_for():
+    targets = Targets()
+    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
+    targets.lose_all()
+    targets.forget_missing()
+    targets.publish(NOW, QUERY)
+    assert not targets.need_search(frame(99), 0.0) and targets.last_key_frames == []
 
 
 def test_max_targets_prefers_living_targets_then_the_best_candidates():
@@ -274,8 +302,10 @@ def test_duplicate_candidates_give_one_target():
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
+    targets.update(frame(1), {0: HIDDEN, 2: HIDDEN}, config)
     # The better candidate continues the target, not the closer one.
-    targets.merge([_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)], QUERY, "", NOW, config)
+    again = [_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)]
+    targets.merge(again, QUERY, "", frame(1), config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
 
 
@@ -304,12 +334,12 @@ def test_two_targets_separated_by_a_later_grounding_do_not_merge():
         candidate.tracklet = replace(candidate.tracklet, masks=np.stack([_mask(left), candidate.seen_mask]))
     targets.merge(again, QUERY, "", NOW, config)
     for number in range(1, 7):
-        result = _follow(targets, number, {2: _seen(0), 3: _seen(0)}, config)
+        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
 
 
 def test_duplicates_stay_if_regrounding_is_disabled():
-    config = settings(regrounding__enabled=False)
+    config = settings(regrounding__policy="off")
     targets = Targets()
     targets.merge([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)
     for number in range(1, 9):

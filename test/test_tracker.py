@@ -41,6 +41,40 @@ def test_objects_are_followed_under_their_ids(sam2):
     assert steps[7].object_score > 0
 
 
+def test_a_rejected_step_leaves_no_trace_in_the_memory_of_its_object(sam2):
+    frames = moving_scene(6)
+    tracker = StreamingTracker(sam2)
+    tracker.add([1, 2], frames[0], np.stack([LEFT, RIGHT]))
+    tracker.step(frames[1])
+    (group,) = tracker._groups
+    tracker.step(frames[2])
+    outputs = group.memory._bank["non_cond_frame_outputs"]
+    before, own = outputs[1]["maskmem_features"].clone(), outputs[2]["maskmem_features"].clone()
+    pointers = outputs[1]["obj_ptr"].clone()
+    assert not torch.equal(before[0], own[0])
+    tracker.reject([1])
+    assert torch.equal(outputs[2]["maskmem_features"][0], before[0]) and torch.equal(
+        outputs[2]["obj_ptr"][0], pointers[0]
+    )
+    assert torch.equal(outputs[2]["maskmem_features"][1], own[1])
+    tracker.step(frames[3])
+    with pytest.raises(ValueError, match=r"expected some of \(1, 2\), got \[9\]"):
+        tracker.reject([9])
+
+
+def test_a_rejected_first_step_falls_back_to_the_prompt(sam2):
+    frames = moving_scene(3)
+    tracker = StreamingTracker(sam2)
+    tracker.add([1], frames[0], LEFT[None])
+    tracker.reject([1])  # nothing to reject yet
+    tracker.step(frames[1])
+    tracker.reject([1])
+    (group,) = tracker._groups
+    bank = group.memory._bank
+    prompt = bank["cond_frame_outputs"][0]["maskmem_features"]
+    assert torch.equal(bank["non_cond_frame_outputs"][1]["maskmem_features"], prompt)
+
+
 def test_groups_join_and_leave_without_disturbing_each_other(sam2):
     frames = moving_scene(8)
     alone, mixed = StreamingTracker(sam2), StreamingTracker(sam2)

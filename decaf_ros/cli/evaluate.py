@@ -21,6 +21,7 @@ from decaf_ros.version import __version__
 if TYPE_CHECKING:
     from decaf_ros.evaluation.datasets.clips import Dataset
     from decaf_ros.evaluation.jobs import Plan
+    from decaf_ros.evaluation.long import Watched
     from decaf_ros.evaluation.run import ClipScores
 
 DEFAULT_DATASET = "tabletop"
@@ -28,6 +29,8 @@ DEFAULT_DATASET = "tabletop"
 PRESENT_PER_CLIP, ABSENT_PER_CLIP = 3, 1
 # Scored clips on which the variants are scored, and on which one expression is asked online.
 ABLATION_CLIPS, ONLINE_CLIPS = 10, 4
+# Questions per long clip, and its length in seconds.
+WATCHED_PER_CLIP, LONG_S = 1, 60.0
 # Image embeddings to keep: each expression of a clip masks the same frames.
 _EMBEDDING_CACHE = 64
 
@@ -59,6 +62,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "memory in addition to the multimodal LLM",
     )
     add("--calibrate", action="store_true", help="fit the presence score instead, on clips of no --seed")
+    add("--long", action="store_true", help="ask early in each long clip, then only watch: scores by time since then")
+    add("--seconds", type=float, metavar="S", help=f"with --long: length of rendered clips (default: {LONG_S:g})")
     add(
         "--workers",
         type=int,
@@ -80,6 +85,9 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     source = find_source(args.dataset)
     kinds = _kinds(args, source)
     _check(args, config, kinds)
+    if args.long:
+        _run_long(args, config, source, kinds)
+        return
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.calibration import Example, calibrate, calibration_text
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
@@ -130,6 +138,39 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     _log(f"report in {out}, {progress.seconds:.0f} s")
 
 
+def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSource, kinds: list[str]) -> None:
+    """Evaluates on long clips. Raises as `run`."""
+    from decaf_ros.evaluation.datasets.clips import ExpressionChoice
+    from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
+    from decaf_ros.evaluation.long_report import long_report_text, write_long_report
+    from decaf_ros.evaluation.long_summary import long_summary
+    from decaf_ros.evaluation.report import check_folder, write_json
+
+    seconds = None if args.clips_from else args.seconds or LONG_S
+    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, seconds=seconds))
+    out = args.out or Path("decaf_eval")
+    check_folder(out, args.json)
+    workers, threads = _processes(args, config, dataset.scored)
+    plan = Plan(ExpressionChoice(args.seed or 0, WATCHED_PER_CLIP, 0, kinds), watch=True)
+    watched: list[Watched] = []
+    progress = _Progress(dataset, plan)
+    for scores in clip_scores(dataset, plan, functools.partial(load_evaluator, config, threads), workers):
+        watched += scores.watched
+        progress.show(scores)
+    if not watched:
+        raise ValueError(f"no expression of the types {', '.join(kinds)} to ask early in {dataset.scored} clips")
+    numbers = long_summary(watched) | {
+        "settings": _settings(args, dataset, kinds, config),
+        "version": __version__,
+    }
+    text = long_report_text(numbers)
+    print(text)
+    if args.json:
+        write_json(args.json, numbers)
+    write_long_report(out, numbers, watched, text)
+    _log(f"report in {out}, {progress.seconds:.0f} s")
+
+
 def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
     """Finds errors before hours of evaluation. Raises OSError or ValueError."""
     if args.json and args.json.is_dir():
@@ -140,6 +181,11 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
         raise PermissionError(f"--json: {args.json} cannot be written")
     if args.ablation_clips is not None and args.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")
+    if args.seconds is not None and (not args.long or args.clips_from):
+        raise ValueError("--seconds: only with --long, and without --clips-from")
+    for name in ("calibrate", "ablation_clips", "no_ablation") if args.long else ():
+        if getattr(args, name) not in (None, False):
+            raise ValueError(f"--{name.replace('_', '-')}: no effect with --long")
     if not args.calibrate:
         return
     for name in ("seed", "out", "ablation_clips", "no_ablation"):
@@ -184,7 +230,9 @@ def _settings(args: argparse.Namespace, dataset: Dataset, kinds: list[str], conf
         "clips": dataset.scored,
         **dataset.settings,
         "kinds": kinds,
-        "expressions_a_clip": {"present": PRESENT_PER_CLIP, "absent": ABSENT_PER_CLIP},
+        "expressions_a_clip": {"present": WATCHED_PER_CLIP, "absent": 0}
+        if args.long
+        else {"present": PRESENT_PER_CLIP, "absent": ABSENT_PER_CLIP},
         "parameters": {option.name: option.value for option in options(config)},
     }
 
@@ -216,6 +264,8 @@ class _Progress:
         # Workers run in parallel: scale by the wall time per second of work so far.
         left = remaining * self.seconds / sum(spent)
         asked = f"{len(scores.cases)} expressions" if scores.cases else "tracking only"
+        if scores.watched:
+            asked = ", ".join(f'"{one.text}": J {100 * one.mean_j:.0f}' for one in scores.watched)
         _log(
             f"clip {self._done} of {len(self._work)} ({scores.clip}): {asked}, {scores.seconds:.1f} s; "
             f"about {_duration(left)} left"

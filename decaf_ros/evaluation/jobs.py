@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice
+from decaf_ros.evaluation.long import watchable
 from decaf_ros.evaluation.online import choose_online_expression
 from decaf_ros.evaluation.run import ClipScores, Evaluator, Job
 
@@ -30,6 +32,7 @@ class Plan:
         segmenter: score SAM 2 by itself.
         ablation_clips: number of scored clips, from the first on, on which the variants are scored.
         online_clips: number of scored clips, from the first on, on which one expression is asked online.
+        watch: only ask the chosen expressions early in each clip and watch their targets to its end.
     """
 
     choice: ExpressionChoice
@@ -37,9 +40,12 @@ class Plan:
     segmenter: bool = True
     ablation_clips: int = 0
     online_clips: int = 0
+    watch: bool = False
 
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
         """The job of the index-th clip of a dataset whose first `scored` clips are scored."""
+        if self.watch:
+            return Job(clip, watched=self.choice(dataclasses.replace(clip, expressions=tuple(watchable(clip)))))
         if index >= scored:
             online = choose_online_expression(clip, self.choice.candidates(clip))
             return Job(clip, online=online, segmenter=True)

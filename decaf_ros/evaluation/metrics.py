@@ -177,17 +177,27 @@ def id_switches(frames: Iterable[tuple[Mapping[int, np.ndarray], Mapping[int, np
     Args:
         frames: (objects, published) in order of time: (H, W) bool masks by object and by published id.
     """
-    last_ids: dict[int, int] = {}
-    switches = 0
-    for objects, published in frames:
+    counter = IdSwitches()
+    return sum(counter.add(objects, published) for objects, published in frames)
+
+
+class IdSwitches:
+    """Counts id switches frame by frame, as `id_switches`."""
+
+    def __init__(self) -> None:
+        self._last_ids: dict[int, int] = {}
+
+    def add(self, objects: Mapping[int, np.ndarray], published: Mapping[int, np.ndarray]) -> int:
+        """The number of id switches on the next frame."""
         overlaps = np.array([[mask_iou(mask, other) for other in published.values()] for mask in objects.values()])
         if overlaps.size == 0:
-            continue
+            return 0
+        switches = 0
         for row, column in assign(overlaps, MATCH_IOU):
             key, new_id = list(objects)[row], list(published)[column]
-            switches += last_ids.get(key, new_id) != new_id
-            last_ids[key] = new_id
-    return switches
+            switches += self._last_ids.get(key, new_id) != new_id
+            self._last_ids[key] = new_id
+        return switches
 
 
 class Roc(NamedTuple):

@@ -27,13 +27,13 @@ def case_strip(found: Segmentation, truth: np.ndarray) -> np.ndarray:
     outlined, heats = [], []
     for index in indices:
         frame = window.frames[index]
-        image = _enlarged(frame.image)
-        _outline(image, truth[index], TRUTH_COLOR, 3)
-        _outline(image, _published_mask(found, index), FOUND_COLOR, 2)
+        image = enlarged(frame.image)
+        outline(image, truth[index], TRUTH_COLOR, 3)
+        outline(image, _published_mask(found, index), FOUND_COLOR, 2)
         outlined.append(image)
         heat = cv2.resize(found.grounding.maps.fused[index], frame.size_hw[::-1], interpolation=cv2.INTER_LINEAR)
-        heats.append(_enlarged(heat_overlay(frame.image, heat)))
-    _legend(outlined[0])
+        heats.append(enlarged(heat_overlay(frame.image, heat)))
+    legend(outlined[0])
     return contact_sheet([*outlined, *heats], len(indices), tile_width=_TILE_WIDTH)
 
 
@@ -45,13 +45,13 @@ def _published_mask(found: Segmentation, index: int) -> np.ndarray:
     return np.asarray(np.any(masks, axis=0)) if masks else np.zeros(found.window.size_hw, bool)
 
 
-def _enlarged(image: np.ndarray) -> np.ndarray:
+def enlarged(image: np.ndarray) -> np.ndarray:
     """Resizes to the width of a tile, so that line widths are the same in all pictures."""
     height, width = image.shape[:2]
     return cv2.resize(image, (_TILE_WIDTH, round(height * _TILE_WIDTH / width)), interpolation=cv2.INTER_AREA)
 
 
-def _outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int) -> None:
+def outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], width: int) -> None:
     """Draws the outline of a mask, resized to the image, with a dark rim for contrast."""
     sized = cv2.resize(mask.astype(np.uint8), image.shape[1::-1], interpolation=cv2.INTER_NEAREST)
     contours, _ = cv2.findContours(sized, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
@@ -59,7 +59,7 @@ def _outline(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int], w
     cv2.drawContours(image, contours, -1, color, width)
 
 
-def _legend(image: np.ndarray) -> None:
+def legend(image: np.ndarray) -> None:
     image[:20] = (image[:20] * 0.35).astype(np.uint8)
     for x, text, color in ((6, "truth", TRUTH_COLOR), (66, "found", FOUND_COLOR)):
         cv2.putText(image, text, (x, 14), _FONT, 0.45, color, 1, cv2.LINE_AA)

@@ -18,7 +18,16 @@ from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
 from decaf_ros.io.results import write_png
 
-_FILES = ("report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png")
+REPORT_FILES = (
+    "report.md",
+    "report.json",
+    "cases.json",
+    "contact_sheet.png",
+    "roc.png",
+    "watched.json",
+    "over_time.png",
+    "worst.png",
+)
 _HEADINGS = {"j_and_f": "J&F", "j": "J", "f": "F", "pointing": "pointing", "category": "category"}
 
 
@@ -31,7 +40,7 @@ def check_folder(folder: Path, json_file: Path | None = None) -> None:
     if folder.is_file():
         raise NotADirectoryError(f"{folder}: expected a folder, got a file")
     folder.mkdir(parents=True, exist_ok=True)
-    known = {folder / name for name in _FILES} | ({json_file.resolve()} if json_file else set())
+    known = {folder / name for name in REPORT_FILES} | ({json_file.resolve()} if json_file else set())
     unknown = sorted(file.name for file in folder.iterdir() if not {file, file.resolve()} & known)
     if unknown:
         raise FileExistsError(f"{folder}: holds something besides a report ({unknown[0]}); name another folder")
@@ -45,8 +54,7 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
     text: from `report_text`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for name in _FILES:
-        (folder / name).unlink(missing_ok=True)
+    remove_report(folder)
     pictures = []
     if collected.extremes:
         write_png(folder / "contact_sheet.png", _contact_sheet(collected, [*summary["by_type"], ABSENT]))
@@ -63,6 +71,12 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
     (folder / "report.md").write_text("\n\n".join(["# Evaluation", text, *pictures]) + "\n", encoding="utf-8")
     write_json(folder / "report.json", summary)
     write_json(folder / "cases.json", [_case_entry(case) for case in collected.cases])
+
+
+def remove_report(folder: Path) -> None:
+    """Removes the files of an earlier report, which may be of another kind."""
+    for name in REPORT_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -88,10 +102,10 @@ def _by_type(summary: Mapping[str, Any]) -> str:
     counts = summary["counts"]
     rows = [("all", counts["present"], summary["overall"])]
     rows += [(kind, counts["by_type"][kind], scores) for kind, scores in summary["by_type"].items()]
-    return _table(
+    return table(
         ("type", "cases", *_HEADINGS.values(), "category (video)", "category (frames)"),
         [
-            (kind, str(count), *(_percent(scores[name]) for name in _HEADINGS), *_branch_categories(summary, kind))
+            (kind, str(count), *(percent(scores[name]) for name in _HEADINGS), *_branch_categories(summary, kind))
             for kind, count, scores in rows
         ],
     )
@@ -100,7 +114,7 @@ def _by_type(summary: Mapping[str, Any]) -> str:
 def _branch_categories(summary: Mapping[str, Any], kind: str) -> tuple[str, str]:
     by_branch = summary["category_by_branch"]
     scores = by_branch["overall"] if kind == "all" else by_branch["by_type"][kind]
-    return _percent(scores["video"]), _percent(scores["frames"])
+    return percent(scores["video"]), percent(scores["frames"])
 
 
 def _further_measures(summary: Mapping[str, Any]) -> str:
@@ -127,10 +141,10 @@ def _further_measures(summary: Mapping[str, Any]) -> str:
             segmenter["crossed_iou"],
         ),
     ]
-    table = _table(("measure", "%"), [(name, _percent(value)) for name, value in rows])
+    measures = table(("measure", "%"), [(name, percent(value)) for name, value in rows])
     return (
         "Pointing accuracy: share of key frames whose strongest token hits, that is, whose cell overlaps a target. The "
-        f"random token and the image centre have the same tolerance.\n\n{table}\n\n{_online_scores(online)}"
+        f"random token and the image centre have the same tolerance.\n\n{measures}\n\n{_online_scores(online)}"
     )
 
 
@@ -149,14 +163,14 @@ def _online_scores(online: Mapping[str, Any]) -> str:
             clip["text"],
             "yes" if clip["tracked"] else "no",
             str(clip["frames"]),
-            _percent(clip["j"]),
+            percent(clip["j"]),
             str(clip["switches"]),
             str(clip["drifts"]),
         )
         for clip in online["played"]
     ]
     headings = ("clip", "query", "answered", "frames", "J", "id switches", "id moves")
-    return f"{text}\n\n{_table(headings, rows)}"
+    return f"{text}\n\n{table(headings, rows)}"
 
 
 def _ablation(summary: Mapping[str, Any]) -> str:
@@ -167,11 +181,11 @@ def _ablation(summary: Mapping[str, Any]) -> str:
         text = variant.text if variant else "full method"
         text += f" (Tab. {variant.table})" if variant and variant.table else ""
         margins = (_margin(full[key], scores[key]) if variant else "" for key in ("j_and_f", "pointing"))
-        rows.append((name, text, *(_percent(scores[key]) for key in _HEADINGS), _percent(attention[name]), *margins))
+        rows.append((name, text, *(percent(scores[key]) for key in _HEADINGS), percent(attention[name]), *margins))
     headings = ("variant", "", *_HEADINGS.values(), "attention J&F", "full minus variant: J&F", "pointing")
     return (
         f'Ablations over {summary["counts"]["ablation"]} expressions with targets, without "not found", as in the '
-        f"paper.\n\n{_table(headings, rows)}"
+        f"paper.\n\n{table(headings, rows)}"
     )
 
 
@@ -193,9 +207,9 @@ def caption(case: Case) -> str:
     """Describes a case in one line."""
     parts = [f'{case.kind}: "{case.text}"', f"clip {case.clip}"]
     if case.published is not None:
-        parts.append(f"J&F {_percent(case.published.j_and_f)}")
+        parts.append(f"J&F {percent(case.published.j_and_f)}")
     if case.pointing is not None:
-        parts.append(f"pointing {_percent(case.pointing.hit)}")
+        parts.append(f"pointing {percent(case.pointing.hit)}")
     parts.append(f"presence {case.presence.score:.2f}, {'found' if case.found else 'not found'}")
     if case.decoded_category:  # last: it may be long
         verdict = {True: " (correct)", False: f" (expected {case.category})", None: ""}[case.category_right]
@@ -221,7 +235,8 @@ def _case_entry(case: Case) -> dict[str, Any]:
     return entry
 
 
-def _percent(value: float | None) -> str:
+def percent(value: float | None) -> str:
+    """With one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
@@ -229,7 +244,7 @@ def _margin(full: float | None, variant: float | None) -> str:
     return "-" if full is None or variant is None else f"{100 * (full - variant):+.1f}"
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """An aligned Markdown table: words to the left, numbers to the right."""
     columns = range(len(headings))
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in columns]

@@ -15,6 +15,7 @@ from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
+from decaf_ros.evaluation.long import Watched, watch
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, names_category, pointing
 from decaf_ros.evaluation.online import OnlineScore, play
 from decaf_ros.evaluation.pictures import case_strip
@@ -38,6 +39,7 @@ class Job:
         ablate: score every variant of the method too; needs masks.
         online: expression to ask while the clip is played as a live stream.
         segmenter: score SAM 2 by itself.
+        watched: expressions with `asked_s`, each to ask early in the clip, which is then only watched.
     """
 
     clip: EvaluationClip
@@ -46,6 +48,7 @@ class Job:
     ablate: bool = False
     online: Referral | None = None
     segmenter: bool = False
+    watched: Sequence[Referral] = ()
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,7 @@ class ClipScores:
     online: OnlineScore | None
     segmenter: SegmenterScore | None
     seconds: float
+    watched: tuple[Watched, ...] = ()
 
 
 class CaseError(RuntimeError):
@@ -131,7 +135,8 @@ class Evaluator:
             online = _named(job.clip, job.online, play, self.decaf, job.clip, job.online)
         if job.segmenter:
             segmenter = _named(job.clip, None, score_segmenter, self.decaf.sam2, job.clip)
-        return ClipScores(job.clip.name, cases, online, segmenter, time.perf_counter() - began)
+        watched = tuple(_named(job.clip, one, watch, self.decaf, job.clip, one) for one in job.watched)
+        return ClipScores(job.clip.name, cases, online, segmenter, time.perf_counter() - began, watched)
 
     def _ask(self, job: Job, expression: Referral) -> CasePicture:
         began = time.perf_counter()

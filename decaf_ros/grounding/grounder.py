@@ -64,7 +64,7 @@ class _GroundingRun:
         self.video: list[View] = []
         self.frames: list[View] = []
         if self.options.branches != "frames":
-            self.video = [View(mllm.layout("video", len(window), window.size_hw), window.frames)]
+            self.video = [video_view(mllm, window)]
         if self.options.branches != "video":
             layout = mllm.layout("frames", 1, window.size_hw)
             self.frames = [View(layout, (frame,)) for frame in window.frames]
@@ -126,6 +126,13 @@ class _GroundingRun:
         choice = self.engine.answer(choice_prompt(self.query, answers, self.options.choice_prompt), self.max_new_tokens)
         # The background prompt has its own full stop.
         return choice.rstrip(".")
+
+
+def video_view(mllm: Mllm, window: Window) -> View:
+    """All key frames as one sequence, with their real times if the family's prompt contains times."""
+    first_ns = window.frames[0].stamp_ns
+    times_s = [(frame.stamp_ns - first_ns) / 1e9 for frame in window.frames]
+    return View(mllm.timed(mllm.layout("video", len(window), window.size_hw), times_s), window.frames)
 
 
 def resolve_start_layer(configured: int, layers: int) -> int:

@@ -98,6 +98,10 @@ class Mllm(Protocol):
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
         """Layout of `frames` images in the video branch, or of one image in the (finer) frame branch."""
 
+    def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
+        """The video's layout with the real times of its frames, in seconds from the first one, for a family whose
+        prompt contains times; others return `layout`."""
+
     def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
         """Preprocesses U units and runs the vision tower. images: (U, frames_per_unit, H, W, 3) uint8, RGB."""
 

@@ -14,6 +14,7 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 
 from decaf_ros.action import Segment
+from decaf_ros.config import POLICIES
 from decaf_ros.io.messages import frame_image, tracklet_array
 from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
@@ -72,7 +73,7 @@ class SegmentAction:
 
     Args:
         node: the node.
-        new_query: makes a query from its text.
+        new_query: makes a query from its text and policy.
         is_active: whether the node is active.
         ask: passes a query to the worker thread; returns False if there is none.
         cancel: passes a query id, a reason and a callback to the worker thread, which calls it after the cancellation;
@@ -82,7 +83,7 @@ class SegmentAction:
     def __init__(
         self,
         node: Node,
-        new_query: Callable[[str], Query],
+        new_query: Callable[[str, str], Query],
         is_active: Callable[[], bool],
         ask: Callable[[Query], bool],
         cancel: Callable[[str, str, Callable[[], None]], bool],
@@ -114,6 +115,8 @@ class SegmentAction:
             reason = "the node is not active"
         elif not 0 <= request.timeout_s <= _LONGEST_TIMEOUT_S:
             reason = f"timeout_s: expected 0 to {_LONGEST_TIMEOUT_S:g}, got {request.timeout_s:g}"
+        elif request.policy not in ("", *POLICIES):
+            reason = f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {request.policy!r}"
         if reason:
             self._node.get_logger().warning(f"action segment: goal rejected: {reason}")
         return GoalResponse.REJECT if reason else GoalResponse.ACCEPT
@@ -125,7 +128,7 @@ class SegmentAction:
         if not self._is_active():  # deactivated since the goal was accepted
             handle.abort()
             return Segment.Result(state=int(QueryState.CANCELLED), text="the node is not active", presence=-1.0)
-        goal = _Goal(handle, self._new_query(handle.request.query))
+        goal = _Goal(handle, self._new_query(handle.request.query, handle.request.policy))
         self._goals[goal.query.id] = goal
         timers: list[Timer] = []
         try:

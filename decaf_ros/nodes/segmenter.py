@@ -238,9 +238,9 @@ class Segmenter(LifecycleNode):
     def _take_query(self, message: String) -> None:
         self._ask(self._new_query(message.data))
 
-    def _new_query(self, text: str) -> Query:
+    def _new_query(self, text: str, policy: str = "") -> Query:
         assert self._handlers is not None, _CONFIGURED
-        return self._handlers.new_query(text, self.get_clock().now().nanoseconds)
+        return self._handlers.new_query(text, self.get_clock().now().nanoseconds, policy)
 
     def _ask(self, query: Query) -> bool:
         assert self._worker is not None and self._handlers is not None, _CONFIGURED

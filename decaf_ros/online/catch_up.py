@@ -81,6 +81,6 @@ def _step(
     for candidate in candidates:
         step = results[candidate.key]
         if is_seen(step, config):
-            candidate.seen_frame, candidate.seen_mask = frame, step.mask
+            candidate.seen_frame, candidate.seen_mask, candidate.look = frame, step.mask, step.look
             if keep_masks:
                 candidate.masks[frame] = step.mask

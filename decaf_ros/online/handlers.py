@@ -91,9 +91,9 @@ class Handlers:
         """Sets the configuration, from any thread. Takes effect at its next use."""
         self._decaf.config = config
 
-    def new_query(self, text: str, stamp_ns: int) -> Query:
+    def new_query(self, text: str, stamp_ns: int, policy: str = "") -> Query:
         """Makes a query with id q1, q2, ... in call order and with its text stripped. stamp_ns: time of the query."""
-        return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns)
+        return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns, policy)
 
     def on_image(self, message: Any) -> None:
         """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it."""

@@ -10,6 +10,7 @@ uses neither ROS nor threads.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import POLICIES, DecafConfig
+from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
 from decaf_ros.online.tracks import Candidate
@@ -44,13 +46,15 @@ class _Current:
     Attributes:
         answered: answered with TRACKING (any other answer ends the query).
         fresh: not grounded yet on this stream.
-        due_in: key frames until the next grounding.
+        due_in: key frames until the next grounding may begin.
+        anchors: key frames of the answer, which later groundings see too.
     """
 
     query: Query
     answered: bool = False
     fresh: bool = True
     due_in: int = 0
+    anchors: tuple[Frame, ...] = ()
 
 
 class OnlineSegmenter:
@@ -111,7 +115,7 @@ class OnlineSegmenter:
         is_keyframe = self.buffer.push(frame, self._config.window)
         if is_keyframe:
             # The next grounding reuses the image embeddings that tracking computes now.
-            self._decaf.sam2.hold(self.buffer.window().frames)
+            self._decaf.sam2.hold((*self.buffer.window().frames, *self._anchors()))
             if self._current:
                 self._current.due_in = max(0, self._current.due_in - 1)
         self._follow(frame, is_keyframe)
@@ -120,8 +124,8 @@ class OnlineSegmenter:
     def ask(self, query: Query) -> None:
         """Starts a new query and ends the current one. Grounds it at once if there are enough key frames, else later.
 
-        An empty text only ends the current query. A text over `node.max_query_chars` is answered with FAILED and
-        changes nothing. Raises ValueError for the id of the current query.
+        An empty text only ends the current query. A text over `node.max_query_chars` or an unknown policy is answered
+        with FAILED and changes nothing. Raises ValueError for the id of the current query.
         """
         if query.id == (self.query and self.query.id):
             raise ValueError(f"query id: expected a new one, got {query.id!r}, the current query's")
@@ -130,6 +134,10 @@ class OnlineSegmenter:
             self._emit_event(
                 query, QueryState.FAILED, f"query: expected at most {max_chars} characters, got {len(text)}"
             )
+            return
+        if query.policy not in ("", *POLICIES):
+            expected = f"expected one of {', '.join(POLICIES)}, or nothing"
+            self._emit_event(query, QueryState.FAILED, f"policy: {expected}, got {query.policy!r}")
             return
         if not text:
             self._end_current(QueryState.CANCELLED, "cleared by an empty query")
@@ -162,9 +170,10 @@ class OnlineSegmenter:
         self._decaf.sam2.hold(())
         self._warned_about_stamps = False
         self._lose_all_targets()
+        self._targets.forget_missing()
         self._abandoned = True
         if self._current:
-            self._current.fresh, self._current.due_in = True, 0
+            self._current.fresh, self._current.due_in, self._current.anchors = True, 0, ()
 
     # Grounding
 
@@ -187,12 +196,26 @@ class OnlineSegmenter:
         config, current = self._config, self._current
         if current is None or self.buffer.keyframe_count < config.window.min_frames:
             return None
-        is_due = current.fresh or (config.regrounding.enabled and current.due_in == 0)
-        return current if is_due else None
+        if current.fresh:
+            return current
+        regrounding, newest = config.regrounding, self.buffer.newest
+        if regrounding.policy == "off" or current.due_in > 0 or newest is None:
+            return None
+        is_wanted = regrounding.policy == "refresh" or self._targets.need_search(newest, regrounding.search_after_s)
+        return current if is_wanted else None
+
+    def _anchors(self) -> tuple[Frame, ...]:
+        """Older key frames that a later grounding of the current query sees besides the newest ones."""
+        current = self._current
+        if current is None or not current.answered or self._config.regrounding.policy == "off":
+            return ()
+        return (*current.anchors, *self._targets.last_key_frames)
 
     def _ground(self, current: _Current) -> None:
-        """Grounds the query on the window, catches up with the stream, and answers the query or renews its targets."""
-        config, window = self._config, self.buffer.window()
+        """Grounds the query on the window, catches up with the stream, and answers the query or updates its targets."""
+        config = self._config
+        window = anchored(self.buffer.window(), self._anchors(), config.window.min_frames)
+        may_join = current.fresh or config.regrounding.policy == "refresh"
         current.fresh, current.due_in = False, config.regrounding.stride
         self._abandoned = False
         if not current.answered:
@@ -221,7 +244,7 @@ class OnlineSegmenter:
         # No frame can arrive from here on, so both trackers are at the newest frame.
         newest = self.buffer.newest
         assert newest is not None
-        self._targets.merge(candidates, current.query, found.grounding.category, newest, self._config)
+        self._targets.merge(candidates, current.query, found.grounding.category, newest, self._config, may_join)
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
@@ -261,6 +284,7 @@ class OnlineSegmenter:
             self._current = None
         else:
             current.answered = True
+            current.anchors = choose_anchors(found, self._config.regrounding.anchors)
         self._emit_event(
             query,
             QueryState.NOT_FOUND if missing else QueryState.TRACKING,
@@ -287,7 +311,8 @@ class OnlineSegmenter:
         had_targets, out_of_memory = bool(self._targets.living), False
         if had_targets:
             try:
-                self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
+                rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
+                self._tracker.reject(rejected)
             except Exception as error:  # as in _ground
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
@@ -342,4 +367,8 @@ class OnlineSegmenter:
 
     @property
     def _config(self) -> DecafConfig:
-        return self._decaf.config
+        """The configuration, with the policy of the current query."""
+        config, policy = self._decaf.config, self.query.policy if self.query else ""
+        if policy in ("", config.regrounding.policy):
+            return config
+        return dataclasses.replace(config, regrounding=dataclasses.replace(config.regrounding, policy=policy))

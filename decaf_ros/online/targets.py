@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.duplicates import DuplicateDetector, are_apart, group_by_object, were_apart
-from decaf_ros.online.tracks import Candidate, LivingTarget, origin
+from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.segmentation.overlap import assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, TargetState
@@ -18,13 +18,17 @@ _LABELS = range(1, 256)
 
 
 class Targets:
-    """All targets of the current query. A lost target keeps its label until its loss is published.
+    """All targets of the current query.
+
+    A lost target keeps its label until its loss is published. Then it is missing: it is searched for, and keeps its id
+    if it is found.
 
     ids: supply of ids for new targets. By default counts from 1 over all queries.
     """
 
     def __init__(self, ids: Iterator[int] | None = None) -> None:
         self._targets: list[LivingTarget] = []
+        self._missing: list[LivingTarget] = []
         self._duplicates = DuplicateDetector()
         self._ids = itertools.count(1) if ids is None else ids
 
@@ -34,69 +38,90 @@ class Targets:
 
     def update(
         self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
-    ) -> None:
-        """Applies the tracker's results (by key) on the next frame.
+    ) -> list[int]:
+        """Applies the tracker's results (by key) on the next frame. Returns the keys whose masks were rejected.
 
-        If two targets turn out to be one object, the younger one is lost. This needs `regrounding.enabled`, so that a
-        later grounding can correct an error.
+        If two targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
         """
-        for target in self.living:
-            target.update(frame, steps[target.key], config.tracking, is_keyframe)
-        if config.regrounding.enabled:
+        rejected = [
+            target.key
+            for target in self.living
+            if not target.update(frame, steps[target.key], config.tracking, is_keyframe)
+        ]
+        if config.regrounding.policy != "off":
             visible = [target for target in self.living if target.seen_frame is frame]
             for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
-                target.state = TargetState.LOST
+                target.state, target.is_duplicate = TargetState.LOST, True
+        return rejected
 
     def lose_all(self) -> None:
+        """Loses all living targets, for example because tracking failed."""
         for target in self._targets:
             target.state = TargetState.LOST
 
+    def forget_missing(self) -> None:
+        """Stops searching for lost targets, including those whose loss is not published yet."""
+        self._missing = []
+        for target in self._targets:
+            target.is_duplicate = target.is_duplicate or target.state is TargetState.LOST
+
     def clear(self) -> None:
         """Forgets all targets without publishing their loss: their query has ended."""
-        self._targets = []
+        self._targets, self._missing = [], []
+
+    def need_search(self, frame: Frame, search_after_s: float) -> bool:
+        """Whether a target is missing, or hidden for at least `search_after_s` at `frame`."""
+        return bool(self._missing) or any(target.hidden_s(frame) >= search_after_s for target in self.living)
+
+    @property
+    def last_key_frames(self) -> list[Frame]:
+        """The last key frame of each living or missing target on which it was seen."""
+        return [target.key_frame for target in (*self.living, *self._missing) if target.key_frame is not None]
 
     def merge(
-        self, candidates: Sequence[Candidate], query: Query, category: str, newest: Frame, config: DecafConfig
+        self,
+        candidates: Sequence[Candidate],
+        query: Query,
+        category: str,
+        newest: Frame,
+        config: DecafConfig,
+        may_join: bool = True,
     ) -> None:
         """Merges the candidates of one grounding, best first, caught up to `newest`.
 
-        A candidate that matches a living target renews it; a target without a match counts a miss. The other candidates
-        become new targets, at most `tracking.max_targets`. Duplicates of a better candidate only help to match it.
+        Each candidate is matched with at most one living or missing target. A visible target stays as it is. A hidden
+        target continues with the candidate's memory, and a missing one is revived with its id. A hidden target without
+        a match counts a miss. With `may_join`, candidates without a match become new targets, at most
+        `tracking.max_targets`. Duplicates of a better candidate only help to match it.
         """
         groups = [[candidate] for candidate in candidates]
-        if config.regrounding.enabled:
+        if config.regrounding.policy != "off":
             groups = group_by_object(candidates, config.segmentation.suppression_iou)
         candidates = [group[0] for group in groups]
-        living = self.living
-        pairs = assign(_overlaps(living, groups), config.regrounding.match_iou)
-        for row, column in pairs:
-            living[row].renew(candidates[column])
-            self._duplicates.restart(living[row].id)
-        matched_rows, matched_columns = {row for row, _ in pairs}, {column for _, column in pairs}
-        for row, target in enumerate(living):
-            if row not in matched_rows:
+        known = [*self.living, *self._missing]
+        matches = dict(assign(_overlaps(known, groups, config.tracking), config.regrounding.match_iou))
+        sources: dict[int, Candidate] = {}
+        for row, target in enumerate(known):
+            if row in matches:
+                sources[target.id] = candidates[matches[row]]
+            if target.seen_frame is newest:
+                continue
+            if row in matches:
+                candidate = candidates[matches[row]]
+                if target in self._missing:
+                    self._revive(target, candidate, newest)
+                else:
+                    target.renew(candidate)
+                self._duplicates.restart(target.id)
+            elif target not in self._missing:
                 target.misses += 1
                 if target.misses >= config.regrounding.max_misses:
                     target.state = TargetState.LOST
-        sources = {living[row].id: candidates[column] for row, column in pairs}
-        unmatched = [candidate for column, candidate in enumerate(candidates) if column not in matched_columns]
-        free_places = config.tracking.max_targets - len(self.living)
-        used_labels = {target.label for target in self._targets}
-        free_labels = [label for label in _LABELS if label not in used_labels][:free_places]
-        for label, candidate in zip(free_labels, unmatched):
-            key, scores, source_stamp_ns = origin(candidate)
-            target = LivingTarget(
-                id=next(self._ids),
-                label=label,
-                key=key,
-                query_id=query.id,
-                category=category,
-                scores=scores,
-                source_stamp_ns=source_stamp_ns,
-                seen_frame=candidate.seen_frame,
-                mask=candidate.seen_mask,
-                unseen_since_ns=newest.stamp_ns,
-            )
+        matched = set(matches.values())
+        unmatched = [candidate for column, candidate in enumerate(candidates) if column not in matched]
+        free_places = config.tracking.max_targets - len(self.living) if may_join else 0
+        for label, candidate in zip(self._free_labels()[:free_places], unmatched):
+            target = LivingTarget.start(next(self._ids), label, query.id, category, candidate, newest)
             # Compare now: for a hidden target, later frames may give no evidence.
             for other in self.living:
                 if (masks := _comparable_masks(other, candidate)) and are_apart(*masks):
@@ -107,37 +132,47 @@ class Targets:
             if were_apart(first, second):
                 self._duplicates.mark_distinct(first_id, second_id)
 
+    def _revive(self, target: LivingTarget, candidate: Candidate, newest: Frame) -> None:
+        labels = self._free_labels()
+        target.revive(candidate, target.label if target.label in labels else labels[0], newest)
+        self._missing.remove(target)
+        self._targets.append(target)
+
+    def _free_labels(self) -> list[int]:
+        used = {target.label for target in self._targets}
+        return [label for label in _LABELS if label not in used]
+
     def publish(self, frame: Frame, query: Query | None) -> FrameResult:
         """The result for `frame`, after `update` on it. A lost target appears in one result only."""
         labels = np.zeros(frame.size_hw, np.uint8)
         targets = tuple(target.on(frame) for target in self._targets)
         for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
             labels[target.mask] = target.label
+        self._missing += [target for target in self._targets if target.is_missing]
         self._targets = self.living
-        self._duplicates.retain({target.id for target in self._targets})
+        self._duplicates.retain({target.id for target in (*self._targets, *self._missing)})
         return FrameResult(frame, labels, query, targets)
 
 
-def _overlaps(living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]]) -> np.ndarray:
-    """(targets, groups) float64 mask IoU, the maximum over a group; 0 without a frame for the comparison."""
+def _overlaps(
+    living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]], config: TrackingConfig
+) -> np.ndarray:
+    """(targets, groups) float64 mask IoU, the maximum over a group; 0 without a frame for the comparison, and if the
+    group's best candidate does not look like the target."""
     overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
         for column, group in enumerate(groups):
+            if target.appearance.looks_different(group[0].look, config):
+                continue
             mask_pairs = (_comparable_masks(target, candidate) for candidate in group)
             overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs if masks), default=0.0)
     return overlaps
 
 
 def _comparable_masks(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:
-    """Masks of both on the target's last-seen frame; None if the candidate was not seen on it.
-
-    The catch-up runs forward from the candidate's source. A target last seen before that is compared on its last-seen
-    key frame.
-    """
-    frame, mask = target.seen_frame, target.mask
-    if frame.index >= candidate.source.index:
-        return (mask, candidate.masks[frame]) if frame in candidate.masks else None
-    key_frame, key_mask = target.key_frame, target.key_mask
-    if key_frame is None or key_mask is None or key_frame not in candidate.masks:
-        return None
-    return key_mask, candidate.masks[key_frame]
+    """Masks of both on the target's last-seen frame, or on its last-seen key frame if the candidate has no mask there;
+    None without either."""
+    for frame, mask in ((target.seen_frame, target.mask), (target.key_frame, target.key_mask)):
+        if frame is not None and mask is not None and frame in candidate.masks:
+            return mask, candidate.masks[frame]
+    return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
+from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
 
@@ -26,6 +27,7 @@ class Candidate:
         seen_frame: last frame on which it was seen.
         seen_mask: (H, W) bool on `seen_frame`.
         masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
+        look: its descriptor on `seen_frame`, once it was followed.
     """
 
     key: int
@@ -34,6 +36,7 @@ class Candidate:
     seen_frame: Frame = field(init=False)
     seen_mask: np.ndarray = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
+    look: np.ndarray | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
@@ -58,6 +61,8 @@ class LivingTarget:
         misses: consecutive groundings that did not find it.
         key_frame: last key frame on which it was seen.
         key_mask: (H, W) bool on `key_frame`.
+        is_duplicate: lost because it is the same object as an older target; it is not searched for.
+        appearance: what it looks like, from confirmed frames.
     """
 
     id: int
@@ -75,10 +80,39 @@ class LivingTarget:
     misses: int = 0
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
+    is_duplicate: bool = False
+    appearance: Appearance = field(default_factory=Appearance)
 
-    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> None:
-        """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed."""
-        if is_seen(step, config):
+    @classmethod
+    def start(
+        cls, target_id: int, label: int, query_id: str, category: str, candidate: Candidate, newest: Frame
+    ) -> LivingTarget:
+        """A new target from a candidate that was propagated to `newest`."""
+        key, scores, source_stamp_ns = origin(candidate)
+        target = cls(
+            id=target_id,
+            label=label,
+            key=key,
+            query_id=query_id,
+            category=category,
+            scores=scores,
+            source_stamp_ns=source_stamp_ns,
+            seen_frame=candidate.seen_frame,
+            mask=candidate.seen_mask,
+            unseen_since_ns=newest.stamp_ns,
+        )
+        target._set_key_frame(candidate)
+        return target
+
+    def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
+        """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed.
+
+        Returns False for a mask that cannot be this target: it counts as hidden.
+        """
+        seen = is_seen(step, config)
+        rejected = seen and self.appearance.contradicts(frame, step.mask, step.look, config)
+        if seen and not rejected:
+            self.appearance.accept(frame, step.mask, step.look)
             self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
                 self.key_mask, self.key_frame = step.mask, frame
@@ -89,11 +123,33 @@ class LivingTarget:
             self.state = TargetState.LOST
         elif self.state is TargetState.TRACKED:
             self.state = TargetState.OCCLUDED
+        return not rejected
 
     def renew(self, candidate: Candidate) -> None:
         """Continues with a new grounding's memory and scores; keeps id, label and category."""
         self.key, self.scores, self.source_stamp_ns = origin(candidate)
         self.misses = 0
+
+    def revive(self, candidate: Candidate, label: int, newest: Frame) -> None:
+        """A lost target was found again: keeps id and category, and has to be confirmed anew."""
+        self.renew(candidate)
+        self.label, self.state, self.seen_count = label, TargetState.TENTATIVE, 0
+        self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
+        self._set_key_frame(candidate)
+
+    def _set_key_frame(self, candidate: Candidate) -> None:
+        seen = [frame for frame in candidate.frames if frame in candidate.masks]
+        if seen:
+            self.key_frame, self.key_mask = seen[-1], candidate.masks[seen[-1]]
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it is lost and has to be searched for."""
+        return self.state is TargetState.LOST and not self.is_duplicate
+
+    def hidden_s(self, frame: Frame) -> float:
+        """Seconds since it was last seen, at `frame`."""
+        return max(frame.stamp_ns - self.unseen_since_ns, 0) / 1e9
 
     def on(self, frame: Frame) -> Target:
         """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""

@@ -120,6 +120,19 @@ class ObjectMemory:
                 entry["maskmem_pos_enc"] = [self._position.expand(len(chosen), -1, -1, -1)]
             self.latest = StepMasks(*(part[chosen] for part in self.latest))
 
+    def reject(self, objects: Sequence[int]) -> None:
+        """Replaces the memory of the last step by that of the step before, for these objects (0..K-1)."""
+        outputs = self._bank["non_cond_frame_outputs"]
+        latest = outputs.get(self._index)
+        if latest is None:
+            return
+        before = outputs.get(self._index - 1) or self._bank["cond_frame_outputs"][self._source]
+        with torch.inference_mode():
+            for name in ("maskmem_features", "obj_ptr"):
+                if name in before:
+                    latest[name] = latest[name].clone()
+                    latest[name][list(objects)] = before[name][list(objects)]
+
     def _condition(self, embedding: FrameEmbedding, masks: torch.Tensor) -> None:
         """As the published predictor's `add_new_mask` and the memory encoding at the start of its propagation: from the
         binarised low-resolution mask."""

@@ -9,16 +9,19 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from decaf_ros.segmentation.appearance import describe
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import Frame
 
 
 class TrackStep(NamedTuple):
-    """mask: (H, W) bool, empty if the object is not seen. object_score: object-presence logit, > 0: seen."""
+    """mask: (H, W) bool, empty if the object is not seen. object_score: object-presence logit, > 0: seen. look: (C,)
+    float32, its descriptor (`appearance.describe`)."""
 
     mask: np.ndarray
     object_score: float
+    look: np.ndarray | None = None
 
 
 @dataclass
@@ -70,9 +73,23 @@ class StreamingTracker:
         steps: dict[int, TrackStep] = {}
         for group in self._groups:
             output = group.memory.step(embedding)
-            masks, scores = output.masks.cpu().numpy(), output.object_score.tolist()
-            steps.update({key: TrackStep(mask, score) for key, mask, score in zip(group.ids, masks, scores)})
+            looks = describe(embedding, output.masks)
+            results = zip(group.ids, output.masks.cpu().numpy(), output.object_score.tolist(), looks)
+            steps.update({key: TrackStep(mask, score, look) for key, mask, score, look in results})
         return steps
+
+    def reject(self, ids: Collection[int]) -> None:
+        """Forgets the last step of these objects, whose masks were not theirs: later steps do not attend to it.
+
+        Raises ValueError for an id that is not followed.
+        """
+        unknown = set(ids) - set(self.ids)
+        if unknown:
+            raise ValueError(f"ids: expected some of {self.ids}, got {sorted(unknown)}")
+        for group in self._groups:
+            rejected = [index for index, object_id in enumerate(group.ids) if object_id in ids]
+            if rejected:
+                group.memory.reject(rejected)
 
     def remove(self, ids: Collection[int]) -> None:
         """Stops following these objects. Raises ValueError for an id that is not followed."""

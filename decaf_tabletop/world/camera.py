@@ -59,6 +59,26 @@ class CameraPath:
         return np.stack(positions), np.stack(rotations)
 
 
+@dataclass(frozen=True)
+class CameraTour:
+    """Stays at `start` and moves to further views, each with ease-in and ease-out.
+
+    moves: (start, end, view) in order of time, in seconds.
+    """
+
+    start: View
+    moves: tuple[tuple[float, float, View], ...] = ()
+
+    def at(self, time_s: float) -> tuple[np.ndarray, np.ndarray]:
+        """The pose of the optical frame, as in `CameraPath.at`."""
+        view = self.start
+        for start_s, end_s, end in self.moves:
+            if time_s < end_s:
+                return CameraPath(view, end).at(max(time_s - start_s, 0.0) / (end_s - start_s) * DURATION_S)
+            view = end
+        return CameraPath(view, view).at(0.0)
+
+
 def intrinsics() -> np.ndarray:
     """(3, 3) float64 camera matrix in pixels; the centre of the first pixel is at (0, 0)."""
     height, width = IMAGE_HW

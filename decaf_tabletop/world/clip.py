@@ -20,6 +20,8 @@ SURFACES = ("wood", "marble", "grass", "sand", "brick", "cloth")
 IMAGE_HW = (240, 320)
 FRAMES = 32
 FRAME_PERIOD_S = 0.1
+# Length of long clips.
+LEAST_S, MOST_S = 30.0, 600.0
 
 
 @dataclass(frozen=True)

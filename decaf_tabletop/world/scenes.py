@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from decaf_tabletop.world.camera import DISTANCE_M, DURATION_S, CameraPath, View
+from decaf_tabletop.world.camera import DISTANCE_M, DURATION_S, CameraPath, CameraTour, View
 from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAME_PERIOD_S, FRAMES, SIZES, SURFACES, TabletopObject
 from decaf_tabletop.world.layout import GAP_M, Event, PlacedObject, apart, boxes, in_view, overlap
+from decaf_tabletop.world.routes import FALL_M_S, Route
 from decaf_tabletop.world.shapes import EXTENTS
 
 # Radius of a ball in metres; other categories are scaled to about the same area in the image.
 NOMINAL_M = {"small": (0.040, 0.046), "large": (0.066, 0.074)}
-FALL_M_S = 0.5
 # Probability of each category as the occluder of a crossing, and of each number of objects.
 _OCCLUDERS = {"can": 0.3, "bottle": 0.25, "cube": 0.2, "mug": 0.1, "ball": 0.1, "cone": 0.05}
 _COUNTS = {2: 0.2, 3: 0.35, 4: 0.3, 5: 0.15}
@@ -40,7 +40,8 @@ class Scene:
         table_m: Half width and half depth of the table.
         ground: RGB of the floor below the table, in [0, 1].
         crossing: (occluder, occluded), indices into `objects`; None without a planned occlusion.
-        frames: Length of the clip. The camera moves, if at all, during the first FRAMES.
+        frames: Length of the clip. A CameraPath moves, if at all, during the first FRAMES.
+        routes: Motion of each object in a long scene, whose objects have no event; empty in other scenes.
     """
 
     seed: int
@@ -49,10 +50,11 @@ class Scene:
     surface: str
     table_m: tuple[float, float]
     ground: tuple[float, float, float]
-    camera: CameraPath
+    camera: CameraPath | CameraTour
     light: Light
     crossing: tuple[int, int] | None = None
     frames: int = FRAMES
+    routes: tuple[Route, ...] = ()
 
 
 def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
@@ -83,7 +85,7 @@ def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
     else:
         raise RuntimeError(f"seed {seed}: no scene with {count} objects found in {_SCENE_ATTEMPTS} attempts")
     order = rng.permutation(count)
-    ground = _rgb(rng.uniform(0.25, 0.75) * rng.uniform(0.85, 1.0, 3))
+    ground = rgb(rng.uniform(0.25, 0.75) * rng.uniform(0.85, 1.0, 3))
     return Scene(
         seed=seed,
         appearance_seed=int(rng.integers(2**31)),
@@ -92,7 +94,7 @@ def sample_scene(seed: int, crossing: bool = False, attempt: int = 0) -> Scene:
         table_m=(float(rng.uniform(0.6, 0.85)), float(rng.uniform(0.46, 0.62))),
         ground=ground,
         camera=camera,
-        light=_light(rng),
+        light=draw_light(rng),
         crossing=(int(np.flatnonzero(order == 0)[0]), int(np.flatnonzero(order == 1)[0])) if crossing else None,
     )
 
@@ -119,20 +121,20 @@ def _camera(rng: np.random.Generator, moving: bool, crossing: bool) -> CameraPat
     return CameraPath(start, end)
 
 
-def _light(rng: np.random.Generator) -> Light:
+def draw_light(rng: np.random.Generator) -> Light:
     ambient, diffuse = rng.uniform(0.52, 0.68), rng.uniform(0.34, 0.5)
     warmth = rng.uniform(-0.05, 0.05)
     tint = np.array([1 + warmth, 1.0, 1 - warmth])
     angle = rng.uniform(0, 2 * math.pi)
     slant = rng.uniform(0.3, 1.0)
     return Light(
-        _rgb(ambient * tint),
-        _rgb(diffuse * tint),
+        rgb(ambient * tint),
+        rgb(diffuse * tint),
         (slant * math.cos(angle), slant * math.sin(angle), -1.0),
     )
 
 
-def _rgb(values: np.ndarray) -> tuple[float, float, float]:
+def rgb(values: np.ndarray) -> tuple[float, float, float]:
     red, green, blue = (float(value) for value in values)
     return red, green, blue
 
@@ -163,13 +165,14 @@ def _things(
         return things
 
 
-def _placed(
-    rng: np.random.Generator, camera: CameraPath, thing: TabletopObject, nominal: float, place: np.ndarray
+def draw_object(
+    rng: np.random.Generator, azimuth_deg: float, thing: TabletopObject, nominal: float, place: np.ndarray
 ) -> PlacedObject:
+    """An object at rest with a random yaw and pattern. azimuth_deg: that of the camera."""
     yaw = rng.uniform(-math.pi, math.pi)
     if thing.category == "mug":
         # The handle points to the left or right of the view.
-        azimuth = math.radians(camera.start.azimuth_deg)
+        azimuth = math.radians(azimuth_deg)
         yaw = azimuth + math.radians(rng.uniform(-50, 50)) + rng.choice([0, math.pi])
     pattern = str(rng.choice(["rings", "bars", "dots"])) if rng.uniform() < 0.3 else "plain"
     return PlacedObject(thing, nominal, (float(place[0]), float(place[1])), float(yaw), pattern, None)
@@ -193,7 +196,9 @@ def _place(
     placed_boxes = [boxes(camera, other) for other in placed]
     for thing, nominal in things[len(placed) :]:
         for _ in range(_PLACE_ATTEMPTS):
-            candidate = _placed(rng, camera, thing, nominal, rng.uniform((-0.3, -0.2), (0.3, 0.3)))
+            candidate = draw_object(
+                rng, camera.start.azimuth_deg, thing, nominal, rng.uniform((-0.3, -0.2), (0.3, 0.3))
+            )
             candidate_boxes = boxes(camera, candidate)
             if (
                 in_view(candidate_boxes)
@@ -261,7 +266,7 @@ def _crossing_pair(
     right, away = np.array([math.cos(azimuth), math.sin(azimuth)]), np.array([-math.sin(azimuth), math.cos(azimuth)])
     for _ in range(_PLACE_ATTEMPTS):
         place = rng.uniform((-0.12, 0.0), (0.12, 0.25))
-        victim = _placed(rng, camera, occluded, occluded_nominal, place)
+        victim = draw_object(rng, camera.start.azimuth_deg, occluded, occluded_nominal, place)
         ahead = reach + rng.uniform(1.3, 2.5) * GAP_M
         # Distances along its path from the start to the victim, and on to the end.
         before = reach * rng.uniform(1.15, 1.8)
@@ -274,7 +279,8 @@ def _crossing_pair(
         side = rng.choice([-1, 1])
         velocity = side * speed * right
         event = Event("slide", start, start + duration, (float(velocity[0]), float(velocity[1])))
-        mover = _placed(rng, camera, occluder, occluder_nominal, place - ahead * away - side * before * right)
+        start_place = place - ahead * away - side * before * right
+        mover = draw_object(rng, camera.start.azimuth_deg, occluder, occluder_nominal, start_place)
         mover = _with_event(rng, mover, event)
         pair = [mover, victim]
         if all(in_view(boxes(camera, other)) for other in pair) and apart(*pair):

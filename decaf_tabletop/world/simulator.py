@@ -12,10 +12,12 @@ import numpy as np
 
 from decaf_tabletop.world.camera import intrinsics
 from decaf_tabletop.world.clip import FRAME_PERIOD_S, IMAGE_HW, TabletopClip
+from decaf_tabletop.world.hands import Hands
+from decaf_tabletop.world.long_scenes import sample_long_scene
+from decaf_tabletop.world.routes import GRAVITY
 from decaf_tabletop.world.scenes import Scene, sample_scene
 from decaf_tabletop.world.world import (
     CAMERA,
-    GRAVITY,
     MASS_KG,
     TIMESTEP_S,
     body_name,
@@ -50,6 +52,13 @@ def make_clip(seed: int, depth: bool = False, crossing: bool = False) -> Tableto
             if occluded is None or _is_crossing(labels, stage.unoccluded_mask(occluded), occluded):
                 return stage.clip(labels, depth)
     raise RuntimeError(f"seed {seed}: no crossing found in {_CROSSING_ATTEMPTS} attempts")
+
+
+def make_long_clip(seed: int, seconds: float, depth: bool = False) -> TabletopClip:
+    """Makes the long clip of a seed, as `make_clip`. Raises ValueError for a bad seed or length."""
+    if seed < 0:
+        raise ValueError(f"seed: expected a number >= 0, got {seed}")
+    return play_scene(sample_long_scene(seed, seconds), depth)
 
 
 def play_scene(scene: Scene, depth: bool = False) -> TabletopClip:
@@ -138,6 +147,7 @@ class _Stage:
             else:
                 assert placed.event is not None  # see has_drive
                 falling.append((placed.event, model.joint(joint_name(index, "z")).dofadr[0]))
+        hands = Hands(model, data, scene.routes, scene.frames * FRAME_PERIOD_S) if scene.routes else None
         frames = scene.frames
         poses = np.empty((frames, len(scene.objects), 7))
         camera_poses = np.empty((frames, 7))
@@ -152,6 +162,8 @@ class _Stage:
                     for event, dof in falling:
                         # Compensate gravity until release.
                         data.qfrc_applied[dof] = MASS_KG * GRAVITY if time < event.start_s else 0.0
+                    if hands:
+                        hands.apply(time)
                     self._mujoco.mj_step(model, data)
             states[frame] = data.qpos
             self._set_state(states[frame], frame)

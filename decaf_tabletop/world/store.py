@@ -66,9 +66,10 @@ def read_clip(path: Path) -> TabletopClip:
         raise ValueError(f"{path}: not a tabletop clip ({error})") from error
 
 
-def clip_path(folder: Path, seed: int, crossing: bool = False) -> Path:
-    """The file of a clip. The clip with a crossing differs from the one without, hence its own name."""
-    return folder / f"clip_{seed:08d}{'_crossing' if crossing else ''}.npz"
+def clip_path(folder: Path, seed: int, crossing: bool = False, seconds: float | None = None) -> Path:
+    """The file of a clip. Crossings and long clips of a seed differ from its plain clip, hence their own names."""
+    kind = "_crossing" if crossing else "" if seconds is None else f"_{seconds:g}s"
+    return folder / f"clip_{seed:08d}{kind}.npz"
 
 
 def _pack(encoded: Iterable[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from decaf_tabletop.world.camera import DISTANCE_M, CameraPath, View
 from decaf_tabletop.world.clip import Expression, TabletopObject
 from decaf_tabletop.world.layout import Event, PlacedObject
-from decaf_tabletop.world.scenes import FALL_M_S, Light, Scene
+from decaf_tabletop.world.routes import FALL_M_S
+from decaf_tabletop.world.scenes import Light, Scene
 from decaf_tabletop.world.shapes import EXTENTS
 
 FRAMES = 276

@@ -11,12 +11,12 @@ import numpy as np
 from decaf_tabletop.world.camera import FOVY_DEG
 from decaf_tabletop.world.clip import IMAGE_HW
 from decaf_tabletop.world.layout import PlacedObject
-from decaf_tabletop.world.scenes import FALL_M_S, Scene
+from decaf_tabletop.world.routes import FALL_M_S, GRAVITY
+from decaf_tabletop.world.scenes import Scene
 from decaf_tabletop.world.shapes import mesh
 from decaf_tabletop.world.textures import object_texture, paint, surface_texture
 
 TIMESTEP_S = 0.005
-GRAVITY = 9.81
 MASS_KG = 0.3
 CAMERA = "eye"
 

@@ -25,7 +25,9 @@ class Referral:
         targets: indices into `EvaluationClip.objects`.
         category: common category of the targets; empty if there is none or it is unknown.
         timeless: whether the meaning is the same for any part of the clip ("the red ball", not "the ball that
-            stopped"). Only timeless expressions are asked online.
+            stopped"). Only timeless expressions, and those with `asked_s`, are asked online.
+        asked_s: time in seconds after the first frame at which it is asked about the frames before; None if its
+            meaning concerns the whole clip.
     """
 
     text: str
@@ -33,6 +35,7 @@ class Referral:
     targets: tuple[int, ...]
     category: str = ""
     timeless: bool = False
+    asked_s: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

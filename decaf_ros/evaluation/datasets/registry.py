@@ -22,12 +22,14 @@ class Selection:
         count: number of clips; None means the default of the dataset.
         folder: folder with stored clips; None means the dataset's own folder, or rendered clips.
         calibration: select the clips reserved for fitting the presence score.
+        seconds: length of rendered long clips, for `decaf eval --long`; None means ordinary clips.
     """
 
     seed: int = 0
     count: int | None = None
     folder: Path | None = None
     calibration: bool = False
+    seconds: float | None = None
 
 
 class DatasetSource(Protocol):

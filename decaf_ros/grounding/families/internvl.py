@@ -44,6 +44,10 @@ class InternVl:
         columns, rows = get_optimal_tiled_canvas(size_hw, (self._tile_px, self._tile_px), 1, MAX_TILES)
         return Layout(kind, 1, 1, size_hw, (1, rows * self._tile_tokens, columns * self._tile_tokens))
 
+    def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
+        """See `Mllm.timed`. The prompt contains no times."""
+        return layout
+
     @torch.inference_mode()
     def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
         """See `Mllm.encode`."""

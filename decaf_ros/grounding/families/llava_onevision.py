@@ -52,6 +52,10 @@ class LlavaOnevision:
         tokens, rows = self.processor._get_unpadded_features(*size_hw, self._tile_tokens, self._tile_tokens, *tiles)
         return Layout(kind, 1, 1, size_hw, (1, rows, tokens // rows))
 
+    def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
+        """See `Mllm.timed`. The prompt contains no times."""
+        return layout
+
     @torch.inference_mode()
     def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
         """See `Mllm.encode`."""

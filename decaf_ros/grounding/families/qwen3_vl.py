@@ -11,6 +11,7 @@ position. A run has one temporal row, so the transformers error described in `vi
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,9 +24,15 @@ from decaf_ros.grounding.mllm import Features, Layout
 
 @dataclass(frozen=True)
 class TimedLayout(Layout):
-    """A layout whose text contains timestamps. frames: number of images, without the repetition of the last one."""
+    """A layout whose text contains timestamps.
+
+    Attributes:
+        frames: number of images, without the repetition of the last one.
+        pair_times_s: real time of every temporal pair, to a tenth of a second; empty: ASSUMED_FPS.
+    """
 
     frames: int
+    pair_times_s: tuple[float, ...] = ()
 
 
 class Qwen3Vl(QwenVl):
@@ -34,6 +41,11 @@ class Qwen3Vl(QwenVl):
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> TimedLayout:
         """See `QwenVl.layout`."""
         return TimedLayout(**vars(super().layout(kind, frames, size_hw)), frames=frames)
+
+    def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
+        """See `Mllm.timed`. The prompt writes the times, so caches tell windows with other times apart."""
+        assert isinstance(layout, TimedLayout)
+        return dataclasses.replace(layout, pair_times_s=tuple(round(time, 1) for time in self._pair_times(times_s)))
 
     def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
         """See `Mllm.embed`. The first layers each add one level of the deep features to the slots."""
@@ -58,13 +70,15 @@ class Qwen3Vl(QwenVl):
         run = "<|vision_start|><|video_pad|><|vision_end|>"
         if run not in chat:
             raise ValueError(f"chat template: expected {run} for a video, got {chat!r}")
-        return chat.replace(run, "".join(f"<{time:.1f} seconds>{run}" for time in self._times(layout)))
+        assumed = [index / ASSUMED_FPS for index in range(layout.frames)]
+        times = layout.pair_times_s or self._pair_times(assumed)
+        return chat.replace(run, "".join(f"<{time:.1f} seconds>{run}" for time in times))
 
-    def _times(self, layout: TimedLayout) -> list[float]:
+    def _pair_times(self, times_s: Sequence[float]) -> list[float]:
         """Time of every temporal pair in seconds: half-way between its first and its last frame."""
-        starts = range(0, layout.frames, self._frames_per_pair)
-        ends = (min(start + self._frames_per_pair, layout.frames) - 1 for start in starts)
-        return [(start + end) / 2 / ASSUMED_FPS for start, end in zip(starts, ends)]
+        size = self._frames_per_pair
+        pairs = [times_s[start : start + size] for start in range(0, len(times_s), size)]
+        return [(pair[0] + pair[-1]) / 2 for pair in pairs]
 
     def _positions(self, visual: torch.Tensor, grid: tuple[int, int, int]) -> torch.Tensor:
         _, height, width = grid

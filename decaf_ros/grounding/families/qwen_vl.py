@@ -65,6 +65,10 @@ class QwenVl:
         scale = self.config.frame_scale
         return Layout(kind, 1, 1, size_hw, (1, height * scale, width * scale))
 
+    def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
+        """See `Mllm.timed`. The prompt contains no times."""
+        return layout
+
     @torch.inference_mode()
     def encode(self, layout: Layout, images: np.ndarray) -> list[Features]:
         """See `Mllm.encode`."""

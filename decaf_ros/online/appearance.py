@@ -1,0 +1,83 @@
+"""Whether a mask can still be its target: what the target looks like, how large it is, where it just was."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from decaf_ros.config import TrackingConfig
+from decaf_ros.types import Frame
+
+# Descriptors kept: the first ones for good, the others as a ring.
+_FIRST, _SAMPLES = 3, 12
+# Accepted frames between two samples.
+_SAMPLE_EVERY = 5
+# Share of the typical area that has to be visible to learn from a mask: a sliver beside an occluder is no good sample.
+_LEARN_AREA = 0.6
+# A mask may have this multiple of the typical area, and its centre may move by this many typical widths at once, if
+# the target was visible at most _RECENT_S ago.
+_MAX_AREA, _MAX_STEP, _RECENT_S = 3.0, 2.0, 0.5
+# Weight of the newest frame in the moving averages.
+_NEWEST = 0.1
+
+
+class Appearance:
+    """Memory of one target's confirmed masks, bounded."""
+
+    def __init__(self) -> None:
+        self._samples: list[np.ndarray] = []
+        self._learned = 0
+        self._accepted = 0
+        self._usual_similarity = 1.0
+        self._typical_area = 0.0
+        self._centre_xy = np.zeros(2)
+        self._seen_ns = 0
+
+    def similarity(self, look: np.ndarray | None) -> float | None:
+        """Largest similarity to a sample, in [-1, 1]; None without evidence: no descriptor, or no sample yet."""
+        if look is None or not self._samples or not look.any():
+            return None
+        return max(float(look @ sample) for sample in self._samples)
+
+    def looks_different(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Whether a descriptor is less similar than the target's own masks usually are, by `appearance_margin`."""
+        similarity = self.similarity(look)
+        return similarity is not None and similarity < self._usual_similarity - config.appearance_margin
+
+    def contradicts(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Whether a non-empty (H, W) bool mask on the next frame cannot be this target: it looks different, is too
+        large, or is too far from where the target was a moment ago."""
+        if not self._samples and not self._typical_area:
+            return False
+        if self.looks_different(look, config):
+            return True
+        area = np.count_nonzero(mask)
+        if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
+            return False
+        moved = float(np.linalg.norm(_centre(mask) - self._centre_xy))
+        return bool(area > _MAX_AREA * self._typical_area or moved > _MAX_STEP * self._typical_area**0.5)
+
+    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None) -> None:
+        """Takes in a confirmed mask."""
+        area = float(np.count_nonzero(mask))
+        self._centre_xy, self._seen_ns = _centre(mask), frame.stamp_ns
+        similarity = self.similarity(look)
+        if area >= _LEARN_AREA * self._typical_area:
+            self._typical_area += (_NEWEST if self._typical_area else 1.0) * (area - self._typical_area)
+            if similarity is not None:
+                self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)
+            if self._accepted % _SAMPLE_EVERY == 0 and look is not None and look.any():
+                self._learn(look)
+            self._accepted += 1
+
+    def _learn(self, look: np.ndarray) -> None:
+        if len(self._samples) < _SAMPLES:
+            self._samples.append(look)
+        else:
+            self._samples[_FIRST + self._learned % (_SAMPLES - _FIRST)] = look
+        self._learned += 1
+
+
+def _centre(mask: np.ndarray) -> np.ndarray:
+    """(x, y) of a non-empty (H, W) bool mask, in pixels."""
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    return np.array([columns[0] + columns[-1], rows[0] + rows[-1]]) / 2

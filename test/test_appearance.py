@@ -1,0 +1,107 @@
+"""What targets look like, and which masks cannot be theirs."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from sam2_scenes import disc, moving_scene
+from scripted import frame, settings
+
+from decaf_ros.config import Sam2Config
+from decaf_ros.online.appearance import Appearance
+from decaf_ros.segmentation.appearance import describe
+from decaf_ros.segmentation.sam2 import load_sam2
+
+CONFIG = settings(tracking__appearance_margin=0.1).tracking
+OFF = settings(tracking__appearance_margin=2.0).tracking
+LOOK, OTHER = np.array([1, 0, 0], np.float32), np.array([0.6, 0.8, 0], np.float32)
+NO_LOOK = np.zeros(3, np.float32)
+
+
+def _mask(left: int, width: int = 8, height: int = 8) -> np.ndarray:
+    mask = np.zeros((100, 200), bool)
+    mask[20 : 20 + height, left : left + width] = True
+    return mask
+
+
+@pytest.fixture
+def known() -> Appearance:
+    """A target seen at the same place on ten frames, 0.1 s apart."""
+    appearance = Appearance()
+    for number in range(10):
+        assert not appearance.contradicts(frame(number), _mask(40), LOOK, CONFIG)
+        appearance.accept(frame(number), _mask(40), LOOK)
+    return appearance
+
+
+def test_a_new_target_accepts_anything():
+    assert Appearance().similarity(LOOK) is None
+    assert not Appearance().contradicts(frame(0), _mask(0), OTHER, CONFIG)
+
+
+def test_a_mask_that_looks_different_contradicts(known):
+    assert known.similarity(OTHER) == pytest.approx(0.6)
+    assert known.contradicts(frame(10), _mask(40), OTHER, CONFIG)
+    assert not known.contradicts(frame(10), _mask(40), OTHER, OFF)
+    for look in (LOOK, NO_LOOK, None):  # without a descriptor there is no evidence
+        assert not known.contradicts(frame(10), _mask(40), look, CONFIG)
+
+
+def test_usual_similarity_is_the_targets_own():
+    """A target whose looks vary is given the same margin below what is usual for it."""
+    varying = Appearance()
+    for number in range(60):
+        varying.accept(frame(number), _mask(40), LOOK if number % 5 == 0 else np.array([0.8, 0, 0.6], np.float32))
+    assert not varying.looks_different(np.array([0.75, 0, 0.66], np.float32), CONFIG)
+    assert varying.looks_different(np.array([0.5, 0.87, 0], np.float32), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("mask", "number", "contradicts"),
+    [
+        (_mask(50), 10, False),
+        (_mask(60), 10, True),  # 20 px at once; the target is 8 px wide
+        (_mask(60), 18, False),  # 0.9 s later it may be anywhere
+        (_mask(40, 20, 10), 10, True),  # three times the area
+        (_mask(40, 14, 12), 10, False),
+        (_mask(40, 2, 2), 10, False),  # nearly hidden
+    ],
+)
+def test_jumps_and_growth_contradict_for_a_moment(known, mask, number, contradicts):
+    assert known.contradicts(frame(number), mask, LOOK, CONFIG) == contradicts
+
+
+def test_slivers_teach_nothing(known):
+    for number in range(10, 40):
+        known.accept(frame(number), _mask(40, 2), OTHER)
+    assert known.contradicts(frame(40), _mask(40), OTHER, CONFIG)
+    assert not known.contradicts(frame(40), _mask(40, 14, 12), LOOK, CONFIG), "the typical area is still the whole"
+
+
+def test_memory_is_bounded(known):
+    for number in range(10, 400):
+        known.accept(frame(number), _mask(40), LOOK)
+    assert len(known._samples) == 12
+
+
+@pytest.fixture(scope="module")
+def sam2(tiny_sam2_dir):
+    return load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu"))
+
+
+def test_descriptors_tell_objects_apart(sam2):
+    size = (120, 200)
+    masks = torch.from_numpy(np.stack([disc(size, 0.3, 0.5, 0.17), disc(size, 0.75, 0.4, 0.12)]))
+    first, last = (describe(sam2.embed(one), masks) for one in moving_scene(3)[::2])
+    assert first.shape == last.shape == (2, sum(level.shape[1] for level in sam2.embed(moving_scene(1)[0]).features))
+    np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
+    similarity = first @ last.T
+    assert similarity[0, 0] > 0.9 and similarity[1, 1] > 0.9
+    assert max(similarity[0, 1], similarity[1, 0]) < min(similarity[0, 0], similarity[1, 1]) - 0.1
+
+
+def test_a_mask_below_a_cell_has_no_descriptor(sam2):
+    masks = torch.zeros(2, 120, 200, dtype=torch.bool)
+    masks[1, 5, 5] = True
+    assert not describe(sam2.embed(moving_scene(1)[0]), masks).any()
