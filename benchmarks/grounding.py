@@ -59,7 +59,7 @@ class WindowComparison:
         self.mllm = mllm
         self.device = device
         self.frames, self.new_frames = frames, new_frames
-        self.config = replace(DecafConfig(), {"grounding.mode": mode})
+        self.config = replace(DecafConfig(), {"grounding.mode": mode, "presence.ask": False})
 
     def ground(self, grounder: Grounder, window: Window, query: str = QUERY) -> Grounding:
         return grounder.ground(window, query, self.config, StageClock(STAGES))

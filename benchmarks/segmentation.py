@@ -118,7 +118,7 @@ def whole_segment(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") ->
 
     iou and score_error compare the tracklets, best first; iou is 0 if their counts differ. stage_ms: last call.
     """
-    config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0})
+    config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0, "presence.ask": False})
     batched_sam2, literal_sam2 = tabletop_sam2(device=device), tabletop_sam2(1, device)
     ours, literal = Measurement(device), Measurement(device)
     for _ in range(repeats):

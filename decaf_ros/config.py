@@ -42,6 +42,10 @@ def _option(
     return dataclasses.field(default=default, metadata=metadata)
 
 
+def _weight(default: float, part: str) -> Any:
+    return _option(default, f"weight of {part} in the presence score", 0.0, 1.0, live=True)
+
+
 @dataclass(frozen=True)
 class _Checked:
     """Base class that checks every field's type, range and choices on construction."""
@@ -222,14 +226,32 @@ class PresenceConfig(_Checked):
     """Whether the target is there at all (`decaf_ros.presence`)."""
 
     threshold: float = _option(
-        # Low, because it is not calibrated for most models: only very weak evidence means "not found".
+        # Low, because it is not calibrated for most models: only weak evidence means "not found".
         0.3,
         "min presence score: below it, or if the model answers that there is no such object (mode paper), the state is "
-        "NOT_FOUND; 0: both checks off; calibrate it for your model",
+        "NOT_FOUND; 0: both checks off; `decaf calibrate` fits it to your data",
         0.0,
         1.0,
         live=True,
     )
+    ask: bool = _option(
+        True, "ask the model whether the target is there: one more short prompt about the video per grounding"
+    )
+    # The weight of the question is a guess. The others are proportional to a fit on the simulated table.
+    weight_asked: float = _weight(1.0, "the model's answer to the question (presence.ask)")
+    weight_contrast: float = _weight(0.1, "contrast of object and background map")
+    weight_separation: float = _weight(0.2, "separation of object and background map")
+    weight_consistency: float = _weight(0.01, "attention consistency of the best candidate")
+    weight_agreement: float = _weight(0.06, "agreement of the two branches")
+    weight_iou: float = _weight(0.01, "SAM 2's predicted IoU of the best candidate")
+    weight_object_presence: float = _weight(0.02, "SAM 2's object-presence score of the best candidate")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weights by part."""
+        prefix = "weight_"
+        names = [field.name for field in dataclasses.fields(self) if field.name.startswith(prefix)]
+        return {name.removeprefix(prefix): getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

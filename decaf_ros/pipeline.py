@@ -84,7 +84,7 @@ class Decaf:
         # Tracklets that disagree with the attention are dropped (Eq. 6-8).
         clock.start("scoring")
         tracklets = score_tracklets(proposals, attention, config.segmentation)
-        presence = measure_presence(grounding.maps, tracklets)
+        presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
         selected = select_targets(tracklets, presence, grounding.category, config)
 
         # Evaluation protocol: Otsu masks of the attention, and masks on every frame.

@@ -146,11 +146,13 @@ class Grounding:
 
     category: the chosen object category; empty in mode `fast`, which decodes nothing.
     answers: all candidate categories in decoding order (video first, then frames), in lower case.
+    asked: probability of "yes" to the question whether the target is there; None if not asked.
     """
 
     maps: AttentionMaps
     category: str = ""
     answers: tuple[str, ...] = ()
+    asked: float | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,7 @@ class Tracklet:
 
 @dataclass(frozen=True)
 class Presence:
-    """The presence score and its parts, all in [0, 1]; defined in `decaf_ros.presence`."""
+    """The presence score and its parts, all in [0, 1]; defined in `decaf_ros.presence`. asked: None if not asked."""
 
     score: float
     contrast: float
@@ -222,6 +224,7 @@ class Presence:
     agreement: float
     iou: float
     object_presence: float
+    asked: float | None = None
 
 
 @dataclass(frozen=True, eq=False)

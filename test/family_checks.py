@@ -10,7 +10,7 @@ from benchmarks.literal import literal_ask
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
-from decaf_ros.grounding.mllm import forward
+from decaf_ros.grounding.mllm import forward, yes_margin
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Frame, Window
 
@@ -73,9 +73,16 @@ def check_inputs(mllm, view, text, expected):
 
 
 def check_maps(mllm, kind, pictures):
-    """The engine's maps, with prefix and suffixes, equal Eq. 1-4 on one full pass."""
+    """The engine's maps and margins, with prefix and suffixes, equal those of one full pass (maps: Eq. 1-4)."""
     views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
-    results = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2))
+    engine = Engine(mllm, EngineConfig())
+    results = engine.ask(views, TEXTS, ReadOptions(2))
+    question = "Is there a red ball? Answer yes or no."
+    for one, margin in zip(views, engine.yes_margins(views, question, ReadOptions(2))):
+        prompt = mllm.prompt(one.layout, question)
+        inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
+        logits = forward(mllm.model, inputs, prompt.positions, None, mllm.layers, wants_token=True).logits
+        assert abs(margin - float(yes_margin(mllm.tokenizer, logits))) <= 1e-4 and margin != 0
     for text, text_results in zip(TEXTS, results):
         for one, result in zip(views, text_results):
             expected = literal_ask(mllm, one, text, 2)[0]
@@ -190,3 +197,4 @@ def check_segment(mllm, sam2, mode):
     assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, (96, 128)).grid[1:])
     assert result.grounding.maps.fused.max() == 1 and result.selected
     assert bool(result.grounding.answers) == (mode == "paper")
+    assert 0 < result.presence.asked < 1 and result.presence.asked == result.grounding.asked

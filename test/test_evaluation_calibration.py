@@ -5,15 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decaf_ros.evaluation.calibration import best_threshold, calibrate, fit_weights
+from decaf_ros.config import DecafConfig, PresenceConfig, load_config
+from decaf_ros.evaluation.calibration import (
+    Example,
+    best_threshold,
+    calibrate,
+    calibration_text,
+    fit_weights,
+    parameter_text,
+)
 from decaf_ros.evaluation.metrics import roc
-from decaf_ros.evaluation.report import calibration_text
-from decaf_ros.evaluation.run import Case
-from decaf_ros.presence import WEIGHTS, weighted_score
+from decaf_ros.presence import PARTS, weighted_score
 from decaf_ros.types import Presence
 
+CURRENT = PresenceConfig()
 
-def cases(count=200, found=True, seed=0):
+
+def examples(count=200, passed=True, seed=0, asked=None):
     """Consistency is strong evidence, contrast weak, the rest none; iou is larger for absent targets."""
     rng = np.random.default_rng(seed)
     made = []
@@ -28,40 +36,77 @@ def cases(count=200, found=True, seed=0):
             "object_presence": 0.5,
         }
         parts = {name: float(np.clip(value, 0, 1)) for name, value in parts.items()}
-        kind = "explicit" if present else "absent"
-        presence = Presence(score=0.5, **parts)
-        made.append(Case(f"clip{number // 4}", f"{number}", kind, "", "", "", (), found, "", presence, None, None, 0.0))
+        presence = Presence(score=0.5, **parts, asked=asked and asked(rng, present))
+        made.append(Example(f"clip{number // 4}", present, passed, presence))
     return made
 
 
 def test_weights_follow_the_evidence_and_none_is_negative():
-    fitted = calibrate(cases())
+    fitted = calibrate(examples(), CURRENT)
     weights = fitted.weights
-    assert list(weights) == list(WEIGHTS)
+    assert list(weights) == list(PARTS)
     assert all(weight >= 0 for weight in weights.values()) and sum(weights.values()) == pytest.approx(1, abs=0.02)
     assert weights["consistency"] > weights["contrast"] > weights["agreement"] >= 0
-    assert weights["iou"] == 0
+    assert weights["iou"] == weights["asked"] == 0 and not fitted.asked
     assert fitted.curve.area > fitted.current_area + 0.1
     assert fitted.held_out_area == pytest.approx(fitted.curve.area, abs=0.05)
     assert fitted.part_areas["consistency"] > 0.9 and fitted.part_areas["iou"] < 0.2
     assert fitted.part_areas["contrast"] < fitted.areas_without["consistency"] + 0.1 < fitted.curve.area
     assert fitted.areas_without["iou"] == pytest.approx(fitted.curve.area, abs=0.01)
     assert fitted.not_found.precision > 0.8 and fitted.not_found.recall > 0.8
+    assert (fitted.examples, fitted.clips, fitted.folds) == ((150, 50), 50, 5)
+    assert fitted.held_out_not_found.precision > 0.7 and fitted.held_out_not_found.recall > 0.7
+
+
+def test_the_answer_to_the_question_is_evidence():
+    clear = calibrate(examples(asked=lambda rng, present: 0.9 if present else 0.1), CURRENT)
+    assert clear.asked and clear.weights["asked"] > 0.5 and clear.part_areas["asked"] == 1
+    useless = calibrate(examples(asked=lambda rng, present: rng.random()), CURRENT)
+    assert useless.asked and useless.weights["asked"] < 0.1
+
+
+def test_no_clip_is_fitted_and_held_out_at_once():
+    """A part that only tells clips apart: the fit takes it for evidence, the cross-validation does not."""
+    rng = np.random.default_rng(0)
+    made = []
+    for clip in range(6):
+        for number in range(10):
+            present = bool(rng.random() < 0.5) if clip % 2 else number < 9
+            parts = dict.fromkeys(PARTS[:-1], 0.5) | {"contrast": float(rng.random())}
+            made.append(Example(f"clip{clip}", present, True, Presence(0.5, **parts)))
+    fitted = calibrate(made, CURRENT)
+    assert fitted.folds == 5 and fitted.held_out_area < 0.7
 
 
 def test_the_printed_fit_is_the_measured_one():
-    made = cases()
-    fitted = calibrate(made)
-    parts = [{name: getattr(case.presence, name) for name in WEIGHTS} for case in made]
+    made = examples()
+    fitted = calibrate(made, CURRENT)
+    parts = [{name: getattr(one.presence, name) for name in PARTS} for one in made]
     scores = np.array([weighted_score(part, fitted.weights) for part in parts])
-    present = np.array([case.kind != "absent" for case in made])
+    present = np.array([one.present for one in made])
     assert roc(scores, present).area == fitted.curve.area
     not_found = scores < fitted.threshold
     precision, recall = (~present)[not_found].mean(), not_found[~present].mean()
     assert fitted.not_found == (pytest.approx(precision), pytest.approx(recall))
-    text = calibration_text(fitted, len(made))
-    assert f'"consistency": {fitted.weights["consistency"]},' in text
-    assert f"presence.threshold: {fitted.threshold:.3f}" in text
+    assert parameter_text(fitted) in calibration_text(fitted)
+
+
+def test_the_fit_is_a_parameter_file(tmp_path):
+    for asked in (None, lambda rng, present: 0.5 + 0.3 * present):
+        fitted = calibrate(examples(asked=asked), CURRENT)
+        (tmp_path / "presence.yaml").write_text(parameter_text(fitted))
+        config = load_config(tmp_path / "presence.yaml", DecafConfig())
+        assert config.presence.weights == pytest.approx(dict(fitted.weights))
+        assert config.presence.threshold == pytest.approx(fitted.threshold, abs=5e-4)
+        assert config.presence.ask == fitted.asked == (asked is not None)
+
+
+def test_too_few_examples_are_reported():
+    few = calibration_text(calibrate(examples(count=40), CURRENT))
+    assert "TOO FEW EXAMPLES (30 there, 10 not)" in few and "20 more of targets that are not there." in few
+    assert "TOO FEW" not in calibration_text(calibrate(examples(count=200), CURRENT))
+    one = calibrate([one for one in examples(count=400) if one.clip == "clip0"], CURRENT)
+    assert one.folds == 0 and one.held_out_area is None and "One clip only" in calibration_text(one)
 
 
 def test_weights_are_finite_for_separable_classes():
@@ -91,6 +136,6 @@ def test_threshold_lies_in_the_middle_of_the_gap():
 
 def test_a_single_class_or_useless_evidence_is_refused():
     with pytest.raises(ValueError, match="expected present and absent targets"):
-        calibrate([case for case in cases() if case.kind == "absent"])
+        calibrate([one for one in examples() if not one.present], CURRENT)
     with pytest.raises(ValueError, match="no part of the evidence"):
         fit_weights(np.array([[0.1], [0.2], [0.8], [0.9]]), np.array([True, True, False, False]))

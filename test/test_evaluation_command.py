@@ -114,7 +114,7 @@ def test_calibration(given, stored, tmp_path, capsys):
     fit = json.loads((tmp_path / "fit.json").read_text())
     printed = capsys.readouterr().out
     assert sum(fit["weights"].values()) == pytest.approx(1, abs=0.03) and 0 <= fit["threshold"] <= 1
-    assert f"presence.threshold: {fit['threshold']:.3f}" in printed and '"consistency": ' in printed
+    assert f"threshold: {fit['threshold']:.3f}" in printed and "weight_consistency: " in printed
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,39 @@ def test_fast_mode_decodes_nothing(grounder, window):
     assert "category" not in {stage for stage, _ in progress}
 
 
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_the_question_is_one_more_suffix_and_changes_nothing_else(mllm, window, monkeypatch, mode):
+    encoded = []
+    monkeypatch.setattr(mllm, "encode", lambda *args, encode=mllm.encode: encoded.append(1) or encode(*args))
+    results, progress, calls = {}, {}, {}
+    for ask in (True, False):
+        encoded.clear()
+        results[ask], progress[ask] = ground(Grounder(mllm), window, grounding__mode=mode, presence__ask=ask)
+        calls[ask] = len(encoded)
+    assert calls[True] == calls[False]
+    assert 0 < results[True].asked < 1 and results[False].asked is None
+    np.testing.assert_array_equal(results[True].maps.fused, results[False].maps.fused)
+    assert results[True].category == results[False].category
+    stages = {ask: [stage for stage, _ in progress[ask]] for ask in progress}
+    assert [stage for stage in stages[True] if stage != "presence_question"] == stages[False]
+
+
+def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeypatch):
+    asked = []
+
+    def margins(views, text, options, tick):
+        asked.append((len(views), text))
+        return [-2.0, 1.0, -1.0, 0.0, -3.0][: len(views)]
+
+    monkeypatch.setattr(grounder.engine, "yes_margins", margins)
+    frames, _ = ground(grounder, window, grounding__branches="frames")
+    assert frames.asked == pytest.approx(1 / (1 + np.exp(-1)))
+    video, _ = ground(grounder, window, grounding__branches="video")
+    assert video.asked == pytest.approx(1 / (1 + np.exp(2)))
+    assert [count for count, _ in asked] == [5, 1]
+    assert "in the image" in asked[0][1] and "in the video" in asked[1][1] and "the red ball." in asked[0][1]
+
+
 def test_the_query_matters(grounder, window):
     first, _ = ground(grounder, window, "the red ball")
     second, _ = ground(grounder, window, "what was just put down?")

@@ -89,10 +89,11 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         _run_long(args, config, source, kinds)
         return
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
-    from decaf_ros.evaluation.calibration import calibrate
+    from decaf_ros.evaluation.calibration import Example, calibrate, calibration_text
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
     from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
-    from decaf_ros.evaluation.report import calibration_text, check_folder, report_text, write_json, write_report
+    from decaf_ros.evaluation.report import check_folder, report_text, write_json, write_report
+    from decaf_ros.evaluation.run import is_absent
     from decaf_ros.evaluation.summary import Collected, summary
 
     ablation_clips = ABLATION_CLIPS if args.ablation_clips is None else args.ablation_clips
@@ -119,8 +120,9 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     if not collected.cases:
         raise ValueError(f"no expression of the types {', '.join(kinds)} in {dataset.scored} clips")
     if args.calibrate:
-        fitted = calibrate(collected.cases)
-        print(calibration_text(fitted, len(collected.cases)))
+        examples = [Example(case.clip, not is_absent(case), case.found, case.presence) for case in collected.cases]
+        fitted = calibrate(examples, config.presence)
+        print(calibration_text(fitted))
         if args.json:
             write_json(args.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return

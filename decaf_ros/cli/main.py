@@ -6,7 +6,7 @@ import argparse
 import sys
 from importlib.metadata import entry_points
 
-from decaf_ros.cli import evaluate, parameters, replay, segment
+from decaf_ros.cli import calibrate, evaluate, parameters, replay, segment
 from decaf_ros.version import __version__
 
 # Group in which other packages register subcommands: functions like `segment.add_parser`.
@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decaf", description="Training-free video reasoning segmentation.")
     parser.add_argument("--version", action="version", version=f"decaf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (segment, replay, evaluate, parameters):
+    for module in (segment, replay, evaluate, calibrate, parameters):
         module.add_parser(commands)
     # Unique by name: a checkout and an installation may both register the same commands.
     for point in {point.name: point for point in entry_points(group=ENTRY_POINTS)}.values():

@@ -10,21 +10,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decaf_ros.cli.clips import RejectedImages, load_clip, read_clip
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
-from decaf_ros.io.bags import BagReader, is_bag
 from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
-from decaf_ros.io.video import read_video
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 from decaf_ros.version import __version__
 
 if TYPE_CHECKING:
     from decaf_ros.online.segmenter import OnlineSegmenter
-
-# Maximum size of an offline clip, which is loaded completely.
-_MAX_CLIP_GIB = 8
-# Undecodable images reported one by one; further ones are only counted.
-_MAX_WARNINGS = 5
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -66,12 +60,12 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     out = args.out or Path(f"{args.input.stem}_decaf")
     query = Query("cli", args.query)
     check_new_folder(out)
-    rejected = _RejectedImages()
-    frames = _frames(args, rejected)
+    rejected = RejectedImages()
+    frames = read_clip(args.input, args.topic, args.start, args.duration, rejected)
     clip: list[Frame] = []
     if not args.online:
         # Check the clip before loading the models, which may take minutes.
-        clip = _load_clip(frames)
+        clip = load_clip(frames)
         check_clip(clip)
     _log("loading the models")
     decaf = Decaf.from_config(config)
@@ -118,59 +112,6 @@ def _play(segmenter: OnlineSegmenter, frames: Iterator[Frame], query: Query, ask
             asked = True
     if not asked:
         raise ValueError(f"--ask-at: expected a time within the clip, got {ask_at_ns / 1e9} s")
-
-
-class _RejectedImages:
-    """Counts the images that cannot be decoded and logs the first errors."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def __call__(self, text: str) -> None:
-        self.count += 1
-        if self.count <= _MAX_WARNINGS:
-            _log(f"warn: image left out: {text}")
-
-
-def _frames(args: argparse.Namespace, reject: Callable[[str], None]) -> Iterator[Frame]:
-    """The clip's frames between --start and --start + --duration, read lazily."""
-    if is_bag(args.input):
-        with BagReader(args.input) as bag:
-            yield from _cut(bag.frames(args.topic, reject), args.start, args.duration)
-    else:
-        yield from _cut(read_video(args.input), args.start, args.duration)
-
-
-def _cut(frames: Iterator[Frame], start_s: float, duration_s: float | None) -> Iterator[Frame]:
-    """The frames in the interval. Raises ValueError if there is none."""
-    first_ns = None
-    found = False
-    for frame in frames:
-        first_ns = frame.stamp_ns if first_ns is None else first_ns
-        offset_s = (frame.stamp_ns - first_ns) / 1e9
-        if duration_s is not None and offset_s >= start_s + duration_s:
-            break
-        if offset_s >= start_s:
-            found = True
-            yield frame
-    if not found:
-        within = "" if duration_s is None else f", within {duration_s} s"
-        raise ValueError(f"no frame that can be decoded from {start_s} s on{within}")
-
-
-def _load_clip(frames: Iterator[Frame]) -> list[Frame]:
-    """All frames. Raises ValueError for more than _MAX_CLIP_GIB."""
-    clip: list[Frame] = []
-    nbytes = 0
-    for frame in frames:
-        clip.append(frame)
-        nbytes += frame.image.nbytes
-        if nbytes > _MAX_CLIP_GIB * 2**30:
-            raise ValueError(
-                f"clip: expected at most {_MAX_CLIP_GIB} GiB in memory, got more after {len(clip)} frames; "
-                "choose a part with --start and --duration, or use --online"
-            )
-    return clip
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.calibration import Calibration
 from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
 from decaf_ros.evaluation.run import Case, CasePicture
@@ -97,28 +96,6 @@ def report_text(summary: Mapping[str, Any]) -> str:
     if summary["ablation"]:
         parts.append(_ablation(summary))
     return "\n\n".join(parts)
-
-
-def calibration_text(fitted: Calibration, cases: int) -> str:
-    """The fitted parameters and their quality, for the terminal."""
-    weights = "\n".join(f'    "{name}": {weight},' for name, weight in fitted.weights.items())
-    rows = [
-        ("area under the ROC curve, fitted", fitted.curve.area),
-        ("area under the ROC curve, held-out halves", fitted.held_out_area),
-        ("area under the ROC curve, current weights", fitted.current_area),
-        *((f"{name} only", area) for name, area in fitted.part_areas.items()),
-        *((f"fitted without {name}", area) for name, area in fitted.areas_without.items()),
-        ('"not found" at the threshold: precision', fitted.not_found.precision),
-        ('"not found" at the threshold: recall', fitted.not_found.recall),
-    ]
-    return "\n\n".join(
-        [
-            f"Presence score, fitted on {cases} expressions. New `WEIGHTS` for decaf_ros/presence.py:",
-            f"{weights}",
-            f"presence.threshold: {fitted.threshold:.3f}",
-            table(("", "%"), [(name, percent(value)) for name, value in rows]),
-        ]
-    )
 
 
 def _by_type(summary: Mapping[str, Any]) -> str:

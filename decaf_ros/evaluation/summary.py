@@ -15,7 +15,7 @@ from decaf_ros.evaluation.metrics import MaskScore, Roc, mean, names_category, p
 from decaf_ros.evaluation.online import OnlineScore
 from decaf_ros.evaluation.run import Case, CasePicture, ClipScores, is_absent
 from decaf_ros.evaluation.sam2 import SegmenterScore
-from decaf_ros.presence import WEIGHTS
+from decaf_ros.presence import PARTS
 
 MEASURES = ("j_and_f", "j", "f", "pointing", "category")
 
@@ -165,7 +165,9 @@ def _by_branch(cases: Sequence[Case]) -> dict[str, float | None]:
 def _roc(cases: Sequence[Case], threshold: float) -> dict[str, Any]:
     curve = presence_roc(cases)
     present = [not is_absent(case) for case in cases]
-    parts = {name: roc([getattr(case.presence, name) for case in cases], present) for name in WEIGHTS}
+    values = {name: [getattr(case.presence, name) for case in cases] for name in PARTS}
+    # presence.ask may be off.
+    parts = {name: roc(column, present) for name, column in values.items() if None not in column}
     return {
         "area": curve and curve.area,
         "threshold": threshold,

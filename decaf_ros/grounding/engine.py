@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 import torch
@@ -20,10 +20,11 @@ from transformers import DynamicCache
 from decaf_ros.config import EngineConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.mllm import Features, Layout, Mllm, Prompt, decode, forward
+from decaf_ros.grounding.mllm import Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
+_T = TypeVar("_T")
 _MIB = 2**20
 _log = logging.getLogger(__name__)
 
@@ -184,11 +185,28 @@ class Engine:
         for number, batch in enumerate(self._batches(missing, texts[0], options)):
             if number:
                 tick()
-            for text, batch_results in zip(texts, self._ask_within_memory(batch, texts, options)):
-                for view, result in zip(batch.views, batch_results):
+            batch_results = self._within_memory(batch, lambda batch, keep: self._ask(batch, texts, options, keep))
+            for text, text_results in zip(texts, zip(*batch_results)):
+                for view, result in zip(batch.views, text_results):
                     self.results.put((view.key, text, options), result, result.map.nbytes + 1024)
                     results[view.key, text] = result
         return [[results[view.key, text] for view in views] for text in texts]
+
+    def yes_margins(
+        self, views: Sequence[View], text: str, options: ReadOptions, tick: Callable[[], None] = lambda: None
+    ) -> list[float]:
+        """Log-odds of "yes" against "no" as the first token of the answer about each view.
+
+        One suffix on the views' prefixes, without a rollout. Uncached, because an equal question about equal images is
+        rare. options: those of earlier calls of `ask`, whose prefixes are used.
+        """
+        margins: dict[Hashable, float] = {}
+        for number, batch in enumerate(self._batches({view.key: view for view in views}, text, options)):
+            if number:
+                tick()
+            values = self._within_memory(batch, lambda batch, keep: self._yes_margins(batch, text, options, keep))
+            margins.update(zip([view.key for view in batch.views], values))
+        return [margins[view.key] for view in views]
 
     def answer(self, text: str, max_new_tokens: int) -> str:
         """The model's answer to a text without images."""
@@ -218,16 +236,18 @@ class Engine:
         prefix = self.prefixes.peek(key)
         return prefix is not None and prefix.first_layer <= self._first_layer(options)
 
-    def _ask_within_memory(self, batch: _Batch, texts: Sequence[str], options: ReadOptions) -> list[list[ViewResult]]:
-        """As `_ask`. On out of memory, frees the caches on the device and retries view by view."""
+    def _within_memory(self, batch: _Batch, run: Callable[[_Batch, bool], list[_T]]) -> list[_T]:
+        """One result per view. On out of memory, frees the caches on the device and retries view by view.
+
+        run: runs a batch; its second argument says whether to cache prefix and features.
+        """
         try:
-            return self._ask(batch, texts, options)
+            return run(batch, True)
         except torch.OutOfMemoryError as error:
             _log.warning("out of memory: dropping prefixes and features, then retrying view by view (%s)", str(error))
         # Outside the handler, where the error no longer keeps the tensors of the failed pass alive.
         self.release()
-        by_view = [self._ask(_Batch([view]), texts, options, keep=False) for view in batch.views]
-        return [[result for (result,) in results] for results in zip(*by_view)]
+        return [result for view in batch.views for result in run(_Batch([view]), False)]
 
     def release(self) -> None:
         """Frees the caches on the device, for a caller that ran out of memory."""
@@ -236,12 +256,25 @@ class Engine:
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
+    def _yes_margins(self, batch: _Batch, text: str, options: ReadOptions, keep: bool) -> list[float]:
+        prompt = self._prompt(batch.views[0].layout, text)
+        prefix = self._prefix(batch, prompt, options, keep)
+        try:
+            # Past the last layer: no attention of this prompt is recorded.
+            output = self._forward_suffix(prefix, prompt, self.mllm.layers, wants_token=True)
+        finally:
+            prefix.truncate()
+        assert output.logits is not None
+        margins = yes_margin(self.mllm.tokenizer, output.logits).tolist()
+        return [margins[prefix.views.index(view.key)] for view in batch.views]
+
+    @torch.inference_mode()
     def _ask(
-        self, batch: _Batch, texts: Sequence[str], options: ReadOptions, keep: bool = True
-    ) -> list[list[ViewResult]]:
+        self, batch: _Batch, texts: Sequence[str], options: ReadOptions, keep: bool
+    ) -> list[tuple[ViewResult, ...]]:
+        """The results of each view, by text."""
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
-        prefix = self.prefixes.get(batch.prefix_key) if batch.prefix_key else None
-        prefix = prefix or self._new_prefix(batch.views, prompts[0], options, keep)
+        prefix = self._prefix(batch, prompts[0], options, keep)
         suffixes, answers = [], []
         for prompt in prompts:
             layers, prompt_answers = self._suffix(prefix, prompt, options)
@@ -256,7 +289,12 @@ class Engine:
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
             # Copy: a cached slice would keep the whole batch's array.
             results.append([ViewResult(maps[place].copy(), prompt_answers[place]) for place in places])
-        return results
+        return list(zip(*results))
+
+    def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
+        """The batch's cached prefix, or a new one."""
+        prefix = self.prefixes.get(batch.prefix_key) if batch.prefix_key else None
+        return prefix or self._new_prefix(batch.views, prompt, options, keep)
 
     def _first_layer(self, options: ReadOptions) -> int:
         return options.start_layer if self.record_from is None else min(options.start_layer, self.record_from)
@@ -276,15 +314,9 @@ class Engine:
 
     def _suffix(self, prefix: _Prefix, prompt: Prompt, options: ReadOptions) -> tuple[list[LayerAttention], list[str]]:
         """Attention among the tokens after the prefix, and the answer of each sequence."""
-        batch = len(prefix.views)
-        ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
-        inputs = self.mllm.embed(ids, slots, [()] * batch)
-        positions = prompt.positions[..., prefix.length :]
-        wants_answer, answers = options.max_new_tokens > 0, [""] * batch
+        wants_answer, answers = options.max_new_tokens > 0, [""] * len(prefix.views)
         try:
-            output = forward(
-                self.mllm.model, inputs, positions, prefix.cache, options.start_layer, wants_token=wants_answer
-            )
+            output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
             if output.next_token is not None:
                 answers = decode(self.mllm, prompt, prefix.cache, output.next_token, options.max_new_tokens)
         finally:
@@ -295,6 +327,13 @@ class Engine:
             for layer in output.layers
         ]
         return layers, answers
+
+    def _forward_suffix(self, prefix: _Prefix, prompt: Prompt, first_layer: int, wants_token: bool) -> ForwardOutput:
+        """Runs the tokens after the prefix. Extends the prefix's KV cache; the caller truncates it."""
+        ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
+        inputs = self.mllm.embed(ids, slots, [()] * len(prefix.views))
+        positions = prompt.positions[..., prefix.length :]
+        return forward(self.mllm.model, inputs, positions, prefix.cache, first_layer, wants_token)
 
     def _features(self, views: list[View], keep: bool) -> list[list[Features]]:
         """The features of every unit of every view. Units without cached features are encoded in batches."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -10,11 +11,19 @@ from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
 from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Mllm
-from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
+from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt, presence_prompt
 from decaf_ros.stages import StageClock
 from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
 
-STAGES = ("video_object", "frames_object", "category", "video_background", "frames_background", "fusion")
+STAGES = (
+    "video_object",
+    "frames_object",
+    "category",
+    "video_background",
+    "frames_background",
+    "presence_question",
+    "fusion",
+)
 
 
 class Grounder:
@@ -29,7 +38,7 @@ class Grounder:
 
         Mode `paper` decodes the category (candidates from the video and every frame, then one choice) and names it in
         the background prompt. Mode `fast` names the target by the query and decodes nothing, so both prompts run
-        together, in the object stages.
+        together, in the object stages. In both modes `presence.ask` adds one question about the video.
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
         self.engine.new_round()
@@ -43,6 +52,7 @@ class _GroundingRun:
         self.engine = grounder.engine
         self.query = query
         self.options: GroundingConfig = config.grounding
+        self.asks_presence = config.presence.ask
         self.max_new_tokens = config.mllm.max_new_tokens
         self.clock = clock
         self.frame_count = len(window)
@@ -77,6 +87,7 @@ class _GroundingRun:
                 text = background_prompt(self.query, category, options.background_prompt)
                 video += self._ask("video_background", self.video, [text])
                 frames += self._ask("frames_background", self.frames, [text])
+        asked = self._ask_presence() if self.asks_presence else None
 
         self.clock.start("fusion")
         video_maps, frame_maps = _branch_maps(video), _branch_maps(frames)
@@ -85,7 +96,7 @@ class _GroundingRun:
             None if frame_maps is None else contrast(frame_maps, FRAME_KERNEL, per_frame=True),
             self.frame_count,
         )
-        return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers)
+        return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers, asked)
 
     def _ask(self, stage: str, views: list[View], texts: list[str], decodes: bool = False) -> list[list[ViewResult]]:
         """Results of the views for each text; empty lists without views."""
@@ -96,6 +107,18 @@ class _GroundingRun:
         if decodes:
             options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
         return self.engine.ask(views, texts, options, self.clock.tick)
+
+    def _ask_presence(self) -> float:
+        """The model's probability of "yes" (against "no") when asked whether the target is there.
+
+        Asked about the video, because one frame does not show an event. Without the video branch: about every frame;
+        the highest probability counts.
+        """
+        self.clock.start("presence_question")
+        views, medium = (self.video, "video") if self.video else (self.frames, "image")
+        text = presence_prompt(self.query, medium)
+        margin = max(self.engine.yes_margins(views, text, self.read_options, self.clock.tick))
+        return 1 / (1 + math.exp(-min(max(margin, -60.0), 60.0)))
 
     def _choose(self, answers: tuple[str, ...]) -> str:
         """The model's choice of a category, from the query and all candidates (text only)."""

@@ -124,11 +124,16 @@ class ForwardOutput(NamedTuple):
 
     Attributes:
         layers: recorded attention, bottom to top.
-        next_token: (B,) int64, the most likely next token; None if not requested.
+        logits: (B, V), scores of the next token; None if not requested.
     """
 
     layers: list[LayerAttention]
-    next_token: torch.Tensor | None
+    logits: torch.Tensor | None
+
+    @property
+    def next_token(self) -> torch.Tensor | None:
+        """(B,) int64, the most likely next token; None if not requested."""
+        return None if self.logits is None else self.logits.argmax(dim=-1)
 
 
 def embed_tokens(
@@ -160,7 +165,8 @@ def forward(
         positions: (n,) or (3, n), the same for all sequences.
         cache: KV cache of the preceding tokens; None starts a sequence.
         first_layer: the lowest layer whose attention is recorded.
-        wants_token: compute the next token. Otherwise the pass stops after the last layer's queries, keys and values.
+        wants_token: compute the next token's logits. Otherwise the pass stops after the last layer's queries, keys and
+            values.
     """
     untyped_model: Any = model
     batch, count = inputs["inputs_embeds"].shape[:2]
@@ -173,8 +179,7 @@ def forward(
         hidden = decoder(**inputs, position_ids=position_ids, past_key_values=cache, use_cache=True)
     if not wants_token:
         return ForwardOutput(recording.layers, None)
-    logits = untyped_model.get_output_embeddings()(hidden.last_hidden_state[:, -1])
-    return ForwardOutput(recording.layers, logits.argmax(dim=-1))
+    return ForwardOutput(recording.layers, untyped_model.get_output_embeddings()(hidden.last_hidden_state[:, -1]))
 
 
 @torch.inference_mode()
@@ -206,6 +211,22 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Te
             text = text.replace(token, " ")
         answers.append(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
     return answers
+
+
+def yes_margin(tokenizer: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Log-odds of "yes" against "no" as the next token: (B,) float32. logits: (B, V).
+
+    Sums the probabilities of the casings. Of an answer of several tokens only the first one counts.
+    Raises ValueError if "yes" and "no" begin with the same token.
+    """
+    yes, no = (
+        {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
+        for words in (("Yes", "yes", "YES"), ("No", "no", "NO"))
+    )
+    if yes & no:
+        raise ValueError('presence.ask: expected a tokenizer that tells "yes" from "no" by the first token')
+    values = logits.float()
+    return values[:, sorted(yes)].logsumexp(dim=-1) - values[:, sorted(no)].logsumexp(dim=-1)
 
 
 def _end_tokens(mllm: Mllm) -> list[int]:

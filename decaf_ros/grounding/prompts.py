@@ -1,4 +1,4 @@
-"""The paper's prompts and their variants, verbatim (App. B and F)."""
+"""The paper's prompts and their variants, verbatim (App. B and F), and the question whether the target is there."""
 
 from __future__ import annotations
 
@@ -70,6 +70,11 @@ CHOICE = {
     ),
 }
 
+# Not in the paper. Like the object prompt it ends with the form of the answer, of which only the first token is read.
+PRESENCE = (
+    "{expression}\nIs there an object in the {medium} that this expression or question refers to?\nAnswer yes or no."
+)
+
 
 def clean_query(query: str) -> str:
     """The stripped query, with a full stop unless it ends in "." or "?". Raises ValueError for an empty query."""
@@ -92,6 +97,11 @@ def background_prompt(query: str, category: str, variant: str) -> str:
 def choice_prompt(query: str, candidates: tuple[str, ...], variant: str) -> str:
     """Asks to choose one of the candidate categories. The query is lower-cased, candidates are joined by commas."""
     return _template(CHOICE, variant).format(expression=clean_query(query).lower(), candidates=", ".join(candidates))
+
+
+def presence_prompt(query: str, medium: str) -> str:
+    """Asks whether the target is there. medium: "video" or "image". The query is lower-cased."""
+    return PRESENCE.format(expression=clean_query(query).lower(), medium=medium)
 
 
 def _template(templates: dict[str, str], variant: str) -> str:
