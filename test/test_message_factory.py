@@ -148,7 +148,7 @@ def _event(**changes) -> QueryEvent:
         "stamp_ns": STAMP_NS,
         "frame_id": "camera_optical",
         "category": "mug",
-        "presence": Presence(0.5, 0.125, 0.1875, 0.25, 0.375, 0.625, 0.75),
+        "presence": Presence(0.5, 0.125, 0.1875, 0.25, 0.375, 0.625, 0.75, 0.875),
         "window_start_ns": STAMP_NS - 10**9,
         "window_end_ns": STAMP_NS - 1,
         "stage_ms": (("points", 1.5), ("tracklets", 20.0)),
@@ -162,14 +162,15 @@ def test_a_status_has_all_fields_of_the_event():
     message = _messages(_event())["status"]
     assert (message.query_id, message.query, message.state) == ("q4", "the mug", QueryStatus.TRACKING)
     assert (message.text, message.category, message.presence) == ("tracking 1 target", "mug", 0.5)
-    parts = ("contrast", "separation", "consistency", "agreement", "iou", "object")
+    parts = ("contrast", "separation", "consistency", "agreement", "iou", "object", "asked")
     values = [getattr(message, f"presence_{part}") for part in parts]
-    assert values == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75]
+    assert values == [0.125, 0.1875, 0.25, 0.375, 0.625, 0.75, 0.875]
     assert stamp_ns(message.window_start) == STAMP_NS - 10**9
     assert [(stage.stage, stage.milliseconds) for stage in message.stage_times] == [("points", 1.5), ("tracklets", 20)]
     assert list(message.tracklet_ids) == [3, 5]
     assert (message.keypoints[0].x, message.keypoints[0].y, message.keypoints[0].score) == (10.5, 3.25, 0.5)
-    assert _messages(_event(presence=None))["status"].presence == -1.0
+    nothing = _messages(_event(presence=None))["status"]
+    assert (nothing.presence, nothing.presence_asked) == (-1.0, -1.0)
 
 
 @pytest.mark.parametrize("state, length", [(QueryState.RECEIVED, 5000), (QueryState.FAILED, 221)])

@@ -156,6 +156,7 @@ def query_status(make: Make, event: QueryEvent) -> Any:
         presence_agreement=float(presence.agreement) if presence else 0.0,
         presence_iou=float(presence.iou) if presence else 0.0,
         presence_object=float(presence.object_presence) if presence else 0.0,
+        presence_asked=float(presence.asked) if presence and presence.asked is not None else -1.0,
         window_start=time(make, event.window_start_ns),
         window_end=time(make, event.window_end_ns),
         stage_times=[
