@@ -144,7 +144,9 @@ def clip_of(world=WORLD, expressions=(MUG,), count=FRAMES) -> EvaluationClip:
 def watched(*script, tracker=None, monkeypatch=None, presence=None, **changes) -> Watched:
     if tracker:
         monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", tracker)
-    decaf = ScriptedDecaf(WORLD, settings(regrounding__stride=4, **changes), script)
+    decaf = ScriptedDecaf(
+        WORLD, settings(**{"regrounding__stride": 4, "regrounding__policy": "refresh"} | changes), script
+    )
     decaf.presence = presence or decaf.presence
     return watch(decaf, clip_of(), MUG)
 
@@ -173,20 +175,22 @@ class DriftingTracker(WorldTracker):
 
 
 def test_a_tracker_that_moves_to_another_object(small, monkeypatch):
-    found = watched(["mug"], tracker=DriftingTracker, monkeypatch=monkeypatch, regrounding__enabled=False)
-    wrong = found.seconds >= 4.0 - 1e-6
+    found = watched(["mug"], tracker=DriftingTracker, monkeypatch=monkeypatch, regrounding__policy="off")
+    # For half a second such a jump is not believed; the scripted tracker has no descriptors to tell the two apart.
+    wrong = found.seconds >= 4.5 - 1e-6
     assert (found.wrong == wrong).all() and (found.false_tracked == wrong).all()
     assert (found.j[found.seconds >= 6.0] == 0).all()
     assert found.returns == ((pytest.approx(6.0), None),) and not found.groundings.any()
 
 
-def test_a_target_that_is_lost_and_found_again_is_a_switch(small):
-    """It is lost at 7 s and asked for at each key frame from then on; the grounding at 8 s finds it with a new id."""
-    found = watched(["mug"], ["mug"], [], [], ["mug"], tracking__lost_after_s=1.0)
-    assert found.switches.sum() == 1 and len(found.returns) == 1
-    back = found.returns[0]
-    at = found.seconds[found.switches > 0][0]
-    assert back.delay_s == pytest.approx(at - back.seconds) and back.seconds == pytest.approx(6.0)
+def test_a_target_that_is_lost_and_found_again_later(small):
+    """Lost a second after it is hidden. The scripted tracker has no descriptors, so that only a grounding finds it."""
+    found = watched(["mug"], [], [], ["mug"], tracking__lost_after_s=1.0, regrounding__policy="hold")
+    (back,) = found.returns
+    assert back.seconds == pytest.approx(6.0) and back.delay_s > 0
+    late = (found.seconds >= 6.0 - 1e-6) & (found.seconds < 6.0 + back.delay_s - 1e-6)
+    assert (found.j[late] == 0).all() and (found.j[found.seconds > 6.0 + back.delay_s + 0.2] == 1).all()
+    assert not found.switches.any()  # the same id
 
 
 def test_a_query_that_finds_nothing(small):
