@@ -393,3 +393,27 @@ def test_keys_of_hidden_and_rejected_targets_are_returned():
     seen = {0: TrackStep(_mask(0), 3.0, LOOK), 1: TrackStep(_mask(20), 3.0, LOOK)}
     assert targets.update(frame(1), seen, config) == []
     assert targets.update(frame(2), {0: HIDDEN, 1: TrackStep(_mask(20), 3.0, OTHER)}, config) == [0, 1]
+
+
+def test_a_missing_target_waits_while_there_is_no_room():
+    config = settings(tracking__lost_after_s=0.5, tracking__max_targets=1)
+    targets = _known_and_missing(config)
+    targets.merge([_candidate(5, 40 - 12)], QUERY, "", frame(21), config)  # another object takes the place
+    assert [target.id for target in targets.living] == [2]
+    again = {0: TrackStep(_mask(10), 3.0, LOOK), 5: _seen(28)}
+    assert _states(_follow(targets, 22, again, config))[0][0] == 2 and len(targets.living) == 1
+    fewer = settings(tracking__max_targets=1)
+    targets.merge([_candidate(6, 4), _candidate(7, 14)], QUERY, "", frame(22), fewer)
+    assert len(targets.living) == 1
+
+
+def test_missing_targets_are_bounded():
+    config = settings(tracking__lost_after_s=0.0)
+    targets = Targets()
+    for number in range(0, 80, 2):
+        newest = frame(number)
+        other = Candidate(number, _candidate(number, 0).tracklet, (newest,))  # shares no frame with the missing ones
+        targets.merge([other], QUERY, "", newest, config)
+        steps = dict.fromkeys(targets.tracker_keys, HIDDEN)
+        _follow(targets, number + 1, steps, config)
+    assert len(targets.tracker_keys) == 16 and targets.living == []

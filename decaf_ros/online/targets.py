@@ -15,6 +15,8 @@ from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, TargetState
 
 _LABELS = range(1, 256)
+# Missing targets that are still looked for, the newest ones: each costs a tracker step per frame.
+_MAX_MISSING = 16
 
 
 class Targets:
@@ -47,7 +49,7 @@ class Targets:
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
         for target in [target for target in self._missing if target.key in steps]:
-            if target.reappears(frame, steps[target.key], config.tracking):
+            if self._has_room(config) and target.reappears(frame, steps[target.key], config.tracking):
                 self._return_to_view(target)
         rejected = [
             target.key
@@ -119,10 +121,10 @@ class Targets:
                 continue
             if row in matches:
                 candidate = candidates[matches[row]]
-                if target in self._missing:
-                    self._revive(target, candidate, newest)
-                else:
+                if target not in self._missing:
                     target.renew(candidate)
+                elif self._has_room(config):
+                    self._revive(target, candidate, newest)
                 self._duplicates.restart(target.id)
             elif target not in self._missing:
                 target.misses += 1
@@ -130,7 +132,7 @@ class Targets:
                     target.state = TargetState.LOST
         matched = set(matches.values())
         unmatched = [candidate for column, candidate in enumerate(candidates) if column not in matched]
-        free_places = config.tracking.max_targets - len(self.living) if may_join else 0
+        free_places = max(config.tracking.max_targets - len(self.living), 0) if may_join else 0
         for label, candidate in zip(self._free_labels()[:free_places], unmatched):
             target = LivingTarget.start(next(self._ids), label, query.id, category, candidate, newest)
             # Compare now: for a hidden target, later frames may give no evidence.
@@ -154,6 +156,9 @@ class Targets:
         self._missing.remove(target)
         self._targets.append(target)
 
+    def _has_room(self, config: DecafConfig) -> bool:
+        return len(self.living) < config.tracking.max_targets and bool(self._free_labels())
+
     def _free_labels(self) -> list[int]:
         used = {target.label for target in self._targets}
         return [label for label in _LABELS if label not in used]
@@ -164,7 +169,7 @@ class Targets:
         targets = tuple(target.on(frame) for target in self._targets)
         for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
             labels[target.mask] = target.label
-        self._missing += [target for target in self._targets if target.is_missing]
+        self._missing = [*self._missing, *(target for target in self._targets if target.is_missing)][-_MAX_MISSING:]
         self._targets = self.living
         self._duplicates.retain({target.id for target in (*self._targets, *self._missing)})
         return FrameResult(frame, labels, query, targets)
