@@ -1,4 +1,4 @@
-"""What targets look like, and which masks cannot be theirs."""
+"""The memory of a target's appearance, and the masks that it rejects."""
 
 from __future__ import annotations
 

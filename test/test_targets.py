@@ -8,69 +8,39 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scripted import frame, settings
+from target_scenes import (
+    HIDDEN,
+    NOW,
+    QUERY,
+    SIZE_HW,
+    follow,
+    make_candidate,
+    make_candidate_on,
+    make_mask,
+    seen_step,
+    states_of,
+)
 
-from decaf_ros.config import DecafConfig
 from decaf_ros.online.targets import Targets
 from decaf_ros.online.tracks import Candidate
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.types import FrameResult, Query, TargetState, Tracklet, TrackletScores
-
-QUERY = Query("q1", "the thing")
-NOW = frame(0)
-SIZE_HW = NOW.size_hw
-
-
-def _mask(left: int, width: int = 8) -> np.ndarray:
-    mask = np.zeros(SIZE_HW, bool)
-    mask[4:12, left : left + width] = True
-    return mask
-
-
-def _candidate(key: int, left: int, combined: float = 0.9, width: int = 8) -> Candidate:
-    scores = TrackletScores(combined, combined, combined, combined)
-    return Candidate(key, Tracklet(_mask(left, width)[None], 0, (0.5, 0.5), scores, 1.0, 3.0), (NOW,))
-
-
-def _found_on(targets: Targets, key: int, left: int, width: int = 8) -> Candidate:
-    """A candidate of a later grounding on the last-seen frame of the first target."""
-    candidate = _candidate(key, left, width=width)
-    candidate.frames = (targets.living[0].seen_frame,)
-    candidate.seen_frame, candidate.masks = candidate.frames[0], {candidate.frames[0]: candidate.seen_mask}
-    return candidate
-
-
-def _seen(left: int) -> TrackStep:
-    return TrackStep(_mask(left), 3.0)
-
-
-HIDDEN = TrackStep(np.zeros(SIZE_HW, bool), -3.0)
-
-
-def _follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: DecafConfig) -> FrameResult:
-    """Updates the targets with the tracker's results on one more frame and publishes it."""
-    now = frame(number)
-    targets.update(now, steps, config)
-    return targets.publish(now, QUERY)
-
-
-def _states(result: FrameResult) -> list[tuple[int, str]]:
-    return [(target.id, target.state.name) for target in result.targets]
+from decaf_ros.types import TargetState, Tracklet, TrackletScores
 
 
 def test_streams_can_share_an_id_supply():
     ids = itertools.count(5)
     first, second = Targets(ids), Targets(ids)
-    first.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
-    second.merge([_candidate(0, 0)], QUERY, "", NOW, settings())
+    first.merge([make_candidate(0, 0), make_candidate(1, 20)], QUERY, "", NOW, settings())
+    second.merge([make_candidate(0, 0)], QUERY, "", NOW, settings())
     assert [target.id for target in (*first.living, *second.living)] == [5, 6, 7]
 
 
 def test_tentative_tracked_occluded_lost_once():
     config = settings(tracking__confirm_frames=2, tracking__lost_after_s=0.25)
     targets = Targets()
-    targets.merge([_candidate(7, 0)], QUERY, "mug", NOW, config)
-    steps = {1: _seen(1), 2: HIDDEN, 3: _seen(3), 4: HIDDEN, 5: HIDDEN, 6: HIDDEN, 7: HIDDEN}
-    published = {number: _states(_follow(targets, number, {7: step}, config)) for number, step in steps.items()}
+    targets.merge([make_candidate(7, 0)], QUERY, "mug", NOW, config)
+    steps = {1: seen_step(1), 2: HIDDEN, 3: seen_step(3), 4: HIDDEN, 5: HIDDEN, 6: HIDDEN, 7: HIDDEN}
+    published = {number: states_of(follow(targets, number, {7: step}, config)) for number, step in steps.items()}
     assert published == {
         1: [(1, "TENTATIVE")],
         2: [(1, "TENTATIVE")],  # hidden, but never confirmed
@@ -85,28 +55,28 @@ def test_tentative_tracked_occluded_lost_once():
 def test_a_target_that_starts_hidden_has_the_full_time_until_lost():
     config = settings(tracking__lost_after_s=0.25)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", frame(10), config)  # last seen a second before
-    states = {number: _states(_follow(targets, number, {0: HIDDEN}, config)) for number in (11, 12, 13)}
+    targets.merge([make_candidate(0, 0)], QUERY, "", frame(10), config)  # last seen a second before
+    states = {number: states_of(follow(targets, number, {0: HIDDEN}, config)) for number in (11, 12, 13)}
     assert states == {11: [(1, "TENTATIVE")], 12: [(1, "TENTATIVE")], 13: [(1, "LOST")]}
 
 
 def test_an_occluded_target_reappears():
     config = settings(tracking__confirm_frames=1)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
     states = []
-    for number, step in enumerate([_seen(0), HIDDEN, _seen(2)], start=1):
-        (target,) = _follow(targets, number, {0: step}, config).targets
+    for number, step in enumerate([seen_step(0), HIDDEN, seen_step(2)], start=1):
+        (target,) = follow(targets, number, {0: step}, config).targets
         states.append((target.state.name, target.area_px, target.box_xywh))
     assert states == [("TRACKED", 64, (0, 4, 8, 8)), ("OCCLUDED", 0, (0, 0, 0, 0)), ("TRACKED", 64, (2, 4, 8, 8))]
 
 
-@pytest.mark.parametrize("step", [TrackStep(_mask(0), 1.0), TrackStep(np.zeros(SIZE_HW, bool), 5.0)])
+@pytest.mark.parametrize("step", [TrackStep(make_mask(0), 1.0), TrackStep(np.zeros(SIZE_HW, bool), 5.0)])
 def test_seen_needs_the_object_score_and_a_mask(step):
     config = settings(tracking__confirm_frames=1, tracking__object_score=1.0)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
-    result = _follow(targets, 1, {0: step}, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
+    result = follow(targets, 1, {0: step}, config)
     assert result.targets[0].state is TargetState.TENTATIVE and result.targets[0].area_px == 0
     assert not result.labels.any()
 
@@ -114,28 +84,30 @@ def test_seen_needs_the_object_score_and_a_mask(step):
 def test_in_an_overlap_the_higher_score_wins():
     config = settings()
     targets = Targets()
-    candidates = [_candidate(0, 0, 0.9), _candidate(1, 4, 0.95), _candidate(2, 8, 0.9)]
+    candidates = [make_candidate(0, 0, 0.9), make_candidate(1, 4, 0.95), make_candidate(2, 8, 0.9)]
     targets.merge(candidates, QUERY, "", NOW, config)
-    result = _follow(targets, 1, {0: _seen(0), 1: _seen(4), 2: _seen(8)}, config)
+    result = follow(targets, 1, {0: seen_step(0), 1: seen_step(4), 2: seen_step(8)}, config)
     assert result.labels[5, :18].tolist() == [1] * 4 + [2] * 8 + [3] * 4 + [0] * 2
     assert [target.area_px for target in result.targets] == [64, 64, 64]  # masks themselves may overlap
 
 
 def test_with_equal_scores_the_older_id_wins():
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 4)], QUERY, "", NOW, settings())
-    assert _follow(targets, 1, {0: _seen(0), 1: _seen(4)}, settings()).labels[5, :12].tolist() == [1] * 8 + [2] * 4
+    targets.merge([make_candidate(0, 0), make_candidate(1, 4)], QUERY, "", NOW, settings())
+    assert (
+        follow(targets, 1, {0: seen_step(0), 1: seen_step(4)}, settings()).labels[5, :12].tolist() == [1] * 8 + [2] * 4
+    )
 
 
 def test_a_match_keeps_id_and_label_and_renews_memory_and_scores():
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "mug", NOW, config)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 20)], QUERY, "mug", NOW, config)
     targets.update(frame(1), {0: HIDDEN, 1: HIDDEN}, config)
     # The same objects in the other order, shifted by one pixel, with another category.
-    again = [_candidate(2, 19, 0.7), _candidate(3, 1, 0.6)]
+    again = [make_candidate(2, 19, 0.7), make_candidate(3, 1, 0.6)]
     targets.merge(again, QUERY, "cup", frame(1), config)
-    result = _follow(targets, 2, {2: _seen(19), 3: _seen(1)}, config)
+    result = follow(targets, 2, {2: seen_step(19), 3: seen_step(1)}, config)
     rows = [
         (target.id, target.label, target.category, target.scores.combined, target.box_xywh[0])
         for target in result.targets
@@ -146,14 +118,14 @@ def test_a_match_keeps_id_and_label_and_renews_memory_and_scores():
 def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
     config = settings(regrounding__max_misses=2)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
     hidden = frame(1)
     targets.update(hidden, {0: HIDDEN}, config)
     targets.merge([], QUERY, "", hidden, config)
-    targets.merge([_candidate(1, 0)], QUERY, "", hidden, config)  # a match resets the misses
+    targets.merge([make_candidate(1, 0)], QUERY, "", hidden, config)  # a match resets the misses
     targets.merge([], QUERY, "", hidden, config)
     assert [target.id for target in targets.living] == [1]
-    targets.merge([_candidate(2, 20)], QUERY, "", hidden, config)
+    targets.merge([make_candidate(2, 20)], QUERY, "", hidden, config)
     assert [target.id for target in targets.living] == [2]
     result = targets.publish(hidden, QUERY)
     assert [(target.id, target.label, target.state.name) for target in result.targets] == [
@@ -162,31 +134,31 @@ def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
     ]
     assert targets.need_search(hidden, 60.0)
     # Found again while label 1 is taken: the same id with another label.
-    targets.merge([_candidate(3, 12), _candidate(4, 20)], QUERY, "", hidden, config)
-    again = [_candidate(5, 0), _candidate(6, 12), _candidate(7, 20)]
+    targets.merge([make_candidate(3, 12), make_candidate(4, 20)], QUERY, "", hidden, config)
+    again = [make_candidate(5, 0), make_candidate(6, 12), make_candidate(7, 20)]
     targets.merge(again, QUERY, "", hidden, config, may_join=False)
     assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1), (1, 3)]
     assert not targets.need_search(hidden, 60.0)
     targets.clear()
-    targets.merge([_candidate(8, 0)], QUERY, "", frame(2), config)
+    targets.merge([make_candidate(8, 0)], QUERY, "", frame(2), config)
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
 
 
 def test_a_visible_target_stays_as_it_is_and_counts_no_miss():
     config = settings(regrounding__max_misses=1)
     targets = Targets()
-    targets.merge([_candidate(0, 0, 0.9)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0, 0.9)], QUERY, "", NOW, config)
     newest = frame(1)
-    targets.update(newest, {0: _seen(0)}, config)
-    targets.merge([_found_on(targets, 1, 0)], QUERY, "", newest, config, may_join=False)
+    targets.update(newest, {0: seen_step(0)}, config)
+    targets.merge([make_candidate_on(targets, 1, 0)], QUERY, "", newest, config, may_join=False)
     targets.merge([], QUERY, "", newest, config, may_join=False)
-    targets.merge([_candidate(2, 30)], QUERY, "", newest, config, may_join=False)
+    targets.merge([make_candidate(2, 30)], QUERY, "", newest, config, may_join=False)
     assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 0, 0)]
 
 
 def test_after_a_reset_nothing_is_searched_for():
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, settings())
+    targets.merge([make_candidate(0, 0), make_candidate(1, 20)], QUERY, "", NOW, settings())
     targets.lose_all()
     targets.forget_missing()
     targets.publish(NOW, QUERY)
@@ -196,8 +168,8 @@ def test_after_a_reset_nothing_is_searched_for():
 def test_max_targets_prefers_living_targets_then_the_best_candidates():
     config = settings(tracking__max_targets=2)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
-    new = [_candidate(1, 10, 0.99), _candidate(2, 20, 0.98)]
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
+    new = [make_candidate(1, 10, 0.99), make_candidate(2, 20, 0.98)]
     targets.merge(new, QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 1)]
 
@@ -205,12 +177,12 @@ def test_max_targets_prefers_living_targets_then_the_best_candidates():
 def test_a_hidden_target_is_matched_where_it_was_last_seen():
     config = settings(tracking__confirm_frames=1)
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
     seen, hidden = frame(1), frame(2)
-    targets.update(seen, {0: _seen(5)}, config)
+    targets.update(seen, {0: seen_step(5)}, config)
     targets.update(hidden, {0: HIDDEN}, config)
-    found = _candidate(1, 0)
-    found.masks = {seen: _mask(6), hidden: _mask(12)}  # the new grounding sees it again
+    found = make_candidate(1, 0)
+    found.masks = {seen: make_mask(6), hidden: make_mask(12)}  # the new grounding sees it again
     targets.merge([found], QUERY, "", hidden, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 1)]
 
@@ -219,15 +191,15 @@ def test_a_target_hidden_since_before_a_candidates_source_is_compared_on_a_key_f
     """The catch-up runs forward only, so the candidate has no mask on the target's last-seen frame."""
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
     first, second, third = frame(1), frame(2), frame(5)
-    targets.update(first, {0: _seen(2)}, config, is_keyframe=True)
-    targets.update(second, {0: _seen(4)}, config)
+    targets.update(first, {0: seen_step(2)}, config, is_keyframe=True)
+    targets.update(second, {0: seen_step(4)}, config)
     targets.update(third, {0: HIDDEN}, config)
     scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
     # On that key frame, a candidate elsewhere is another object, one at the same position the same object.
     for left, ids in ((30, [1, 2]), (2, [1, 2])):
-        masks = np.stack([_mask(left), _mask(40)])
+        masks = np.stack([make_mask(left), make_mask(40)])
         again = Candidate(9, Tracklet(masks, 1, (0.5, 0.5), scores, 1.0, 3.0), (first, third))
         targets.merge([again], QUERY, "", third, config)
         assert [target.id for target in targets.living] == ids
@@ -238,26 +210,28 @@ def test_two_targets_on_one_object_merge_into_the_older_one():
     """The younger one starts as a small part, with an IoU too low for suppression."""
     config = settings()
     targets = Targets()
-    part, whole = TrackStep(_mask(0, 3), 3.0), _seen(0)
-    targets.merge([_candidate(0, 0), _candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
+    part, whole = TrackStep(make_mask(0, 3), 3.0), seen_step(0)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
     # A smaller overlap restarts the count; a frame on which one target is hidden does not change it.
     steps = [part, whole, whole, part, whole, HIDDEN, whole, whole]
     for number, step in enumerate(steps, start=1):
-        result = _follow(targets, number, {0: whole, 1: step}, config)
+        result = follow(targets, number, {0: whole, 1: step}, config)
         assert [target.id for target in result.targets] == [1, 2]
     assert [target.state.name for target in result.targets] == ["TRACKED", "LOST"]
     assert [target.area_px for target in result.targets] == [64, 0] and set(np.unique(result.labels)) == {0, 1}
-    assert _states(_follow(targets, 9, {0: whole}, config)) == [(1, "TRACKED")]
+    assert states_of(follow(targets, 9, {0: whole}, config)) == [(1, "TRACKED")]
 
 
 def test_a_renewed_memory_restarts_the_duplicate_count():
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0, width=5)], QUERY, "", NOW, config)
     for number in (1, 2):
-        _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
-    targets.merge([_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)], QUERY, "", frame(2), config)
-    states = [_states(_follow(targets, number, {2: _seen(0), 3: _seen(0)}, config))[1] for number in (3, 4, 5)]
+        follow(targets, number, {0: seen_step(0), 1: seen_step(0)}, config)
+    targets.merge(
+        [make_candidate_on(targets, 2, 0), make_candidate_on(targets, 3, 0, width=5)], QUERY, "", frame(2), config
+    )
+    states = [states_of(follow(targets, number, {2: seen_step(0), 3: seen_step(0)}, config))[1] for number in (3, 4, 5)]
     assert states == [(2, "TRACKED"), (2, "TRACKED"), (2, "LOST")]
 
 
@@ -265,10 +239,10 @@ def test_a_duplicate_of_a_lost_target_stays():
     """The third target duplicates the second, which is lost, but not the first."""
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
-    steps = {key: TrackStep(_mask(0, width), 3.0) for key, width in enumerate((16, 12, 9))}
+    targets.merge([make_candidate(key, 0, width=width) for key, width in enumerate((16, 8, 5))], QUERY, "", NOW, config)
+    steps = {key: TrackStep(make_mask(0, width), 3.0) for key, width in enumerate((16, 12, 9))}
     for number in (1, 2, 3, 4):
-        result = _follow(targets, number, {target.key: steps[target.key] for target in targets.living}, config)
+        result = follow(targets, number, {target.key: steps[target.key] for target in targets.living}, config)
     assert [target.id for target in result.targets] == [1, 3]
 
 
@@ -276,35 +250,35 @@ def test_a_duplicate_of_a_lost_target_stays():
 def test_two_targets_that_were_apart_do_not_merge(apart_on):
     config = settings()
     targets = Targets()
-    first, second = _candidate(0, 0), _candidate(1, 0, width=5)
+    first, second = make_candidate(0, 0), make_candidate(1, 0, width=5)
     newest = frame(1)
     if apart_on == "the window":
         # Apart on the first key frame; on the newest frame the tracker has one mask for both.
         for candidate, left in ((first, 0), (second, 20)):
-            candidate.tracklet = replace(candidate.tracklet, masks=np.stack([_mask(left), _mask(0)]))
+            candidate.tracklet = replace(candidate.tracklet, masks=np.stack([make_mask(left), make_mask(0)]))
             candidate.frames, candidate.seen_frame = (NOW, newest), newest
         targets.merge([first, second], QUERY, "", newest, config)
     elif apart_on == "a followed frame":
         targets.merge([first, second], QUERY, "", newest, config)
-        _follow(targets, 2, {0: _seen(0), 1: _seen(20)}, config)
+        follow(targets, 2, {0: seen_step(0), 1: seen_step(20)}, config)
     else:
         targets.merge([first], QUERY, "", newest, config)
-        _follow(targets, 1, {0: _seen(30)}, config)
-        _follow(targets, 2, {0: HIDDEN}, config)
-        targets.merge([_found_on(targets, 1, 0)], QUERY, "", frame(2), config)
+        follow(targets, 1, {0: seen_step(30)}, config)
+        follow(targets, 2, {0: HIDDEN}, config)
+        targets.merge([make_candidate_on(targets, 1, 0)], QUERY, "", frame(2), config)
     for number in range(3, 9):
-        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
+        result = follow(targets, number, {0: seen_step(0), 1: seen_step(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
 
 
 def test_duplicate_candidates_give_one_target():
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 1), _candidate(2, 20)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 1), make_candidate(2, 20)], QUERY, "", NOW, config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 2)]
     targets.update(frame(1), {0: HIDDEN, 2: HIDDEN}, config)
     # The better candidate continues the target, not the closer one.
-    again = [_candidate(3, 1), _candidate(4, 0), _candidate(5, 19), _candidate(6, 8)]
+    again = [make_candidate(3, 1), make_candidate(4, 0), make_candidate(5, 19), make_candidate(6, 8)]
     targets.merge(again, QUERY, "", frame(1), config)
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
 
@@ -313,13 +287,13 @@ def test_a_hidden_target_is_matched_by_a_duplicate_of_the_best_candidate():
     """Both candidates are on it now. On the target's last-seen frame the better one covers only a small part."""
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0)], QUERY, "", NOW, config)
     seen, hidden = frame(1), frame(2)
-    targets.update(seen, {0: _seen(0)}, config)
+    targets.update(seen, {0: seen_step(0)}, config)
     targets.update(hidden, {0: HIDDEN}, config)
-    again = [_candidate(1, 4, 0.95), _candidate(2, 4, 0.9)]
+    again = [make_candidate(1, 4, 0.95), make_candidate(2, 4, 0.9)]
     for candidate, width in zip(again, (3, 8)):
-        candidate.masks, candidate.seen_frame = {seen: _mask(0, width)}, hidden
+        candidate.masks, candidate.seen_frame = {seen: make_mask(0, width)}, hidden
     targets.merge(again, QUERY, "", hidden, config)
     assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, 1, 0)]
 
@@ -327,93 +301,21 @@ def test_a_hidden_target_is_matched_by_a_duplicate_of_the_best_candidate():
 def test_two_targets_separated_by_a_later_grounding_do_not_merge():
     config = settings()
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 0, width=5)], QUERY, "", NOW, config)
-    again = [_found_on(targets, 2, 0), _found_on(targets, 3, 0, width=5)]
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    again = [make_candidate_on(targets, 2, 0), make_candidate_on(targets, 3, 0, width=5)]
     for candidate, left in zip(again, (0, 20)):
         candidate.frames = (frame(-1), NOW)
-        candidate.tracklet = replace(candidate.tracklet, masks=np.stack([_mask(left), candidate.seen_mask]))
+        candidate.tracklet = replace(candidate.tracklet, masks=np.stack([make_mask(left), candidate.seen_mask]))
     targets.merge(again, QUERY, "", NOW, config)
     for number in range(1, 7):
-        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
+        result = follow(targets, number, {0: seen_step(0), 1: seen_step(0)}, config)
     assert [target.id for target in result.targets] == [1, 2]
 
 
 def test_duplicates_stay_if_regrounding_is_disabled():
     config = settings(regrounding__policy="off")
     targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 0)], QUERY, "", NOW, config)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0)], QUERY, "", NOW, config)
     for number in range(1, 9):
-        result = _follow(targets, number, {0: _seen(0), 1: _seen(0)}, config)
-    assert _states(result) == [(1, "TRACKED"), (2, "TRACKED")]
-
-
-LOOK, SIMILAR = np.array([1, 0], np.float32), np.array([0.995, 0.1], np.float32)
-OTHER = np.array([0.6, 0.8], np.float32)
-
-
-def _known_and_missing(config: DecafConfig) -> Targets:
-    """Target 1, seen on ten frames as LOOK and lost after twenty."""
-    targets = Targets()
-    targets.merge([_candidate(0, 0)], QUERY, "mug", NOW, config)
-    for number in range(1, 11):
-        _follow(targets, number, {0: TrackStep(_mask(0), 3.0, LOOK)}, config)
-    for number in range(11, 21):
-        result = _follow(targets, number, {0: HIDDEN}, config)
-    assert _states(result) == [] and targets.tracker_keys == {0}
-    return targets
-
-
-def test_the_tracker_finds_a_missing_target_again():
-    config = settings(tracking__lost_after_s=0.5)
-    targets = _known_and_missing(config)
-    for step in (TrackStep(_mask(20), 3.0, OTHER), HIDDEN, TrackStep(_mask(20), 3.0)):  # no evidence is not enough
-        assert _states(_follow(targets, 21, {0: step}, config)) == []
-    again = TrackStep(_mask(20), 3.0, SIMILAR)
-    assert _states(_follow(targets, 22, {0: again}, config)) == [(1, "TENTATIVE")]
-    result = _follow(targets, 23, {0: again}, config)
-    assert _states(result) == [(1, "TRACKED")] and result.targets[0].area_px == 64
-    assert not targets.need_search(frame(23), 0.5)
-
-
-@pytest.mark.parametrize("look, ids", [(SIMILAR, [1]), (OTHER, []), (None, [])])
-def test_without_a_shared_frame_a_candidate_has_to_look_like_the_missing_target(look, ids):
-    config = settings(tracking__lost_after_s=0.5)
-    targets = _known_and_missing(config)
-    newest = frame(21)
-    found = Candidate(5, _candidate(5, 20).tracklet, (newest,))
-    found.look = look
-    targets.merge([found], QUERY, "", newest, config, may_join=False)
-    assert [target.id for target in targets.living] == ids
-
-
-def test_keys_of_hidden_and_rejected_targets_are_returned():
-    config = settings(tracking__appearance_margin=0.1)
-    targets = Targets()
-    targets.merge([_candidate(0, 0), _candidate(1, 20)], QUERY, "", NOW, config)
-    seen = {0: TrackStep(_mask(0), 3.0, LOOK), 1: TrackStep(_mask(20), 3.0, LOOK)}
-    assert targets.update(frame(1), seen, config) == []
-    assert targets.update(frame(2), {0: HIDDEN, 1: TrackStep(_mask(20), 3.0, OTHER)}, config) == [0, 1]
-
-
-def test_a_missing_target_waits_while_there_is_no_room():
-    config = settings(tracking__lost_after_s=0.5, tracking__max_targets=1)
-    targets = _known_and_missing(config)
-    targets.merge([_candidate(5, 40 - 12)], QUERY, "", frame(21), config)  # another object takes the place
-    assert [target.id for target in targets.living] == [2]
-    again = {0: TrackStep(_mask(10), 3.0, LOOK), 5: _seen(28)}
-    assert _states(_follow(targets, 22, again, config))[0][0] == 2 and len(targets.living) == 1
-    fewer = settings(tracking__max_targets=1)
-    targets.merge([_candidate(6, 4), _candidate(7, 14)], QUERY, "", frame(22), fewer)
-    assert len(targets.living) == 1
-
-
-def test_missing_targets_are_bounded():
-    config = settings(tracking__lost_after_s=0.0)
-    targets = Targets()
-    for number in range(0, 80, 2):
-        newest = frame(number)
-        other = Candidate(number, _candidate(number, 0).tracklet, (newest,))  # shares no frame with the missing ones
-        targets.merge([other], QUERY, "", newest, config)
-        steps = dict.fromkeys(targets.tracker_keys, HIDDEN)
-        _follow(targets, number + 1, steps, config)
-    assert len(targets.tracker_keys) == 16 and targets.living == []
+        result = follow(targets, number, {0: seen_step(0), 1: seen_step(0)}, config)
+    assert states_of(result) == [(1, "TRACKED"), (2, "TRACKED")]

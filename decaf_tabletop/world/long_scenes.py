@@ -20,9 +20,8 @@ from decaf_tabletop.world.clip import (
 from decaf_tabletop.world.layout import PlacedObject
 from decaf_tabletop.world.plan import TABLE_M, Plan, held_route
 from decaf_tabletop.world.routes import Route
-from decaf_tabletop.world.scenes import NOMINAL_M, Scene, draw_light, draw_object, rgb
+from decaf_tabletop.world.scenes import Scene, draw_extents, draw_light, draw_object, rgb
 from decaf_tabletop.world.script import Script
-from decaf_tabletop.world.shapes import EXTENTS
 
 # Third entry of the random key; 0 and 1 are the short clips (`sample_scene`).
 _LONG_KEY = 2
@@ -109,11 +108,7 @@ def _things(rng: np.random.Generator, count: int) -> list[tuple[TabletopObject, 
                 colors[copy] = colors[original]
         if len(set(zip(categories, colors, sizes))) < count:
             continue
-        things = []
-        for category, color, size in zip(categories, colors, sizes):
-            nominal = float(rng.uniform(*NOMINAL_M[size]))
-            radius, height = EXTENTS[category]
-            things.append((TabletopObject(category, color, size, radius * nominal, height * nominal), nominal))
+        things = draw_extents(rng, categories, colors, sizes)
         return [things[index] for index in rng.permutation(count)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -157,12 +158,19 @@ def _things(
             categories[0 if crossing else -1] = categories[1 if crossing else 0]
         if len(set(zip(categories, colors, sizes))) < count:
             continue
-        things = []
-        for category, color, size in zip(categories, colors, sizes):
-            nominal = float(rng.uniform(*NOMINAL_M[size]))
-            radius, height = EXTENTS[category]
-            things.append((TabletopObject(category, color, size, radius * nominal, height * nominal), nominal))
-        return things
+        return draw_extents(rng, categories, colors, sizes)
+
+
+def draw_extents(
+    rng: np.random.Generator, categories: Sequence[str], colors: Sequence[str], sizes: Sequence[str]
+) -> list[tuple[TabletopObject, float]]:
+    """Objects of these categories, colours and size classes, each with its nominal size in metres."""
+    things = []
+    for category, color, size in zip(categories, colors, sizes):
+        nominal = float(rng.uniform(*NOMINAL_M[size]))
+        radius, height = EXTENTS[category]
+        things.append((TabletopObject(category, color, size, radius * nominal, height * nominal), nominal))
+    return things
 
 
 def draw_object(

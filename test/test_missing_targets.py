@@ -1,0 +1,99 @@
+"""Lost targets that SAM 2 goes on looking for."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scripted import frame, settings
+from target_scenes import (
+    HIDDEN,
+    NOW,
+    QUERY,
+    follow,
+    make_candidate,
+    make_mask,
+    seen_step,
+    states_of,
+)
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.online.targets import Targets
+from decaf_ros.online.tracks import Candidate
+from decaf_ros.segmentation.tracker import TrackStep
+
+LOOK, SIMILAR = np.array([1, 0], np.float32), np.array([0.995, 0.1], np.float32)
+OTHER = np.array([0.6, 0.8], np.float32)
+
+
+def _known_and_missing(config: DecafConfig) -> Targets:
+    """Target 1, seen on ten frames as LOOK and lost after twenty."""
+    targets = Targets()
+    targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
+    for number in range(1, 11):
+        follow(targets, number, {0: TrackStep(make_mask(0), 3.0, LOOK)}, config)
+    for number in range(11, 21):
+        result = follow(targets, number, {0: HIDDEN}, config)
+    assert states_of(result) == [] and targets.tracker_keys == {0}
+    return targets
+
+
+def test_the_tracker_finds_a_missing_target_again():
+    config = settings(tracking__lost_after_s=0.5)
+    targets = _known_and_missing(config)
+    for step in (
+        TrackStep(make_mask(20), 3.0, OTHER),
+        HIDDEN,
+        TrackStep(make_mask(20), 3.0),
+    ):  # no evidence is not enough
+        assert states_of(follow(targets, 21, {0: step}, config)) == []
+    again = TrackStep(make_mask(20), 3.0, SIMILAR)
+    assert states_of(follow(targets, 22, {0: again}, config)) == [(1, "TENTATIVE")]
+    result = follow(targets, 23, {0: again}, config)
+    assert states_of(result) == [(1, "TRACKED")] and result.targets[0].area_px == 64
+    assert not targets.need_search(frame(23), 0.5)
+
+
+@pytest.mark.parametrize("look, ids", [(SIMILAR, [1]), (OTHER, []), (None, [])])
+def test_without_a_shared_frame_a_candidate_has_to_look_like_the_missing_target(look, ids):
+    config = settings(tracking__lost_after_s=0.5)
+    targets = _known_and_missing(config)
+    newest = frame(21)
+    found = Candidate(5, make_candidate(5, 20).tracklet, (newest,))
+    found.look = look
+    targets.merge([found], QUERY, "", newest, config, may_join=False)
+    assert [target.id for target in targets.living] == ids
+
+
+def test_keys_of_hidden_and_rejected_targets_are_returned():
+    config = settings(tracking__appearance_margin=0.1)
+    targets = Targets()
+    targets.merge([make_candidate(0, 0), make_candidate(1, 20)], QUERY, "", NOW, config)
+    seen = {0: TrackStep(make_mask(0), 3.0, LOOK), 1: TrackStep(make_mask(20), 3.0, LOOK)}
+    assert targets.update(frame(1), seen, config) == []
+    assert targets.update(frame(2), {0: HIDDEN, 1: TrackStep(make_mask(20), 3.0, OTHER)}, config) == [0, 1]
+
+
+def test_a_missing_target_waits_while_there_is_no_room():
+    config = settings(tracking__lost_after_s=0.5, tracking__max_targets=1)
+    targets = _known_and_missing(config)
+    targets.merge([make_candidate(5, 40 - 12)], QUERY, "", frame(21), config)  # another object takes the place
+    assert [target.id for target in targets.living] == [2]
+    again = {0: TrackStep(make_mask(10), 3.0, LOOK), 5: seen_step(28)}
+    assert states_of(follow(targets, 22, again, config))[0][0] == 2 and len(targets.living) == 1
+    fewer = settings(tracking__max_targets=1)
+    targets.merge([make_candidate(6, 4), make_candidate(7, 14)], QUERY, "", frame(22), fewer)
+    assert len(targets.living) == 1
+
+
+def test_missing_targets_are_bounded():
+    config = settings(tracking__lost_after_s=0.0)
+    targets = Targets()
+    for number in range(0, 80, 2):
+        newest = frame(number)
+        other = Candidate(
+            number, make_candidate(number, 0).tracklet, (newest,)
+        )  # shares no frame with the missing ones
+        targets.merge([other], QUERY, "", newest, config)
+        steps = dict.fromkeys(targets.tracker_keys, HIDDEN)
+        follow(targets, number + 1, steps, config)
+    assert len(targets.tracker_keys) == 16 and targets.living == []
