@@ -59,7 +59,7 @@ class Targets:
         if config.regrounding.policy != "off":
             visible = [target for target in self.living if target.seen_frame is frame]
             for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
-                target.state, target.is_duplicate = TargetState.LOST, True
+                target.state, target.is_given_up = TargetState.LOST, True
         return rejected
 
     def lose_all(self) -> None:
@@ -71,7 +71,7 @@ class Targets:
         """Stops searching for lost targets, including those whose loss is not published yet."""
         self._missing = []
         for target in self._targets:
-            target.is_duplicate = target.is_duplicate or target.state is TargetState.LOST
+            target.is_given_up = target.is_given_up or target.state is TargetState.LOST
 
     def clear(self) -> None:
         """Forgets all targets without publishing their loss: their query has ended."""
@@ -84,7 +84,7 @@ class Targets:
     @property
     def tracker_keys(self) -> set[int]:
         """Keys of the objects that the tracker has to follow: living and missing targets."""
-        return {target.key for target in (*self._targets, *self._missing) if not target.is_duplicate}
+        return {target.key for target in (*self._targets, *self._missing) if not target.is_given_up}
 
     @property
     def last_key_frames(self) -> list[Frame]:

@@ -61,7 +61,7 @@ class LivingTarget:
         misses: consecutive groundings that did not find it.
         key_frame: last key frame on which it was seen.
         key_mask: (H, W) bool on `key_frame`.
-        is_duplicate: lost because it is the same object as an older target; it is not searched for.
+        is_given_up: not searched for once it is lost: a duplicate of an older target, or lost in a stream reset.
         appearance: what it looks like, from confirmed frames.
     """
 
@@ -80,7 +80,7 @@ class LivingTarget:
     misses: int = 0
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
-    is_duplicate: bool = False
+    is_given_up: bool = False
     appearance: Appearance = field(default_factory=Appearance)
 
     @classmethod
@@ -157,7 +157,7 @@ class LivingTarget:
     @property
     def is_missing(self) -> bool:
         """Whether it is lost and has to be searched for."""
-        return self.state is TargetState.LOST and not self.is_duplicate
+        return self.state is TargetState.LOST and not self.is_given_up
 
     def hidden_s(self, frame: Frame) -> float:
         """Seconds since it was last seen, at `frame`."""
