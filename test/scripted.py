@@ -58,9 +58,10 @@ class WorldTracker:
     def ids(self) -> tuple[int, ...]:
         return tuple(self._names)
 
-    def add(self, ids: Sequence[int], where: Frame, masks: np.ndarray) -> None:
+    def add(self, ids: Sequence[int], where: Frame, masks: np.ndarray) -> np.ndarray:
         for key, mask in zip(ids, masks):
             (self._names[key],) = (n for n in self._world.paths if np.array_equal(self._world.mask(n, where), mask))
+        return np.zeros((len(ids), 1), np.float32)
 
     def step(self, where: Frame) -> dict[int, TrackStep]:
         masks = {key: self._world.mask(name, where) for key, name in self._names.items()}

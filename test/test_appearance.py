@@ -73,13 +73,6 @@ def test_jumps_and_growth_contradict_for_a_moment(known, mask, number, contradic
     assert known.contradicts(frame(number), mask, LOOK, CONFIG) == contradicts
 
 
-@pytest.mark.parametrize("similarity, whole, sliver", [(0.99, False, False), (0.95, False, True), (0.85, True, True)])
-def test_a_sliver_has_to_look_like_the_target_clearly(known, similarity, whole, sliver):
-    look = np.array([similarity, np.sqrt(1 - similarity**2), 0], np.float32)
-    assert known.contradicts(frame(10), _mask(40), look, CONFIG) == whole
-    assert known.contradicts(frame(10), _mask(40, 4), look, CONFIG) == sliver
-
-
 def test_doubtful_masks_and_slivers_teach_nothing(known):
     doubtful = np.array([0.95, 0.31, 0], np.float32)
     for number in range(10, 40):

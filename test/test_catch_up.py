@@ -23,7 +23,7 @@ class Stepwise(WorldTracker):
 
     def add(self, ids, where, masks):
         self.log.append(("add", where.index))
-        super().add(ids, where, masks)
+        return super().add(ids, where, masks)
 
     def step(self, where):
         self.log.append(("step", where.index))

@@ -50,21 +50,16 @@ class Appearance:
 
     def contradicts(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
         """Whether a non-empty (H, W) bool mask on the next frame cannot be this target: it looks different, is too
-        large, or is too far from where the target was a moment ago. A sliver has to look like it clearly: SAM 2 tends
-        to slide to what hides the target."""
+        large, or is too far from where the target was a moment ago."""
         if not self._samples and not self._typical_area:
             return False
-        area = np.count_nonzero(mask)
-        is_sliver = area < _LEARN_AREA * self._typical_area
-        if self.looks_different(look, config) or (is_sliver and self._is_doubtful(look, config)):
+        if self.looks_different(look, config):
             return True
         if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
             return False
         moved = float(np.linalg.norm(_centre(mask) - self._centre_xy))
+        area = np.count_nonzero(mask)
         return bool(area > _MAX_AREA * self._typical_area or moved > _MAX_STEP * self._typical_area**0.5)
-
-    def _is_doubtful(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
-        return self.similarity(look) is not None and not self.looks_alike(look, config)
 
     def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> None:
         """Takes in a confirmed mask. Learns from it only if it is no sliver and clearly looks like the target, so that

@@ -35,6 +35,8 @@ def catch_up(
 ) -> None:
     """Starts each candidate in `tracker` on its source key frame and steps it to the newest frame of `buffer`.
 
+    A mask that cannot be the candidate's object (`Appearance.contradicts`) counts as unseen.
+
     Each round steps through at most `tracking.catch_up_frames` evenly spread frames, plus `comparison_frames()`, on
     which each candidate's mask is stored. Key frames of the window that have left the buffer are included. `pause()` is
     called every few steps and may push frames, which the next round covers.
@@ -47,7 +49,9 @@ def catch_up(
     def start(source: Frame) -> None:
         group = pending.pop(source)
         masks = np.stack([candidate.seen_mask for candidate in group])
-        tracker.add([candidate.key for candidate in group], source, masks)
+        looks = tracker.add([candidate.key for candidate in group], source, masks)
+        for candidate, look in zip(group, looks):
+            candidate.see(source, candidate.seen_mask, look, config)
         started.extend(group)
 
     first = min(candidate.tracklet.source for candidate in candidates)
@@ -78,9 +82,13 @@ def _step(
     tracker: StreamingTracker, candidates: Sequence[Candidate], frame: Frame, keep_masks: bool, config: TrackingConfig
 ) -> None:
     results = tracker.step(frame)
+    rejected = []
     for candidate in candidates:
         step = results[candidate.key]
-        if is_seen(step, config):
-            candidate.seen_frame, candidate.seen_mask, candidate.look = frame, step.mask, step.look
-            if keep_masks:
-                candidate.masks[frame] = step.mask
+        if not is_seen(step, config) or candidate.appearance.contradicts(frame, step.mask, step.look, config):
+            rejected.append(candidate.key)
+            continue
+        candidate.see(frame, step.mask, step.look, config)
+        if keep_masks:
+            candidate.masks[frame] = step.mask
+    tracker.reject(rejected)

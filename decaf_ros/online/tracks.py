@@ -27,7 +27,8 @@ class Candidate:
         seen_frame: last frame on which it was seen.
         seen_mask: (H, W) bool on `seen_frame`.
         masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
-        look: its descriptor on `seen_frame`, once it was followed.
+        look: its descriptor on `seen_frame`, once it was started in the tracker.
+        appearance: what it looks like, from its source on.
     """
 
     key: int
@@ -37,6 +38,7 @@ class Candidate:
     seen_mask: np.ndarray = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
     look: np.ndarray | None = field(init=False, default=None)
+    appearance: Appearance = field(init=False, default_factory=Appearance)
 
     def __post_init__(self) -> None:
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
@@ -45,6 +47,11 @@ class Candidate:
     @property
     def source(self) -> Frame:
         return self.frames[self.tracklet.source]
+
+    def see(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> None:
+        """Takes in its mask on the next frame, and the descriptor."""
+        self.seen_frame, self.seen_mask, self.look = frame, mask, look
+        self.appearance.accept(frame, mask, look, config)
 
 
 @dataclass(eq=False)
@@ -100,6 +107,7 @@ class LivingTarget:
             seen_frame=candidate.seen_frame,
             mask=candidate.seen_mask,
             unseen_since_ns=newest.stamp_ns,
+            appearance=candidate.appearance,
         )
         target._set_key_frame(candidate)
         return target

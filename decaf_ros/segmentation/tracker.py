@@ -48,19 +48,21 @@ class StreamingTracker:
         """The objects being followed, in the order they were added."""
         return tuple(object_id for group in self._groups for object_id in group.ids)
 
-    def add(self, ids: Sequence[int], frame: Frame, masks: np.ndarray) -> None:
+    def add(self, ids: Sequence[int], frame: Frame, masks: np.ndarray) -> np.ndarray:
         """Starts objects from their masks on a frame; `step` follows them from the next frame on.
 
         ids: K distinct ints, none followed yet; if empty, no effect. masks: (K, H, W) bool at the frame's size.
+        Returns (K, C) float32 descriptors of the masks (`appearance.describe`), (0, 0) without ids.
         Raises ValueError for other ids or shapes, TypeError for masks that are not bool.
         """
         if len(ids) != len(masks) or len(set(ids)) < len(ids) or set(ids) & set(self.ids):
             raise ValueError(f"ids: expected {len(masks)} distinct ids, none of {self.ids}, got {tuple(ids)}")
         if len(ids) == 0:
-            return
+            return np.zeros((0, 0), np.float32)
         prompts = torch.from_numpy(np.array(masks)).to(self._sam2.device)
-        memory = ObjectMemory.start(self._sam2, self._sam2.embed(frame), prompts)
-        self._groups.append(_Group(list(ids), memory))
+        embedding = self._sam2.embed(frame)
+        self._groups.append(_Group(list(ids), ObjectMemory.start(self._sam2, embedding, prompts)))
+        return describe(embedding, prompts)
 
     def step(self, frame: Frame) -> dict[int, TrackStep]:
         """Follows all objects to the next frame. Returns one TrackStep per id, in the order of `ids`.
