@@ -62,17 +62,18 @@ def test_evaluation(given, tmp_path, capsys):
     printed = capsys.readouterr()
     found = json.loads(numbers.read_text())
     check_scores(found["overall"])
-    assert set(found["by_type"]) == set(KINDS) - {"absent"}
+    assert set(found["by_type"]) == set(KINDS) - {"absent", "absent event"}
+    assert set(found["absent_by_type"]) == {"absent", "absent event"}
     for scores in (*found["by_type"].values(), *found["ablation"].values(), found["always_answered"]):
         check_scores(scores)
     assert list(found["ablation"]) == [FULL, *VARIANTS]
     assert set(found["absent"]) == {"precision", "recall"}
     assert 0 < found["baseline"]["chance_pointing"] < 0.5 and 0 <= found["baseline"]["centre_pointing"] <= 1
     counts = found["counts"]
-    assert (counts["clips"], counts["present"], counts["absent"], counts["ablation"]) == (2, 6, 2, 3)
+    assert (counts["clips"], counts["present"], counts["absent"], counts["ablation"]) == (2, 6, 4, 3)
     # Only the cases of the first clip have an ablation.
     cases = json.loads((tmp_path / "decaf_eval" / "cases.json").read_text())
-    first = [case for case in cases if case["clip"] == "01000000" and case["kind"] != "absent"]
+    first = [case for case in cases if case["clip"] == "01000000" and not case["kind"].startswith("absent")]
     assert len(first) == 3 and all(case["ablation"] for case in first)
     always = [(case["always"]["j"] + case["always"]["f"]) / 2 for case in first]
     assert found["ablation"][FULL]["j_and_f"] == pytest.approx(sum(always) / 3)
@@ -91,7 +92,7 @@ def test_evaluation(given, tmp_path, capsys):
     assert cv2.imread(str(tmp_path / "decaf_eval" / "roc.png")) is not None
     assert printed.out in (tmp_path / "decaf_eval" / "report.md").read_text() + "\n"
     assert "| object_only" in printed.out and "| relation" in printed.out
-    assert "clip 1 of 2 (01000000): 4 expressions, " in printed.err and " left" in printed.err
+    assert "clip 1 of 2 (01000000): 5 expressions, " in printed.err and " left" in printed.err
 
 
 def test_a_second_report_replaces_the_first(given, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from evaluation_scenes import drawn_clip, evaluation_clip
 
 from decaf_ros.evaluation.datasets import registry
-from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice, Referral
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice, Referral, is_absent_kind
 from decaf_ros.evaluation.datasets.registry import Selection, dataset_names, find_source
 from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
 from decaf_tabletop.world.clip import KINDS
@@ -44,7 +44,7 @@ def test_an_inconsistent_clip_is_refused():
 @pytest.mark.parametrize(
     ("expression", "words"),
     [
-        (Referral("the ball", "explicit", ()), "expected targets, or the type absent without any, got type explicit"),
+        (Referral("the ball", "explicit", ()), "expected targets, or a type absent without any, got type explicit"),
         (Referral("the ball", "absent", (0,)), r"expected targets, .* got type absent and targets \(0,\)"),
         (Referral("the ball", "explicit", (3,)), r"expected targets below 3, got \(3,\)"),
     ],
@@ -56,7 +56,7 @@ def test_an_expression_that_does_not_fit_its_clip_is_refused(expression, words):
 
 def clip_with_kinds(kinds):
     def targets(kind):
-        return () if kind == "absent" else (0,)
+        return () if is_absent_kind(kind) else (0,)
 
     return evaluation_clip(
         expressions=[Referral(f"{kind} {number}", kind, targets(kind)) for kind in kinds for number in range(3)]
@@ -70,10 +70,11 @@ def test_choice_is_balanced_over_types():
     for number in range(40):
         kinds = [kind for kind in KINDS if kind != "temporal" or number % 3 == 0]
         chosen = choice(clip_with_kinds(kinds))
-        assert len(chosen) == 4 and sum(one.kind == "absent" for one in chosen) == 1
+        assert len(chosen) == 4 and sum(is_absent_kind(one.kind) for one in chosen) == 1
         assert len({one.kind for one in chosen}) == 4
         asked.update(one.kind for one in chosen)
-    counts = [asked[kind] for kind in KINDS if kind not in ("absent", "temporal")]
+    counts = [asked[kind] for kind in KINDS if not is_absent_kind(kind) and kind != "temporal"]
+    assert asked["absent"] == asked["absent event"] == 20
     assert asked["temporal"] == 14 and max(counts) - min(counts) <= 1
 
 

@@ -107,6 +107,7 @@ def test_summary(collected, numbers):
     assert numbers["by_type"]["motion"] == {"j_and_f": 0, "j": 0, "f": 0, "pointing": 1, "category": 1}
     assert numbers["absent"] == {"precision": 0.5, "recall": 0.5}
     assert numbers["absent_by_score"] == {"precision": 0.5, "recall": 0.5}
+    assert numbers["absent_by_type"] == {"absent": numbers["absent"], "absent event": {"precision": 0, "recall": None}}
     assert 0 < numbers["baseline"]["chance_pointing"] < 0.3
     assert numbers["category_by_branch"]["overall"] == {"video": 0.75, "frames": 0.5}
     assert numbers["counts"]["by_type"]["attribute"] == 2 and numbers["counts"]["clips"] == 2

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from decaf_tabletop.world import expressions as module
-from decaf_tabletop.world.clip import CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
+from decaf_tabletop.world.clip import ABSENT_EVENT, CATEGORIES, COLORS, FRAMES, TabletopClip, TabletopObject
 from decaf_tabletop.world.events import moving_words, read_events
-from decaf_tabletop.world.expressions import WORDINGS, expressions
+from decaf_tabletop.world.expressions import FELL, MOVING, STOPPED, TOWARDS, WORDINGS, expressions
 
 # The camera looks along +y, level: right is +x.
 AHEAD = (math.sqrt(0.5), -math.sqrt(0.5), 0.0, 0.0)
@@ -184,6 +184,25 @@ def test_absent_expressions_match_no_object():
             (not color or thing.color in color) and (not category or thing.category in category)
             for thing in clip.objects
         )
+
+
+def test_absent_events_did_not_happen():
+    right = ("small", "red", "ball", (-0.1, 0), sliding((1, 0), 0.2))
+    still, far = ("small", "blue", "can", (0.1, 0), STILL), ("large", "red", "cube", (0.1, 0.2), STILL)
+
+    def said(*things):
+        found = expressions(clip_with(*things), np.random.default_rng(0))
+        return {expression.text for expression in found if expression.kind == ABSENT_EVENT}
+
+    fell, stopped, moved = set(FELL), set(STOPPED), set(MOVING)
+    left, away = set(TOWARDS["left"]), set(TOWARDS["away"])
+    found = said(still, far)
+    assert found & fell and found & stopped and found & moved and found & left and len(found) == 7
+    found = said(right, far)
+    assert found & fell and found & stopped and found & left and found & away and len(found) == 5
+    assert not found & (moved | set(TOWARDS["right"]))
+    assert not said(("small", "red", "ball", (-0.1, 0), falling(8)), far), "after a fall nothing is certain"
+    assert not said(("small", "red", "ball", (0.0, 0), sliding((1, 0), 0.2, 0, 16)), still) & stopped
 
 
 def test_a_mostly_hidden_object_is_no_target():

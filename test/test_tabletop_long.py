@@ -13,14 +13,18 @@ import pytest
 from decaf_ros.evaluation.datasets.registry import Selection
 from decaf_tabletop.dataset import SOURCE, stored_clips
 from decaf_tabletop.simulate import add_parser
+from decaf_tabletop.training.clips import training_clips
+from decaf_tabletop.world import store
 from decaf_tabletop.world.bag import read_ground_truth
 from decaf_tabletop.world.camera import project
 from decaf_tabletop.world.clip import FRAME_PERIOD_S, KINDS, TabletopClip
-from decaf_tabletop.world.expressions import FELL, STILL
-from decaf_tabletop.world.long_expressions import FIRST_S, LAST_S, WINDOW, long_expressions
+from decaf_tabletop.world.expressions import FELL, STILL, expressions
+from decaf_tabletop.world.long_expressions import FIRST_S, LAST_S, long_expressions
 from decaf_tabletop.world.long_scenes import sample_long_scene
 from decaf_tabletop.world.routes import AWAY_M, GRAVITY, Leg, Route
 from decaf_tabletop.world.simulator import make_long_clip
+from decaf_tabletop.world.store import read_clip
+from decaf_tabletop.world.windows import WINDOW, training_windows
 
 pytestmark = pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
 
@@ -271,6 +275,37 @@ def test_the_sample_bag_matches_a_new_rendering():
     assert (np.stack(list(truth.labels.values())) != clip.labels).mean() < 0.001
     assert list(truth.expressions) == long_expressions(clip)
     assert sum(file.stat().st_size for file in BAG.iterdir()) < 4e6
+
+
+def test_training_windows_are_like_short_clips(clip):
+    windows = training_windows(clip, 6)
+    ends = [last for last, _ in windows]
+    assert 3 <= len(windows) <= 6 and min(np.diff(ends)) >= 10
+    for last, window in windows:
+        assert len(window) == WINDOW and window.stamps_ns[-1] == clip.stamps_ns[last]
+        assert np.ptp(window.camera_poses, axis=0).max() <= 1e-3
+        counts = [(window.labels == k + 1).sum((1, 2)) for k in range(len(window.objects))]
+        assert all((count >= 80).mean() >= 0.5 for count in counts)
+        hidden = set(clip.objects) - set(window.objects)
+        shown = clip.labels[last - WINDOW + 1 : last + 1]
+        assert not any((shown == 1 + clip.objects.index(thing)).sum((1, 2)).max() >= 80 for thing in hidden)
+        fallen = {
+            one.targets for one in expressions(window, np.random.default_rng(0)) if one.targets and one.text in FELL
+        }
+        drops = np.diff(window.poses[:, :, 2], axis=0).min(axis=0) / FRAME_PERIOD_S
+        assert all(drops[target] < -0.35 for (target,) in fallen), "dropped, not put down"
+    moving = [np.ptp(window.poses[:, :, :3], axis=0).max() > 0.08 for _, window in windows]
+    assert sum(moving) >= len(moving) / 2
+
+
+def test_windows_become_clip_files(tmp_path):
+    command = ["--out", str(tmp_path), "--seeds", "7:8", "--windows", "2", "--workers", "1"]
+    assert store.main(command) == 0
+    files = training_clips(tmp_path)
+    assert [file.name for file in files] == ["clip_00000007_window0.npz", "clip_00000007_window1.npz"]
+    assert len(read_clip(files[1])) == WINDOW
+    written = [file.stat().st_mtime_ns for file in files]
+    assert store.main(command) == 0 and [file.stat().st_mtime_ns for file in files] == written
 
 
 def test_a_report_on_long_clips_has_its_own_seeds():

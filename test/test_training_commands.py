@@ -89,15 +89,8 @@ def test_mllm(data, tmp_path, monkeypatch):
     mllm.main([*options, "--stage", "prompts", "--go-on-from", str(out), *minutes])
     assert excluded == sorted(excluded, reverse=True) and set(excluded) == {True, False}
     before, after = (load_file(folder / "model.safetensors") for folder in (out, end))
-    # Other weights and another vocabulary are refused.
+    # Other weights are refused.
     with pytest.raises(ValueError, match="began from the same weights, got one from other weights"):
-        mllm.main([*options, "--stage", "prompts", "--go-on-from", str(end)])
-    vocabulary = json.loads((end / "tokenizer.json").read_text())
-    words = vocabulary["model"]["vocab"]
-    (first, number), (second, other) = list(words.items())[-2:]
-    words[first], words[second] = other, number
-    (end / "tokenizer.json").write_text(json.dumps(vocabulary))
-    with pytest.raises(SystemExit, match="expected this recipe.s vocabulary"):
         mllm.main([*options, "--stage", "prompts", "--go-on-from", str(end)])
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "visual" not in name} < set(before)

@@ -204,7 +204,7 @@ def test_unevenness_is_least_for_equal_heights(sampler: ExampleSampler, monkeypa
 
 
 def test_spill_counts_peaks_off_the_targets(sampler: ExampleSampler, monkeypatch):
-    pack = next(pack for pack in packs(sampler) if pack.examples[0].visual == "video" and pack.examples[0].focus.any())
+    pack = next(pack for pack in packs(sampler) if pack.examples[0].visual == "video" and pack.examples[0].has_targets)
     batch = written([Pack([pack.examples[0], pack.examples[-1]], pack.tokens)])
     ideal = smoothed(batch.focus, batch)
     assert spill(ideal, ideal, batch)[0, 0] == 0
@@ -228,7 +228,7 @@ def test_spill_counts_peaks_off_the_targets(sampler: ExampleSampler, monkeypatch
         contrast_losses(torch.cat([rollouts[:, :1], torch.zeros_like(rollouts[:, 1:])], 1), batch).item()
         for rollouts in (batch.focus, spilt)
     )
-    assert clean < 0.05 < dirty - clean
+    assert clean < 0.01 < dirty - clean
 
 
 @pytest.mark.parametrize("visual, kernel", [("video", VIDEO_KERNEL), ("image", FRAME_KERNEL)])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
+from tokenizers import Tokenizer
 from training_scene import H, W, examples, packs, rolling_ball, sampler_of
-from transformers import Qwen2VLVideoProcessor
+from transformers import Qwen2TokenizerFast, Qwen2VLVideoProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import apply_rotary_pos_emb_vision, get_vision_position_ids
 
 from decaf_ros.config import MllmConfig
@@ -36,6 +38,7 @@ from decaf_tabletop.training.mllm_model import (
     VISION_HEADS,
     new_model,
     new_tokenizer,
+    start_from,
     write_checkpoint,
 )
 from decaf_tabletop.training.mllm_tower import TowerTrainer, concatenated, patches, scenes
@@ -49,7 +52,7 @@ from decaf_tabletop.training.mllm_words import (
     object_facts,
     token_owners,
 )
-from decaf_tabletop.world.clip import Expression, TabletopClip
+from decaf_tabletop.world.clip import CATEGORIES, COLORS, Expression, TabletopClip
 from decaf_tabletop.world.expressions import MOVERS, STILL
 
 
@@ -194,6 +197,15 @@ def test_examples_are_true(sampler: ExampleSampler):
             assert (example.answer, set(owners[example.focus > 0])) == (("cube", {2}) if to_ball else ("ball", {1}))
         elif example.kind == "choice":
             assert example.answer in example.text
+        elif example.kind == "presence":
+            assert not example.focus.any() and not example.has_targets
+            words = set(re.findall(r"\w+", example.text.split("\n")[0]))
+            named = words & {*COLORS, *CATEGORIES}
+            if named:
+                assert example.answer == ("yes" if named <= {"red", "ball"} or named <= {"blue", "cube"} else "no")
+            elif words & {"dropped", "fell", "stopped", "left", "closer", "away"}:
+                assert (example.answer, example.visual) == ("no", "video")
+            covered.add(f"presence {example.answer} {example.visual} {'thing' if named else 'event'}")
         if example.focus is not None:
             # After the method's smoothing every target has the same height in every row.
             focus = example.focus.reshape(example.owners.shape)
@@ -203,15 +215,19 @@ def test_examples_are_true(sampler: ExampleSampler):
                 peaks = smoothed.max(axis=(1, 2))
                 np.testing.assert_allclose(peaks[alone.any(axis=(1, 2))], 1, atol=1e-4)
     assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= covered
+    for answer in ("yes", "no"):
+        assert {f"presence {answer} video thing", f"presence {answer} video event"} <= covered
+        assert f"presence {answer} image thing" in covered
     assert {"motion frame at 1", "motion frame at 2", "background excludes ball", "background excludes none"} <= covered
 
 
 def test_a_pack_shares_the_answer_its_background_question_excludes(sampler: ExampleSampler):
     counts, mixed = Counter(), 0
     for pack in packs(sampler):
-        *questions, background = pack.examples
+        *questions, presence, background = pack.examples
         if background.kind != "background":
             continue
+        assert presence.kind == "presence"
         kinds = {example.name for example in questions}
         mixed += len(kinds) > 1
         shown = {example.answer for example in questions if example.visual == "video"}
@@ -303,6 +319,29 @@ def test_an_encoded_example_matches_the_adapters_prompt(sampler: ExampleSampler,
         # Relative to the spread of the tokens, which is small in an untrained tower; bfloat16.
         error = trainer.features(built.pixels)[0] - encoded.tokens
         assert error.norm() < 0.1 * (encoded.tokens - encoded.tokens.mean(dim=0)).norm()
+
+
+def test_training_goes_on_from_an_older_vocabulary(tmp_path):
+    tokenizer, older = new_tokenizer(), new_tokenizer()
+    core = json.loads(older.backend_tokenizer.to_str())
+    words = core["model"]["vocab"]
+    ids = sorted(words.values())
+    core["model"]["merges"] = [pair for pair in core["model"]["merges"] if "".join(pair) != "yes"]
+    kept = [word for word in words if word != "yes"]
+    core["model"]["vocab"] = dict(zip(kept, reversed(ids[: len(kept)])))  # other numbers
+    core["added_tokens"] = []
+    older = Qwen2TokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(core)))
+    torch.manual_seed(0)
+    before = new_model(tokenizer)
+    before.save_pretrained(tmp_path)
+    older.save_pretrained(tmp_path)
+    after = new_model(tokenizer)
+    own = after.lm_head.weight.detach().clone()
+    start_from(after, tokenizer, tmp_path)
+    assert torch.equal(after.lm_head.weight[tokenizer.get_vocab()["yes"]], own[tokenizer.get_vocab()["yes"]])
+    old, new = older.get_vocab(), tokenizer.get_vocab()
+    for word in ("ball", "Ġred"):
+        assert torch.equal(after.lm_head.weight[new[word]], before.lm_head.weight[old[word]])
 
 
 def test_tower_training_reduces_the_loss_and_resumes(clip: TabletopClip, sampler: ExampleSampler):

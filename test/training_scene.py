@@ -52,12 +52,12 @@ def sampler_of(clip: TabletopClip) -> ExampleSampler:
 
 
 def packs(sampler: ExampleSampler, count: int = 50) -> list[Pack]:
-    """Packs of four questions each, with ideal tokens, `count` for each kind of visual input."""
+    """Packs of five questions each, with ideal tokens, `count` for each kind of visual input."""
     rng = np.random.default_rng(1)
     result = []
     for visual in ("video", "image", ""):
         for _ in range(count):
-            drawn = sampler.examples(rng, visual, 4)
+            drawn = sampler.examples(rng, visual, 5)
             result.append(Pack(drawn, ideal_tokens(sampler, drawn[0])))
     return result
 

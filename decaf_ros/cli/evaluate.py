@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, load_config, options, replace
-from decaf_ros.evaluation.datasets.clips import ABSENT
+from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
 from decaf_ros.evaluation.datasets.registry import DatasetSource, Selection, dataset_names, find_source
 from decaf_ros.resources import resolve_path
 from decaf_ros.version import __version__
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_DATASET = "tabletop"
 # Expressions per clip, with and without targets.
-PRESENT_PER_CLIP, ABSENT_PER_CLIP = 3, 1
+PRESENT_PER_CLIP, ABSENT_PER_CLIP = 3, 2
 # Scored clips on which the variants are scored, and on which one expression is asked online.
 ABLATION_CLIPS, ONLINE_CLIPS = 10, 4
 # Questions per long clip, and its length in seconds.
@@ -198,7 +198,7 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
     if not config.grounding.contrast:
         # Without a background map there is no separation.
         raise ValueError("--calibrate: expected grounding.contrast true, got false")
-    if ABSENT not in kinds or len(kinds) == 1:
+    if len({is_absent_kind(kind) for kind in kinds}) == 1:
         raise ValueError(f"--calibrate: expected --kinds with {ABSENT} and another one, got {', '.join(kinds)}")
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.datasets.clips import ABSENT
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
 from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
@@ -57,7 +56,9 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
     remove_report(folder)
     pictures = []
     if collected.extremes:
-        write_png(folder / "contact_sheet.png", _contact_sheet(collected, [*summary["by_type"], ABSENT]))
+        write_png(
+            folder / "contact_sheet.png", _contact_sheet(collected, [*summary["by_type"], *summary["absent_by_type"]])
+        )
         pictures.append(
             "![The best and the worst case of each type](contact_sheet.png)\n\nThe best case of each type is on the "
             "left, the worst on the right. Above: key frames with the outlines of the ground truth and of the result. "
@@ -126,6 +127,12 @@ def _further_measures(summary: Mapping[str, Any]) -> str:
         ('J&F without "not found", as in the paper', summary["always_answered"]["j_and_f"]),
         ('"not found": precision', summary["absent"]["precision"]),
         ('"not found": recall', summary["absent"]["recall"]),
+        *(
+            (f'"not found", type {kind} and all with targets: {measure}', value)
+            for kind, scores in summary["absent_by_type"].items()
+            for measure, value in scores.items()
+            if len(summary["absent_by_type"]) > 1
+        ),
         ('"not found" by presence score only: precision', summary["absent_by_score"]["precision"]),
         ('"not found" by presence score only: recall', summary["absent_by_score"]["recall"]),
         (f"presence score: area under the ROC curve (threshold {curve['threshold']:.2f})", curve["area"]),

@@ -14,7 +14,7 @@ import numpy as np
 from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
-from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
+from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, is_absent_kind
 from decaf_ros.evaluation.long import Watched, watch
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, names_category, pointing
 from decaf_ros.evaluation.online import OnlineScore, play
@@ -207,4 +207,4 @@ def node_segmentation(found: Segmentation, config: DecafConfig) -> Segmentation:
 
 
 def is_absent(case: Case) -> bool:
-    return case.kind == ABSENT
+    return is_absent_kind(case.kind)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
-from decaf_ros.evaluation.datasets.clips import ABSENT
+from decaf_ros.evaluation.datasets.clips import is_absent_kind
 from decaf_ros.evaluation.metrics import MaskScore, Roc, mean, names_category, precision_recall, roc
 from decaf_ros.evaluation.online import OnlineScore
 from decaf_ros.evaluation.run import Case, CasePicture, ClipScores, is_absent
@@ -63,7 +63,7 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
     """
     cases = collected.cases
     present = [case for case in cases if not is_absent(case)]
-    listed = [kind for kind in kinds if kind != ABSENT]
+    listed = [kind for kind in kinds if not is_absent_kind(kind)]
     by_type = {kind: [case for case in present if case.kind == kind] for kind in listed}
     absent = [is_absent(case) for case in cases]
     not_found = precision_recall([not case.found for case in cases], absent)
@@ -74,6 +74,7 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
         "by_type": {kind: measures(of_type, _published) for kind, of_type in by_type.items()},
         "absent": not_found._asdict(),
         "absent_by_score": by_score._asdict(),
+        "absent_by_type": _absent_by_type(cases, [kind for kind in kinds if is_absent_kind(kind)]),
         "ablation": _ablation(present),
         "baseline": {
             "chance_pointing": mean(pointing.chance for pointing in pointings),
@@ -108,6 +109,16 @@ def measures(cases: Iterable[Case], score: Callable[[Case], MaskScore | None]) -
         [case.pointing and case.pointing.hit for case in cases],
         [case.category_right for case in cases],
     )
+
+
+def _absent_by_type(cases: Sequence[Case], kinds: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Precision and recall of "not found" for each type without targets, against all cases with targets."""
+    scores = {}
+    for kind in kinds:
+        compared = [case for case in cases if case.kind == kind or not is_absent(case)]
+        found = precision_recall([not case.found for case in compared], [is_absent(case) for case in compared])
+        scores[kind] = found._asdict()
+    return scores
 
 
 def presence_roc(cases: Sequence[Case]) -> Roc | None:

@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2TokenizerFast
 
 from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.clips import training_clips
@@ -29,13 +28,14 @@ from decaf_tabletop.training.mllm_batches import Batch, Writer
 from decaf_tabletop.training.mllm_clips import EncodedClip, encode_clips
 from decaf_tabletop.training.mllm_examples import FRAME_GRID, VIDEO_GRID, image_visual, motion_weights, video_visual
 from decaf_tabletop.training.mllm_language import LanguageTrainer
-from decaf_tabletop.training.mllm_model import new_model, new_tokenizer, write_checkpoint
+from decaf_tabletop.training.mllm_model import new_model, new_tokenizer, start_from, write_checkpoint
 from decaf_tabletop.training.mllm_tower import Scenes, TowerTrainer, concatenated, scenes, whiten_patches
 from decaf_tabletop.training.origin import check_origin, digest
 from decaf_tabletop.world.store import read_clip
 
 STAGES = ("tower", "words", "prompts")
 SAVE_EVERY_S = 90
+QUESTIONS = 5  # in one sequence
 CHECK_CLIPS = 40  # the first of the folder, by name; never trained on
 # Temporal pairs and single frames of a clip in the tower's training, drawn by `motion_weights`. Half of the pairs, to
 # save memory.
@@ -83,12 +83,8 @@ class Run:
         self.model = new_model(self.tokenizer)
         self.begun_from = ""
         if options.go_on_from:
-            vocabulary = Qwen2TokenizerFast.from_pretrained(options.go_on_from).get_vocab()
-            if vocabulary != self.tokenizer.get_vocab():
-                raise SystemExit(f"{options.go_on_from}: expected this recipe's vocabulary, got another")
-            start = Qwen2_5_VLForConditionalGeneration.from_pretrained(options.go_on_from, dtype=torch.float32)
-            self.model.load_state_dict(start.state_dict())
-            self.begun_from = digest(start.state_dict())
+            start_from(self.model, self.tokenizer, options.go_on_from)
+            self.begun_from = digest(self.model.state_dict())
         self.log = Log(options.work / "log.jsonl")
         clips = training_clips(options.data)[: options.clips]
         if len(clips) <= CHECK_CLIPS:
@@ -202,7 +198,7 @@ def train_words(run: Run) -> None:
     learnt = False
     while not learnt and time.monotonic() - started < run.options.words_minutes * 60:
         visual = ("video", "image")[int(run.rng.random() < 0.4)]
-        packs = [clips[index].pack(run.rng, visual, 4) for index in run.rng.integers(len(clips), size=32)]
+        packs = [clips[index].pack(run.rng, visual, QUESTIONS) for index in run.rng.integers(len(clips), size=32)]
         batch = writer.batch(packs, 0.08, run.rng, short=True)
         answer_loss, attention_loss = trainer.step(batch, _learning_rate(2e-3, step, 0), 0.0)
         step += 1
@@ -251,7 +247,7 @@ def train_prompts(run: Run) -> None:
         visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
         # Favours clips with motion and falls: falls are rare, and questions that need the video are the hardest.
         chosen = run.rng.choice(len(clips), 2 * size if thin else size, p=probabilities)
-        packs = [clips[index].pack(run.rng, visual, 4) for index in chosen]
+        packs = [clips[index].pack(run.rng, visual, QUESTIONS) for index in chosen]
         rate = _learning_rate(peak, step, seconds / budget)
         batch = writer.batch(packs, KEPT_BACKGROUND if thin else 1.0, run.rng)
         attention_weight = run.options.looking * (EARLY_ATTENTION_WEIGHT if thin and not excluding else 1.0)
@@ -276,7 +272,7 @@ def _check_batches(clips: list[EncodedClip], writer: Writer) -> Iterator[Batch]:
     rng = np.random.default_rng(0)
     for visual in ("video", "image", "video"):
         for at in range(0, len(clips), 10):
-            yield writer.batch([clip.pack(rng, visual, 4) for clip in clips[at : at + 10]], 1.0, rng)
+            yield writer.batch([clip.pack(rng, visual, QUESTIONS) for clip in clips[at : at + 10]], 1.0, rng)
 
 
 def export(run: Run) -> None:

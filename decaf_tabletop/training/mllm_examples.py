@@ -9,11 +9,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
+from decaf_ros.evaluation.datasets.clips import is_absent_kind
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
-from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt
-from decaf_tabletop.training.mllm_model import MIXED, NOTHING, UNCLEAR
+from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt, presence_prompt
+from decaf_tabletop.training.mllm_model import MIXED, NO, NOTHING, UNCLEAR, YES
 from decaf_tabletop.training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
-from decaf_tabletop.world.clip import CATEGORIES, Expression, TabletopClip
+from decaf_tabletop.world.clip import ABSENT_EVENT, CATEGORIES, Expression, TabletopClip
 from decaf_tabletop.world.events import MOVING_WORDS, read_events
 from decaf_tabletop.world.expressions import MOVERS, STILL, expressions
 
@@ -52,9 +53,9 @@ class Example:
         text: the prompt.
         short: its short wording.
         answer: one word.
-        kind: kind of the expression, "background" or "choice".
+        kind: kind of the expression, "background", "choice" or "presence".
         owners: (rows, h, w), of the rows shown.
-        focus: (rows * h * w,) float32, desired attention, see `_focus_weights`.
+        focus: (rows * h * w,) float32, desired attention, see `_focus_weights`; all 0 if any attention will do.
         has_targets: `focus` lies on objects. The contrast of an object question shall show these; for a background
             question they are the objects of the categories it does not exclude.
     """
@@ -106,7 +107,7 @@ def motion_weights(visual: Visual) -> np.ndarray:
 
 def needs_video(expression: Expression) -> bool:
     """Whether the expression is about motion, which a single frame cannot show."""
-    return expression.kind in ("motion", "temporal") or expression.text == MOVERS
+    return expression.kind in ("motion", "temporal", ABSENT_EVENT) or expression.text == MOVERS
 
 
 class ExampleSampler:
@@ -118,11 +119,12 @@ class ExampleSampler:
         self.visuals = {"video": video, "image": images}
 
     def examples(self, rng: np.random.Generator, visual: str, count: int) -> list[Example]:
-        """Draws `count` questions about the same visual tokens.
+        """Draws `count` (>= 3) questions about the same visual tokens.
 
         visual: "video" (all rows or a stretch of them), "image" (one row), or "" for category choices from text alone.
-        With visual tokens, the last question is the background question and all others have the answer it excludes:
-        the method's map is the difference, and both may attend to objects of other categories.
+        With visual tokens, the last question is the background question. The last but one is whether the target of some
+        expression is there. All others have the answer that the background question excludes: the method's map is the
+        difference, and both may attend to objects of other categories.
         """
         by_kind: dict[str, list[Expression]] = {}
         for expression in expressions(self.clip, rng, self.events):
@@ -132,6 +134,8 @@ class ExampleSampler:
         owners = self.visuals[visual].owners
         if visual == "image":
             rows, row = 1, int(rng.integers(len(owners)))
+            # A frame cannot show that nothing happened: these questions are those about events.
+            by_kind.pop(ABSENT_EVENT, None)
         else:
             rows, row = len(owners), 0
             if rng.random() < 0.2:
@@ -143,14 +147,15 @@ class ExampleSampler:
         first = self._draw_expression(by_kind, rng)
         excluded = _category(first)
         same_answer = _filtered(by_kind, lambda expression: _category(expression) == excluded)
-        drawn = [first, *(self._draw_expression(same_answer, rng) for _ in range(count - 2))]
+        drawn = [first, *(self._draw_expression(same_answer, rng) for _ in range(count - 3))]
         if visual == "image" and rng.random() < 0.1:
             excluded = UNCLEAR
         text = background_prompt(first.text, excluded, variant := _variant(rng))
         # Some wordings name no category.
         excluded = excluded if "{category}" in BACKGROUND[variant] else ""
         object_examples = [self._object_example(expression, visual, row, owners, excluded, rng) for expression in drawn]
-        return [*object_examples, self._background_example(text, visual, row, owners, excluded)]
+        presence = self._presence_example(by_kind, visual, row, owners, rng)
+        return [*object_examples, presence, self._background_example(text, visual, row, owners, excluded)]
 
     def _draw_expression(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Expression:
         weights = np.array([KIND_WEIGHTS[kind] for kind in by_kind])
@@ -186,6 +191,23 @@ class ExampleSampler:
                 answer = seen.pop() if len(seen) == 1 else MIXED
         focus = _focus_weights(owners, targets, visual)
         return Example(visual, row, len(owners), text, short, answer, expression.kind, owners, focus, bool(targets))
+
+    def _presence_example(
+        self, by_kind: dict[str, list[Expression]], visual: str, row: int, owners: np.ndarray, rng: np.random.Generator
+    ) -> Example:
+        """Asked as often about things that are there as about others, of what the visual tokens can show."""
+        if visual == "image":
+            by_kind = _filtered(by_kind, lambda expression: not needs_video(expression))
+        is_absent = rng.random() < 0.5
+        by_kind = {kind: group for kind, group in by_kind.items() if is_absent_kind(kind) == is_absent} or by_kind
+        expression = self._draw_expression(by_kind, rng)
+        is_there = bool(np.isin(owners, [k + 1 for k in expression.targets]).any())
+        text = presence_prompt(expression.text, visual)
+        short = f"{expression.text} {YES} or {NO}"
+        nowhere = np.zeros(owners.size, np.float32)
+        return Example(
+            visual, row, len(owners), text, short, YES if is_there else NO, "presence", owners, nowhere, False
+        )
 
     def _background_example(self, text: str, visual: str, row: int, owners: np.ndarray, excluded: str) -> Example:
         """Its targets are the visible objects of the categories it does not exclude; none if it names no category."""
@@ -231,6 +253,7 @@ KIND_WEIGHTS = {
     "several": 2.0,
     "temporal": 4.0,
     "absent": 1.2,
+    ABSENT_EVENT: 1.2,
 }
 
 

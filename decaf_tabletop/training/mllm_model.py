@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT
+from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT, PRESENCE
 from decaf_tabletop.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_tabletop.world.clip import CATEGORIES, SURFACES
 from decaf_tabletop.world.expressions import WORDINGS
@@ -37,7 +37,9 @@ SIDEWAYS_FREQUENCIES, SIDEWAYS_BIAS = slice(2, 4), 4.0
 
 # Answers for targets of several categories, for motion asked of a single frame, and for an absent target.
 MIXED, UNCLEAR, NOTHING = "objects", "object", "none"
-ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING)
+# Answers to whether a target is there.
+YES, NO = "yes", "no"
+ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING, YES, NO)
 
 
 def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
@@ -143,12 +145,33 @@ def new_tokenizer() -> Qwen2TokenizerFast:
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    prompts = [text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values()]
+    presence = [PRESENCE.format(expression="", medium=medium) for medium in ("video", "image")]
+    prompts = [*presence, *(text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values())]
     words = [word.strip(".?") for text in WORDINGS for word in text.split()]
     core.train_from_iterator(
         [*prompts, CHAT_TEMPLATE, *(f"{word} {word}, {word}." for word in (*words, *ANSWERS))], trainer
     )
     return Qwen2TokenizerFast(tokenizer_object=core, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+
+
+@torch.no_grad()
+def start_from(model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast, checkpoint: Path) -> None:
+    """Copies the weights of a finished checkpoint whose vocabulary may be older; tokens it lacks keep their weights.
+
+    Raises ValueError for a checkpoint of another recipe.
+    """
+    start = Qwen2_5_VLForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+    old = Qwen2TokenizerFast.from_pretrained(checkpoint).get_vocab()
+    shared = [(place, old[token]) for token, place in tokenizer.get_vocab().items() if token in old]
+    places, old_places = (torch.tensor(column) for column in zip(*shared))
+    weights, own = start.state_dict(), model.state_dict()
+    if weights.keys() != own.keys():
+        raise ValueError(f"{checkpoint}: expected a model of this recipe, got another")
+    for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        rows = own[name].clone()
+        rows[places] = weights[name][old_places]
+        weights[name] = rows
+    model.load_state_dict(weights)
 
 
 def write_checkpoint(folder: Path, model: Qwen2_5_VLForConditionalGeneration, tokenizer: Qwen2TokenizerFast) -> None:

@@ -76,8 +76,10 @@ class TabletopClip:
         )
 
 
-# The target is given by: name, one property, motion, size, place, shared property, event; absent has no target.
-KINDS = ("explicit", "attribute", "motion", "size", "relation", "several", "temporal", "absent")
+# The target is given by: name, one property, motion, size, place, shared property, event. The last two have no target:
+# a thing that is not there, an event that did not happen.
+ABSENT_EVENT = "absent event"
+KINDS = ("explicit", "attribute", "motion", "size", "relation", "several", "temporal", "absent", ABSENT_EVENT)
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Expression:
 
     Attributes:
         kind: One of KINDS.
-        targets: Indices into `TabletopClip.objects`; empty for kind `absent`.
+        targets: Indices into `TabletopClip.objects`; empty for the kinds without a target.
         category: The category shared by all targets; empty if they differ or there are none.
         asked_s: Clip time in seconds at which it is asked about the frames just before. None: about the whole clip.
     """

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from decaf_tabletop.world.clip import CATEGORIES, COLORS, SIZES, Expression, TabletopClip
+from decaf_tabletop.world.clip import ABSENT_EVENT, CATEGORIES, COLORS, SIZES, Expression, TabletopClip
 from decaf_tabletop.world.events import Events, read_events
 
 # A relation holds beyond RELATION_M metres and fails up to RELATION_CLEAR_M; between them it is ambiguous.
@@ -64,7 +64,7 @@ def expressions(clip: TabletopClip, rng: np.random.Generator, events: Events | N
         for expression in candidates
         if all(visible_share[target] >= MIN_VISIBLE_SHARE for target in expression.targets)
     ]
-    return kept + builder.absent()
+    return [*kept, *builder.absent(), *builder.absent_events()]
 
 
 def expressions_of(clip: TabletopClip) -> list[Expression]:
@@ -81,6 +81,7 @@ class _ExpressionBuilder:
         self.events = events
         self.rng = rng
         self.indices = range(len(clip.objects))
+        self.key = (clip.seed, 0, 0, int(clip.stamps_ns[0]) // 1_000_000)
         self.names = [(f"{thing.color} {thing.category}") for thing in clip.objects]
 
     def explicit(self) -> Iterator[Expression]:
@@ -169,6 +170,22 @@ class _ExpressionBuilder:
         pair = self._pick([name for name in pairs if name not in self.names])
         texts = (self._pick(ONE).format(color), *(self._pick(NAMED).format(name) for name in (category, pair)))
         return [Expression(text, "absent", (), "") for text in texts]
+
+    def absent_events(self) -> list[Expression]:
+        """Events that did not happen to any object, at most one wording of each."""
+        events = self.events
+        if events.fell.any() or not (events.moved | events.stayed).all():
+            return []
+        wordings = [FELL]
+        if events.moves_at_end[events.moved].all():
+            wordings.append(STOPPED)
+        if events.stayed.all():
+            wordings.append(MOVING)
+        if all(events.direction[k] for k in np.flatnonzero(events.moved)):
+            wordings += [texts for name, texts in TOWARDS.items() if name not in events.direction]
+        # Its own stream: the wording of all other expressions of a seed stays as it was.
+        rng = np.random.default_rng([*self.key, 4])
+        return [Expression(texts[int(rng.integers(len(texts)))], ABSENT_EVENT, (), "") for texts in wordings]
 
     def _expression(self, kind: str, text: str, *targets: int) -> Expression:
         categories = {self.objects[k].category for k in targets}

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
-from decaf_tabletop.world.clip import FRAME_PERIOD_S, FRAMES, Expression, TabletopClip
+from decaf_tabletop.world.clip import ABSENT_EVENT, FRAME_PERIOD_S, Expression, TabletopClip
 from decaf_tabletop.world.events import VISIBLE_PX
 from decaf_tabletop.world.expressions import FELL, MIN_VISIBLE_SHARE, MOVERS, expressions
+from decaf_tabletop.world.windows import FALLING_M_S, camera_rests, fall_m_s, visible_shares, window_before
 
 # Questions are asked between these times, about the last WINDOW frames.
 FIRST_S, LAST_S = 3.2, 10.0
-WINDOW = FRAMES - 1
 _EVERY = 4
-# A hand puts objects down more slowly than this; dropped ones are faster.
-_FALLING_M_S = 0.35
 # Kinds that name an object among all of the clip, not among those in view or by what happens.
 _LASTING = ("explicit", "attribute", "size", "several", "absent")
 _MOST_OF_A_KIND = 2
@@ -41,29 +38,12 @@ def long_expressions(clip: TabletopClip) -> list[Expression]:
     return sorted(kept, key=lambda expression: expression.asked_s or 0.0)
 
 
-def window_before(clip: TabletopClip, last: int, objects: Sequence[int]) -> TabletopClip:
-    """WINDOW frames up to the frame `last`, with only these objects."""
-    frames = slice(last - WINDOW + 1, last + 1)
-    new_label = np.zeros(len(clip.objects) + 1, np.uint8)
-    new_label[np.array(objects, int) + 1] = 1 + np.arange(len(objects))
-    arrays = ("images", "stamps_ns", "camera_poses")
-    return dataclasses.replace(
-        clip,
-        **{name: getattr(clip, name)[frames] for name in arrays},
-        labels=new_label[clip.labels[frames]],
-        poses=clip.poses[frames][:, list(objects)],
-        objects=tuple(clip.objects[index] for index in objects),
-        depth_m=None,
-    )
-
-
 def _asked_at(clip: TabletopClip, last: int, rng: np.random.Generator) -> list[Expression]:
     """The expressions that are true about the window that ends with the frame `last`."""
     everything = window_before(clip, last, range(len(clip.objects)))
-    if np.ptp(everything.camera_poses, axis=0).max() > 1e-3:
+    if not camera_rests(everything):
         return []
-    areas = np.stack([(everything.labels == k + 1).sum(axis=(1, 2)) for k in range(len(clip.objects))])
-    shares = (areas >= VISIBLE_PX).mean(axis=1)
+    shares = visible_shares(everything)
     asked_s = last * FRAME_PERIOD_S
     found = [
         expression
@@ -74,14 +54,15 @@ def _asked_at(clip: TabletopClip, last: int, rng: np.random.Generator) -> list[E
     # An object that is seen only now and then may or may not count.
     if len(seen) and (shares[seen] >= MIN_VISIBLE_SHARE).all():
         part = window_before(clip, last, seen.tolist())
-        fall = -np.diff(part.poses[:, :, 2], axis=0).min(axis=0) / FRAME_PERIOD_S
+        fall = fall_m_s(part)
         for expression in expressions(part, rng):
-            put_down = expression.text in FELL and fall[expression.targets[0]] < _FALLING_M_S
-            if expression.kind not in _LASTING and not put_down:
+            if expression.kind in (*_LASTING, ABSENT_EVENT):
+                continue
+            if expression.text not in FELL or fall[expression.targets[0]] >= FALLING_M_S:
                 targets = tuple(int(seen[target]) for target in expression.targets)
                 found.append(dataclasses.replace(expression, targets=targets))
     return [
         dataclasses.replace(expression, asked_s=round(asked_s, 3))
         for expression in found
-        if all(areas[target, -1] >= VISIBLE_PX for target in expression.targets)
+        if all((everything.labels[-1] == target + 1).sum() >= VISIBLE_PX for target in expression.targets)
     ]

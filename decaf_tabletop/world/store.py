@@ -1,6 +1,7 @@
 """Clip files, and a command that makes many: `python -m decaf_tabletop.world.store --out FOLDER --seeds 0:1000`.
 
-The example makes training clips. For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
+The example makes training clips, with `--windows 8` from long clips.
+For `decaf eval --clips-from FOLDER`: `--seeds 1000000:1000020 --crossing-every 0`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ import numpy as np
 from decaf_tabletop.world.clip import TabletopClip, TabletopObject
 
 _JPEG_QUALITY = 95
+# Length of the long clips that windows are cut from.
+_LONG_S = 40.0
 _ARRAYS = ("stamps_ns", "poses", "camera_poses", "intrinsics")
 
 
@@ -97,8 +100,23 @@ def _make(seed_and_crossing: tuple[int, bool], folder: Path) -> None:
     write_clip(clip_path(folder, seed, crossing), make_clip(seed, crossing=crossing))
 
 
+def _make_windows(seed_and_crossing: tuple[int, bool], folder: Path, most: int) -> None:
+    from decaf_tabletop.world.simulator import make_long_clip
+    from decaf_tabletop.world.windows import training_windows
+
+    seed, _ = seed_and_crossing
+    for number, (_, window) in enumerate(training_windows(make_long_clip(seed, _LONG_S), most)):
+        write_clip(_window_path(folder, seed, number), window)
+
+
+def _window_path(folder: Path, seed: int, number: int) -> Path:
+    return folder / f"clip_{seed:08d}_window{number}.npz"
+
+
 def _missing_clips(args: argparse.Namespace) -> list[tuple[int, bool]]:
     """(seed, crossing) of every clip without a file. Older folders hold crossings under the plain name."""
+    if args.windows:
+        return [(seed, False) for seed in args.seeds if not _window_path(args.out, seed, 0).exists()]
     every = args.crossing_every
     clips = [(seed, every > 0 and seed % every == 0) for seed in args.seeds]
     return [
@@ -132,9 +150,16 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="seeds divisible by N give clips in which one object passes in front of another (%(default)s); 0: none",
     )
+    add(
+        "--windows",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"instead, cut up to N stretches as long as a short clip from a long clip of {_LONG_S:g} s of each seed",
+    )
     add("--workers", type=int, default=2, help="number of processes (%(default)s)")
     args = parser.parse_args(arguments)
-    for name, least in (("workers", 1), ("crossing_every", 0)):
+    for name, least in (("workers", 1), ("crossing_every", 0), ("windows", 0)):
         if getattr(args, name) < least:
             parser.error(f"--{name.replace('_', '-')}: expected {least} or more, got {getattr(args, name)}")
     try:
@@ -148,10 +173,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _make_all(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     missing = _missing_clips(args)
+    make = (
+        partial(_make_windows, folder=args.out, most=args.windows) if args.windows else partial(_make, folder=args.out)
+    )
     started = time.monotonic()
     # Forked processes would share the state of the graphics library.
     with multiprocessing.get_context("spawn").Pool(args.workers) as pool:
-        for done, _ in enumerate(pool.imap_unordered(partial(_make, folder=args.out), missing), 1):
+        for done, _ in enumerate(pool.imap_unordered(make, missing), 1):
             if done % 50 == 0 or done == len(missing):
                 rate = done / (time.monotonic() - started)
                 print(f"{done} of {len(missing)} clips, {rate:.2f} a second", file=sys.stderr, flush=True)

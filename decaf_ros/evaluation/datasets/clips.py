@@ -11,8 +11,13 @@ import numpy as np
 
 from decaf_ros.types import Frame
 
-# Type of expressions without a target, in every dataset.
+# Type of expressions without a target, in every dataset; further such types begin with this word.
 ABSENT = "absent"
+
+
+def is_absent_kind(kind: str) -> bool:
+    """Whether expressions of this type have no target."""
+    return kind.partition(" ")[0] == ABSENT
 
 
 @dataclass(frozen=True)
@@ -21,7 +26,7 @@ class Referral:
 
     Attributes:
         text: the expression.
-        kind: its type, one of the dataset's kinds; ABSENT if and only if there are no targets.
+        kind: its type, one of the dataset's kinds; without targets, and only then, one of `is_absent_kind`.
         targets: indices into `EvaluationClip.objects`.
         category: common category of the targets; empty if there is none or it is unknown.
         timeless: whether the meaning is the same for any part of the clip ("the red ball", not "the ball that
@@ -66,9 +71,9 @@ class EvaluationClip:
         if any(frame.index != index for index, frame in enumerate(self.frames)):
             raise ValueError(f"clip {self.name}: expected frames with the indices 0 to {len(self.frames) - 1}")
         for expression in self.expressions:
-            if (expression.kind == ABSENT) == bool(expression.targets):
+            if is_absent_kind(expression.kind) == bool(expression.targets):
                 raise ValueError(
-                    f"clip {self.name}, {expression.text!r}: expected targets, or the type {ABSENT} without any, "
+                    f"clip {self.name}, {expression.text!r}: expected targets, or a type {ABSENT} without any, "
                     f"got type {expression.kind} and targets {expression.targets}"
                 )
             if not all(0 <= target < len(self.objects) for target in expression.targets):
@@ -137,7 +142,7 @@ class ExpressionChoice:
         chosen: list[Referral] = []
         for is_absent, limit in self._limits.items():
             clip_counts: Counter[str] = Counter()
-            pool = [expression for expression in shuffled if (expression.kind == ABSENT) == is_absent]
+            pool = [expression for expression in shuffled if is_absent_kind(expression.kind) == is_absent]
             for _ in range(min(limit, len(pool))):
                 expression = min(pool, key=lambda one: (clip_counts[one.kind], self._counts[one.kind]))
                 pool.remove(expression)
