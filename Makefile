@@ -95,6 +95,7 @@ validation: setup
 # Clips and training states are stored in .training, so a stopped training resumes. `rm -r .training` starts over.
 clips: setup
 	$(RUN) python -m decaf_tabletop.world.store --out .training/clips --seeds 0:9000
+	$(RUN) python -m decaf_tabletop.world.store --out .training/clips --seeds 500000:500170 --windows 8
 
 train-mllm: clips
 	$(RUN) python -m decaf_tabletop.training.mllm --data .training/clips --out decaf_tabletop/models/tabletop_mllm --work .training/mllm

@@ -290,7 +290,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder for the checkpoint")
     parser.add_argument("--work", type=Path, default=Path(".training/mllm"), help="folder for states and the log")
     parser.add_argument("--stage", choices=(*STAGES, "export", "all"), default="all")
-    parser.add_argument("--clips", type=int, default=9000, help="maximum number of clips that are used")
+    parser.add_argument("--clips", type=int, default=11000, help="maximum number of clips that are used")
     parser.add_argument("--tower-minutes", type=float, default=75)
     parser.add_argument("--words-minutes", type=float, default=20, help="at most; ends when the words are learnt")
     parser.add_argument("--prompts-minutes", type=float, default=150)
