@@ -10,11 +10,11 @@ import numpy as np
 from decaf_ros.segmentation.appearance import colour_bins, colour_part
 from decaf_ros.types import Frame
 
-_POINTS = 4
+_POINTS = 8
 # About so many pixels of the image are looked at.
 _PIXELS = 20000
 # Mean share of a point's neighbourhood that may belong to the object.
-_LEAST = 0.3
+_LEAST = 0.1
 
 
 class Example(NamedTuple):
@@ -25,7 +25,7 @@ class Example(NamedTuple):
 
 
 def likely_points(frame: Frame, example: Example) -> np.ndarray:
-    """(P, 2) float64 in [0, 1], x right, y down: up to 4 separate places with the example's colours, the best first.
+    """(P, 2) float64 in [0, 1], x right, y down: up to 8 separate places with the example's colours, the best first.
 
     Each pixel weighs as much as the example has of its colour, compared with the whole image: a colour that is common
     in the image says little.
