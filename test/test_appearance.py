@@ -165,7 +165,7 @@ def test_colours_show_where_to_search():
     image[20:40, 30:50] = image[70:90, 150:170] = RED
     image[80:100, 20:40] = (30, 30, 200)
     look = np.sqrt(np.bincount(colour_bins(np.array([RED], np.uint8)), minlength=BINS)).astype(np.float32)
-    points = likely_points(Frame(image, 0), Example(look, 400.0)) * (200, 120)
+    points = likely_points(Frame(image, 0), Example(look, 400.0))[:2] * (200, 120)
     assert sorted(points[:, 0] // 100) == [0, 1]
     for x, y in points:
         assert (image[int(y), int(x)] == RED).all()
