@@ -285,7 +285,7 @@ class TrackingConfig(_Checked):
         0.0, "a target is visible if SAM 2's object-presence logit is higher", 0.0, 20.0, live=True
     )
     appearance_margin: float = _option(
-        0.08, "a mask less similar to its target than usual by this is rejected: occluded; 2: off", 0.0, 2.0, live=True
+        0.12, "a mask less similar to its target than usual by this is rejected: occluded; 2: off", 0.0, 2.0, live=True
     )
     max_targets: int = _option(16, "max targets at once; the best are kept", 1, 255)
 

@@ -13,6 +13,7 @@ import numpy as np
 from decaf_ros import types
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.segmentation.search import Example
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
 
@@ -31,10 +32,12 @@ def frame(number: int, hz: float = 10.0, size_hw: tuple[int, int] = SIZE_HW, sta
 
 
 class World:
-    """paths: each object's upper left corner (x, y) at a time in seconds; None while it is hidden."""
+    """paths: each object's upper left corner (x, y) at a time in seconds; None while it is hidden. looks: their
+    descriptors; objects have none unless it is set."""
 
     def __init__(self, **paths: Path) -> None:
         self.paths = paths
+        self.looks: dict[str, np.ndarray] = dict.fromkeys(paths, np.zeros(1, np.float32))
 
     def mask(self, name: str, where: Frame) -> np.ndarray:
         mask = np.zeros(where.size_hw, bool)
@@ -61,11 +64,20 @@ class WorldTracker:
     def add(self, ids: Sequence[int], where: Frame, masks: np.ndarray) -> np.ndarray:
         for key, mask in zip(ids, masks):
             (self._names[key],) = (n for n in self._world.paths if np.array_equal(self._world.mask(n, where), mask))
-        return np.zeros((len(ids), 1), np.float32)
+        return np.array([self._world.looks[self._names[key]] for key in ids], np.float32)
 
     def step(self, where: Frame) -> dict[int, TrackStep]:
         masks = {key: self._world.mask(name, where) for key, name in self._names.items()}
-        return {key: TrackStep(mask, 5.0 if mask.any() else -5.0) for key, mask in masks.items()}
+        return {
+            key: TrackStep(mask, 5.0 if mask.any() else -5.0, self._world.looks[self._names[key]])
+            for key, mask in masks.items()
+        }
+
+    def search(self, where: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """All visible objects; they look as `looks` says."""
+        names = [name for name in self._world.paths if self._world.mask(name, where).any()]
+        masks = np.array([self._world.mask(name, where) for name in names], bool).reshape(-1, *where.size_hw)
+        return masks, np.array([self._world.looks[name] for name in names], np.float32).reshape(len(names), -1)
 
     def reject(self, ids: Sequence[int]) -> None:
         """Stands in for the tracker's memory, which there is none of."""

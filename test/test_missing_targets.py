@@ -11,6 +11,7 @@ from target_scenes import (
     QUERY,
     follow,
     make_candidate,
+    make_candidate_on,
     make_mask,
     seen_step,
     states_of,
@@ -62,6 +63,49 @@ def test_without_a_shared_frame_a_candidate_has_to_look_like_the_missing_target(
     found.look = look
     targets.merge([found], QUERY, "", newest, config, may_join=False)
     assert [target.id for target in targets.living] == ids
+
+
+def test_a_doubtful_candidate_does_not_continue_a_target():
+    """It matches on an old frame, but has drifted to something else since."""
+    config = settings(tracking__lost_after_s=9.0, tracking__appearance_margin=0.3)
+    for look, key in ((SIMILAR, 5), (np.array([0.9, 0.44], np.float32), 0)):
+        targets = Targets()
+        targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
+        for number in range(1, 11):
+            follow(targets, number, {0: TrackStep(make_mask(0), 3.0, LOOK)}, config)
+        follow(targets, 11, {0: HIDDEN}, config)
+        found = make_candidate_on(targets, 5, 0)
+        found.look = look
+        targets.merge([found], QUERY, "", frame(11), config, may_join=False)
+        assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, key, 0)]
+
+
+def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
+    config = settings(tracking__appearance_margin=0.6)
+    targets = Targets()
+    targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
+    for number in range(1, 11):
+        follow(targets, number, {0: TrackStep(make_mask(0), 3.0, LOOK)}, config)
+    doubtful = TrackStep(make_mask(0), 3.0, np.array([0.8, 0.6], np.float32))
+    for number in range(11, 21):
+        now = frame(number)
+        assert targets.update(now, {0: doubtful}, config) == [0], "SAM 2 does not learn it"
+        assert targets.publish(now, QUERY).targets[0].area_px == 64
+        assert targets.need_search(now, 0.95) == (number == 20)
+
+
+def test_a_target_found_by_its_looks_keeps_its_id_unless_another_is_there():
+    config = settings(tracking__lost_after_s=0.5)
+    targets = _known_and_missing(config)
+    targets.merge([make_candidate(5, 20)], QUERY, "", frame(20), config)
+    now = frame(21)
+    targets.update(now, {0: HIDDEN, 5: seen_step(20)}, config)
+    (missing,) = [target for target in targets.unsure(now, 0.5) if target.id == 1]
+    assert not targets.find(missing, 8, now, TrackStep(make_mask(21), 1.0, LOOK), config)
+    assert targets.find(missing, 9, now, TrackStep(make_mask(5), 1.0, LOOK), config)
+    result = targets.publish(now, QUERY)
+    assert sorted(states_of(result)) == [(1, "TENTATIVE"), (2, "TENTATIVE")] and targets.tracker_keys == {5, 9}
+    assert not targets.need_search(now, 0.5)
 
 
 def test_keys_of_hidden_and_rejected_targets_are_returned():

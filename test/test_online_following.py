@@ -373,3 +373,16 @@ def test_a_grounding_slower_than_its_stride_does_not_repeat_at_once(world_tracke
         groundings.append(len(decaf.windows))
     # A stride of two key frames is ten frames, counted from the end of the slow grounding.
     assert [groundings.count(count) for count in sorted(set(groundings))][1:-1] == [10, 10]
+
+
+@pytest.mark.parametrize("policy, found", [("hold", True), ("off", False)])
+def test_a_lost_target_is_found_by_its_looks(world_tracker, monkeypatch, policy, found):
+    """The tracker does not see it again and the grounding does not find it."""
+    world = World(a=lambda time_s: (0, 0) if time_s < 102 else None, b=lambda time_s: (24, 0))
+    world.looks = {"a": np.array([1, 0], np.float32), "b": np.array([0, 1], np.float32)}
+    run = _tracking(["a"], [], world=world, regrounding__policy=policy)
+    run.watch(range(16, 90))
+    assert run.results[-1].targets == ()
+    world.paths["a2"], world.looks["a2"] = (lambda time_s: (12, 12)), world.looks["a"]
+    run.watch(range(90, 110))
+    assert [(target.id, target.state.name) for target in run.results[-1].targets] == [(1, "TRACKED")] * found

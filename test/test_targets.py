@@ -210,8 +210,8 @@ def test_two_targets_on_one_object_merge_into_the_older_one():
     """The younger one starts as a small part, with an IoU too low for suppression."""
     config = settings()
     targets = Targets()
-    part, whole = TrackStep(make_mask(0, 3), 3.0), seen_step(0)
-    targets.merge([make_candidate(0, 0), make_candidate(1, 0, 0.95, width=3)], QUERY, "", NOW, config)
+    part, whole = TrackStep(make_mask(0, 4), 3.0), seen_step(0)
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0, 0.95, width=4)], QUERY, "", NOW, config)
     # A smaller overlap restarts the count; a frame on which one target is hidden does not change it.
     steps = [part, whole, whole, part, whole, HIDDEN, whole, whole]
     for number, step in enumerate(steps, start=1):

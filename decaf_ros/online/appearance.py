@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
+from decaf_ros.segmentation.overlap import are_apart
+from decaf_ros.segmentation.search import Example
 from decaf_ros.types import Frame
 
 # Descriptors kept: the first ones for good, the others as a ring.
@@ -13,9 +15,12 @@ _FIRST, _SAMPLES = 3, 12
 _SAMPLE_EVERY = 5
 # Share of the typical area that has to be visible to learn from a mask: a sliver beside an occluder is no good sample.
 _LEARN_AREA = 0.6
-# A mask may have this multiple of the typical area, and its centre may move by this many typical widths at once, if
-# the target was visible at most _RECENT_S ago.
-_MAX_AREA, _MAX_STEP, _RECENT_S = 3.0, 2.0, 0.5
+# A mask may have this multiple of the typical area. Its centre may move by this many typical widths at once, if the
+# target was visible at most _RECENT_S ago.
+_MAX_AREA, _MAX_STEP, _RECENT_S = 2.0, 2.0, 0.5
+# A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
+# mask smaller, while a mask that grows takes in another object.
+_DOUBTFUL_AREA = 1.2
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
@@ -44,37 +49,66 @@ class Appearance:
         return similarity is not None and similarity < self._usual_similarity - config.appearance_margin
 
     def looks_alike(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
-        """Whether a descriptor is as similar as the target's own masks usually are, up to a quarter of the margin."""
+        """Whether a descriptor is as similar as the target's own masks usually are, up to a sixth of the margin."""
+        return self._is_within(config.appearance_margin / 6, look)
+
+    def is_doubtful(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Whether there is evidence, and it does not look alike."""
+        return self.similarity(look) is not None and not self.looks_alike(look, config)
+
+    def _is_within(self, margin: float, look: np.ndarray | None) -> bool:
         similarity = self.similarity(look)
-        return similarity is not None and similarity >= self._usual_similarity - config.appearance_margin / 4
+        return similarity is not None and similarity >= self._usual_similarity - margin
 
     def contradicts(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
         """Whether a non-empty (H, W) bool mask on the next frame cannot be this target: it looks different, is too
-        large, or is too far from where the target was a moment ago."""
+        large, or is too far from where the target was a moment ago. One that was hidden for longer may be anywhere, so
+        it has to look alike: SAM 2 then tends to take what hid it, or another object of its kind."""
         if not self._samples and not self._typical_area:
             return False
-        if self.looks_different(look, config):
+        is_doubtful = self.is_doubtful(look, config)
+        most = (_DOUBTFUL_AREA if is_doubtful else _MAX_AREA) * self._typical_area
+        if self.looks_different(look, config) or np.count_nonzero(mask) > most:
             return True
         if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
-            return False
-        moved = float(np.linalg.norm(_centre(mask) - self._centre_xy))
-        area = np.count_nonzero(mask)
-        return bool(area > _MAX_AREA * self._typical_area or moved > _MAX_STEP * self._typical_area**0.5)
+            return is_doubtful
+        return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
 
-    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> None:
-        """Takes in a confirmed mask. Learns from it only if it is no sliver and clearly looks like the target, so that
-        doubtful masks cannot shift the memory to another object."""
+    @property
+    def example(self) -> Example | None:
+        """What to look for; None without a descriptor."""
+        return Example(np.mean(self._samples, axis=0), self._typical_area) if self._samples else None
+
+    def choose(self, masks: np.ndarray, looks: np.ndarray, config: TrackingConfig) -> int | None:
+        """Which of (K, H, W) bool masks with their (K, C) descriptors is the target: the one that looks most like it,
+        if it has a usual size and is similar up to a twelfth of the margin, as nothing else speaks for it. None if
+        there is no such mask, or if two that are apart qualify."""
+        areas = masks.sum(axis=(1, 2))
+        usual = (areas >= self._typical_area / _MAX_AREA) & (areas <= self._typical_area * _MAX_AREA)
+        margin = config.appearance_margin / 12
+        fit = [index for index in np.flatnonzero(usual).tolist() if self._is_within(margin, looks[index])]
+        best = max(fit, key=lambda index: self.similarity(looks[index]) or 0.0, default=None)
+        if best is None or any(are_apart(masks[best], masks[other]) for other in fit):
+            return None
+        return int(best)
+
+    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Takes in a confirmed mask. Returns whether it is sure: it clearly looks like the target and is no sliver.
+
+        Learns only from sure masks, so that doubtful ones cannot shift the memory to another object.
+        """
         area = float(np.count_nonzero(mask))
         self._centre_xy, self._seen_ns = _centre(mask), frame.stamp_ns
         similarity = self.similarity(look)
-        is_clear = similarity is None or self.looks_alike(look, config)
-        if is_clear and area >= _LEARN_AREA * self._typical_area:
+        is_sure = area >= _LEARN_AREA * self._typical_area and not self.is_doubtful(look, config)
+        if is_sure:
             self._typical_area += (_NEWEST if self._typical_area else 1.0) * (area - self._typical_area)
             if similarity is not None:
                 self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)
             if self._accepted % _SAMPLE_EVERY == 0 and look is not None and look.any():
                 self._learn(look)
             self._accepted += 1
+        return is_sure
 
     def _learn(self, look: np.ndarray) -> None:
         if len(self._samples) < _SAMPLES:

@@ -35,7 +35,8 @@ def catch_up(
 ) -> None:
     """Starts each candidate in `tracker` on its source key frame and steps it to the newest frame of `buffer`.
 
-    A mask that cannot be the candidate's object (`Appearance.contradicts`) counts as unseen.
+    A mask that cannot be the candidate's object (`Appearance.contradicts`) counts as unseen. The tracker learns only
+    from sure masks.
 
     Each round steps through at most `tracking.catch_up_frames` evenly spread frames, plus `comparison_frames()`, on
     which each candidate's mask is stored. Key frames of the window that have left the buffer are included. `pause()` is
@@ -88,7 +89,8 @@ def _step(
         if not is_seen(step, config) or candidate.appearance.contradicts(frame, step.mask, step.look, config):
             rejected.append(candidate.key)
             continue
-        candidate.see(frame, step.mask, step.look, config)
+        if not candidate.see(frame, step.mask, step.look, config):
+            rejected.append(candidate.key)
         if keep_masks:
             candidate.masks[frame] = step.mask
     tracker.reject(rejected)

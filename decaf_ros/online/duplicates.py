@@ -11,22 +11,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Collection, Iterable, Sequence
 
-import numpy as np
-
 from decaf_ros.online.tracks import Candidate, LivingTarget
-from decaf_ros.segmentation.overlap import mask_iou
+from decaf_ros.segmentation.overlap import are_apart, mask_iou
 
 # Consecutive frames (both visible) with matching masks before two targets merge.
 MERGE_FRAMES = 3
-# Minimum share of the smaller mask inside the other one for a part and its whole.
-_PART_OVERLAP = 0.5
 _DISTINCT = -1
-
-
-def are_apart(first: np.ndarray, second: np.ndarray) -> bool:
-    """Whether two non-empty (H, W) bool masks show different objects, not a part and its whole."""
-    smaller = min(np.count_nonzero(first), np.count_nonzero(second))
-    return bool(np.count_nonzero(first & second) < _PART_OVERLAP * smaller)
 
 
 def were_apart(first: Candidate, second: Candidate) -> bool:

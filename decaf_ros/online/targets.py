@@ -8,9 +8,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
-from decaf_ros.online.duplicates import DuplicateDetector, are_apart, group_by_object, were_apart
+from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget
-from decaf_ros.segmentation.overlap import assign, mask_iou
+from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, TargetState
 
@@ -43,8 +43,8 @@ class Targets:
     ) -> list[int]:
         """Applies the tracker's results (by key) on the next frame.
 
-        Returns the keys of the targets that were not accepted on it: hidden, or with a mask that cannot be theirs. If
-        two targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
+        Returns the keys of the targets that were not surely seen on it, which the tracker must not learn from. If two
+        targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
         """
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
@@ -54,13 +54,31 @@ class Targets:
         rejected = [
             target.key
             for target in (*self.living, *self._missing)
-            if target.key in steps and target.seen_frame is not frame
+            if target.key in steps and target.sure_frame is not frame
         ]
         if config.regrounding.policy != "off":
             visible = [target for target in self.living if target.seen_frame is frame]
             for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
                 target.state, target.is_given_up = TargetState.LOST, True
         return rejected
+
+    def unsure(self, frame: Frame, search_after_s: float) -> list[LivingTarget]:
+        """Living and missing targets that were not surely seen for at least `search_after_s` at `frame`."""
+        return [target for target in (*self.living, *self._missing) if target.unsure_s(frame) >= search_after_s]
+
+    def find(self, target: LivingTarget, key: int, frame: Frame, step: TrackStep, config: DecafConfig) -> bool:
+        """An unsure target was found on `frame`, the last followed one, by what it looks like; `key` follows it from
+        there. Returns False if there is no room for it, or if another target is there."""
+        others = [other for other in self.living if other is not target and other.seen_frame is frame]
+        if any(not are_apart(step.mask, other.mask) for other in others):
+            return False
+        if target in self._missing:
+            if not self._has_room(config):
+                return False
+            self._return_to_view(target)
+        target.find(key, frame, step, config.tracking)
+        self._duplicates.restart(target.id)
+        return True
 
     def lose_all(self) -> None:
         """Loses all living targets, for example because tracking failed."""
@@ -78,8 +96,8 @@ class Targets:
         self._targets, self._missing = [], []
 
     def need_search(self, frame: Frame, search_after_s: float) -> bool:
-        """Whether a target is missing, or hidden for at least `search_after_s` at `frame`."""
-        return bool(self._missing) or any(target.hidden_s(frame) >= search_after_s for target in self.living)
+        """Whether a target is missing, or not surely seen for at least `search_after_s` at `frame`."""
+        return bool(self._missing) or bool(self.unsure(frame, search_after_s))
 
     @property
     def tracker_keys(self) -> set[int]:
@@ -102,10 +120,11 @@ class Targets:
     ) -> None:
         """Merges the candidates of one grounding, best first, caught up to `newest`.
 
-        Each candidate is matched with at most one living or missing target. A visible target stays as it is. A hidden
-        target continues with the candidate's memory, and a missing one is revived with its id. A hidden target without
-        a match counts a miss. With `may_join`, candidates without a match become new targets, at most
-        `tracking.max_targets`. Duplicates of a better candidate only help to match it.
+        Each candidate is matched with at most one living or missing target. A target that is surely seen stays as it
+        is. Any other continues with the candidate's memory, unless the candidate is doubtful by its looks; a missing
+        one is then revived with its id. A hidden target without a match counts a miss. With `may_join`, candidates
+        without a match become new targets, at most `tracking.max_targets`. Duplicates of a better candidate only help
+        to match it.
         """
         groups = [[candidate] for candidate in candidates]
         if config.regrounding.policy != "off":
@@ -117,16 +136,19 @@ class Targets:
         for row, target in enumerate(known):
             if row in matches:
                 sources[target.id] = candidates[matches[row]]
-            if target.seen_frame is newest:
+            if target.sure_frame is newest:
                 continue
             if row in matches:
                 candidate = candidates[matches[row]]
+                target.misses = 0
+                if target.appearance.is_doubtful(candidate.look, config.tracking):
+                    continue
                 if target not in self._missing:
                     target.renew(candidate)
                 elif self._has_room(config):
                     self._revive(target, candidate, newest)
                 self._duplicates.restart(target.id)
-            elif target not in self._missing:
+            elif target not in self._missing and target.seen_frame is not newest:
                 target.misses += 1
                 if target.misses >= config.regrounding.max_misses:
                     target.state = TargetState.LOST
@@ -193,9 +215,9 @@ def _overlaps(
 
 
 def _comparable_masks(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:
-    """Masks of both on the target's last-seen frame, or on its last-seen key frame if the candidate has no mask there;
-    None without either."""
-    for frame, mask in ((target.seen_frame, target.mask), (target.key_frame, target.key_mask)):
+    """Masks of both on the frame on which the target was last surely seen, or on the last such key frame if the
+    candidate has no mask there; None without either."""
+    for frame, mask in ((target.sure_frame, target.sure_mask), (target.key_frame, target.key_mask)):
         if frame is not None and mask is not None and frame in candidate.masks:
             return mask, candidate.masks[frame]
     return None

@@ -48,10 +48,10 @@ class Candidate:
     def source(self) -> Frame:
         return self.frames[self.tracklet.source]
 
-    def see(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> None:
-        """Takes in its mask on the next frame, and the descriptor."""
+    def see(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
+        """Takes in its mask on the next frame, and the descriptor. Returns whether it is surely seen."""
         self.seen_frame, self.seen_mask, self.look = frame, mask, look
-        self.appearance.accept(frame, mask, look, config)
+        return self.appearance.accept(frame, mask, look, config)
 
 
 @dataclass(eq=False)
@@ -64,9 +64,12 @@ class LivingTarget:
         seen_frame: last frame on which it was seen.
         mask: (H, W) bool on `seen_frame`.
         unseen_since_ns: stamp of the last followed frame on which it was seen; at first the newest stamp at creation.
+        sure_frame: last frame on which it was surely seen (`Appearance.accept`).
+        sure_mask: (H, W) bool on `sure_frame`.
+        unsure_since_ns: as `unseen_since_ns`, for being surely seen.
         seen_count: followed frames on which it was seen, without the catch-up.
         misses: consecutive groundings that did not find it.
-        key_frame: last key frame on which it was seen.
+        key_frame: last key frame on which it was surely seen.
         key_mask: (H, W) bool on `key_frame`.
         is_given_up: not searched for once it is lost: a duplicate of an older target, or lost in a stream reset.
         appearance: what it looks like, from confirmed frames.
@@ -82,6 +85,9 @@ class LivingTarget:
     seen_frame: Frame
     mask: np.ndarray
     unseen_since_ns: int
+    sure_frame: Frame
+    sure_mask: np.ndarray
+    unsure_since_ns: int
     state: TargetState = TargetState.TENTATIVE
     seen_count: int = 0
     misses: int = 0
@@ -107,6 +113,9 @@ class LivingTarget:
             seen_frame=candidate.seen_frame,
             mask=candidate.seen_mask,
             unseen_since_ns=newest.stamp_ns,
+            sure_frame=candidate.seen_frame,
+            sure_mask=candidate.seen_mask,
+            unsure_since_ns=newest.stamp_ns,
             appearance=candidate.appearance,
         )
         target._set_key_frame(candidate)
@@ -115,15 +124,11 @@ class LivingTarget:
     def update(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
         """Applies the tracker's result on the next frame. A hidden target becomes OCCLUDED only once confirmed.
 
-        Returns False for a mask that cannot be this target: it counts as hidden.
+        With a mask that cannot be this target, it counts as hidden. Returns whether it is surely seen.
         """
-        seen = is_seen(step, config)
-        rejected = seen and self.appearance.contradicts(frame, step.mask, step.look, config)
-        if seen and not rejected:
-            self.appearance.accept(frame, step.mask, step.look, config)
-            self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
-            if is_keyframe:
-                self.key_mask, self.key_frame = step.mask, frame
+        is_sure = False
+        if is_seen(step, config) and not self.appearance.contradicts(frame, step.mask, step.look, config):
+            is_sure = self._see(frame, step, config, is_keyframe)
             self.seen_count += 1
             if self.seen_count >= config.confirm_frames:
                 self.state = TargetState.TRACKED
@@ -131,7 +136,16 @@ class LivingTarget:
             self.state = TargetState.LOST
         elif self.state is TargetState.TRACKED:
             self.state = TargetState.OCCLUDED
-        return not rejected
+        return is_sure
+
+    def _see(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
+        self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+        is_sure = self.appearance.accept(frame, step.mask, step.look, config)
+        if is_sure:
+            self.sure_mask, self.sure_frame, self.unsure_since_ns = step.mask, frame, frame.stamp_ns
+            if is_keyframe:
+                self.key_mask, self.key_frame = step.mask, frame
+        return is_sure
 
     def renew(self, candidate: Candidate) -> None:
         """Continues with a new grounding's memory and scores; keeps id, label and category."""
@@ -145,16 +159,24 @@ class LivingTarget:
         """
         if not is_seen(step, config) or not self.appearance.looks_alike(step.look, config):
             return False
+        if self.appearance.contradicts(frame, step.mask, step.look, config):
+            return False
         self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
-        self.appearance.accept(frame, step.mask, step.look, config)
-        self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+        self._see(frame, step, config)
         return True
+
+    def find(self, key: int, frame: Frame, step: TrackStep, config: TrackingConfig) -> None:
+        """It was found on `frame` by what it looks like, and has to be confirmed anew."""
+        self.key, self.source_stamp_ns = key, frame.stamp_ns
+        self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
+        self._see(frame, step, config, is_keyframe=True)
 
     def revive(self, candidate: Candidate, newest: Frame) -> None:
         """A grounding found a lost target again: it keeps id and category, and has to be confirmed anew."""
         self.renew(candidate)
         self.state, self.seen_count = TargetState.TENTATIVE, 0
         self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
+        self.sure_frame, self.sure_mask, self.unsure_since_ns = self.seen_frame, self.mask, newest.stamp_ns
         self._set_key_frame(candidate)
 
     def _set_key_frame(self, candidate: Candidate) -> None:
@@ -167,9 +189,9 @@ class LivingTarget:
         """Whether it is lost and has to be searched for."""
         return self.state is TargetState.LOST and not self.is_given_up
 
-    def hidden_s(self, frame: Frame) -> float:
-        """Seconds since it was last seen, at `frame`."""
-        return max(frame.stamp_ns - self.unseen_since_ns, 0) / 1e9
+    def unsure_s(self, frame: Frame) -> float:
+        """Seconds since it was last surely seen, at `frame`."""
+        return max(frame.stamp_ns - self.unsure_since_ns, 0) / 1e9
 
     def on(self, frame: Frame) -> Target:
         """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""

@@ -8,6 +8,8 @@ from scipy.optimize import linear_sum_assignment
 
 # Pixels per matrix product; bounds the float32 copies of the masks.
 _PIXELS_PER_PRODUCT = 1 << 16
+# Minimum share of the smaller mask inside the other one for a part and its whole.
+_PART_OVERLAP = 0.5
 
 
 def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
@@ -19,6 +21,12 @@ def mask_iou(first: np.ndarray, second: np.ndarray) -> float:
         raise ValueError(f"mask_iou: expected masks of one size, got {first.shape} and {second.shape}")
     common = np.count_nonzero(first & second)
     return common / np.count_nonzero(first | second) if common else 0.0
+
+
+def are_apart(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether two non-empty (H, W) bool masks show different objects, not a part and its whole."""
+    smaller = min(np.count_nonzero(first), np.count_nonzero(second))
+    return bool(np.count_nonzero(first & second) < _PART_OVERLAP * smaller)
 
 
 def assign(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:

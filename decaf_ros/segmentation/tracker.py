@@ -12,6 +12,7 @@ import torch
 from decaf_ros.segmentation.appearance import describe
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.search import Example, likely_points
 from decaf_ros.types import Frame
 
 
@@ -62,7 +63,7 @@ class StreamingTracker:
         prompts = torch.from_numpy(np.array(masks)).to(self._sam2.device)
         embedding = self._sam2.embed(frame)
         self._groups.append(_Group(list(ids), ObjectMemory.start(self._sam2, embedding, prompts)))
-        return describe(embedding, prompts)
+        return describe(embedding, prompts, frame)
 
     def step(self, frame: Frame) -> dict[int, TrackStep]:
         """Follows all objects to the next frame. Returns one TrackStep per id, in the order of `ids`.
@@ -75,10 +76,16 @@ class StreamingTracker:
         steps: dict[int, TrackStep] = {}
         for group in self._groups:
             output = group.memory.step(embedding)
-            looks = describe(embedding, output.masks)
+            looks = describe(embedding, output.masks, frame)
             results = zip(group.ids, output.masks.cpu().numpy(), output.object_score.tolist(), looks)
             steps.update({key: TrackStep(mask, score, look) for key, mask, score, look in results})
         return steps
+
+    def search(self, frame: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
+        """Masks of things on a frame that may be the example: (K, H, W) bool, with their (K, C) float32 descriptors."""
+        embedding = self._sam2.embed(frame)
+        masks = self._sam2.masks_at_points(embedding, likely_points(frame, example)).masks
+        return masks.cpu().numpy(), describe(embedding, masks, frame)
 
     def reject(self, ids: Collection[int]) -> None:
         """Forgets the last step of these objects, whose masks were not theirs: later steps do not attend to it.
