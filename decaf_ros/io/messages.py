@@ -49,12 +49,12 @@ def stamp_ns(stamp: Any) -> int:
     return int(stamp.sec * _NS_PER_S + stamp.nanosec)
 
 
-def frame_from_message(message: Any, index: int) -> Frame:
-    """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
+def frame_from_message(message: Any, index: int, warn: Callable[[str], None] | None = None) -> Frame:
+    """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields), with its header's stamp.
 
-    Raises ValueError ("expected X, got Y") for an image that cannot be decoded.
+    warn: see `message_to_rgb`. Raises ValueError ("expected X, got Y") for an image that cannot be decoded.
     """
-    return Frame(message_to_rgb(message), stamp_ns(message.header.stamp), message.header.frame_id, index)
+    return Frame(message_to_rgb(message, warn), stamp_ns(message.header.stamp), message.header.frame_id, index)
 
 
 def header(make: Make, stamp_ns: int, frame_id: str) -> Any:
