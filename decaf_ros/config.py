@@ -261,6 +261,14 @@ class WindowConfig(_Checked):
     size: int = _option(16, "max key frames in the window", 1, 256)
     keyframe_period_s: float = _option(0.5, "seconds between key frames", 0.0, 3600.0, live=True)
     min_frames: int = _option(4, "min key frames in the window before a query is grounded", 1, 256, live=True)
+    patience_s: float = _option(
+        30.0,
+        "a query that has waited this many seconds for min_frames key frames is answered with FAILED and what is "
+        "missing; by the times of arrival of the images (as recorded in a replay), by the wall clock while none comes",
+        0.1,
+        1e9,
+        live=True,
+    )
     jump_back_s: float = _option(
         0.2, "a stamp at least this many seconds before the last one restarts the stream (a looping bag)", 0.0, 3600.0
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -64,7 +64,7 @@ class ClipSource:
     def read(self) -> Iterator[Frame]:
         """The frames one by one, in the order of a camera. Raises OSError or ValueError: not readable, or no frame in
         the interval."""
-        for recorded, stamp_ns in self._cut():
+        for recorded, stamp_ns in self._cut(lambda text: self.problems.warn(f"{self.path}: {text}")):
             yield replace(recorded.frame, stamp_ns=stamp_ns)
 
     def load(self) -> list[Frame]:
@@ -75,7 +75,7 @@ class ClipSource:
         """
         clip: list[RecordedFrame] = []
         nbytes = 0
-        for recorded, _ in self._cut():
+        for recorded, _ in self._cut(lambda text: None):  # the whole clip is looked at below
             clip.append(recorded)
             nbytes += recorded.frame.image.nbytes
             if nbytes > _MAX_CLIP_GIB * 2**30:
@@ -83,36 +83,39 @@ class ClipSource:
                     f"clip: expected at most {_MAX_CLIP_GIB} GiB in memory, got more after {len(clip)} frames; "
                     "choose a part with --start and --duration, or use --online"
                 )
-        frames = [recorded.frame for recorded in clip]
-        stamps, problem = settled_stamps(
-            [frame.stamp_ns for frame in frames], [recorded.recorded_ns for recorded in clip]
-        )
-        return self._in_order(frames, stamps, problem)
+        return self._in_order(clip)
 
-    def _in_order(self, frames: list[Frame], stamps: list[int], problem: str) -> list[Frame]:
+    def _in_order(self, clip: list[RecordedFrame]) -> list[Frame]:
         """The frames by their stamps. An index names the place in time, so masks and frames have one order."""
+        recorded_ns = [recorded.recorded_ns for recorded in clip]
+        stamps, problem = settled_stamps([recorded.frame.stamp_ns for recorded in clip], recorded_ns)
         if problem:
             self.problems.warn(f"{self.path}: {problem}")
         if len(stamps) > 1 and len(set(stamps)) == 1:
             raise ValueError(f"{self.path}: expected frames with times, got {stamps[0]} ns for all, also as recorded")
-        order = sorted(range(len(frames)), key=lambda place: stamps[place])
+        order = sorted(range(len(clip)), key=lambda place: stamps[place])
         if late := sum(after < before for before, after in zip(order, order[1:])):
             self.problems.warn(f"{self.path}: images are out of order at {late} places: sorted by their stamps")
-        ordered: list[Frame] = []
-        equal = 0
-        for place, index in zip(order, sorted(frame.index for frame in frames)):
+        frames: list[Frame] = []
+        equal, previous = 0, -1
+        for place, index in zip(order, sorted(recorded.frame.index for recorded in clip)):
             stamp_ns = stamps[place]
-            if ordered and stamp_ns <= ordered[-1].stamp_ns:
-                stamp_ns, equal = ordered[-1].stamp_ns + 1, equal + 1
-            ordered.append(replace(frames[place], stamp_ns=stamp_ns, index=index))
+            # An image that was delivered twice. If no time tells two images apart, they are not a clip.
+            if frames and stamp_ns <= frames[-1].stamp_ns and recorded_ns[place] > recorded_ns[previous]:
+                stamp_ns, equal = frames[-1].stamp_ns + 1, equal + 1
+            frames.append(replace(clip[place].frame, stamp_ns=stamp_ns, index=index))
+            previous = place
         if equal:
             self.problems.warn(f"{self.path}: {equal} images have the stamp of the one before: taken as 1 ns later")
-        return ordered
+        return frames
 
-    def _cut(self) -> Iterator[tuple[RecordedFrame, int]]:
-        """The frames in the interval, with the stamps of a stream. Raises ValueError if there is none."""
+    def _cut(self, say: Callable[[str], None]) -> Iterator[tuple[RecordedFrame, int]]:
+        """The frames in the interval, with the stamps of a stream. Raises ValueError if there is none.
+
+        say: see StreamStamps.
+        """
         first_ns, found = None, False
-        stamps = StreamStamps(lambda text: None)
+        stamps = StreamStamps(say)
         end_s = None if self.duration_s is None else self.start_s + self.duration_s
         for recorded in self._frames():
             stamp_ns = stamps.settled(recorded.frame.stamp_ns, recorded.recorded_ns)

@@ -49,12 +49,19 @@ def stamp_ns(stamp: Any) -> int:
     return int(stamp.sec * _NS_PER_S + stamp.nanosec)
 
 
-def frame_from_message(message: Any, index: int, warn: Callable[[str], None] | None = None) -> Frame:
-    """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields), with its header's stamp.
+def frame_from_message(
+    message: Any,
+    index: int,
+    warn: Callable[[str], None] | None = None,
+    settle: Callable[[int], int] = lambda stamp_ns: stamp_ns,
+) -> Frame:
+    """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
 
-    warn: see `message_to_rgb`. Raises ValueError ("expected X, got Y") for an image that cannot be decoded.
+    warn: see `message_to_rgb`. settle: makes the frame's stamp from that of the header, see `decaf_ros.io.stamps`;
+    only called for images that can be decoded. Raises ValueError ("expected X, got Y") for one that cannot be decoded.
     """
-    return Frame(message_to_rgb(message, warn), stamp_ns(message.header.stamp), message.header.frame_id, index)
+    image = message_to_rgb(message, warn)
+    return Frame(image, settle(stamp_ns(message.header.stamp)), message.header.frame_id, index)
 
 
 def header(make: Make, stamp_ns: int, frame_id: str) -> Any:
