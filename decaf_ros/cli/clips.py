@@ -129,7 +129,7 @@ class ClipSource:
                 yield recorded, stamp_ns
         if not found:
             within = "" if self.duration_s is None else f", within {self.duration_s} s"
-            raise ValueError(f"no frame that can be decoded from {self.start_s} s on{within}")
+            raise ValueError(f"{self.path}: no frame that can be decoded from {self.start_s} s on{within}")
 
     def _frames(self) -> Iterator[RecordedFrame]:
         reject = self.problems.reject

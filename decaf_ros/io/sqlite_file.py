@@ -149,11 +149,13 @@ class SqliteFile:
             if channel in wanted and number not in seen:
                 try:
                     query = "SELECT timestamp, data FROM messages WHERE id = ?"
-                    stamp_ns, data = self._database.execute(query, (number,)).fetchone()
+                    row = self._database.execute(query, (number,)).fetchone()
                 except sqlite3.Error:
+                    row = None
+                if row is None:  # a page of it is damaged
                     damaged += 1
-                    continue
-                yield Stored(channel, stamp_ns, data)
+                else:
+                    yield Stored(channel, *row)
         if damaged:
             self._warn(f"{self._path}: {damaged} damaged messages were left out")
 
