@@ -19,7 +19,7 @@ _WORDS = {
     MASK: r"masks?|labels?|label_?map|semantics?|segment\w*|instances?|panoptic",
     DRAWN: r"overlays?|debug|annotated|annotations?|visuali[sz]\w*|viz|rviz",
 }
-_DEPTH_ENCODINGS = re.compile(r"(16|32)[USF]C1|64FC1")
+_DEPTH_ENCODINGS = re.compile(r"(16|32)[usf]c1|64fc1")
 # A picture of a camera has more grey levels than a label image of a few objects.
 _FEW_LEVELS = 16
 _TRANSPORT = "/compressed"

@@ -18,8 +18,9 @@ _log = logging.getLogger(__name__)
 CODEC = "mp4v"
 # Frames buffered to estimate the frame rate.
 _PROBE_FRAMES = 32
-# Frames in a row that cannot be decoded, beyond the number that the container knows, after which the video has ended.
-_MOST_DAMAGED = 64
+# Frames in a row that cannot be decoded after which the video has ended: beyond and within the number of frames that
+# the container names, which may be wrong.
+_MOST_DAMAGED = (64, 1000)
 # Longer gaps between stamps are cut from the video.
 _MAX_GAP_S = 5.0
 
@@ -53,9 +54,7 @@ def read_video(
             if not read:
                 # The end looks like a frame that cannot be decoded.
                 failures += 1
-                if index + failures > count and failures > _MOST_DAMAGED:
-                    break
-                if failures > max(count, _MOST_DAMAGED):  # a count that is wrong
+                if failures > _MOST_DAMAGED[index + failures <= count]:
                     break
                 continue
             for missing in range(index, index + failures):
@@ -71,6 +70,9 @@ def read_video(
             index += 1
         if last_index < 0:
             raise ValueError(f"{path}: expected at least one decodable frame, got none")
+        if failures > _MOST_DAMAGED[True]:
+            reject(f"{path}: nothing can be decoded behind frame {last_index}, expected {count:.0f} frames")
+            return
         for missing in range(index, min(round(count), index + failures)):
             reject(f"{path}: frame {missing} cannot be decoded")
     finally:
