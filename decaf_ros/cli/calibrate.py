@@ -143,7 +143,8 @@ def _ask(decaf: Decaf, clip: ClipQueries) -> Iterator[Example]:
     from decaf_ros.evaluation.calibration import Example
     from decaf_ros.offline import check_clip, key_frames
 
-    frames = ClipSource(clip.file, clip.topic, clip.start_s, clip.duration_s).load()
+    max_mpx = decaf.config.node.max_image_mpx
+    frames = ClipSource(clip.file, clip.topic, clip.start_s, clip.duration_s, max_mpx=max_mpx).load()
     check_clip(frames)
     window = key_frames(frames, decaf.config.window.size)
     for present, texts in ((True, clip.present), (False, clip.absent)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -51,6 +52,7 @@ class ClipSource:
         start_s: seconds after the first frame.
         duration_s: seconds after `start_s`; None: up to the end.
         fps: frames per second of a folder of images.
+        max_mpx: images of more megapixels are not decoded.
         problems: told about everything that cannot be read.
     """
 
@@ -59,6 +61,7 @@ class ClipSource:
     start_s: float = 0.0
     duration_s: float | None = None
     fps: float = DEFAULT_FPS
+    max_mpx: float = math.inf
     problems: ClipProblems = field(default_factory=ClipProblems)
 
     def read(self) -> Iterator[Frame]:
@@ -134,11 +137,11 @@ class ClipSource:
     def _frames(self) -> Iterator[RecordedFrame]:
         reject = self.problems.reject
         if self.path.is_dir() and not is_bag(self.path) and image_files(self.path):
-            for frame in read_images(self.path, self.fps, reject=reject):
+            for frame in read_images(self.path, self.fps, reject=reject, max_mpx=self.max_mpx):
                 yield RecordedFrame(frame, frame.stamp_ns)
         elif self.path.is_dir() or is_bag(self.path):
             with BagReader(self.path, self.problems.warn) as bag:
-                yield from bag.recorded_frames(self.topic, reject)
+                yield from bag.recorded_frames(self.topic, reject, self.max_mpx)
         else:
-            for frame in read_video(self.path, reject=reject):
+            for frame in read_video(self.path, reject=reject, max_mpx=self.max_mpx):
                 yield RecordedFrame(frame, frame.stamp_ns)

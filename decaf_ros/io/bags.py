@@ -8,6 +8,7 @@ sqlite3 file and metadata.yaml. The message definitions are embedded, so `ros2 b
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
@@ -172,27 +173,32 @@ class BagReader:
         except ValueError as error:
             raise ValueError(f"{self.path}: {message.topic}: {error}") from error
 
-    def frames(self, topic: str = "", reject: Callable[[str], None] | None = None) -> Iterator[Frame]:
+    def frames(
+        self, topic: str = "", reject: Callable[[str], None] | None = None, max_mpx: float = math.inf
+    ) -> Iterator[Frame]:
         """The images of `topic` (see `image_topic`) in recording order, with indices from 0.
 
         Their stamps are those of their headers, or the recorded times where those do not move: see
         `decaf_ros.io.stamps.StreamStamps`.
 
         reject: called with an error text for each undecodable image, which is skipped together with its index. Without
-        `reject` such an image raises ValueError.
+        `reject` such an image raises ValueError. max_mpx: images of more megapixels are not decoded, but rejected.
         """
         stamps = StreamStamps(lambda text: self._warn(f"{self.path}: {text}"))
-        for recorded in self.recorded_frames(topic, reject):
+        for recorded in self.recorded_frames(topic, reject, max_mpx):
             frame = recorded.frame
             yield replace(frame, stamp_ns=stamps.settled(frame.stamp_ns, recorded.recorded_ns))
 
-    def recorded_frames(self, topic: str = "", reject: Callable[[str], None] | None = None) -> Iterator[RecordedFrame]:
+    def recorded_frames(
+        self, topic: str = "", reject: Callable[[str], None] | None = None, max_mpx: float = math.inf
+    ) -> Iterator[RecordedFrame]:
         """As `frames`, with the stamps as they are and the recorded times."""
         topic = self.image_topic(topic)
         for index, recorded in enumerate(self.messages([topic])):
             store = self._store(recorded.msgtype)
             try:
-                frame = messages.frame_from_message(_deserialized(store, recorded), index, warn=self._warn)
+                message = _deserialized(store, recorded)
+                frame = messages.frame_from_message(message, index, self._warn, max_mpx=max_mpx)
             except ValueError as error:
                 text = f"{self.path}: {topic}, message {index}: {error}"
                 if reject is None:

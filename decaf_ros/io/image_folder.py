@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,14 +35,18 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def read_images(
-    folder: Path, fps: float = DEFAULT_FPS, frame_id: str = "camera", reject: Callable[[str], None] | None = None
+    folder: Path,
+    fps: float = DEFAULT_FPS,
+    frame_id: str = "camera",
+    reject: Callable[[str], None] | None = None,
+    max_mpx: float = math.inf,
 ) -> Iterator[Frame]:
     """The images of a folder as frames, RGB, in the order of their numbers, indices from 0, `fps` in a second.
 
     A gap in the numbers is none in time: datasets number the frames that they kept.
 
     reject: called with a text for each image that cannot be decoded, which is skipped together with its index; default:
-    the log.
+    the log. max_mpx: images of more megapixels are not decoded, but rejected.
 
     Raises ValueError for a folder without an image that can be decoded, or a rate that is not positive.
     """
@@ -52,7 +57,7 @@ def read_images(
     found = False
     for index, file in enumerate(files):
         try:
-            image = picture_to_rgb(file.read_bytes())
+            image = picture_to_rgb(file.read_bytes(), max_mpx)
         except (OSError, ValueError) as error:
             reject(f"{file}: {error}")
             continue

@@ -6,13 +6,17 @@ garbled image.
 
 from __future__ import annotations
 
+import io
+import math
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from PIL import Image
 from rosbags.image import ImageError, image_to_cvimage
 
 # Bytes per pixel of the colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
@@ -88,12 +92,22 @@ def check_image(height: int, width: int, encoding: str, step: int, data_length: 
     return row_bytes
 
 
-def image_to_rgb(message: Any) -> np.ndarray:
+def check_size(height: int, width: int, max_mpx: float) -> None:
+    """Raises ValueError for an image of more than `max_mpx` megapixels."""
+    if height * width > max_mpx * 1e6:
+        raise ValueError(
+            f"image: expected at most {max_mpx:g} megapixels (node.max_image_mpx), got {width} x {height} px"
+        )
+
+
+def image_to_rgb(message: Any, max_mpx: float = math.inf) -> np.ndarray:
     """Converts a sensor_msgs/Image (any object with its fields) to (H, W, 3) uint8, RGB. The array is a copy.
 
-    Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image`.
+    Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image` and
+    `check_size`.
     """
     height, width, encoding = message.height, message.width, message.encoding
+    check_size(height, width, max_mpx)
     data = np.frombuffer(message.data, np.uint8)
     row_bytes = check_image(height, width, encoding, message.step, data.size)
     rows = data.reshape(height, message.step)[:, :row_bytes]
@@ -107,20 +121,23 @@ def image_to_rgb(message: Any) -> np.ndarray:
         raise ValueError(f"image: cannot convert {width} x {height} {encoding} to RGB: {error.err}") from error
 
 
-def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None) -> np.ndarray:
+def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
     """Converts a sensor_msgs/CompressedImage (any object with its fields) to (H, W, 3) uint8, RGB.
 
     Honours the source encoding in `format`, see `_pixel_encoding`; scales 16 bits to 8.
 
     Args:
         warn: called with a text if the picture can be read, but not well.
+        max_mpx: a larger picture is refused by its header: a few kilobytes can unpack to gigabytes.
 
     Raises:
-        ValueError: empty data, a truncated JPEG or PNG, data that OpenCV cannot decode (compressedDepth), or an image
-            that is no picture, such as a depth image.
+        ValueError: too large (`check_size`), empty data, a truncated JPEG or PNG, data that OpenCV cannot decode
+            (compressedDepth), or an image that is no picture, such as a depth image.
     """
     raw = bytes(message.data)
+    _check_header(raw, max_mpx)
     image = _decoded(raw, message.format)
+    check_size(image.shape[0], image.shape[1], max_mpx)
     encoding = _pixel_encoding(message.format, image)
     if encoding.startswith("bayer") and raw.startswith(_JPEG) and warn is not None:
         warn(f"compressed image: JPEG blurs the mosaic of {encoding}: colours are wrong at edges; record PNG or colour")
@@ -133,9 +150,27 @@ def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None) -
         raise ValueError(text) from error
 
 
-def picture_to_rgb(data: bytes) -> np.ndarray:
+def picture_to_rgb(data: bytes, max_mpx: float = math.inf) -> np.ndarray:
     """Decodes an image file to (H, W, 3) uint8, RGB; ignores an EXIF orientation. Raises as `compressed_to_rgb`."""
-    return compressed_to_rgb(_File("", data))
+    return compressed_to_rgb(_File("", data), max_mpx=max_mpx)
+
+
+def _check_header(raw: bytes, max_mpx: float) -> None:
+    """Raises ValueError for a picture that its header says is too large. A header that Pillow does not know passes."""
+    if not math.isfinite(max_mpx):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked here
+            with Image.open(io.BytesIO(raw)) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError as error:  # far beyond any limit that makes sense
+        raise ValueError(
+            f"image: expected at most {max_mpx:g} megapixels (node.max_image_mpx), got more: {error}"
+        ) from error
+    except Exception:  # Pillow raises anything for damaged data, which the decoding names better
+        return
+    check_size(height, width, max_mpx)
 
 
 def _decoded(raw: bytes, text: str) -> np.ndarray:
@@ -199,7 +234,9 @@ def _pixel_encoding(text: str, image: np.ndarray) -> str:
     return f"{_BY_CHANNELS[channels]}{bits}"
 
 
-def message_to_rgb(message: Any, warn: Callable[[str], None] | None = None) -> np.ndarray:
-    """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB. warn: see
-    `compressed_to_rgb`."""
-    return compressed_to_rgb(message, warn) if hasattr(message, "format") else image_to_rgb(message)
+def message_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
+    """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB. warn, max_mpx:
+    see `compressed_to_rgb`."""
+    if hasattr(message, "format"):
+        return compressed_to_rgb(message, warn, max_mpx)
+    return image_to_rgb(message, max_mpx)

@@ -22,6 +22,8 @@ _WORDS = {
 _DEPTH_ENCODINGS = re.compile(r"(16|32)[usf]c1|64fc1")
 # A picture of a camera has more grey levels than a label image of a few objects.
 _FEW_LEVELS = 16
+# A larger image is not decoded to tell what it shows.
+_MOST_MPX = 100.0
 _TRANSPORT = "/compressed"
 
 
@@ -43,7 +45,7 @@ def kind_of_image(name: str, message: Any) -> str:
     if _DEPTH_ENCODINGS.fullmatch(encoding) or "compressedDepth" in getattr(message, "format", ""):
         return DEPTH
     try:
-        image = message_to_rgb(message)
+        image = message_to_rgb(message, max_mpx=_MOST_MPX)
     except ValueError:
         return UNREADABLE
     for kind, words in _WORDS.items():

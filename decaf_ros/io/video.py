@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
 
+from decaf_ros.io.images import check_size
 from decaf_ros.types import Frame
 
 _log = logging.getLogger(__name__)
@@ -26,7 +28,10 @@ _MAX_GAP_S = 5.0
 
 
 def read_video(
-    path: str | Path, frame_id: str = "camera", reject: Callable[[str], None] | None = None
+    path: str | Path,
+    frame_id: str = "camera",
+    reject: Callable[[str], None] | None = None,
+    max_mpx: float = math.inf,
 ) -> Iterator[Frame]:
     """The frames of a video file in order, RGB, stamped with the presentation time (0 at the start), indices from 0.
 
@@ -35,8 +40,8 @@ def read_video(
 
     reject: called with a text for each frame that was skipped; default: the log.
 
-    Raises FileNotFoundError, or ValueError for a file that is not a video, has no frame, or has neither increasing
-    times nor a frame rate.
+    Raises FileNotFoundError, or ValueError for a file that is not a video, has frames of more than `max_mpx`
+    megapixels, has no frame, or has neither increasing times nor a frame rate.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
@@ -46,6 +51,8 @@ def read_video(
     try:
         if not capture.isOpened():
             raise ValueError(f"{path}: expected a video file, got one that OpenCV cannot open")
+        height, width = (capture.get(name) for name in (cv2.CAP_PROP_FRAME_HEIGHT, cv2.CAP_PROP_FRAME_WIDTH))
+        check_size(round(height), round(width), max_mpx)
         fps = capture.get(cv2.CAP_PROP_FPS)
         count = capture.get(cv2.CAP_PROP_FRAME_COUNT)  # some containers do not know it: 0 or negative
         index, stamp_ns, last_index, failures = 0, -1, -1, 0

@@ -113,7 +113,8 @@ class Handlers:
             return self._stamps.settled(stamp_ns, arrival_ns, self._decaf.config.window.jump_back_s)
 
         try:
-            frame = frame_from_message(message, self.statistics.used, self._warn_once, settle)
+            max_mpx = self._decaf.config.node.max_image_mpx
+            frame = frame_from_message(message, self.statistics.used, self._warn_once, settle, max_mpx)
         except ValueError as error:
             self.reject_image(error, arrival_ns)
             return
