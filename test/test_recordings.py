@@ -1,4 +1,4 @@
-"""What real recorders leave is read: foreign topics, killed recorders, wrong metadata, cut, split and packed files."""
+"""Recordings as real recorders leave them are read: foreign topics, killed recorders, wrong metadata, packed files."""
 
 from __future__ import annotations
 

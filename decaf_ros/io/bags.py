@@ -152,7 +152,7 @@ class BagReader:
     def messages(self, topics: Collection[str] = ()) -> Iterator[BagMessage]:
         """The messages of `topics` (empty: all topics) in recording order.
 
-        A bag split into several files is read file by file, like `ros2 bag play`. What is damaged is left out and
+        A bag split into several files is read file by file, like `ros2 bag play`. Damaged messages are left out and
         reported.
         """
         for storage in self._storages:

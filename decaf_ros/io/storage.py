@@ -1,4 +1,4 @@
-"""What the two storage formats of bags have in common."""
+"""The interface that both storage formats of bags have in common."""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ class Patience:
 
     @property
     def missing(self) -> str:
-        """What came instead of key frames, as text."""
+        """Text about the images that came instead of key frames."""
         if not self._images:
             return "no image came"
         if self._resets:
