@@ -6,7 +6,7 @@ import sys
 from collections.abc import Collection, Iterator
 from typing import NamedTuple, Protocol
 
-# Zstandard is a part of Python since 3.14; before, rosbags installs it.
+# Zstandard is a part of Python since 3.14.
 if sys.version_info >= (3, 14):
     from compression import zstd as zstd
 else:
