@@ -148,6 +148,10 @@ class McapBytes:
     def message(self, topic: int, stamp_ns: int, data: bytes) -> None:
         self.data += _record(5, struct.pack("<HIQQ", topic, 0, stamp_ns, stamp_ns) + data)
 
+    def chunk(self, start_ns: int, end_ns: int, compression: str, packed: bytes, size: int) -> None:
+        head = struct.pack("<QQQI", start_ns, end_ns, size, 0) + _text(compression)
+        self.data += _record(6, head + struct.pack("<Q", len(packed)) + packed)
+
     def end(self) -> bytes:
         return self.data + _record(15, bytes(4)) + _record(2, bytes(20)) + MAGIC
 

@@ -10,6 +10,7 @@ import sqlite3
 from contextlib import closing
 from pathlib import Path
 
+import lz4.frame
 import pytest
 from recordings import (
     FRAMES,
@@ -123,6 +124,28 @@ def test_definitions_in_sqlite3(tmp_path, language, foreign):
                 "UPDATE message_definitions SET encoding = ?, encoded_message_definition = ?", (language, text)
             )
     assert read(bag) == (list(range(5)), "")
+
+
+@pytest.mark.parametrize("compression", ["", "lz4", "zstd", "brotli"])
+def test_chunks(tmp_path, compression):
+    """Chunks that overlap in time, without a message index and a summary; the second one is damaged."""
+    pack = {"": bytes, "lz4": lz4.frame.compress, "zstd": zstd.compress, "brotli": bytes}[compression]
+    file = McapBytes()
+    for indices in ((0, 2, 4), (), (1, 3)):
+        chunk = McapBytes.__new__(McapBytes)
+        chunk.data, chunk._count = b"", 0
+        camera = chunk.topic("/camera/image_raw", IMAGE, "ros2msg", "")
+        for index in indices:
+            chunk.message(camera, START_NS + index * STEP_NS, image_bytes(index))
+        times = [START_NS + index * STEP_NS for index in indices] or [START_NS]
+        file.chunk(min(times), max(times), compression, pack(chunk.data) if indices else b"damaged", len(chunk.data))
+    (tmp_path / "rec.mcap").write_bytes(file.end())
+    if compression == "brotli":
+        with pytest.raises(ValueError, match="expected an image topic, got an empty bag"):
+            read(tmp_path / "rec.mcap")
+        return
+    places, said = read(tmp_path / "rec.mcap")
+    assert places == list(range(5)) and ("is damaged" in said or not compression)
 
 
 def test_unindexed_messages_out_of_order(tmp_path):
@@ -244,6 +267,15 @@ def test_a_split_bag_without_metadata(tmp_path, names):
     folder = write_split(tmp_path / "rec", names=names)
     places, said = read(folder)
     assert places == list(range(FRAMES)) and "ros2 bag reindex rec" in said
+
+
+def test_several_bags_in_a_folder_are_not_one(tmp_path):
+    folder = write_split(tmp_path / "rec", 2)
+    (folder / "rec_0.mcap").rename(folder / "kitchen.mcap")
+    (folder / "rec_1.mcap").rename(folder / "hall.mcap")
+    with pytest.raises(ValueError, match="expected the files of one bag, got hall.mcap, kitchen.mcap"):
+        read(folder)
+    assert read(folder / "hall.mcap")[0] == list(range(10, 20))
 
 
 def test_a_split_bag_in_wrong_order_of_names(tmp_path):

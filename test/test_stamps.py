@@ -64,6 +64,23 @@ def test_good_stamps_stay(tmp_path, stamps):
     assert [frame.stamp_ns for frame in source.read()] == stamps and source.problems.texts == []
 
 
+def test_a_recording_in_any_order_is_sorted(tmp_path):
+    """Two halves that were joined in the wrong order, all backwards, and shuffled: not a clock that jumps."""
+    shuffled = np.random.default_rng(0).permutation(FRAMES).tolist()
+    for number, order in enumerate(([*range(15, FRAMES), *range(15)], [*reversed(range(FRAMES))], shuffled)):
+        bag = write_bag(tmp_path / str(number), indices=order, stamps=[TIMES[index] for index in order])
+        source = ClipSource(bag)
+        assert [place_of(frame.image) for frame in source.load()] == list(range(FRAMES))
+        assert "sorted by their stamps" in source.problems.texts[0]
+
+
+def test_a_clock_that_jumps_rarely_in_a_long_recording():
+    recorded = [START_NS + place * STEP_NS for place in range(300)]
+    for period in (7, 10, 40, 60, 100):
+        headers = [time - 4 * 10**9 * (place // period % 2) for place, time in enumerate(recorded)]
+        assert settled_stamps(headers, recorded)[0] == recorded, period
+
+
 @pytest.mark.parametrize("disorder", [[1, 0], [2, 0, 1], [4, 3, 2, 1, 0]])
 def test_messages_out_of_order_are_sorted(tmp_path, disorder):
     order = [start + place for start in range(0, FRAMES, len(disorder)) for place in disorder if start + place < FRAMES]

@@ -137,6 +137,11 @@ def _listed(folder: Path, warn: Callable[[str], None]) -> tuple[list[Path], bool
             f"{folder}: {_METADATA} does not list {', '.join(file.name for file in more)}; read all the same. To "
             f"repair it: `ros2 bag reindex {folder.name}`"
         )
+    elif not names and len({re.sub(r"\d+", "0", _recording(file)) for file in more}) > 1:
+        found = ", ".join(file.name for file in more)
+        raise ValueError(
+            f"{folder}: expected the files of one bag, got {found}, and no {_METADATA} lists them; give one"
+        )
     elif not names and len(more) > 1:
         warn(
             f"{folder}: {_METADATA} is missing or lists no file; read in the order of the recording times: "

@@ -14,8 +14,8 @@ FROZEN = 3
 # Two steps back within this time of arrival are a clock that jumps. A looping bag steps back once per loop, and a short
 # loop gives no window either.
 RESTLESS_NS = 10_000_000_000
-# A larger step back in a recording, while its time goes on, is the camera's clock; a smaller one is a message that came
-# late, and the stamps are sorted.
+# A larger step back in a recording, while its time goes on, may be the camera's clock; a smaller one is a message that
+# came late, and the stamps are sorted.
 DISORDER_NS = 1_000_000_000
 
 
@@ -88,7 +88,7 @@ def settled_stamps(headers_ns: Sequence[int], recorded_ns: Sequence[int]) -> tup
         return recorded.tolist(), text
     good = np.flatnonzero(~unset)
     steps_back = (np.diff(headers[good]) < -DISORDER_NS) & (np.diff(recorded[good]) >= 0)
-    if steps_back.any() and (np.diff(recorded[good]) > 0).any():
+    if steps_back.any() and _is_other_time(np.sort(headers[good]), np.sort(recorded[good])):
         text = f"the stamps jump back {steps_back.sum()} times by more than a second: the recorded times are used"
         return recorded.tolist(), text
     if unset.any():
@@ -96,6 +96,15 @@ def settled_stamps(headers_ns: Sequence[int], recorded_ns: Sequence[int]) -> tup
         filled = np.where(unset, recorded + delay_ns, headers)
         return filled.tolist(), f"the stamps of {unset.sum()} images are not set: the recorded times are used for them"
     return headers.tolist(), ""
+
+
+def _is_other_time(headers: np.ndarray, recorded: np.ndarray) -> bool:
+    """Whether sorted stamps are no possible order of the recorded images, however late these came: a clock that jumps
+    makes the whole longer or shorter, or leaves a gap."""
+    if recorded[0] == recorded[-1]:
+        return False
+    longer = abs((headers[-1] - headers[0]) - (recorded[-1] - recorded[0]))
+    return bool(max(longer, np.diff(headers).max() - np.diff(recorded).max()) > DISORDER_NS)
 
 
 def _longest_run(flags: np.ndarray) -> int:
