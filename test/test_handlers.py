@@ -292,3 +292,13 @@ def test_a_changed_threshold_takes_effect_at_once(run, models):
         assert run.answers("q1") == [QueryStatus.NOT_FOUND]
     finally:
         models.config = config
+
+
+def test_an_image_that_is_too_large_is_rejected(run):
+    before = run.handlers._decaf.config
+    run.handlers.change_config(replace(before, {"node.max_image_mpx": 0.001}))
+    run.show(image(0))
+    run.handlers.change_config(before)
+    run.show(image(1))
+    assert (run.handlers.statistics.rejected, len(run.on("masks"))) == (1, 1)
+    assert "expected at most 0.001 megapixels (node.max_image_mpx), got 64 x 48 px" in run.warnings()[0]
