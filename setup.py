@@ -43,6 +43,8 @@ setup(
         "hydra-core>=1.3.2",  # reads sam2's configuration files
         "rosbags>=0.11",
         "rosbags-image>=0.10.2",
+        "lz4>=4.3",  # reads the chunks of MCAP files
+        "backports-zstd>=1.0; python_version < '3.14'",
     ],
     extras_require={
         # Apart, because it comes as source: SAM2_BUILD_CUDA=0 pip install --no-build-isolation 'decaf_ros[sam2]'

@@ -261,11 +261,21 @@ class WindowConfig(_Checked):
     size: int = _option(16, "max key frames in the window", 1, 256)
     keyframe_period_s: float = _option(0.5, "seconds between key frames", 0.0, 3600.0, live=True)
     min_frames: int = _option(4, "min key frames in the window before a query is grounded", 1, 256, live=True)
+    patience_s: float = _option(
+        30.0,
+        "a query that has waited this many seconds for min_frames key frames is answered with FAILED and what is "
+        "missing; by the times of arrival of the images (as recorded in a replay), by the wall clock while none comes",
+        0.1,
+        1e9,
+        live=True,
+    )
     jump_back_s: float = _option(
         0.2, "a stamp at least this many seconds before the last one restarts the stream (a looping bag)", 0.0, 3600.0
     )
     buffer_frames: int = _option(600, "max frames buffered for the catch-up", 1, 100000)
-    buffer_mib: float = _option(512.0, "max MiB of buffered frames", 1.0, 1048576.0)
+    buffer_mib: float = _option(
+        512.0, "max MiB of buffered frames and key frames; at least min_frames key frames stay", 1.0, 1048576.0
+    )
 
 
 @dataclass(frozen=True)
@@ -328,6 +338,13 @@ class NodeConfig(_Checked):
         "best_effort", "QoS reliability of the image subscription", choices=("best_effort", "reliable")
     )
     drop_frames: bool = _option(True, "keep only the newest waiting image; false: queue all, for evaluation only")
+    max_image_mpx: float = _option(
+        50.0,
+        "images with more megapixels are rejected, by their header, before they are decoded; also in bags and videos",
+        0.001,
+        1e6,
+        live=True,
+    )
     max_query_chars: int = _option(1000, "max length of a query in characters; longer ones are refused", 1, 1000000)
     diagnostics_period_s: float = _option(1.0, "seconds between diagnostics messages", 0.05, 3600.0)
 

@@ -111,7 +111,7 @@ class Robot:
             self.node.create_subscription(kind, topic, self.received[topic].append, qos)
         self._camera = self.node.create_publisher(Image, "image", 5)
         self._compressed = self.node.create_publisher(CompressedImage, "image/compressed", 5)
-        self._query = self.node.create_publisher(String, "query", 10)
+        self._query = self.node.create_publisher(String, "query", 100)
         self._set_parameters = self.node.create_client(SetParameters, "segmenter/set_parameters")
         self._change_state = self.node.create_client(ChangeState, "segmenter/change_state")
         self._get_state = self.node.create_client(GetState, "segmenter/get_state")
@@ -168,11 +168,11 @@ class Robot:
         self._compressed.publish(message)
         return stamp
 
-    def show_until(self, condition: Callable[[], object], description: str) -> None:
+    def show_until(self, condition: Callable[[], object], description: str, **changes) -> None:
         until = time.monotonic() + TIMEOUT_S
         while not condition():
             assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {description}"
-            self.show(1)
+            self.show(1, **changes)
 
     def ask(self, text: str) -> str:
         """Publishes a query, waits until it is received and returns its id."""

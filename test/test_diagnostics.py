@@ -66,6 +66,11 @@ def _noticed(level: str) -> dict:
     [
         ({}, DiagnosticStatus.OK, "waiting for a query"),
         ({"event": QueryEvent(QUERY, QueryState.GROUNDING)}, DiagnosticStatus.OK, "query q3: GROUNDING"),
+        (
+            {"event": QueryEvent(QUERY, QueryState.RECEIVED, "waiting for key frames: 1 of 4")},
+            DiagnosticStatus.WARN,
+            "query q3: RECEIVED: waiting for key frames: 1 of 4",
+        ),
         ({"phase": "inactive"}, DiagnosticStatus.WARN, "inactive"),
         ({"phase": "unconfigured", "failure": "no model"}, DiagnosticStatus.ERROR, "no model"),
         ({"received": 0, "used": 0, "result_ns": 0}, DiagnosticStatus.WARN, "no image received yet"),

@@ -14,101 +14,26 @@ import pytest
 pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 
+from handler_run import PERIOD_NS, START_NS, Run, image, tiny_models
 from sensor_msgs.msg import CompressedImage, Image
 
-from decaf_ros.config import DecafConfig, replace
-from decaf_ros.io.messages import header, stamp_ns
+from decaf_ros.config import replace
+from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.online import handlers as handlers_module
-from decaf_ros.online.handlers import Handlers
 from decaf_ros.pipeline import Decaf
 
 pytestmark = pytest.mark.ros
 
-START_NS = 1_700_000_000_000_000_000
-PERIOD_NS = 50_000_000
-ANSWERS = range(QueryStatus.TRACKING, QueryStatus.SUPERSEDED + 1)
-
 
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
-    return Decaf.from_config(
-        replace(
-            DecafConfig(),
-            {
-                "mllm.checkpoint": str(tiny_mllm_dir),
-                "mllm.local_files_only": True,
-                "mllm.video_tokens": 16,
-                "sam2.checkpoint": str(tiny_sam2_dir),
-                "grounding.mode": "fast",
-                "window.size": 3,
-                "window.min_frames": 2,
-                "window.keyframe_period_s": 0.1,
-                "segmentation.max_points": 2,
-                "segmentation.fallback": "best",
-                "presence.threshold": 0.0,
-                "regrounding.policy": "off",
-                "node.max_query_chars": 50,
-            },
-        )
-    )
-
-
-class Run:
-    """Handlers with a record of their published messages and log lines, in order."""
-
-    def __init__(self, decaf: Decaf, **options) -> None:
-        self.published: list[tuple[str, object]] = []
-        self.log: list[tuple[str, str]] = []
-        self.handlers = Handlers(
-            decaf,
-            make_message,
-            lambda *output: self.published.append(output),
-            lambda *line: self.log.append(line),
-            **options,
-        )
-
-    def show(self, *messages: Image) -> None:
-        for message in messages:
-            self.handlers.on_image(message)
-
-    def ask(self, text: str) -> str:
-        query = self.handlers.new_query(text, 0)
-        self.handlers.on_query(query)
-        return query.id
-
-    def on(self, topic: str) -> list:
-        return [message for name, message in self.published if name == topic]
-
-    def stamps(self, topic: str) -> list[int]:
-        return [stamp_ns(message.header.stamp) for message in self.on(topic)]
-
-    def states(self, query_id: str) -> list[int]:
-        return [status.state for status in self.on("status") if status.query_id == query_id]
-
-    def answers(self, query_id: str) -> list[int]:
-        return [state for state in self.states(query_id) if state in ANSWERS]
-
-    def warnings(self) -> list[str]:
-        return [text for level, text in self.log if level != "info"]
+    return tiny_models(tiny_mllm_dir, tiny_sam2_dir)
 
 
 @pytest.fixture
 def run(models) -> Run:
     return Run(models)
-
-
-def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
-    """Frame `number` of a camera; a disc moves to the right."""
-    pixels = np.full((*size_hw, 3), 40, np.uint8)
-    cv2.circle(pixels, (10 + 2 * number, size_hw[0] // 2), 8, (230, 60, 30), cv2.FILLED)
-    message = Image(height=size_hw[0], width=size_hw[1], encoding="rgb8", step=3 * size_hw[1])
-    message.header = header(make_message, START_NS + number * PERIOD_NS, "camera")
-    message.data = array.array("B", pixels.tobytes())
-    for name, value in changes.items():
-        setattr(message, name, value)
-    return message
 
 
 def test_every_used_frame_gets_one_message_per_topic_with_its_header(run):
@@ -367,3 +292,13 @@ def test_a_changed_threshold_takes_effect_at_once(run, models):
         assert run.answers("q1") == [QueryStatus.NOT_FOUND]
     finally:
         models.config = config
+
+
+def test_an_image_that_is_too_large_is_rejected(run):
+    before = run.handlers._decaf.config
+    run.handlers.change_config(replace(before, {"node.max_image_mpx": 0.001}))
+    run.show(image(0))
+    run.handlers.change_config(before)
+    run.show(image(1))
+    assert (run.handlers.statistics.rejected, len(run.on("masks"))) == (1, 1)
+    assert "expected at most 0.001 megapixels (node.max_image_mpx), got 64 x 48 px" in run.warnings()[0]

@@ -123,6 +123,110 @@ def test_compressed_grey():
     assert compressed_to_rgb(compressed(".png", RGB[..., 0])).shape == RGB.shape
 
 
+BAYER = {"rggb": "rg", "bggr": "bg", "gbrg": "gb", "grbg": "gr"}
+
+
+def stored(pixels: np.ndarray, suffix: str, text: str) -> SimpleNamespace:
+    """A CompressedImage as image_transport's publisher writes it: OpenCV encodes `pixels` without looking at `text`."""
+    return SimpleNamespace(format=text, data=cv2.imencode(suffix, pixels)[1].tobytes())
+
+
+def plain(rgb: tuple[int, int, int], *more: int) -> np.ndarray:
+    return np.full((16, 24, 3 + len(more)), (*rgb, *more), np.uint8)
+
+
+# The pixels as the publisher gives them to OpenCV: red first for `rgb8; tiff compressed`.
+RED, REVERSED = (220, 60, 30), (30, 60, 220)
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "pixels"),
+    [
+        ("rgb8; tiff compressed ", ".tiff", plain(RED)),
+        ("RGB8;tiff compressed", ".tiff", plain(RED)),
+        ("rgb8;  png  compressed", ".png", plain(RED)),
+        ("RGB8;jpeg compressed rgb8", ".jpg", plain(RED)),
+        ("bgr8; jpeg compressed rgb8", ".jpg", plain(RED)),
+        ("rgba8; tiff compressed ", ".tiff", plain(RED, 9)),
+        ("rgba8; png compressed rgba8", ".png", plain(RED, 9)),
+        ("rgb16; tiff compressed ", ".tiff", plain(RED).astype(np.uint16) * 257),
+        ("rgb8; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("rgb8; png compressed bgr8", ".png", plain(REVERSED)),
+        ("rgb16; png compressed bgr16", ".png", plain(REVERSED).astype(np.uint16) * 257),
+        ("rgba8; png compressed bgr8", ".png", plain(REVERSED)),
+        ("bgr8; tiff compressed ", ".tiff", plain(REVERSED)),
+        ("bgr8; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("bgra8; png compressed bgra8", ".png", plain(REVERSED, 9)),
+        ("bgra8; tiff compressed", ".tiff", plain(REVERSED, 9)),
+        ("bayer_grbg8; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("yuv422; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("mono8; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("8UC3; jpeg compressed bgr8", ".jpg", plain(REVERSED)),
+        ("8UC3; png compressed ", ".png", plain(REVERSED)),
+        ("jpeg", ".jpg", plain(REVERSED)),
+        ("png", ".png", plain(REVERSED, 9)),
+        ("", ".png", plain(REVERSED)),
+        ("rgb8", ".jpg", plain(REVERSED)),
+        ("mystery; jpeg compressed", ".jpg", plain(REVERSED)),
+    ],
+)
+def test_the_source_encoding_is_honoured(text, suffix, pixels):
+    found = compressed_to_rgb(stored(pixels, suffix, text), warn=pytest.fail)
+    np.testing.assert_allclose(found, plain(RED), atol=3)
+
+
+@pytest.mark.parametrize("pattern", list(BAYER))
+@pytest.mark.parametrize(
+    ("suffix", "text", "scale"),
+    [
+        (".png", "bayer_{}8; png compressed ", 1),
+        (".png", "BAYER_{}8; png compressed bayer_{}8", 1),
+        (".tiff", "bayer_{}8; tiff compressed ", 1),
+        (".png", "bayer_{}16; png compressed ", 257),
+        (".jpg", "bayer_{}8; jpeg compressed ", 1),
+    ],
+)
+def test_a_compressed_mosaic_is_a_colour_picture(pattern, suffix, text, scale):
+    colour = dict(zip("rgb", (200, 100, 30)))
+    tile = np.array([colour[letter] for letter in pattern], np.uint16).reshape(2, 2) * scale
+    mosaic = np.tile(tile, (8, 8)).astype(np.uint8 if scale == 1 else np.uint16)
+    said: list[str] = []
+    found = compressed_to_rgb(stored(mosaic, suffix, text.replace("{}", pattern)), said.append)
+    np.testing.assert_allclose(found[7, 7], [200, 100, 30], atol=1 if suffix != ".jpg" else 40)
+    assert ["JPEG blurs the mosaic" in text for text in said] == [True] * (suffix == ".jpg")
+
+
+@pytest.mark.parametrize(
+    ("text", "scale"),
+    [
+        ("mono8; png compressed ", 1),
+        ("mono8; png compressed mono8", 1),
+        ("8UC1; png compressed", 1),
+        ("png", 1),
+        ("png", 257),
+        ("mono16; png compressed ", 257),
+    ],
+)
+def test_compressed_grey_of_8_and_16_bits(text, scale):
+    grey = np.arange(64).reshape(8, 8)
+    found = compressed_to_rgb(stored((grey * scale).astype(np.uint8 if scale == 1 else np.uint16), ".png", text))
+    np.testing.assert_array_equal(found, np.repeat(grey[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix", "dtype"),
+    [
+        ("16UC1; png compressed ", ".png", np.uint16),
+        ("16UC1; tiff compressed", ".tiff", np.uint16),
+        ("32FC1; tiff compressed ", ".tiff", np.float32),
+        ("tiff", ".tiff", np.float32),
+    ],
+)
+def test_a_compressed_depth_image_is_no_picture(text, suffix, dtype):
+    with pytest.raises(ValueError, match="expected (a colour or grey image, got '.*', such as a depth|8 or 16 bits)"):
+        compressed_to_rgb(stored(np.full((4, 4), 1500, dtype), suffix, text))
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_truncated_compressed(suffix):
     message = compressed(suffix, np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -89,6 +90,29 @@ def test_missing_weights_are_named(tmp_path, family):
             load(tmp_path)
     save_file(whole, weights, {"format": "pt"})
     assert load(tmp_path).layers
+
+
+@pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch, file):
+    """Not even if somebody pipes a "y" into the process: transformers would ask on the terminal."""
+    folder, marker = write_tiny_mllm(tmp_path / "model"), tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(marker)!r}, 'w')\nclass Own: pass\n")
+    document = json.loads((folder / file).read_text()) if (folder / file).exists() else {}
+    names = ("AutoConfig", "AutoProcessor", "AutoTokenizer", "AutoModelForImageTextToText")
+    document["auto_map"] = {name: ["own.Own", None] if name == "AutoTokenizer" else "own.Own" for name in names}
+    if file == "config.json":
+        document["model_type"] = "own_kind"
+    else:
+        document |= {"processor_class": "OwnProcessor", "tokenizer_class": "OwnTokenizer"}
+    (folder / file).write_text(json.dumps(document))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    if file == "config.json":
+        with pytest.raises(ValueError, match="expected a model of type qwen2_vl, .* its own code, which is never run"):
+            load(folder)
+    else:
+        with contextlib.suppress(ValueError):  # some versions fall back to the classes of the model type
+            load(folder)
+    assert not marker.exists()
 
 
 @pytest.fixture(scope="module")

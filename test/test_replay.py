@@ -217,6 +217,28 @@ def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, caps
     assert answers == [QueryState.TRACKING]
 
 
+def test_a_bag_without_stamps_is_answered_the_same_each_time(play, tmp_path, capsys):
+    messages = [("/camera/image", _image(number)) for number in range(10)]
+    for _, message in messages:
+        message.header.stamp.sec = message.header.stamp.nanosec = 0
+    bag = _write(tmp_path / "bag", messages)
+    stamps = []
+    for name in ("first", "second"):
+        code, out = play(bag, "--query", "the red disc", name=name)
+        assert code == 0 and _states(out, "q1")[-1] == QueryState.TRACKING
+        stamps.append(_stamps(out, "masks"))
+    # The recorded times.
+    assert stamps[0] == stamps[1] == [START_NS + DELAY_NS + PERIOD_NS * number for number in range(1, 11)]
+    assert capsys.readouterr().err.count("image stamps are not set (0 ns): times of arrival are used instead") == 2
+
+
+def test_a_query_without_usable_images_fails_after_the_patience(play, tmp_path, capsys):
+    damaged = [("/camera/image", _image(number, data=np.zeros(100, np.uint8))) for number in range(1, 40)]
+    code, out = play(_write(tmp_path / "bag", [*_camera(0), *damaged]), "--query", "x", "--set", "window.patience_s=1")
+    assert code == 1 and _states(out, "q1") == [QueryState.RECEIVED, QueryState.FAILED]
+    assert "expected 2 key frames within 1 s (window.patience_s), got 1: 20 of 21 images" in capsys.readouterr().out
+
+
 def test_a_query_waiting_at_the_end_is_answered(play, tmp_path, capsys):
     code, out = play(_write(tmp_path / "bag", _camera(0)), "--query", "the red disc")
     assert code == 0

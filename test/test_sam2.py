@@ -9,6 +9,7 @@ import cv2
 import huggingface_hub.constants
 import numpy as np
 import pytest
+import sam2 as sam2_package
 import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
@@ -318,17 +319,43 @@ def test_broken_weights_are_named(tiny_sam2_dir, tmp_path, name):
         load_sam2(Sam2Config(str(tmp_path)))
 
 
+_BASE = "model: {_target_: sam2.modeling.sam2_base.SAM2Base"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("model: {_target_: os.system, command: ls}", "_target_ sam2.modeling.sam2_base.SAM2Base"),
         ("weights: 3", "section `model`"),
+        ("model: {_target_: ${nowhere}}", "expected the configuration of a SAM 2 model"),
         ("model: {_target_: sam2.modeling.sam2_base.SAM2Base}", "expected the configuration of a SAM 2 model"),
         ("model: {_target_: sam2.modeling.sam2_base.SAM2Base, trunk: [{_target_: os.system}]}", "got os.system"),
+        (f"{_BASE}, a: {{_target_: sam2.build_sam.torch.hub.load}}}}", "got sam2.build_sam.torch.hub.load"),
+        (f"{_BASE}, a: {{_target_: sam2.build_sam.torch.load, weights_only: false}}}}", "sam2.build_sam.torch.load"),
+        (f"{_BASE}, a: [[{{_target_: sam2.build_sam.os.system, _args_: [ls]}}]]}}", "got sam2.build_sam.os.system"),
+        (f"{_BASE}, a: {{b: {{_target_: sam2.modeling.sam2_base.torch.load}}}}}}", "sam2_base.torch.load"),
+        (f"{_BASE}, a: {{_target_: sam2.build_sam.build_sam2_hf}}}}", "got sam2.build_sam.build_sam2_hf"),
+        (f"{_BASE}, a: {{_target_: [os, system]}}}}", r"got \['os', 'system'\]"),
+        (
+            f"{_BASE}, a: {{_target_: 'sam2.${{model.b}}', b: x}}, b: build_sam.os.system}}",
+            "got sam2.build_sam.os.system",
+        ),
+        (f"{_BASE}, a: '\\${{oc.create:{{_target_:os.system}}}}'}}", "expected plain values, got .*os.system"),
+        (f"{_BASE}, a: {{weights_path: /tmp/any.pt}}}}", "expected no entry weights_path, got '/tmp/any.pt'"),
     ],
 )
-def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, text, message):
+def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, monkeypatch, text, message):
+    if text != f"{_BASE}}}":  # which lacks arguments
+        monkeypatch.setattr("decaf_ros.segmentation.sam2.instantiate", lambda *_, **__: pytest.fail("instantiated"))
     shutil.copy(tiny_sam2_dir / "model.safetensors", tmp_path)
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):
         load_sam2(Sam2Config(str(tmp_path)))
+
+
+def test_the_published_configurations_are_accepted():
+    from decaf_ros.segmentation.sam2 import HF_MODEL_ID_TO_FILENAMES, _read_model_config
+
+    package = Path(sam2_package.__file__).parent
+    for name, _ in HF_MODEL_ID_TO_FILENAMES.values():
+        assert _read_model_config(package / name)["_target_"].endswith("SAM2Base")

@@ -13,7 +13,9 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 domain_coordinator = pytest.importorskip("domain_coordinator")
 
+from builtin_interfaces.msg import Time
 from node_process import LATCHED, PROFILE, PROFILE_VARIABLES, Robot, SegmenterProcess, wait_for
+from std_msgs.msg import Header
 
 from decaf_ros.msg import QueryStatus
 
@@ -129,6 +131,37 @@ def test_each_query_of_a_burst_gets_one_answer(robot):
     wait_for(lambda: {status.query_id for status in latched} >= set(query_ids), "all queries for a late subscriber")
     robot.node.destroy_subscription(subscription)
     assert {states[0] for states in answers[:-1]} <= {QueryStatus.SUPERSEDED, QueryStatus.TRACKING}
+
+
+def test_every_query_of_a_large_burst_is_answered(robot):
+    """More than a subscription of the usual depth keeps, while frames are tracked."""
+    robot.show(8)
+    query_ids = robot.ask_all([f"object {number}" for number in range(60)])
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_ids[-1]), "tracking")
+    answers = [[state for state in robot.states(one) if state >= QueryStatus.TRACKING] for one in query_ids]
+    assert [len(states) for states in answers] == [1] * 60
+
+
+@pytest.mark.parametrize("stamps", ["zero", "frozen"])
+def test_a_camera_without_useful_stamps_is_answered(robot, process, stamps):
+    stamp = Time(sec=0 if stamps == "zero" else 1_700_000_000)
+    header = Header(stamp=stamp, frame_id="camera_optical")
+    query_id = robot.ask("the red square")
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_id), "tracking", header=header)
+    assert "times of arrival are used instead" in process.log
+
+
+def test_a_query_without_images_fails_after_the_patience(robot):
+    try:
+        assert robot.set_parameter("window.patience_s", 1.0)[0]
+        query_id = robot.ask("the red square")
+        wait_for(lambda: robot.states(query_id) == [QueryStatus.RECEIVED, QueryStatus.FAILED], "failed", timeout_s=5)
+        assert "within 1 s (window.patience_s), got 0: no image came" in robot.received["status"][-1].text
+        goal = robot.send_goal("the red square")
+        ended, result = goal.result()
+        assert (ended, result.state) == ("ABORTED", QueryStatus.FAILED) and "no image came" in result.text
+    finally:
+        robot.set_parameter("window.patience_s", 30.0)
 
 
 def test_parameters_change_while_it_runs(robot):

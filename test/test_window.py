@@ -73,12 +73,23 @@ def test_bounded_in_bytes_but_the_newest_stays():
     buffer = FrameBuffer()
     half_mib = (512, 341)  # 523,776 bytes
     for number in range(5):
-        buffer.push(_frame(number, half_mib), WindowConfig(buffer_mib=1.5))
+        buffer.push(_frame(number, half_mib), WindowConfig(buffer_mib=1.5, min_frames=1))
     assert (len(buffer), buffer.nbytes) == (3, 3 * 523_776)
     large = FrameBuffer()
     for number in range(2):
         large.push(_frame(number, (1024, 1024)), WindowConfig(buffer_mib=1.0))
     assert len(large) == 1 and large.newest.stamp_ns == 1_000_000_000
+
+
+def test_key_frames_count_against_the_bytes():
+    half_mib, buffer = (512, 341), FrameBuffer()
+    for number in range(40):
+        buffer.push(_frame(number / 10, half_mib), WindowConfig(buffer_mib=3.5, size=4, min_frames=2))
+    # Four key frames, and the newest frames that still fit.
+    assert (buffer.keyframe_count, len(buffer)) == (4, 3)
+    for number in range(40, 80):
+        buffer.push(_frame(number / 10, half_mib), WindowConfig(buffer_mib=1.0, size=4, min_frames=2))
+    assert (buffer.keyframe_count, len(buffer)) == (2, 1)
 
 
 def test_frames_after():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from decaf_ros.cli.clips import RejectedImages, load_clip, read_clip
+from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, replace
 
@@ -143,7 +143,8 @@ def _ask(decaf: Decaf, clip: ClipQueries) -> Iterator[Example]:
     from decaf_ros.evaluation.calibration import Example
     from decaf_ros.offline import check_clip, key_frames
 
-    frames = load_clip(read_clip(clip.file, clip.topic, clip.start_s, clip.duration_s, RejectedImages()))
+    max_mpx = decaf.config.node.max_image_mpx
+    frames = ClipSource(clip.file, clip.topic, clip.start_s, clip.duration_s, max_mpx=max_mpx).load()
     check_clip(frames)
     window = key_frames(frames, decaf.config.window.size)
     for present, texts in ((True, clip.present), (False, clip.absent)):

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
     if args.out.exists():
         raise FileExistsError(f"{args.out}: exists already")
     queries = [TimedQuery(*query) for query in args.query]
-    with BagReader(args.bag) as reader:
+    with BagReader(args.bag, lambda text: _log("warn", text)) as reader:
         check_times(reader, queries, args.image_topic)  # before the slow loading of the models
         decaf = Decaf.from_config(config)
         with BagWriter(args.out, args.storage) as writer:

@@ -1,4 +1,4 @@
-"""The command `decaf segment`: answers a query about a video or a bag, without ROS."""
+"""The command `decaf segment`: answers a query about a video, a folder of images or a bag, without ROS."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from decaf_ros.cli.clips import RejectedImages, load_clip, read_clip
+from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
+from decaf_ros.io.image_folder import DEFAULT_FPS
 from decaf_ros.io.results import FORMATS, ResultFolder, check_new_folder
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 from decaf_ros.version import __version__
@@ -25,17 +27,18 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `segment` to the commands of `decaf`."""
     parser = commands.add_parser(
         "segment",
-        help="answer a query about a video file or a ROS 2 bag",
-        description="Answers a query about a video file or a ROS 2 bag. By default the whole clip is used: key frames "
-        "spread evenly over it are grounded and every frame gets a mask. With --online the clip is played frame by "
-        "frame, like a robot's camera stream.",
+        help="answer a query about a video file, a folder of images or a ROS 2 bag",
+        description="Answers a query about a video file, a folder of images or a ROS 2 bag. By default the whole clip "
+        "is used: key frames spread evenly over it are grounded and every frame gets a mask. With --online the clip is "
+        "played frame by frame, like a robot's camera stream.",
     )
     parser.set_defaults(configure=read_config, run=run)
     add = parser.add_argument
-    add("input", type=Path, help="video file, bag folder, .mcap or .db3 file")
+    add("input", type=Path, help="video file, folder of JPEG or PNG images, bag folder, .mcap or .db3 file")
     add("--query", required=True, help='the object to find, such as "the mug that was just put down"')
     add("--out", type=Path, help="new folder for the results (default: NAME_decaf in the current folder)")
-    add("--topic", default="", help="image topic, for a bag with several")
+    add("--topic", default="", help="image topic, for a bag with several cameras")
+    add("--fps", type=float, default=DEFAULT_FPS, help="frames per second of a folder of images (%(default)g)")
     add_config_arguments(parser)
     add("--format", choices=FORMATS, default="png", help="masks as PNG files, as a bag with the node's topics, or both")
     add("--online", action="store_true", help="play the clip through the online segmenter, frame by frame")
@@ -60,12 +63,14 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     out = args.out or Path(f"{args.input.stem}_decaf")
     query = Query("cli", args.query)
     check_new_folder(out)
-    rejected = RejectedImages()
-    frames = read_clip(args.input, args.topic, args.start, args.duration, rejected)
+    source = ClipSource(args.input, args.topic, args.start, args.duration, args.fps, config.node.max_image_mpx)
+    # Check the clip before loading the models, which may take minutes.
+    frames = source.read() if args.online else iter(())
     clip: list[Frame] = []
-    if not args.online:
-        # Check the clip before loading the models, which may take minutes.
-        clip = load_clip(frames)
+    if args.online:
+        frames = chain([next(frames)], frames)
+    else:
+        clip = source.load()
         check_clip(clip)
     _log("loading the models")
     decaf = Decaf.from_config(config)
@@ -84,7 +89,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
             query=args.query,
             input=str(args.input),
             mode="online" if args.online else "offline",
-            frames_rejected=rejected.count,
+            frames_rejected=source.problems.rejected,
+            input_problems=source.problems.texts,
             version=__version__,
             seconds=round(time.monotonic() - started, 2),
             parameters={option.name: option.value for option in options(config)},
@@ -92,8 +98,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         assert results.last_event is not None
         if results.last_event.state == QueryState.FAILED:
             raise RuntimeError(results.last_event.text)
-    if rejected.count:
-        _log(f"warn: {rejected.count} of the clip's images could not be decoded and were left out")
+    if source.problems.rejected:
+        _log(f"warn: {source.problems.rejected} of the clip's images could not be decoded and were left out")
     _log(f"results in {summary.parent}: {', '.join(sorted(file.name for file in summary.parent.iterdir()))}")
 
 

@@ -40,13 +40,16 @@ def load_mllm(config: MllmConfig) -> Mllm:
     files are damaged, or it cannot be quantised as configured.
     """
     source = resolve_path(config.checkpoint)
-    local = config.local_files_only
+    # Without the second entry transformers asks on the terminal whether to run the code of a checkpoint's folder.
+    safely: dict[str, Any] = {"local_files_only": config.local_files_only, "trust_remote_code": False}
     try:
-        settings = AutoConfig.from_pretrained(source, local_files_only=local)
+        settings = AutoConfig.from_pretrained(source, **safely)
         # From the class: in some 4.57 releases the instance returns the type of its text model.
         model_type = type(settings).model_type
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
+    except ValueError as error:  # code in the folder, or a type that transformers does not know
+        raise ValueError(_foreign_checkpoint(config, error)) from error
     if model_type not in FAMILIES:
         raise ValueError(
             f"mllm.checkpoint {config.checkpoint!r}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}"
@@ -63,13 +66,15 @@ def load_mllm(config: MllmConfig) -> Mllm:
         # Some quantised weights cannot be moved afterwards.
         options["device_map"] = {"": str(device)}
     try:
-        processor = AutoProcessor.from_pretrained(source, local_files_only=local)  # type: ignore[no-untyped-call]
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            source, local_files_only=local, output_loading_info=True, **options
-        )
+        processor = AutoProcessor.from_pretrained(source, **safely)  # type: ignore[no-untyped-call]
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **safely, **options)
         model, loading_info = loaded
     except OSError as error:
         raise FileNotFoundError(_missing_checkpoint(config)) from error
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(_foreign_checkpoint(config, error)) from error
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError) as error:
@@ -120,6 +125,15 @@ def _quantization(method: str, dtype: torch.dtype, device: torch.device) -> Any:
     return BitsAndBytesConfig(  # type: ignore[no-untyped-call]
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=unquantised
     )
+
+
+def _foreign_checkpoint(config: MllmConfig, error: ValueError) -> str:
+    """The error text for a checkpoint that transformers itself does not know. Its advice to trust the code is left
+    out."""
+    expected = f"mllm.checkpoint {config.checkpoint!r}: expected a model of type {', '.join(FAMILIES)}"
+    if "trust_remote_code" in str(error):
+        return f"{expected}, got one that brings its own code, which is never run"
+    return f"{expected}: {str(error).strip().splitlines()[0]}"
 
 
 def _missing_checkpoint(config: MllmConfig) -> str:

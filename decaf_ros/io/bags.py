@@ -1,30 +1,46 @@
 """Reads and writes ROS 2 bags with `rosbags`, without a ROS installation.
 
-Reads a folder from `ros2 bag record` (mcap or sqlite3), or a bare .mcap or .db3 file. Writes a folder with one mcap or
+Reads a folder from `ros2 bag record` (mcap or sqlite3), or one of its files, whole or not: see
+`decaf_ros.io.bag_files`. Writes a folder with one mcap or
 sqlite3 file and metadata.yaml. The message definitions are embedded, so `ros2 bag`, `mcap` and rosbags can open it.
 """
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from rosbags.interfaces import Connection, MessageDefinitionFormat
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer, WriterError
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from decaf_ros.io import messages
+from decaf_ros.io.bag_files import ZSTD_MAGIC, open_files
+from decaf_ros.io.bag_files import is_bag as is_bag
 from decaf_ros.io.interfaces import MESSAGES, interface_text
+from decaf_ros.io.stamps import StreamStamps
+from decaf_ros.io.storage import zstd
+from decaf_ros.io.topics import UNREADABLE, ImageTopic, candidates, kind_of_image, ranked
 from decaf_ros.types import Frame
+
+_log = logging.getLogger(__name__)
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
-_SUFFIXES = (".mcap", ".db3")
+# Message encodings that can be read; sqlite3 bags of unknown origin may name none.
+_READABLE = ("cdr", "")
 
+# Messages that are looked at to tell what an image topic shows.
+_PROBED_MESSAGES = 5
 # The newest version that Humble reads. Version 9 changes the QoS format.
 _METADATA_VERSION: Final = 8
 
@@ -45,6 +61,13 @@ class BagTopic(NamedTuple):
     message_count: int
 
 
+class RecordedFrame(NamedTuple):
+    """A frame with the stamp of its header as it is, and the recording time of its message."""
+
+    frame: Frame
+    recorded_ns: int
+
+
 @lru_cache(maxsize=1)
 def typestore() -> Typestore:
     """The standard ROS 2 messages (Humble to Kilted) and those of this package. Shared: do not register more types."""
@@ -56,26 +79,30 @@ def typestore() -> Typestore:
     return store
 
 
-def is_bag(path: str | Path) -> bool:
-    """Whether `path` looks like a bag: a folder, or a file with suffix .mcap or .db3."""
-    path = Path(path)
-    return path.is_dir() or path.suffix in _SUFFIXES
-
-
 class BagReader:
-    """An open bag; a context manager. Raises FileNotFoundError, or ValueError for an unreadable bag."""
+    """An open bag; a context manager. Reading changes no file of it.
 
-    def __init__(self, path: str | Path) -> None:
+    Topics of other middleware or without a usable definition are listed, but only the topics that are read matter.
+
+    Args:
+        path: a folder from `ros2 bag record` (also without metadata.yaml, or with a wrong one), or one of its files.
+        warn: called once with each text about what is missing or cannot be read; the rest is read. Default: the log.
+
+    Raises FileNotFoundError, or ValueError if nothing can be read; the text says what it is and how to convert it.
+    """
+
+    def __init__(self, path: str | Path, warn: Callable[[str], None] = _log.warning) -> None:
         self.path = Path(path)
-        storage = _storage(self.path)
+        self._files = ExitStack()
+        self._warn = _once(warn)
         try:
-            self._reader = Reader(storage)
-            self._reader.open()
-        except FileNotFoundError:
+            self._storages = open_files(self.path, self._files, self._warn)
+        except BaseException:
+            self._files.close()
             raise
-        except Exception as error:  # for a damaged file rosbags raises anything: struct, apsw, memory errors
-            raise ValueError(f"{path}: not a readable bag: {error!r}") from error
+        self._channels = [channel for storage in self._storages for channel in storage.channels]
         self._stores: dict[str, Typestore] = {}
+        self._kinds: dict[str, str] = {}
 
     def __enter__(self) -> BagReader:
         return self
@@ -84,96 +111,144 @@ class BagReader:
         self.close()
 
     def close(self) -> None:
-        self._reader.close()
+        self._files.close()
 
     @property
     def topics(self) -> dict[str, BagTopic]:
         """All topics by name, in alphabetical order."""
         topics: dict[str, BagTopic] = {}
-        for connection in sorted(self._reader.connections, key=lambda connection: connection.topic):
-            topic = topics.get(connection.topic, BagTopic(connection.msgtype, 0))
-            topics[connection.topic] = BagTopic(connection.msgtype, topic.message_count + connection.msgcount)
+        for channel in sorted(self._channels, key=lambda channel: channel.topic):
+            topic = topics.get(channel.topic, BagTopic(channel.msgtype, 0))
+            topics[channel.topic] = BagTopic(topic.msgtype, topic.message_count + channel.message_count)
         return topics
 
     def image_topic(self, name: str = "") -> str:
-        """Checks the topic `name`; an empty name selects the only image topic.
+        """Checks the topic `name`; an empty name selects the camera: see `decaf_ros.io.topics`.
 
         Raises ValueError, which lists the candidates, if there is no such topic or the choice is ambiguous.
         """
-        images = {topic: entry for topic, entry in self.topics.items() if entry.msgtype in IMAGE_TYPES}
-        found = ", ".join(
-            f"{topic} ({entry.msgtype}, {entry.message_count} messages)" for topic, entry in images.items()
-        )
-        if name and name not in images:
-            raise ValueError(f"{self.path}: no image topic {name}; image topics: {found or 'none'}")
-        if not images:
-            raise ValueError(f"{self.path}: expected an image topic, got {', '.join(self.topics) or 'an empty bag'}")
-        if not name and len(images) > 1:
-            raise ValueError(f"{self.path}: several image topics, name one: {found}")
-        return name or next(iter(images))
+        readable = {channel.topic for channel in self._channels if channel.encoding in _READABLE}
+        images = {
+            topic: entry for topic, entry in self.topics.items() if entry.msgtype in IMAGE_TYPES and topic in readable
+        }
+        if name and name in images:
+            return name
+        found = [
+            ImageTopic(topic, entry.msgtype, entry.message_count, self._kind(topic)) for topic, entry in images.items()
+        ]
+        listed = ", ".join(map(str, ranked(found)))
+        if name:
+            raise ValueError(f"{self.path}: no image topic {name}; image topics: {listed or 'none'}")
+        if not found:
+            others = ", ".join(f"{topic} ({entry.msgtype})" for topic, entry in self.topics.items())
+            raise ValueError(f"{self.path}: expected an image topic, got {others or 'an empty bag'}")
+        cameras = candidates(found)
+        if not cameras:
+            raise ValueError(f"{self.path}: expected images of a camera, got only {listed}; name one if it is right")
+        if len(cameras) > 1:
+            raise ValueError(f"{self.path}: several image topics, name one: {listed}")
+        return cameras[0].name
 
     def messages(self, topics: Collection[str] = ()) -> Iterator[BagMessage]:
         """The messages of `topics` (empty: all topics) in recording order.
 
-        A bag split into several files is read file by file, like `ros2 bag play`. Raises ValueError if the bag is
-        truncated or damaged.
+        A bag split into several files is read file by file, like `ros2 bag play`. Damaged messages are left out and
+        reported.
         """
-        connections = [each for each in self._reader.connections if not topics or each.topic in topics]
-        if not connections:
-            return
-        try:
-            for connection, stamp_ns, data in self._reader.messages(connections):
-                yield BagMessage(connection.topic, connection.msgtype, stamp_ns, data)
-        except Exception as error:  # as in __init__
-            raise ValueError(f"{self.path}: the bag is truncated or damaged: {error!r}") from error
+        for storage in self._storages:
+            channels = {each.number: each for each in storage.channels if not topics or each.topic in topics}
+            for number, stamp_ns, data in storage.messages(channels) if channels else ():
+                if data.startswith(ZSTD_MAGIC):  # the recorder compressed each message; CDR begins with a zero
+                    try:
+                        data = zstd.decompress(data)
+                    except zstd.ZstdError as error:
+                        self._warn(f"{self.path}: {channels[number].topic}: a damaged message was left out: {error}")
+                        continue
+                yield BagMessage(channels[number].topic, channels[number].msgtype, stamp_ns, data)
 
     def deserialize(self, message: BagMessage) -> Any:
         """`message` as an object with the fields of its definition. Raises ValueError if the bytes do not fit it."""
-        store = self._store(message.msgtype)
         try:
-            return _deserialized(store, message)
+            return _deserialized(self._store(message.msgtype), message)
         except ValueError as error:
             raise ValueError(f"{self.path}: {message.topic}: {error}") from error
 
-    def frames(self, topic: str = "", reject: Callable[[str], None] | None = None) -> Iterator[Frame]:
-        """The images of `topic` (see `image_topic`) with the stamps of their headers and indices from 0.
+    def frames(
+        self, topic: str = "", reject: Callable[[str], None] | None = None, max_mpx: float = math.inf
+    ) -> Iterator[Frame]:
+        """The images of `topic` (see `image_topic`) in recording order, with indices from 0.
+
+        Their stamps are those of their headers, or the recorded times where those do not move: see
+        `decaf_ros.io.stamps.StreamStamps`.
 
         reject: called with an error text for each undecodable image, which is skipped together with its index. Without
-        `reject` such an image raises ValueError.
+        `reject` such an image raises ValueError. max_mpx: images of more megapixels are not decoded, but rejected.
         """
+        stamps = StreamStamps(lambda text: self._warn(f"{self.path}: {text}"))
+        for recorded in self.recorded_frames(topic, reject, max_mpx):
+            frame = recorded.frame
+            yield replace(frame, stamp_ns=stamps.settled(frame.stamp_ns, recorded.recorded_ns))
+
+    def recorded_frames(
+        self, topic: str = "", reject: Callable[[str], None] | None = None, max_mpx: float = math.inf
+    ) -> Iterator[RecordedFrame]:
+        """As `frames`, with the stamps as they are and the recorded times."""
         topic = self.image_topic(topic)
         for index, recorded in enumerate(self.messages([topic])):
             store = self._store(recorded.msgtype)
             try:
-                frame = messages.frame_from_message(_deserialized(store, recorded), index)
+                message = _deserialized(store, recorded)
+                frame = messages.frame_from_message(message, index, self._warn, max_mpx=max_mpx)
             except ValueError as error:
                 text = f"{self.path}: {topic}, message {index}: {error}"
                 if reject is None:
                     raise ValueError(text) from error
                 reject(text)
                 continue
-            yield frame
+            yield RecordedFrame(frame, recorded.stamp_ns)
+
+    def _kind(self, topic: str) -> str:
+        """The kind of an image topic by its name and first messages, see `decaf_ros.io.topics`."""
+        if topic not in self._kinds:
+            self._kinds[topic] = UNREADABLE
+            for message in islice(self.messages([topic]), _PROBED_MESSAGES):  # the first may be damaged
+                with suppress(ValueError):
+                    self._kinds[topic] = kind_of_image(topic, self.deserialize(message))
+                if self._kinds[topic] != UNREADABLE:
+                    break
+        return self._kinds[topic]
 
     def _store(self, msgtype: str) -> Typestore:
         """Types for reading `msgtype`: the definition embedded in the bag, else the one in `typestore()`."""
         if msgtype not in self._stores:
-            definitions = (
-                connection.msgdef.data
-                for connection in self._reader.connections
-                if connection.msgtype == msgtype and connection.msgdef.format == MessageDefinitionFormat.MSG
-            )
-            definition = next(definitions, None)
+            definitions = (each.definition for each in self._channels if each.msgtype == msgtype and each.definition)
+            definition = next(definitions, "")
+            known = msgtype in typestore().types
             store = typestore()
-            if definition is not None:
-                store = get_typestore(Stores.EMPTY)
+            if definition:
+                embedded = get_typestore(Stores.EMPTY)
                 try:
-                    store.register(get_types_from_msg(definition, msgtype))
-                except TypesysError as error:
-                    raise ValueError(f"{self.path}: bad definition of {msgtype}: {error}") from error
-            elif msgtype not in store.types:
+                    embedded.register(get_types_from_msg(definition, msgtype))
+                    store = embedded
+                except Exception as error:  # a TypesysError; for some texts the parser raises anything
+                    if not known:
+                        raise ValueError(f"{self.path}: bad definition of {msgtype}: {error}") from error
+            elif not known:
                 raise ValueError(f"{self.path}: expected a definition of {msgtype} in the bag or a standard message")
             self._stores[msgtype] = store
         return self._stores[msgtype]
+
+
+def _once(warn: Callable[[str], None]) -> Callable[[str], None]:
+    """`warn`, which is called once for each text."""
+    said: set[str] = set()
+
+    def say(text: str) -> None:
+        if text not in said:
+            said.add(text)
+            warn(text)
+
+    return say
 
 
 def _deserialized(store: Typestore, message: BagMessage) -> Any:
@@ -181,17 +256,6 @@ def _deserialized(store: Typestore, message: BagMessage) -> Any:
         return store.deserialize_cdr(message.data, message.msgtype)
     except Exception as error:  # a SerdeError; older versions of rosbags may raise anything
         raise ValueError(f"not a {message.msgtype}: {error!r}") from error
-
-
-def _storage(path: Path) -> Path:
-    """The path for rosbags: `path`, or the only file in a folder without metadata (an interrupted recording)."""
-    if not path.is_dir() or (path / "metadata.yaml").is_file():
-        return path
-    files = sorted(file for file in path.iterdir() if file.suffix in _SUFFIXES)
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "none"
-        raise ValueError(f"{path}: expected metadata.yaml, or a single .mcap or .db3 file; got {found}")
-    return files[0]
 
 
 class BagWriter:

@@ -1,16 +1,23 @@
 """Converts sensor_msgs Image and CompressedImage to RGB arrays. Needs no ROS types, only objects with their fields.
 
 The fields of a raw image are checked before decoding: an inconsistent message raises ValueError and never gives a
-garbled image. The `format` of a compressed image is not evaluated.
+garbled image.
 """
 
 from __future__ import annotations
 
+import io
+import math
+import re
+import sys
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-from rosbags.image import image_to_cvimage
+from PIL import Image
+from rosbags.image import ImageError, image_to_cvimage
 
 # Bytes per pixel of the colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
 ENCODINGS: dict[str, int] = {
@@ -33,6 +40,13 @@ ENCODINGS: dict[str, int] = {
 }
 # 4:2:2: each two neighbouring pixels share their chroma.
 _CHROMA_PAIRS = ("yuv422", "uyvy", "yuv422_yuy2", "yuyv")
+GREY_ENCODINGS = ("mono8", "mono16", "8uc1")
+# Channels by the name of an encoding without its bits, and the reverse for images whose encoding is not known.
+_CHANNELS = {"mono": 1, "rgb": 3, "bgr": 3, "rgba": 4, "bgra": 4}
+_CHANNELS |= {f"bayer_{pattern}": 1 for pattern in ("rggb", "bggr", "gbrg", "grbg")}
+_BY_CHANNELS = {1: "mono", 3: "bgr", 4: "bgra"}
+# Generic encodings of numbers (16UC1, 32FC1), in lower case.
+_NO_PICTURE = re.compile(r"(8|16|32|64)[usf]c\d+")
 
 # JPEG start of scan and end of image. Entropy-coded data contains neither, because each 0xff in it is escaped.
 _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
@@ -47,6 +61,13 @@ class _PackedImage(NamedTuple):
     encoding: str
     is_bigendian: bool
     data: np.ndarray
+
+
+class _File(NamedTuple):
+    """An image file with the fields of sensor_msgs/CompressedImage."""
+
+    format: str
+    data: bytes
 
 
 def check_image(height: int, width: int, encoding: str, step: int, data_length: int) -> int:
@@ -71,12 +92,22 @@ def check_image(height: int, width: int, encoding: str, step: int, data_length: 
     return row_bytes
 
 
-def image_to_rgb(message: Any) -> np.ndarray:
+def check_size(height: int, width: int, max_mpx: float) -> None:
+    """Raises ValueError for an image of more than `max_mpx` megapixels."""
+    if height * width > max_mpx * 1e6:
+        raise ValueError(
+            f"image: expected at most {max_mpx:g} megapixels (node.max_image_mpx), got {width} x {height} px"
+        )
+
+
+def image_to_rgb(message: Any, max_mpx: float = math.inf) -> np.ndarray:
     """Converts a sensor_msgs/Image (any object with its fields) to (H, W, 3) uint8, RGB. The array is a copy.
 
-    Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image`.
+    Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image` and
+    `check_size`.
     """
     height, width, encoding = message.height, message.width, message.encoding
+    check_size(height, width, max_mpx)
     data = np.frombuffer(message.data, np.uint8)
     row_bytes = check_image(height, width, encoding, message.step, data.size)
     rows = data.reshape(height, message.step)[:, :row_bytes]
@@ -90,32 +121,122 @@ def image_to_rgb(message: Any) -> np.ndarray:
         raise ValueError(f"image: cannot convert {width} x {height} {encoding} to RGB: {error.err}") from error
 
 
-def compressed_to_rgb(message: Any) -> np.ndarray:
+def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
     """Converts a sensor_msgs/CompressedImage (any object with its fields) to (H, W, 3) uint8, RGB.
 
-    Raises ValueError for empty data, a truncated JPEG or PNG, or data that OpenCV cannot decode (compressedDepth).
+    Honours the source encoding in `format`, see `_pixel_encoding`; scales 16 bits to 8.
+
+    Args:
+        warn: called with a text if the picture can be read, but not well.
+        max_mpx: a larger picture is refused by its header: a few kilobytes can unpack to gigabytes.
+
+    Raises:
+        ValueError: too large (`check_size`), empty data, a truncated JPEG or PNG, data that OpenCV cannot decode
+            (compressedDepth), or an image that is no picture, such as a depth image.
     """
-    data = np.frombuffer(message.data, np.uint8)
+    raw = bytes(message.data)
+    _check_header(raw, max_mpx)
+    image = _decoded(raw, message.format)
+    check_size(image.shape[0], image.shape[1], max_mpx)
+    encoding = _pixel_encoding(message.format, image)
+    if encoding.startswith("bayer") and raw.startswith(_JPEG) and warn is not None:
+        warn(f"compressed image: JPEG blurs the mosaic of {encoding}: colours are wrong at edges; record PNG or colour")
+    height, width = image.shape[:2]
+    packed = _PackedImage(height, width, encoding, sys.byteorder == "big", np.ascontiguousarray(image))
+    try:
+        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))  # type: ignore[arg-type]  # duck-typed
+    except (cv2.error, ImageError) as error:
+        text = f"compressed image: cannot convert {image.shape} {image.dtype} as {encoding} to RGB: {error}"
+        raise ValueError(text) from error
+
+
+def picture_to_rgb(data: bytes, max_mpx: float = math.inf) -> np.ndarray:
+    """Decodes an image file to (H, W, 3) uint8, RGB; ignores an EXIF orientation. Raises as `compressed_to_rgb`."""
+    return compressed_to_rgb(_File("", data), max_mpx=max_mpx)
+
+
+def _check_header(raw: bytes, max_mpx: float) -> None:
+    """Raises ValueError for a picture that its header says is too large. A header that Pillow does not know passes."""
+    if not math.isfinite(max_mpx):
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # checked here
+            with Image.open(io.BytesIO(raw)) as picture:
+                width, height = picture.size
+    except Image.DecompressionBombError as error:  # far beyond any limit that makes sense
+        raise ValueError(
+            f"image: expected at most {max_mpx:g} megapixels (node.max_image_mpx), got more: {error}"
+        ) from error
+    except Exception:  # Pillow raises anything for damaged data, which the decoding names better
+        return
+    check_size(height, width, max_mpx)
+
+
+def _decoded(raw: bytes, text: str) -> np.ndarray:
+    """The pixels as they are stored. text: the format, for errors."""
+    data = np.frombuffer(raw, np.uint8)
     if data.size == 0:
-        raise ValueError(f"compressed image: expected data, got none (format {message.format!r})")
-    raw = data.tobytes()
+        raise ValueError(f"compressed image: expected data, got none (format {text!r})")
     if (raw.startswith(_JPEG) and raw.rfind(_JPEG_END) < raw.rfind(_JPEG_SCAN)) or (
         raw.startswith(_PNG) and _PNG_END not in raw
     ):
         raise ValueError(f"compressed image: expected a whole image, got {data.size} bytes without its end marker")
     try:
-        # Ignore an EXIF orientation: the camera calibration refers to the stored pixel grid.
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+        # Unchanged: the order of channels and the number of bits are interpreted below, and an EXIF orientation is
+        # ignored, because the camera calibration refers to the stored pixel grid.
+        image = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     except cv2.error as error:
         raise ValueError(f"compressed image: cannot decode {data.size} bytes: {error.err}") from error
     if image is None:
         raise ValueError(
             f"compressed image: expected a JPEG, PNG or other image, got {data.size} bytes that OpenCV cannot decode "
-            f"(format {message.format!r})"
+            f"(format {text!r})"
         )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image
 
 
-def message_to_rgb(message: Any) -> np.ndarray:
-    """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB."""
-    return compressed_to_rgb(message) if hasattr(message, "format") else image_to_rgb(message)
+def source_encoding(message: Any) -> str:
+    """The encoding of the camera's image, in lower case: `encoding` of an Image; of a CompressedImage, what `format`
+    has before the semicolon, or "" if there is none."""
+    if not hasattr(message, "format"):
+        return str(message.encoding).lower()
+    source, semicolon, _ = message.format.partition(";")
+    return source.strip().lower() if semicolon else ""
+
+
+def _pixel_encoding(text: str, image: np.ndarray) -> str:
+    """The encoding of a decoded image, as image_transport's publisher of compressed images writes `format`.
+
+    It is "SOURCE; CODEC compressed TARGET". For a colour source in JPEG or PNG the publisher converts to BGR, which is
+    what OpenCV writes and reads, and TARGET says so (bgr8, bgr16). Otherwise (TIFF, mono, Bayer) TARGET is empty and
+    the pixels are as in the camera's image: a TIFF of rgb8 then has red where OpenCV's readers expect blue, and a Bayer
+    image is still a mosaic. Its subscriber takes everything without "compressed bgr" for RGB, which swaps the colours
+    of a TIFF of bgr8; here TARGET counts, and without it SOURCE. A `format` without a semicolon ("jpeg", "png"), or of
+    unknown encodings, says nothing about the order: then it is OpenCV's.
+
+    image: as decoded: (H, W) or (H, W, 1, 3 or 4). Raises ValueError for a source that is no picture.
+    """
+    channels = 1 if image.ndim == 2 else image.shape[2]
+    if image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(f"compressed image: expected 8 or 16 bits, got {image.dtype} (format {text!r})")
+    bits = 8 * image.dtype.itemsize
+    source, semicolon, rest = text.lower().partition(";")
+    source, target = source.strip(), rest.partition("compressed")[2].strip()
+    if semicolon and _NO_PICTURE.fullmatch(source) and source not in ("8uc1", "8uc3", "8uc4"):
+        raise ValueError(f"compressed image: expected a colour or grey image, got {source!r}, such as a depth image")
+    for encoding in (target, source) if semicolon else ():
+        name = re.sub(r"(8|16)$", "", encoding)
+        if _CHANNELS.get(name) == channels:
+            return f"{name}{bits}"
+    if channels not in _BY_CHANNELS:
+        raise ValueError(f"compressed image: expected 1, 3 or 4 channels, got {channels} (format {text!r})")
+    return f"{_BY_CHANNELS[channels]}{bits}"
+
+
+def message_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
+    """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB. warn, max_mpx:
+    see `compressed_to_rgb`."""
+    if hasattr(message, "format"):
+        return compressed_to_rgb(message, warn, max_mpx)
+    return image_to_rgb(message, max_mpx)

@@ -7,6 +7,7 @@ messages, lists of messages, and for number arrays NumPy arrays of the field's t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -49,12 +50,20 @@ def stamp_ns(stamp: Any) -> int:
     return int(stamp.sec * _NS_PER_S + stamp.nanosec)
 
 
-def frame_from_message(message: Any, index: int) -> Frame:
+def frame_from_message(
+    message: Any,
+    index: int,
+    warn: Callable[[str], None] | None = None,
+    settle: Callable[[int], int] = lambda stamp_ns: stamp_ns,
+    max_mpx: float = math.inf,
+) -> Frame:
     """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
 
-    Raises ValueError ("expected X, got Y") for an image that cannot be decoded.
+    warn, max_mpx: see `message_to_rgb`. settle: makes the frame's stamp from that of the header, only called for images
+    that can be decoded; see `decaf_ros.io.stamps`. Raises ValueError ("expected X, got Y") for the others.
     """
-    return Frame(message_to_rgb(message), stamp_ns(message.header.stamp), message.header.frame_id, index)
+    image = message_to_rgb(message, warn, max_mpx)
+    return Frame(image, settle(stamp_ns(message.header.stamp)), message.header.frame_id, index)
 
 
 def header(make: Make, stamp_ns: int, frame_id: str) -> Any:

@@ -12,6 +12,7 @@ from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.nodes.message_factory import time_message
 from decaf_ros.online.statistics import Statistics
+from decaf_ros.types import QueryState
 
 # A notice is reported as a current problem for this long.
 PROBLEM_S = 10.0
@@ -62,7 +63,12 @@ def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCount
     if statistics.result_ns and age_s > SILENCE_S:
         return DiagnosticStatus.WARN, f"the last published frame is {age_s:.1f} s old"
     event = statistics.event
-    return DiagnosticStatus.OK, f"query {event.query.id}: {event.state.name}" if event else "waiting for a query"
+    if event is None:
+        return DiagnosticStatus.OK, "waiting for a query"
+    text = f"query {event.query.id}: {event.state.name}"
+    if event.state == QueryState.RECEIVED and event.text:  # it waits for key frames, which may never come
+        return DiagnosticStatus.WARN, f"{text}: {event.text}"
+    return DiagnosticStatus.OK, text
 
 
 def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> list[tuple[str, str]]:

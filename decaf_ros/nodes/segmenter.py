@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from rclpy.clock import Clock, ClockType
 from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
@@ -34,6 +35,8 @@ from decaf_ros.types import Notice, Query
 if TYPE_CHECKING:
     from decaf_ros.online.handlers import Handlers
 
+_EVERY_QUERY = QoSProfile(history=HistoryPolicy.KEEP_ALL)
+_PATIENCE_PERIOD_S = 0.5
 _DEACTIVATED = "the node was deactivated"
 # Invariant: queries and images come only while the node is configured.
 _CONFIGURED = "the node is configured"
@@ -66,6 +69,7 @@ class Segmenter(LifecycleNode):
         steady = Clock(clock_type=ClockType.STEADY_TIME)
         period_s = self._options.config.node.diagnostics_period_s
         self._diagnostics_timer = self.create_timer(period_s, self._diagnose, clock=steady)
+        self._patience_timer = self.create_timer(_PATIENCE_PERIOD_S, self._check_patience, clock=steady)
         answer_impossible_transitions(self)
 
     # Transitions
@@ -188,7 +192,7 @@ class Segmenter(LifecycleNode):
 
     def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
         """Makes reliable publishers, which match any subscription. `status` is latched for late subscribers."""
-        latched = QoSProfile(depth=100, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+        latched = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         # The heatmaps of a whole window are published at once.
         qos: dict[str, QoSProfile | int] = {
             "heatmaps": config.window.size,
@@ -208,8 +212,9 @@ class Segmenter(LifecycleNode):
         compressed = config.node.image_transport == "compressed"
         kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
         return [
-            self.create_subscription(kind, topic, worker.put_image, qos),
-            self.create_subscription(String, "query", self._take_query, 10),
+            self.create_subscription(kind, topic, self._take_image, qos),
+            # All: each query gets an answer, also in a burst that comes faster than this process takes it.
+            self.create_subscription(String, "query", self._take_query, _EVERY_QUERY),
         ]
 
     def _publish(self, topic: str, message: Any) -> None:
@@ -234,6 +239,16 @@ class Segmenter(LifecycleNode):
             self.get_logger().info(text)
 
     # To and on the worker thread
+
+    def _take_image(self, message: Any) -> None:
+        """Notes when the image came: it may wait. A simulated clock that has not begun counts as none."""
+        if self._worker is not None:
+            arrival_ns = self.get_clock().now().nanoseconds or time.time_ns()
+            self._worker.put_image((message, arrival_ns))
+
+    def _check_patience(self) -> None:
+        if self._phase == "active" and self._worker and self._handlers and self._handlers.is_waiting:
+            self._worker.put_command(self._handlers.check_patience)
 
     def _take_query(self, message: String) -> None:
         self._ask(self._new_query(message.data))
@@ -261,9 +276,9 @@ class Segmenter(LifecycleNode):
         if self._handlers is not None:
             self._handlers.change_config(config)
 
-    def _handle_image(self, message: Any) -> None:
+    def _handle_image(self, item: tuple[Any, int]) -> None:
         assert self._handlers is not None, _CONFIGURED
-        self._handlers.on_image(message)
+        self._handlers.on_image(*item)
 
     def _end_stream(self) -> None:
         try:

@@ -13,8 +13,10 @@ from typing import Any
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.messages import Make, frame_from_message, frame_image, shortened, topic_messages
+from decaf_ros.io.stamps import StreamStamps
 from decaf_ros.io.viz import overlay
-from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.online.patience import Patience
+from decaf_ros.online.segmenter import RESET_NOTICE, OnlineSegmenter
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
@@ -84,6 +86,9 @@ class Handlers:
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
+        self._stamps = StreamStamps(self._warn_once)
+        self._patience = Patience()
+        self._warned: set[str] = set()
         self._frame_began = 0.0
         self._stopping = False
 
@@ -95,30 +100,61 @@ class Handlers:
         """Makes a query with id q1, q2, ... in call order and with its text stripped. stamp_ns: time of the query."""
         return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns, policy)
 
-    def on_image(self, message: Any) -> None:
-        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it."""
+    def on_image(self, message: Any, arrival_ns: int | None = None) -> None:
+        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it.
+
+        arrival_ns: when it came; default: now. Takes the place of a stamp that does not tell the time, see
+        `decaf_ros.io.stamps.StreamStamps`.
+        """
         began = time.perf_counter()
+        arrival_ns = time.time_ns() if arrival_ns is None else arrival_ns
+
+        def settle(stamp_ns: int) -> int:
+            return self._stamps.settled(stamp_ns, arrival_ns, self._decaf.config.window.jump_back_s)
+
         try:
-            frame = frame_from_message(message, self.statistics.used)
+            max_mpx = self._decaf.config.node.max_image_mpx
+            frame = frame_from_message(message, self.statistics.used, self._warn_once, settle, max_mpx)
         except ValueError as error:
-            self.reject_image(error)
+            self.reject_image(error, arrival_ns)
             return
+        self._patience.image(arrival_ns)
         self.statistics.used += 1
         self._frame_began = time.perf_counter()
         self.statistics.average("decode_ms", self._frame_began - began)
         self._online.observe(frame)
+        self.check_patience()
 
-    def reject_image(self, error: ValueError) -> None:
-        """Counts and reports an image that cannot be used."""
+    def reject_image(self, error: ValueError, arrival_ns: int | None = None) -> None:
+        """Counts and reports an image that cannot be used. arrival_ns: see `on_image`."""
         self.statistics.rejected += 1
+        self._patience.image(time.time_ns() if arrival_ns is None else arrival_ns, str(error))
         # The kind is the expectation in the error text, without numbers and the part that was received.
         self.report(Notice("warn", f"image rejected: {error}"), kind=re.sub(r"[,;].*|\d+", "", str(error)))
+        self.check_patience()
+
+    def check_patience(self) -> None:
+        """Answers a query with FAILED that has waited for key frames longer than `window.patience_s`. To be called now
+        and then if no image comes."""
+        waiting, window = self._online.waiting, self._decaf.config.window
+        if waiting is not None and self._patience.is_over(waiting.id, window.patience_s):
+            self._online.fail_waiting(
+                f"expected {window.min_frames} key frames within {window.patience_s:g} s (window.patience_s), got "
+                f"{self._online.buffer.keyframe_count}: {self._patience.missing}"
+            )
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a query waits for key frames. From any thread."""
+        return self._online.waiting is not None
 
     def on_query(self, query: Query) -> None:
         """Passes a query to the core. An empty text ends the current query. The answer is published on `status`."""
         self.statistics.queries += 1
         self._log("info", f"query {query.id}: {shortened(query.text)!r}")
         self._online.ask(query)
+        if self._online.query is query:  # a refused one leaves the current one waiting
+            self._patience.ask(query.id)
 
     def cancel(self, query_id: str, reason: str) -> None:
         """Ends the query if it is the current one. Does nothing for one that has ended."""
@@ -167,8 +203,17 @@ class Handlers:
         elif isinstance(output, StageEvent):
             self.statistics.stage = output
         elif not self._stopping:  # `stop` is intentional, so its notices are no problem
-            self.report(output, kind=output.text.split(":")[0])
+            kind, _, reason = output.text.partition(": ")
+            if kind == RESET_NOTICE:
+                self._patience.reset(reason)
+            self.report(output, kind=kind)
         self._watch(output)
+
+    def _warn_once(self, text: str) -> None:
+        """Reports something about the camera that stays as it is."""
+        if text not in self._warned and len(self._warned) < _MAX_KINDS:
+            self._warned.add(text)
+            self.report(Notice("warn", text), kind=text)
 
     def _publish_event(self, event: QueryEvent) -> None:
         query = event.query

@@ -114,12 +114,12 @@ def _handle(reader: BagReader, message: BagMessage, handlers: Handlers) -> None:
         if is_query:
             handlers.report(Notice("warn", f"query rejected: {error}"), kind="query rejected")
         else:
-            handlers.reject_image(error)
+            handlers.reject_image(error, message.stamp_ns)
         return
     if is_query:
         handlers.on_query(handlers.new_query(content.data, message.stamp_ns))
     else:
-        handlers.on_image(content)
+        handlers.on_image(content, message.stamp_ns)
 
 
 def _schedule(

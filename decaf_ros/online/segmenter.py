@@ -32,6 +32,7 @@ from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
 
 _log = logging.getLogger(__name__)
+RESET_NOTICE = "stream reset"
 _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
 
 
@@ -96,6 +97,13 @@ class OnlineSegmenter:
     def query(self) -> Query | None:
         """The current query: waiting, being grounded or tracked."""
         return self._current.query if self._current else None
+
+    @property
+    def waiting(self) -> Query | None:
+        """The current query if it has no answer and there are too few key frames to ground it."""
+        current = self._current
+        too_few = self.buffer.keyframe_count < self._config.window.min_frames
+        return current.query if current and not current.answered and too_few and not self._grounding else None
 
     # Inputs
 
@@ -163,9 +171,14 @@ class OnlineSegmenter:
             self._emit(Notice("warn", f"query {query_id}: tracking stopped: {reason}"))
         self._end_current(QueryState.CANCELLED, reason)
 
+    def fail_waiting(self, reason: str) -> None:
+        """Answers the current query with FAILED if it waits for key frames; else does nothing."""
+        if self.waiting:
+            self._end_current(QueryState.FAILED, reason)
+
     def reset(self, reason: str) -> None:
         """Restarts the stream: clears window, buffer and targets. The query stays and is grounded on the new window."""
-        self._emit(Notice("warn", f"stream reset: {reason}"))
+        self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
         self._decaf.sam2.hold(())
         self._warned_about_stamps = False

@@ -14,7 +14,8 @@ class FrameBuffer:
     """The last frames of one stream, oldest first, and its last key frames.
 
     Bounded by `window.buffer_frames` and `window.buffer_mib`. The oldest frames are dropped first; the newest always
-    stays. The last `window.size` key frames stay even after they have left the buffer.
+    stays. The last `window.size` key frames stay even after they have left the buffer, and count against its bytes. If
+    key frames alone are too many bytes, the oldest of them are dropped too, down to `window.min_frames`.
 
     The key-frame clock uses stamps. It ticks every `window.keyframe_period_s`; the first frame at or after a tick is a
     key frame. Ticks keep their phase, so camera jitter does not accumulate; a frame late by a period or more restarts
@@ -24,6 +25,7 @@ class FrameBuffer:
     def __init__(self) -> None:
         self._frames: deque[Frame] = deque()
         self._keyframes: deque[Frame] = deque()
+        self._buffered: set[Frame] = set()  # by identity
         self._nbytes = 0
         self._tick_ns: int | None = None
 
@@ -70,11 +72,25 @@ class FrameBuffer:
                 self._keyframes.popleft()
         self._frames.append(frame)
         self._nbytes += frame.image.nbytes
-        while len(self._frames) > 1 and (
-            len(self._frames) > config.buffer_frames or self._nbytes > config.buffer_mib * _MIB
-        ):
-            self._nbytes -= self._frames.popleft().image.nbytes
+        self._buffered.add(frame)
+        limit = config.buffer_mib * _MIB
+        while len(self._keyframes) > max(1, config.min_frames) and self._key_nbytes > limit:
+            self._keyframes.popleft()
+        while len(self._frames) > 1 and (len(self._frames) > config.buffer_frames or self._held_nbytes > limit):
+            oldest = self._frames.popleft()
+            self._buffered.remove(oldest)
+            self._nbytes -= oldest.image.nbytes
         return is_keyframe
+
+    @property
+    def _key_nbytes(self) -> int:
+        """Image bytes of the key frames."""
+        return sum(key.image.nbytes for key in self._keyframes)
+
+    @property
+    def _held_nbytes(self) -> int:
+        """Image bytes of all frames."""
+        return self._nbytes + sum(key.image.nbytes for key in self._keyframes if key not in self._buffered)
 
     def _advance_clock(self, frame: Frame, config: WindowConfig) -> bool:
         """Whether `frame` is a key frame."""
@@ -102,6 +118,7 @@ class FrameBuffer:
     def clear(self) -> None:
         """Forgets the stream."""
         self._frames.clear()
+        self._buffered.clear()
         self._keyframes.clear()
         self._nbytes = 0
         self._tick_ns = None

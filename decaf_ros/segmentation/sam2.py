@@ -17,10 +17,12 @@ import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 from sam2.modeling.sam2_base import SAM2Base
+from yaml import YAMLError
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.devices import resolve_device
@@ -32,6 +34,28 @@ from decaf_ros.types import Frame
 
 # Bytes of image features per decoder call on a CPU: they should fit its caches, larger batches are slower.
 CPU_BATCH_BYTES = 16 * 2**20
+# All that a model.yaml may instantiate: the modules of the published configurations. Hydra imports a dotted name and
+# walks its attributes, so a prefix is no guard: sam2.build_sam.torch.load is reachable through the imports of sam2.
+_MODULES = "sam2.modeling"
+_CLASSES = frozenset(
+    f"{_MODULES}.{name}"
+    for name in (
+        "backbones.hieradet.Hiera",
+        "backbones.image_encoder.FpnNeck",
+        "backbones.image_encoder.ImageEncoder",
+        "memory_attention.MemoryAttention",
+        "memory_attention.MemoryAttentionLayer",
+        "memory_encoder.CXBlock",
+        "memory_encoder.Fuser",
+        "memory_encoder.MaskDownSampler",
+        "memory_encoder.MemoryEncoder",
+        "position_encoding.PositionEmbeddingSine",
+        "sam.transformer.RoPEAttention",
+        "sam2_base.SAM2Base",
+    )
+)
+# Hiera unpickles a further file that this entry names.
+_REFUSED_ENTRY = "weights_path"
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -271,23 +295,32 @@ def _download(config: Sam2Config, filename: str) -> Path:
 
 
 def _read_model_config(path: Path) -> dict[str, Any]:
-    document = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    try:
+        document = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise ValueError(f"{path}: expected the configuration of a SAM 2 model: {error}") from error
     model = document.get("model") if isinstance(document, dict) else None
-    if not isinstance(model, dict) or model.get("_target_") != "sam2.modeling.sam2_base.SAM2Base":
-        raise ValueError(f"{path}: expected a section `model` with _target_ sam2.modeling.sam2_base.SAM2Base")
-    foreign = sorted(target for target in _targets(model) if not target.startswith("sam2."))
-    if foreign:  # instantiation calls every _target_
-        raise ValueError(f"{path}: expected only classes of the sam2 package, got {', '.join(foreign)}")
+    if not isinstance(model, dict) or model.get("_target_") != f"{_MODULES}.sam2_base.SAM2Base":
+        raise ValueError(f"{path}: expected a section `model` with _target_ {_MODULES}.sam2_base.SAM2Base")
+    _check_entries(path, model)
     return model
 
 
-def _targets(section: Any) -> Iterator[str]:
-    """Every _target_ in a nested section."""
+def _check_entries(path: Path, section: Any) -> None:
+    """Raises ValueError for anything in a nested section that could run code when it is instantiated."""
+    if isinstance(section, dict):
+        target = section.get("_target_")
+        if target is not None and (not isinstance(target, str) or target not in _CLASSES):
+            names = ", ".join(sorted(name.rpartition(".")[2] for name in _CLASSES))
+            raise ValueError(f"{path}: expected only the classes {names} of {_MODULES} as _target_, got {target}")
+        if section.get(_REFUSED_ENTRY) is not None:
+            raise ValueError(f"{path}: expected no entry {_REFUSED_ENTRY}, got {section[_REFUSED_ENTRY]!r}")
+    if isinstance(section, str) and "${" in section:
+        # An escaped interpolation, which the instantiation would resolve again, to any other section.
+        raise ValueError(f"{path}: expected plain values, got {section!r}")
     children = section.values() if isinstance(section, dict) else section if isinstance(section, list) else ()
-    if isinstance(section, dict) and "_target_" in section:
-        yield str(section["_target_"])
     for child in children:
-        yield from _targets(child)
+        _check_entries(path, child)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:

@@ -1,0 +1,101 @@
+"""Handlers with tiny models, and the images of a camera, for the tests of handlers and patience."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import array
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.msg")
+
+from sensor_msgs.msg import Image
+
+from decaf_ros.config import DecafConfig, replace
+from decaf_ros.io.messages import header, stamp_ns
+from decaf_ros.msg import QueryStatus
+from decaf_ros.nodes.message_factory import make_message
+from decaf_ros.online.handlers import Handlers
+from decaf_ros.pipeline import Decaf
+
+START_NS = 1_700_000_000_000_000_000
+PERIOD_NS = 50_000_000
+ANSWERS = range(QueryStatus.TRACKING, QueryStatus.SUPERSEDED + 1)
+
+
+def tiny_models(tiny_mllm_dir: Path, tiny_sam2_dir: Path) -> Decaf:
+    return Decaf.from_config(
+        replace(
+            DecafConfig(),
+            {
+                "mllm.checkpoint": str(tiny_mllm_dir),
+                "mllm.local_files_only": True,
+                "mllm.video_tokens": 16,
+                "sam2.checkpoint": str(tiny_sam2_dir),
+                "grounding.mode": "fast",
+                "window.size": 3,
+                "window.min_frames": 2,
+                "window.keyframe_period_s": 0.1,
+                "segmentation.max_points": 2,
+                "segmentation.fallback": "best",
+                "presence.threshold": 0.0,
+                "regrounding.policy": "off",
+                "node.max_query_chars": 50,
+            },
+        )
+    )
+
+
+class Run:
+    """Handlers with a record of their published messages and log lines, in order."""
+
+    def __init__(self, decaf: Decaf, **options) -> None:
+        self.published: list[tuple[str, object]] = []
+        self.log: list[tuple[str, str]] = []
+        self.handlers = Handlers(
+            decaf,
+            make_message,
+            lambda *output: self.published.append(output),
+            lambda *line: self.log.append(line),
+            **options,
+        )
+
+    def show(self, *messages: Image) -> None:
+        for message in messages:
+            self.handlers.on_image(message)
+
+    def ask(self, text: str) -> str:
+        query = self.handlers.new_query(text, 0)
+        self.handlers.on_query(query)
+        return query.id
+
+    def on(self, topic: str) -> list:
+        return [message for name, message in self.published if name == topic]
+
+    def stamps(self, topic: str) -> list[int]:
+        return [stamp_ns(message.header.stamp) for message in self.on(topic)]
+
+    def states(self, query_id: str) -> list[int]:
+        return [status.state for status in self.on("status") if status.query_id == query_id]
+
+    def answers(self, query_id: str) -> list[int]:
+        return [state for state in self.states(query_id) if state in ANSWERS]
+
+    def warnings(self) -> list[str]:
+        return [text for level, text in self.log if level != "info"]
+
+
+def image(number: int, size_hw: tuple[int, int] = (48, 64), **changes) -> Image:
+    """Frame `number` of a camera; a disc moves to the right."""
+    pixels = np.full((*size_hw, 3), 40, np.uint8)
+    cv2.circle(pixels, (10 + 2 * number, size_hw[0] // 2), 8, (230, 60, 30), cv2.FILLED)
+    message = Image(height=size_hw[0], width=size_hw[1], encoding="rgb8", step=3 * size_hw[1])
+    message.header = header(make_message, START_NS + number * PERIOD_NS, "camera")
+    message.data = array.array("B", pixels.tobytes())
+    for name, value in changes.items():
+        setattr(message, name, value)
+    return message

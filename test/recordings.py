@@ -1,0 +1,160 @@
+"""Recordings as real recorders leave them, for the tests: whole, killed, cut, with foreign topics."""
+
+from __future__ import annotations
+
+import shutil
+import sqlite3
+import struct
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from decaf_ros.io.bags import BagWriter, make_header, typestore
+from decaf_ros.io.mcap_file import MAGIC
+
+START_NS = 1_700_000_000_000_000_000
+STEP_NS = 100_000_000
+HEIGHT, WIDTH = 48, 64
+FRAMES = 30
+IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
+
+
+def picture(index: int) -> np.ndarray:
+    """A red box on grey that moves to the right."""
+    image = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
+    image[10:30, index + 5 : index + 25] = (220, 60, 60)
+    return image
+
+
+def place_of(image: np.ndarray) -> int:
+    """The index of a picture, from the place of its box; -1 if no red box is in it."""
+    columns = np.flatnonzero((image[20:28, :, 0].astype(int) - image[20:28, :, 2] > 90).all(axis=0))
+    return int(columns[0]) - 5 if len(columns) else -1
+
+
+def raw(index: int, stamp_ns: int):
+    pixels = picture(index)
+    header = make_header(stamp_ns, "cam")
+    return typestore().types[IMAGE](header, HEIGHT, WIDTH, "rgb8", 0, 3 * WIDTH, pixels.reshape(-1))
+
+
+def compressed(pixels: np.ndarray, text: str, suffix: str, stamp_ns: int = START_NS):
+    """pixels: as they are given to OpenCV."""
+    data = cv2.imencode(suffix, pixels)[1].reshape(-1)
+    return typestore().types[COMPRESSED](make_header(stamp_ns, "cam"), text, data)
+
+
+def write_bag(
+    path: Path,
+    storage: str = "mcap",
+    indices: Iterable[int] = range(FRAMES),
+    stamps: Iterable[int] | None = None,
+    topic: str = "/camera/image_raw",
+) -> Path:
+    """A bag with pictures, recorded every STEP_NS. stamps: of their headers; default: the recorded times."""
+    indices = list(indices)
+    times = [START_NS + place * STEP_NS for place in range(len(indices))]
+    with BagWriter(path, storage) as writer:
+        for index, recorded_ns, stamp_ns in zip(indices, times, stamps or times):
+            writer.write_message(topic, raw(index, stamp_ns), recorded_ns)
+    return path
+
+
+def storage_file(bag: Path) -> Path:
+    return next(file for file in bag.iterdir() if file.suffix in (".mcap", ".db3"))
+
+
+def write_split(folder: Path, parts: int = 3, storage: str = "mcap", names: str = "rec_{}") -> Path:
+    """A bag in several files of ten frames each, without metadata.yaml."""
+    folder.mkdir()
+    for part in range(parts):
+        bag = folder.parent / f"{folder.name}_part_{part}"
+        with BagWriter(bag, storage) as writer:
+            for index in range(10 * part, 10 * part + 10):
+                stamp_ns = START_NS + index * STEP_NS
+                writer.write_message("/camera/image_raw", raw(index, stamp_ns), stamp_ns)
+        file = storage_file(bag)
+        shutil.move(file, folder / (names.format(part) + file.suffix))
+        shutil.rmtree(bag)
+    return folder
+
+
+def write_metadata(folder: Path, files: Iterable[str], storage: str) -> None:
+    listed = "".join(f"\n  - {name}" for name in files) or " []"
+    text = (
+        f"rosbag2_bagfile_information:\n  version: 5\n  storage_identifier: {storage!r}\n  relative_file_paths:{listed}"
+    )
+    (folder / "metadata.yaml").write_text(text + "\n")
+
+
+def kill_recorder(bag: Path, journal: str = "wal") -> Path:
+    """Leaves a sqlite3 bag as a recorder that was killed does: with a journal beside it, and without metadata.yaml."""
+    file = storage_file(bag)
+    work = bag / "work.db3"
+    with closing(sqlite3.connect(file)) as source:
+        if journal == "journal":  # uncommitted changes are in the database, the journal takes them back
+            source.execute("PRAGMA cache_size=1")
+            source.execute("DELETE FROM messages WHERE id > 13")
+            source.execute("CREATE TABLE filler AS SELECT data FROM messages")
+            copies = [bag / "copy.db3", bag / "copy.db3-journal"]
+            shutil.copyfile(file, copies[0])
+            shutil.copyfile(f"{file}-journal", copies[1])
+            source.rollback()
+        else:
+            source.execute("PRAGMA journal_mode=WAL")
+            source.execute("PRAGMA wal_autocheckpoint=0")
+            rows = source.execute("SELECT * FROM messages WHERE id > 13").fetchall()
+            source.execute("DELETE FROM messages WHERE id > 13")
+            source.commit()
+            source.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            source.executemany("INSERT INTO messages VALUES (?, ?, ?, ?)", rows)
+            source.commit()
+            copies = [bag / "copy.db3", bag / "copy.db3-wal"]
+            shutil.copyfile(file, copies[0])
+            shutil.copyfile(f"{file}-wal", copies[1])
+    for left in bag.iterdir():
+        if not left.name.startswith("copy"):
+            left.unlink()
+    assert not work.exists() and copies[1].stat().st_size > 1000
+    return bag
+
+
+def _record(opcode: int, content: bytes) -> bytes:
+    return struct.pack("<BQ", opcode, len(content)) + content
+
+
+def _text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<I", len(data)) + data
+
+
+class McapBytes:
+    """Writes an MCAP file record by record, without chunks and index unless told: what other recorders write."""
+
+    def __init__(self, profile: str = "ros2") -> None:
+        self.data = MAGIC + _record(1, _text(profile) + _text("test"))
+        self._count = 0
+
+    def topic(self, name: str, kind: str, language: str, definition: bytes | str, encoding: str = "cdr") -> int:
+        self._count += 1
+        schema = struct.pack("<H", self._count) + _text(kind) + _text(language) + _text(definition)
+        channel = struct.pack("<HH", self._count, self._count) + _text(name) + _text(encoding) + _text(b"")
+        self.data += _record(3, schema) + _record(4, channel)
+        return self._count
+
+    def message(self, topic: int, stamp_ns: int, data: bytes) -> None:
+        self.data += _record(5, struct.pack("<HIQQ", topic, 0, stamp_ns, stamp_ns) + data)
+
+    def chunk(self, start_ns: int, end_ns: int, compression: str, packed: bytes, size: int) -> None:
+        head = struct.pack("<QQQI", start_ns, end_ns, size, 0) + _text(compression)
+        self.data += _record(6, head + struct.pack("<Q", len(packed)) + packed)
+
+    def end(self) -> bytes:
+        return self.data + _record(15, bytes(4)) + _record(2, bytes(20)) + MAGIC
+
+
+def image_bytes(index: int) -> bytes:
+    return bytes(typestore().serialize_cdr(raw(index, START_NS + index * STEP_NS), IMAGE))
