@@ -64,6 +64,14 @@ def test_every_format_has_a_header(monkeypatch, suffix):
         message_to_rgb(message(data), max_mpx=0.0019)
 
 
+@pytest.mark.parametrize("data", [cv2.imencode(".hdr", np.zeros((40, 50, 3), np.float32))[1].tobytes(), b"damaged"])
+def test_a_picture_without_a_header_that_can_be_read_is_refused(monkeypatch, data):
+    """OpenCV decodes formats that Pillow does not know, of any size."""
+    monkeypatch.setattr(images.cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    with pytest.raises(ValueError, match=r"expected a picture with a header.*format 'x'; UnidentifiedImageError"):
+        message_to_rgb(message(data, "x"), max_mpx=50)
+
+
 def test_a_raw_image_is_refused_by_its_fields():
     raw = SimpleNamespace(height=40, width=50, encoding="rgb8", step=150, is_bigendian=0, data=bytes(6000))
     assert message_to_rgb(raw, max_mpx=0.002).shape == (40, 50, 3)

@@ -218,6 +218,19 @@ def test_a_journal_is_read_and_nothing_is_changed(tmp_path, journal, metadata, a
     assert state(bag) == before
 
 
+def test_a_journal_that_cannot_be_applied_is_named(tmp_path, monkeypatch):
+    class Full(sqlite3.Connection):
+        def execute(self, sql, *parameters):
+            if "wal_checkpoint" in sql:
+                raise sqlite3.OperationalError("database or disk is full")
+            return super().execute(sql, *parameters)
+
+    bag = kill_recorder(write_bag(tmp_path / "bag", "sqlite3"))
+    connect = sqlite3.connect
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **options: connect(*args, factory=Full, **options))
+    assert "database or disk is full" in read(bag)[1]
+
+
 def test_segmenting_a_killed_recording(segment, tmp_path):
     bag = kill_recorder(write_bag(tmp_path / "bag", "sqlite3"))
     code, summary = segment("bag")

@@ -147,7 +147,7 @@ class McapFile:
                 is_whole = isinstance(record, Footer)
                 offset = self._file.tell()
         except _DAMAGED as error:
-            reason = f" ({error!r})"
+            reason = f" ({type(error).__name__})"
         if not is_whole:
             self._warn(
                 f"{self._path}: the file ends or is damaged at byte {offset}{reason}, as a recorder that was killed or "
