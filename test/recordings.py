@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 from mcap.writer import IndexType, Writer
 
+from decaf_ros.cli.clips import ClipSource
 from decaf_ros.io.bags import BagWriter, make_header, typestore
 
 START_NS = 1_700_000_000_000_000_000
@@ -166,3 +167,11 @@ def write_mcap(path: Path, indices: Iterable[int] = range(FRAMES), **options: An
 
 def image_bytes(index: int) -> bytes:
     return bytes(typestore().serialize_cdr(raw(index, START_NS + index * STEP_NS), IMAGE))
+
+
+def read(path: Path) -> tuple[list[int], str]:
+    """The places of the box in the clip's frames, and what was said about the input."""
+    source = ClipSource(path)
+    frames = source.load()
+    assert not source.problems.rejected
+    return [place_of(frame.image) for frame in frames], "\n".join(source.problems.texts)

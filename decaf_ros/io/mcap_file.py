@@ -28,7 +28,7 @@ MAGIC = b"\x89MCAP0\r\n"
 _ROS_LANGUAGE = "ros2msg"
 # `mcap` takes a chunk of any other compression for one that is not compressed.
 _COMPRESSIONS = ("", "lz4", "zstd")
-# What `mcap` raises for records that are cut or damaged. ValueError: texts that are not UTF-8.
+# Errors of `mcap` for records that are cut or damaged. ValueError: texts that are not UTF-8.
 _DAMAGED = (McapError, struct.error, ValueError, OverflowError, MemoryError)
 
 
