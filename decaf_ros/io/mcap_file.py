@@ -128,7 +128,7 @@ class McapFile:
         places: list[_Place] = []
         counts: Counter[int] = Counter()
         self._file.seek(0)
-        offset, is_whole, reason = len(MAGIC), False, ""
+        offset, is_whole = len(MAGIC), False
         try:
             for record in StreamReader(self._file, emit_chunks=True, record_size_limit=self._size).records:
                 found: Counter[int] = Counter()
@@ -146,13 +146,13 @@ class McapFile:
                     counts += found
                 is_whole = isinstance(record, Footer)
                 offset = self._file.tell()
-        except _DAMAGED as error:
-            reason = f" ({type(error).__name__})"
+        except _DAMAGED:
+            pass  # said below, with its place
         if not is_whole:
             self._warn(
-                f"{self._path}: the file ends or is damaged at byte {offset}{reason}, as a recorder that was killed or "
-                f"an incomplete copy leaves it; read up to there, in whole chunks. To repair it: `mcap recover "
-                f"{self._path.name} -o whole.mcap`"
+                f"{self._path}: the file is cut or damaged at byte {offset} (a recorder that was killed, or an "
+                f"incomplete copy); read up to there, in whole chunks. To repair it: `mcap recover {self._path.name} "
+                f"-o whole.mcap`"
             )
         return places, counts
 
