@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import struct
 import tracemalloc
 import zlib
@@ -105,4 +104,4 @@ def test_the_parameter_reaches_every_input(tmp_path, capsys):
             assert "expected at most 0.003 megapixels (node.max_image_mpx), got 64 x 48 px" in capsys.readouterr().err
     with pytest.raises(ValueError, match="got 64 x 48 px"):
         next(read_video(Path(tmp_path, "clip.mp4"), max_mpx=0.003))
-    assert json.dumps([frame.index for frame in read_video(tmp_path / "clip.mp4", max_mpx=0.1)]) == "[0, 1, 2]"
+    assert [frame.index for frame in read_video(tmp_path / "clip.mp4", max_mpx=0.1)] == [0, 1, 2]
