@@ -43,7 +43,7 @@ setup(
         "hydra-core>=1.3.2",  # reads sam2's configuration files
         "rosbags>=0.11",
         "rosbags-image>=0.10.2",
-        "lz4>=4.3",  # reads the chunks of MCAP files
+        "mcap>=1.2.1,<2",  # older ones have no limit of a damaged record's size
         "backports-zstd>=1.0; python_version < '3.14'",
     ],
     extras_require={

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import shutil
 import sqlite3
-import struct
 from collections.abc import Iterable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+from mcap.writer import IndexType, Writer
 
+from decaf_ros.cli.clips import ClipSource
 from decaf_ros.io.bags import BagWriter, make_header, typestore
-from decaf_ros.io.mcap_file import MAGIC
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
@@ -122,39 +123,55 @@ def kill_recorder(bag: Path, journal: str = "wal") -> Path:
     return bag
 
 
-def _record(opcode: int, content: bytes) -> bytes:
-    return struct.pack("<BQ", opcode, len(content)) + content
+# Without chunks, summary and index, and with them.
+PLAIN: dict[str, Any] = {
+    "use_chunking": False,
+    "index_types": IndexType.NONE,
+    "repeat_channels": False,
+    "repeat_schemas": False,
+    "use_statistics": False,
+    "use_summary_offsets": False,
+}
+CHUNKED: dict[str, Any] = {"chunk_size": 25_000}  # three images
 
 
-def _text(text: str | bytes) -> bytes:
-    data = text.encode() if isinstance(text, str) else text
-    return struct.pack("<I", len(data)) + data
+class McapFile:
+    """Writes an MCAP file as other recorders do; a context manager. options: of mcap.writer.Writer."""
 
+    def __init__(self, path: Path, profile: str = "ros2", **options: Any) -> None:
+        self._writer = Writer(str(path), **options)
+        self._writer.start(profile)
 
-class McapBytes:
-    """Writes an MCAP file record by record, without chunks and index unless told: what other recorders write."""
+    def __enter__(self) -> McapFile:
+        return self
 
-    def __init__(self, profile: str = "ros2") -> None:
-        self.data = MAGIC + _record(1, _text(profile) + _text("test"))
-        self._count = 0
+    def __exit__(self, *error: object) -> None:
+        self._writer.finish()
 
     def topic(self, name: str, kind: str, language: str, definition: bytes | str, encoding: str = "cdr") -> int:
-        self._count += 1
-        schema = struct.pack("<H", self._count) + _text(kind) + _text(language) + _text(definition)
-        channel = struct.pack("<HH", self._count, self._count) + _text(name) + _text(encoding) + _text(b"")
-        self.data += _record(3, schema) + _record(4, channel)
-        return self._count
+        data = definition.encode() if isinstance(definition, str) else definition
+        return self._writer.register_channel(name, encoding, self._writer.register_schema(kind, language, data))
 
     def message(self, topic: int, stamp_ns: int, data: bytes) -> None:
-        self.data += _record(5, struct.pack("<HIQQ", topic, 0, stamp_ns, stamp_ns) + data)
+        self._writer.add_message(topic, stamp_ns, data, stamp_ns)
 
-    def chunk(self, start_ns: int, end_ns: int, compression: str, packed: bytes, size: int) -> None:
-        head = struct.pack("<QQQI", start_ns, end_ns, size, 0) + _text(compression)
-        self.data += _record(6, head + struct.pack("<Q", len(packed)) + packed)
 
-    def end(self) -> bytes:
-        return self.data + _record(15, bytes(4)) + _record(2, bytes(20)) + MAGIC
+def write_mcap(path: Path, indices: Iterable[int] = range(FRAMES), **options: Any) -> Path:
+    """An MCAP file with pictures, in this order, recorded at the times of their indices."""
+    with McapFile(path, **options) as file:
+        camera = file.topic("/camera/image_raw", IMAGE, "", "")
+        for index in indices:
+            file.message(camera, START_NS + index * STEP_NS, image_bytes(index))
+    return path
 
 
 def image_bytes(index: int) -> bytes:
     return bytes(typestore().serialize_cdr(raw(index, START_NS + index * STEP_NS), IMAGE))
+
+
+def read(path: Path) -> tuple[list[int], str]:
+    """The places of the box in the clip's frames, and what was said about the input."""
+    source = ClipSource(path)
+    frames = source.load()
+    assert not source.problems.rejected
+    return [place_of(frame.image) for frame in frames], "\n".join(source.problems.texts)

@@ -88,7 +88,7 @@ def test_doubtful_masks_and_slivers_teach_nothing(known):
 
 
 def test_a_doubtful_mask_may_not_grow_or_come_back(known):
-    """What hides a target makes its mask smaller; SAM 2 slides to another object as it grows, or after a while."""
+    """An occluder makes the mask smaller; SAM 2 slides to another object as it grows, or after a while."""
     assert not known.contradicts(frame(10), _mask(40, 4), DOUBTFUL, CONFIG)
     assert known.contradicts(frame(10), _mask(40, 10), DOUBTFUL, CONFIG)
     assert not known.contradicts(frame(10), _mask(40, 10), LOOK, CONFIG)

@@ -1,8 +1,8 @@
 """Reads and writes ROS 2 bags with `rosbags`, without a ROS installation.
 
 Reads a folder from `ros2 bag record` (mcap or sqlite3), or one of its files, whole or not: see
-`decaf_ros.io.bag_files`. Writes a folder with one mcap or
-sqlite3 file and metadata.yaml. The message definitions are embedded, so `ros2 bag`, `mcap` and rosbags can open it.
+`decaf_ros.io.bag_files`. Writes a folder with one mcap or sqlite3 file and metadata.yaml. The message definitions are
+embedded, so `ros2 bag`, `mcap` and rosbags can open it.
 """
 
 from __future__ import annotations

@@ -135,7 +135,7 @@ def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None, m
             (compressedDepth), or an image that is no picture, such as a depth image.
     """
     raw = bytes(message.data)
-    _check_header(raw, max_mpx)
+    _check_header(raw, message.format, max_mpx)
     image = _decoded(raw, message.format)
     check_size(image.shape[0], image.shape[1], max_mpx)
     encoding = _pixel_encoding(message.format, image)
@@ -155,9 +155,10 @@ def picture_to_rgb(data: bytes, max_mpx: float = math.inf) -> np.ndarray:
     return compressed_to_rgb(_File("", data), max_mpx=max_mpx)
 
 
-def _check_header(raw: bytes, max_mpx: float) -> None:
-    """Raises ValueError for a picture that its header says is too large. A header that Pillow does not know passes."""
-    if not math.isfinite(max_mpx):
+def _check_header(raw: bytes, text: str, max_mpx: float) -> None:
+    """Raises ValueError for a picture that its header says is too large, or whose header cannot be read. text: the
+    format, for errors."""
+    if not raw or not math.isfinite(max_mpx):
         return
     try:
         with warnings.catch_warnings():
@@ -168,8 +169,11 @@ def _check_header(raw: bytes, max_mpx: float) -> None:
         raise ValueError(
             f"image: expected at most {max_mpx:g} megapixels (node.max_image_mpx), got more: {error}"
         ) from error
-    except Exception:  # Pillow raises anything for damaged data, which the decoding names better
-        return
+    except Exception as error:  # Pillow raises anything for damaged data
+        raise ValueError(
+            f"compressed image: expected a picture with a header, such as JPEG or PNG, got {len(raw)} bytes "
+            f"(format {text!r}; {type(error).__name__})"
+        ) from error
     check_size(height, width, max_mpx)
 
 

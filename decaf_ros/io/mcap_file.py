@@ -1,9 +1,9 @@
-"""Reads one MCAP file (https://mcap.dev/spec), as far as it goes.
+"""Reads one MCAP file (https://mcap.dev/spec) with the library `mcap`, as far as it goes.
 
-Own code, because rosbags reads a file completely or not at all: it refuses one with a single foreign schema (an
-encoding "unknown", a binary protobuf definition), without the profile "ros2", without an index and out of order, or
-without its end. A recorder that was killed leaves such a file; here all messages before the cut are read, also those of
-a chunk that was cut.
+Not with rosbags, which reads a file completely or not at all: it refuses one with a single foreign schema (an encoding
+"unknown", a binary protobuf definition), without the profile "ros2", without an index, or without its end. Nor with the
+readers of `mcap`, which end at the first damaged chunk and load a file without chunks into memory to sort it: here its
+records are read one by one, at the places that the summary or a first pass found.
 """
 
 from __future__ import annotations
@@ -13,33 +13,32 @@ import struct
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
-from zlib import crc32
+from typing import NamedTuple
 
-from lz4.frame import LZ4FrameDecompressor
+from mcap.exceptions import McapError
+from mcap.reader import SeekingReader
+from mcap.records import Channel as McapChannel
+from mcap.records import Chunk, Footer, McapRecord, Message, Schema
+from mcap.stream_reader import StreamReader, breakup_chunk
 
-from decaf_ros.io.storage import Channel, Stored, zstd
+from decaf_ros.io.storage import Channel, Stored
 
 MAGIC = b"\x89MCAP0\r\n"
-_SCHEMA, _CHANNEL, _MESSAGE, _CHUNK, _MESSAGE_INDEX, _FOOTER = 0x03, 0x04, 0x05, 0x06, 0x07, 0x02
-_RECORD, _MESSAGE_HEAD, _CHUNK_HEAD = struct.Struct("<BQ"), struct.Struct("<HIQQ"), struct.Struct("<QQQI")
-_U16, _U32, _U64 = struct.Struct("<H"), struct.Struct("<I"), struct.Struct("<Q")
 # Only a definition in this language is of use; all others are foreign.
 _ROS_LANGUAGE = "ros2msg"
-# Compressed bytes per step, so that those before a damaged place are still unpacked.
-_STEP_BYTES = 1 << 14
+# `mcap` takes a chunk of any other compression for one that is not compressed.
+_COMPRESSIONS = ("", "lz4", "zstd")
+# Errors of `mcap` for records that are cut or damaged. ValueError: texts that are not UTF-8.
+_DAMAGED = (McapError, struct.error, ValueError, OverflowError, MemoryError)
 
 
-class _Block(NamedTuple):
-    """A message, or a chunk of messages. offset, length: of the record's content in the file. start_ns, end_ns: log
-    times. counts: messages by channel; None: not known without reading the chunk."""
+class _Place(NamedTuple):
+    """A chunk or a message outside chunks. start_ns: its first log time. offset: in the file. channels: whose messages
+    it has; empty: not known."""
 
-    is_chunk: bool
-    offset: int
-    length: int
     start_ns: int
-    end_ns: int
-    counts: Counter[int] | None
+    offset: int
+    channels: frozenset[int]
 
 
 class McapFile:
@@ -51,19 +50,20 @@ class McapFile:
     def __init__(self, path: Path, warn: Callable[[str], None]) -> None:
         self._path = path
         self._warn = warn
-        self._schemas: dict[int, tuple[str, str]] = {}
-        self._channels: dict[int, tuple[str, int, str]] = {}
-        self._blocks: list[_Block] = []
+        self._size = path.stat().st_size
+        self._schemas: dict[int, Schema] = {}
+        self._channels: dict[int, McapChannel] = {}
+        self._counts: Counter[int] = Counter()
+        # None: not known yet, because the summary has no index of chunks.
+        self._places: list[_Place] | None = None
+        self.start_ns = 0
         self._file = path.open("rb")
         try:
             if self._file.read(len(MAGIC)) != MAGIC:
                 raise ValueError(f"{path}: expected an MCAP file, got another or an empty one")
-            if not self._index():
-                warn(
-                    f"{path}: the file has no end (a recorder that was killed, or an incomplete copy); read as far as "
-                    f"it goes. To repair it: `mcap recover {path.name} -o whole.mcap`"
-                )
-            self._counts = self._counted()
+            if not self._read_summary():
+                self._places, self._counts = self._scan()
+                self.start_ns = min((place.start_ns for place in self._places), default=0)
         except BaseException:
             self._file.close()
             raise
@@ -72,151 +72,110 @@ class McapFile:
         self._file.close()
 
     @property
-    def start_ns(self) -> int:
-        """Log time of the first message; 0 without one."""
-        return min((block.start_ns for block in self._blocks), default=0)
-
-    @property
     def channels(self) -> list[Channel]:
         found = []
-        for number, (topic, schema, encoding) in self._channels.items():
-            name, definition = self._schemas.get(schema, ("", ""))
-            found.append(Channel(number, topic, name, encoding, definition, self._counts[number]))
+        for channel in self._channels.values():
+            schema = self._schemas.get(channel.schema_id, Schema(0, b"", "", ""))
+            definition = schema.data.decode(errors="replace") if schema.encoding == _ROS_LANGUAGE else ""
+            count = self._counts[channel.id]
+            found.append(Channel(channel.id, channel.topic, schema.name, channel.message_encoding, definition, count))
         return found
 
     def messages(self, numbers: Collection[int]) -> Iterator[Stored]:
         """The messages of these channels, ordered by log time. Keeps only chunks in memory that overlap in time."""
+        if self._places is None:
+            self._places, _ = self._scan()
         wanted = set(numbers)
         waiting: list[tuple[int, int, Stored]] = []
         order = 0
-        for block in sorted(self._blocks, key=lambda block: block.start_ns):
-            if block.counts is not None and not wanted & block.counts.keys():
+        for place in sorted(self._places):
+            if place.channels and not wanted & place.channels:
                 continue
-            while waiting and waiting[0][0] < block.start_ns:
+            while waiting and waiting[0][0] < place.start_ns:
                 yield heapq.heappop(waiting)[2]
-            for stored in self._stored(block):
-                if stored.channel in wanted:
+            for record in self._read(place.offset):
+                if isinstance(record, Message) and record.channel_id in wanted:
+                    stored = Stored(record.channel_id, record.log_time, record.data)
                     heapq.heappush(waiting, (stored.stamp_ns, order, stored))
                     order += 1
         while waiting:
             yield heapq.heappop(waiting)[2]
 
-    def _index(self) -> bool:
-        """Finds schemas, channels, messages and chunks. Returns whether the file has its end."""
-        size, offset = self._path.stat().st_size, len(MAGIC)
-        while offset + _RECORD.size <= size:
-            self._file.seek(offset)
-            opcode, length = _RECORD.unpack(self._file.read(_RECORD.size))
-            offset += _RECORD.size
-            is_whole: bool = offset + length <= size
-            if opcode == _CHUNK and offset + _CHUNK_HEAD.size <= size:
-                start_ns, end_ns, _, _ = _CHUNK_HEAD.unpack(self._file.read(_CHUNK_HEAD.size))
-                self._blocks.append(_Block(True, offset, min(length, size - offset), start_ns, end_ns, None))
-            if opcode == _FOOTER or not is_whole:
-                return bool(opcode == _FOOTER) and is_whole
-            if opcode == _MESSAGE and length >= _MESSAGE_HEAD.size:
-                channel, _, stamp_ns, _ = _MESSAGE_HEAD.unpack(self._file.read(_MESSAGE_HEAD.size))
-                self._blocks.append(_Block(False, offset, length, stamp_ns, stamp_ns, Counter([channel])))
-            elif opcode == _MESSAGE_INDEX:
-                self._count(self._file.read(length))
-            elif opcode in (_SCHEMA, _CHANNEL):
-                self._define(opcode, self._file.read(length))
-            offset += length
-        return False
-
-    def _count(self, content: bytes) -> None:
-        """Adds the message index of one channel to the chunk before it."""
-        if self._blocks and self._blocks[-1].is_chunk:
-            last = self._blocks[-1]
-            counts = Counter() if last.counts is None else last.counts
-            # An entry has 16 bytes: log time and offset.
-            counts[_U16.unpack_from(content)[0]] += _U32.unpack_from(content, 2)[0] // 16
-            self._blocks[-1] = last._replace(counts=counts)
-
-    def _counted(self) -> Counter[int]:
-        """Messages by channel. Reads the chunks only if the indices do not say it, or channels are unknown."""
-        counts: Counter[int] = sum((block.counts or Counter() for block in self._blocks), Counter())
-        if all(block.counts is not None for block in self._blocks) and counts.keys() <= self._channels.keys():
-            return counts
-        for place, block in enumerate(self._blocks):
-            if block.is_chunk:
-                stamps = [(stored.channel, stored.stamp_ns) for stored in self._stored(block)]
-                # The times in the head of a chunk that was cut are those of the whole chunk.
-                start_ns, end_ns = (
-                    min((stamp for _, stamp in stamps), default=0),
-                    max((s for _, s in stamps), default=0),
-                )
-                counts_here = Counter(channel for channel, _ in stamps)
-                self._blocks[place] = block._replace(start_ns=start_ns, end_ns=end_ns, counts=counts_here)
-        self._blocks = [block for block in self._blocks if block.counts]
-        return sum((block.counts or Counter() for block in self._blocks), Counter())
-
-    def _stored(self, block: _Block) -> Iterator[Stored]:
-        self._file.seek(block.offset)
-        content = self._file.read(block.length)
-        for opcode, record in self._records(content, block.offset) if block.is_chunk else [(_MESSAGE, content)]:
-            if opcode == _MESSAGE and len(record) >= _MESSAGE_HEAD.size:
-                channel, _, stamp_ns, _ = _MESSAGE_HEAD.unpack_from(record)
-                yield Stored(channel, stamp_ns, bytes(record[_MESSAGE_HEAD.size :]))
-            elif opcode in (_SCHEMA, _CHANNEL):
-                self._define(opcode, record)
-
-    def _records(self, chunk: bytes, offset: int) -> Iterator[tuple[int, bytes]]:
-        """The whole records of a chunk."""
-        unpacked = memoryview(self._unpacked(chunk, offset))
-        place = 0
-        while place + _RECORD.size <= len(unpacked):
-            opcode, length = _RECORD.unpack_from(unpacked, place)
-            place += _RECORD.size
-            if place + length > len(unpacked):
-                return
-            yield opcode, bytes(unpacked[place : place + length])
-            place += length
-
-    def _unpacked(self, chunk: bytes, offset: int) -> bytes:
-        """The records of a chunk, decompressed up to the first damaged place."""
+    def _read_summary(self) -> bool:
+        """Takes the topics, counts and chunks from the summary. Returns False if there is none that says it all."""
+        self._file.seek(0)
         try:
-            _, _, size, checksum = _CHUNK_HEAD.unpack_from(chunk)
-            compression, place = _text(chunk, _CHUNK_HEAD.size)
-            packed = chunk[place + _U64.size :]
-        except struct.error:  # cut in its head
-            return b""
-        makers: dict[str, Callable[[], Any]] = {"zstd": zstd.ZstdDecompressor, "lz4": LZ4FrameDecompressor}
-        if compression and compression not in makers:
-            self._warn(f"{self._path}: expected compression zstd or lz4, got {compression!r}; chunk left out")
-            return b""
-        unpacked = packed
-        if compression:
-            decompressor, parts = makers[compression](), []
-            try:
-                for start in range(0, len(packed), _STEP_BYTES):
-                    if decompressor.eof:
-                        break
-                    parts.append(decompressor.decompress(packed[start : start + _STEP_BYTES]))
-            except Exception as error:  # each library has its own
-                self._warn(f"{self._path}: the chunk at byte {offset} is damaged: {error!r}")
-            unpacked = b"".join(parts)
-        if checksum and len(unpacked) == size and crc32(unpacked) != checksum:
-            self._warn(f"{self._path}: the chunk at byte {offset} is damaged: its checksum differs")
-        return unpacked
+            summary = SeekingReader(self._file, record_size_limit=self._size).get_summary()
+        except (*_DAMAGED, OSError):  # the file is cut, as the scan will find
+            return False
+        if summary is None or summary.statistics is None:
+            return False
+        counts, channels = Counter(summary.statistics.channel_message_counts), summary.channels
+        is_whole = counts.total() == summary.statistics.message_count and counts.keys() <= channels.keys()
+        if not is_whole or {channel.schema_id for channel in channels.values()} - {0} - summary.schemas.keys():
+            return False
+        self._channels, self._schemas, self._counts = channels, summary.schemas, counts
+        self.start_ns = summary.statistics.message_start_time
+        if summary.chunk_indexes:
+            self._places = [
+                _Place(chunk.message_start_time, chunk.chunk_start_offset, frozenset(chunk.message_index_offsets))
+                for chunk in summary.chunk_indexes
+            ]
+        return True
 
-    def _define(self, opcode: int, record: bytes) -> None:
+    def _scan(self) -> tuple[list[_Place], Counter[int]]:
+        """Reads the file up to its end or the first cut: places and messages by channel. Learns its definitions."""
+        places: list[_Place] = []
+        counts: Counter[int] = Counter()
+        self._file.seek(0)
+        offset, is_whole = len(MAGIC), False
         try:
-            number = _U16.unpack_from(record)[0]
-            if opcode == _SCHEMA:
-                name, place = _text(record, 2)
-                language, place = _text(record, place)
-                definition = _text(record, place)[0] if language == _ROS_LANGUAGE else ""
-                self._schemas[number] = name, definition
-            else:
-                topic, place = _text(record, 4)
-                self._channels[number] = topic, _U16.unpack_from(record, 2)[0], _text(record, place)[0]
-        except struct.error:
-            self._warn(f"{self._path}: a damaged definition was left out")
+            for record in StreamReader(self._file, emit_chunks=True, record_size_limit=self._size).records:
+                found: Counter[int] = Counter()
+                times = []
+                for part in self._parts(record, offset):
+                    if isinstance(part, Schema):
+                        self._schemas[part.id] = part
+                    elif isinstance(part, McapChannel):
+                        self._channels[part.id] = part
+                    elif isinstance(part, Message):
+                        found[part.channel_id] += 1
+                        times.append(part.log_time)
+                if times:
+                    places.append(_Place(min(times), offset, frozenset(found)))
+                    counts += found
+                is_whole = isinstance(record, Footer)
+                offset = self._file.tell()
+        except _DAMAGED:
+            pass  # said below, with its place
+        if not is_whole:
+            self._warn(
+                f"{self._path}: the file is cut or damaged at byte {offset} (a recorder that was killed, or an "
+                f"incomplete copy); read up to there, in whole chunks. To repair it: `mcap recover {self._path.name} "
+                f"-o whole.mcap`"
+            )
+        return places, counts
 
+    def _read(self, offset: int) -> list[McapRecord]:
+        """The records of the chunk, or the record, at `offset`."""
+        self._file.seek(offset)
+        stream = StreamReader(self._file, skip_magic=True, emit_chunks=True, record_size_limit=self._size)
+        try:
+            return self._parts(next(stream.records), offset)
+        except _DAMAGED as error:
+            return self._left_out(offset, error)
 
-def _text(record: bytes, place: int) -> tuple[str, int]:
-    """A text with its length before it, and the place behind it."""
-    start = place + _U32.size
-    end = start + _U32.unpack_from(record, place)[0]
-    return record[start:end].decode(errors="replace"), end
+    def _parts(self, record: McapRecord, offset: int) -> list[McapRecord]:
+        """The records of a chunk, none if it is damaged; of another record, itself."""
+        if not isinstance(record, Chunk):
+            return [record]
+        if record.compression not in _COMPRESSIONS:
+            return self._left_out(offset, f"expected compression zstd or lz4, got {record.compression!r}")
+        try:
+            return breakup_chunk(record, validate_crc=True)
+        except Exception as error:  # each compression has its own
+            return self._left_out(offset, error)
+
+    def _left_out(self, offset: int, reason: object) -> list[McapRecord]:
+        self._warn(f"{self._path}: the chunk at byte {offset} is damaged and left out: {reason!s}")
+        return []

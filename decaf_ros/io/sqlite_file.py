@@ -87,9 +87,12 @@ class SqliteFile:
                 if _journal(self._path, ending).is_file():
                     shutil.copyfile(_journal(self._path, ending), _journal(path, ending))
             # The first read takes the journal into account; then the copy is read like any other file.
-            with closing(sqlite3.connect(path)) as copy, suppress(sqlite3.Error):
-                copy.execute("SELECT count(*) FROM sqlite_master").fetchone()
-                copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            with closing(sqlite3.connect(path)) as copy:
+                try:
+                    copy.execute("SELECT count(*) FROM sqlite_master").fetchone()
+                    copy.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+                except sqlite3.Error as error:
+                    self._report(error)
         if not path.stat().st_size:
             raise sqlite3.DatabaseError("the file is empty")
         database = sqlite3.connect(f"file:{quote(str(path.absolute()))}?immutable=1", uri=True)

@@ -76,7 +76,7 @@ class Appearance:
 
     @property
     def example(self) -> Example | None:
-        """What to look for; None without a descriptor."""
+        """The object to look for; None without a descriptor."""
         return Example(np.mean(self._samples, axis=0), self._typical_area) if self._samples else None
 
     def choose(self, masks: np.ndarray, looks: np.ndarray, config: TrackingConfig) -> int | None:

@@ -118,7 +118,7 @@ class Handlers:
         except ValueError as error:
             self.reject_image(error, arrival_ns)
             return
-        self._patience.image(arrival_ns)
+        self._patience.image(arrival_ns, self.is_waiting)
         self.statistics.used += 1
         self._frame_began = time.perf_counter()
         self.statistics.average("decode_ms", self._frame_began - began)
@@ -128,7 +128,8 @@ class Handlers:
     def reject_image(self, error: ValueError, arrival_ns: int | None = None) -> None:
         """Counts and reports an image that cannot be used. arrival_ns: see `on_image`."""
         self.statistics.rejected += 1
-        self._patience.image(time.time_ns() if arrival_ns is None else arrival_ns, str(error))
+        arrival_ns = time.time_ns() if arrival_ns is None else arrival_ns
+        self._patience.image(arrival_ns, self.is_waiting, str(error))
         # The kind is the expectation in the error text, without numbers and the part that was received.
         self.report(Notice("warn", f"image rejected: {error}"), kind=re.sub(r"[,;].*|\d+", "", str(error)))
         self.check_patience()

@@ -9,7 +9,8 @@ class Patience:
     """Measures how long the current query has waited, and what came meanwhile.
 
     While images come, their times of arrival are the clock, from the first image after the query on: the same bag gives
-    the same answers. While none comes, or their time stands still (a paused simulation), it is the wall clock.
+    the same answers. While none comes, or their time stands still (a paused simulation), it is the wall clock. The time
+    of groundings does not count, also of one that a restart of the stream ended.
     """
 
     def __init__(self) -> None:
@@ -17,7 +18,7 @@ class Patience:
         self._start()
 
     def _start(self) -> None:
-        self._since_ns: int | None = None
+        self._waited_ns = 0
         self._arrival_ns: int | None = None
         self._moved_at = time.monotonic()
         self._images = self._rejected = self._resets = 0
@@ -28,15 +29,17 @@ class Patience:
         self._query_id = query_id
         self._start()
 
-    def image(self, arrival_ns: int, rejected: str = "") -> None:
-        """An image came. rejected: why it could not be used."""
+    def image(self, arrival_ns: int, is_waiting: bool, rejected: str = "") -> None:
+        """An image came. is_waiting: whether the query has waited since the one before. rejected: why it could not be
+        used."""
         self._images += 1
         if rejected:
             self._rejected += 1
             self._reason = rejected
-        self._since_ns = arrival_ns if self._since_ns is None else self._since_ns
         if self._arrival_ns is None or arrival_ns > self._arrival_ns:
             self._moved_at = time.monotonic()
+            if is_waiting and self._arrival_ns is not None:
+                self._waited_ns += arrival_ns - self._arrival_ns
         self._arrival_ns = arrival_ns
 
     def reset(self, reason: str) -> None:
@@ -48,8 +51,7 @@ class Patience:
         """Whether the query has waited for too long, by either clock."""
         if query_id != self._query_id:
             return False
-        waited_ns = 0 if self._since_ns is None or self._arrival_ns is None else self._arrival_ns - self._since_ns
-        return waited_ns >= patience_s * 1e9 or time.monotonic() - self._moved_at >= patience_s
+        return self._waited_ns >= patience_s * 1e9 or time.monotonic() - self._moved_at >= patience_s
 
     @property
     def missing(self) -> str:

@@ -27,7 +27,7 @@ from decaf_ros.online.targets import Targets
 from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf
-from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
+from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
 
@@ -327,7 +327,7 @@ class OnlineSegmenter:
                 rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
                 self._tracker.reject(rejected)
                 if is_keyframe:
-                    self._search(frame)
+                    self._targets.search(frame, self._tracker, self._keys, self._config)
             except Exception as error:  # as in _ground
                 _log.debug("tracking failed", exc_info=error)
                 self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
@@ -342,25 +342,6 @@ class OnlineSegmenter:
             current.due_in = min(current.due_in, 1)
         tracked_query = current.query if current and current.answered else None
         self._emit(self._targets.publish(frame, tracked_query))
-
-    def _search(self, frame: Frame) -> None:
-        """Looks on a key frame for the targets that the tracker does not surely see, by what they look like.
-
-        SAM 2 may miss an object that comes back elsewhere, and a new grounding of an old question may mean another.
-        """
-        config = self._config
-        if config.regrounding.policy == "off" or config.tracking.appearance_margin >= 2:
-            return
-        for target in self._targets.unsure(frame, config.regrounding.search_after_s):
-            if (example := target.appearance.example) is None:
-                continue
-            masks, looks = self._tracker.search(frame, example)
-            chosen = target.appearance.choose(masks, looks, config.tracking)
-            if chosen is None:
-                continue
-            step = TrackStep(masks[chosen], 1.0, looks[chosen])
-            if self._targets.find(target, key := next(self._keys), frame, step, config):
-                self._tracker.add([key], frame, masks[chosen : chosen + 1])
 
     def _lose_all_targets(self) -> None:
         self._targets.lose_all()

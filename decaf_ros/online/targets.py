@@ -11,7 +11,7 @@ from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
-from decaf_ros.segmentation.tracker import TrackStep
+from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, TargetState
 
 _LABELS = range(1, 256)
@@ -65,6 +65,25 @@ class Targets:
     def unsure(self, frame: Frame, search_after_s: float) -> list[LivingTarget]:
         """Living and missing targets that were not surely seen for at least `search_after_s` at `frame`."""
         return [target for target in (*self.living, *self._missing) if target.unsure_s(frame) >= search_after_s]
+
+    def search(self, frame: Frame, tracker: StreamingTracker, keys: Iterator[int], config: DecafConfig) -> None:
+        """Looks on a key frame for the targets that `tracker` does not surely see, by what they look like.
+
+        SAM 2 may miss an object that comes back elsewhere, and a new grounding of an old question may mean another.
+
+        keys: supply of keys of `tracker`, which follows what was found.
+        """
+        if config.regrounding.policy == "off" or config.tracking.appearance_margin >= 2:
+            return
+        for target in self.unsure(frame, config.regrounding.search_after_s):
+            if (example := target.appearance.example) is None:
+                continue
+            masks, looks = tracker.search(frame, example)
+            if (chosen := target.appearance.choose(masks, looks, config.tracking)) is None:
+                continue
+            step = TrackStep(masks[chosen], 1.0, looks[chosen])
+            if self.find(target, key := next(keys), frame, step, config):
+                tracker.add([key], frame, masks[chosen : chosen + 1])
 
     def find(self, target: LivingTarget, key: int, frame: Frame, step: TrackStep, config: DecafConfig) -> bool:
         """An unsure target was found on `frame`, the last followed one, by what it looks like; `key` follows it from

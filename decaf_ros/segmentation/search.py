@@ -18,7 +18,7 @@ _LEAST = 0.1
 
 
 class Example(NamedTuple):
-    """What to look for. look: (C,) float32 descriptor (`appearance.describe`). area_px: usual size."""
+    """The object to look for. look: (C,) float32 descriptor (`appearance.describe`). area_px: usual size."""
 
     look: np.ndarray
     area_px: float
