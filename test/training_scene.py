@@ -51,7 +51,7 @@ def sampler_of(clip: TabletopClip) -> ExampleSampler:
     return ExampleSampler(clip, video_visual(clip), image_visual(clip, np.array([3, 20])))
 
 
-def packs(sampler: ExampleSampler, count: int = 50) -> list[Pack]:
+def packs(sampler: ExampleSampler, count: int = 100) -> list[Pack]:
     """Packs of five questions each, with ideal tokens, `count` for each kind of visual input."""
     rng = np.random.default_rng(1)
     result = []

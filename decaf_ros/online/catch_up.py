@@ -52,7 +52,8 @@ def catch_up(
         masks = np.stack([candidate.seen_mask for candidate in group])
         looks = tracker.add([candidate.key for candidate in group], source, masks)
         for candidate, look in zip(group, looks):
-            candidate.see(source, candidate.seen_mask, look, config)
+            if candidate.seen_mask.any():
+                candidate.see(source, candidate.seen_mask, look, config)
         started.extend(group)
 
     first = min(candidate.tracklet.source for candidate in candidates)

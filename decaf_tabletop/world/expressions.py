@@ -81,7 +81,7 @@ class _ExpressionBuilder:
         self.events = events
         self.rng = rng
         self.indices = range(len(clip.objects))
-        self.key = (clip.seed, 0, 0, int(clip.stamps_ns[0]) // 1_000_000)
+        self.key = (abs(clip.seed), 0, 0, int(clip.stamps_ns[0]) // 1_000_000)
         self.names = [(f"{thing.color} {thing.category}") for thing in clip.objects]
 
     def explicit(self) -> Iterator[Expression]:
