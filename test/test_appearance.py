@@ -106,7 +106,8 @@ ALMOST = np.array([0.985, 0.173, 0], np.float32)
         ([_mask(0), _mask(80)], [OTHER, ALMOST], None),  # alike, but nothing else speaks for it
         ([_mask(0), _mask(80)], [LOOK, LOOK], None),  # two of a kind
         ([_mask(80), _mask(81)], [LOOK, LOOK], 0),  # twice the same thing
-        ([_mask(80, 4, 4)], [LOOK], None),
+        ([_mask(80, 4, 4)], [LOOK], 0),  # farther away
+        ([_mask(80, 3, 4)], [LOOK], None),
         ([_mask(80, 16, 16)], [LOOK], None),
         ([], [], None),
     ],
@@ -114,6 +115,15 @@ ALMOST = np.array([0.985, 0.173, 0], np.float32)
 def test_the_choice_among_masks_needs_one_that_clearly_is_the_target(known, masks, looks, chosen):
     stacked = np.array(masks, bool).reshape(len(masks), 100, 200)
     assert known.choose(stacked, np.array(looks, np.float32).reshape(len(looks), 3), CONFIG) == chosen
+
+
+def test_what_is_found_farther_away_is_learned_and_may_come_near_again(known):
+    small = _mask(80, 4, 4)
+    assert not known.accept(frame(10), small, LOOK, CONFIG), "a sliver"
+    known.find(small)
+    assert known.accept(frame(20), small, LOOK, CONFIG)
+    assert not known.contradicts(frame(30), _mask(80, 11, 11), LOOK, CONFIG)
+    assert known.contradicts(frame(30), _mask(80, 12, 12), LOOK, CONFIG)
 
 
 def test_memory_is_bounded(known):

@@ -15,12 +15,14 @@ _FIRST, _SAMPLES = 3, 12
 _SAMPLE_EVERY = 5
 # Share of the typical area that has to be visible to learn from a mask: a sliver beside an occluder is no good sample.
 _LEARN_AREA = 0.6
-# A mask may have this multiple of the typical area. Its centre may move by this many typical widths at once, if the
-# target was visible at most _RECENT_S ago.
+# A mask may have this multiple of the largest typical area. Its centre may move by this many typical widths at once,
+# if the target was visible at most _RECENT_S ago.
 _MAX_AREA, _MAX_STEP, _RECENT_S = 2.0, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
+# What is found again may have this share of the largest typical area: it may be farther away, or turned.
+_LEAST_FOUND = 0.2
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
@@ -33,7 +35,7 @@ class Appearance:
         self._learned = 0
         self._accepted = 0
         self._usual_similarity = 1.0
-        self._typical_area = 0.0
+        self._typical_area = self._largest_area = 0.0
         self._centre_xy = np.zeros(2)
         self._seen_ns = 0
 
@@ -67,7 +69,7 @@ class Appearance:
         if not self._samples and not self._typical_area:
             return False
         is_doubtful = self.is_doubtful(look, config)
-        most = (_DOUBTFUL_AREA if is_doubtful else _MAX_AREA) * self._typical_area
+        most = (_DOUBTFUL_AREA if is_doubtful else _MAX_AREA) * self._largest_area
         if self.looks_different(look, config) or np.count_nonzero(mask) > most:
             return True
         if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
@@ -84,7 +86,7 @@ class Appearance:
         if it has a usual size and is similar up to a twelfth of the margin, as nothing else speaks for it. None if
         there is no such mask, or if two that are apart qualify."""
         areas = masks.sum(axis=(1, 2))
-        usual = (areas >= self._typical_area / _MAX_AREA) & (areas <= self._typical_area * _MAX_AREA)
+        usual = (areas >= self._largest_area * _LEAST_FOUND) & (areas <= self._largest_area * _MAX_AREA)
         margin = config.appearance_margin / 12
         fit = [index for index in np.flatnonzero(usual).tolist() if self._is_within(margin, looks[index])]
         best = max(fit, key=lambda index: self.similarity(looks[index]) or 0.0, default=None)
@@ -92,17 +94,26 @@ class Appearance:
             return None
         return int(best)
 
-    def accept(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
-        """Takes in a confirmed mask. Returns whether it is sure: it clearly looks like the target and is no sliver.
+    def find(self, mask: np.ndarray) -> None:
+        """The target was found again as a (H, W) bool mask, whose area is from now on the typical one."""
+        self._typical_area = float(np.count_nonzero(mask))
+
+    def accept(
+        self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig, has_strays: bool = False
+    ) -> bool:
+        """Takes in a confirmed mask. Returns whether it is sure: it clearly looks like the target, is no sliver, and
+        SAM 2 masked nothing apart from it (`has_strays`).
 
         Learns only from sure masks, so that doubtful ones cannot shift the memory to another object.
         """
         area = float(np.count_nonzero(mask))
         self._centre_xy, self._seen_ns = _centre(mask), frame.stamp_ns
         similarity = self.similarity(look)
-        is_sure = area >= _LEARN_AREA * self._typical_area and not self.is_doubtful(look, config)
+        is_sliver = area < _LEARN_AREA * self._typical_area
+        is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
         if is_sure:
             self._typical_area += (_NEWEST if self._typical_area else 1.0) * (area - self._typical_area)
+            self._largest_area = max(self._largest_area, self._typical_area)
             if similarity is not None:
                 self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)
             if self._accepted % _SAMPLE_EVERY == 0 and look is not None and look.any():

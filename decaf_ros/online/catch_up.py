@@ -10,7 +10,7 @@ import numpy as np
 from decaf_ros.config import TrackingConfig
 from decaf_ros.online.tracks import Candidate, is_seen
 from decaf_ros.online.window import FrameBuffer
-from decaf_ros.segmentation.tracker import StreamingTracker
+from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
 from decaf_ros.types import Frame, Window
 
 # A round covers the frames that arrived during the previous round. The last round does not pause, so it ends.
@@ -53,7 +53,7 @@ def catch_up(
         looks = tracker.add([candidate.key for candidate in group], source, masks)
         for candidate, look in zip(group, looks):
             if candidate.seen_mask.any():
-                candidate.see(source, candidate.seen_mask, look, config)
+                candidate.see(source, TrackStep(candidate.seen_mask, 1.0, look), config)
         started.extend(group)
 
     first = min(candidate.tracklet.source for candidate in candidates)
@@ -90,7 +90,7 @@ def _step(
         if not is_seen(step, config) or candidate.appearance.contradicts(frame, step.mask, step.look, config):
             rejected.append(candidate.key)
             continue
-        if not candidate.see(frame, step.mask, step.look, config):
+        if not candidate.see(frame, step, config):
             rejected.append(candidate.key)
         if keep_masks:
             candidate.masks[frame] = step.mask

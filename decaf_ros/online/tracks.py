@@ -48,10 +48,10 @@ class Candidate:
     def source(self) -> Frame:
         return self.frames[self.tracklet.source]
 
-    def see(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
-        """Takes in its mask on the next frame, and the descriptor. Returns whether it is surely seen."""
-        self.seen_frame, self.seen_mask, self.look = frame, mask, look
-        return self.appearance.accept(frame, mask, look, config)
+    def see(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> bool:
+        """Takes in the tracker's result on the next frame. Returns whether it is surely seen."""
+        self.seen_frame, self.seen_mask, self.look = frame, step.mask, step.look
+        return self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
 
 
 @dataclass(eq=False)
@@ -140,7 +140,7 @@ class LivingTarget:
 
     def _see(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
         self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
-        is_sure = self.appearance.accept(frame, step.mask, step.look, config)
+        is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
         if is_sure:
             self.sure_mask, self.sure_frame, self.unsure_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
@@ -169,6 +169,7 @@ class LivingTarget:
         """It was found on `frame` by what it looks like, and has to be confirmed anew."""
         self.key, self.source_stamp_ns = key, frame.stamp_ns
         self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
+        self.appearance.find(step.mask)
         self._see(frame, step, config, is_keyframe=True)
 
     def revive(self, candidate: Candidate, newest: Frame) -> None:

@@ -13,16 +13,19 @@ from decaf_ros.segmentation.appearance import describe
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.search import Example, likely_points
+from decaf_ros.segmentation.strays import has_strays, without_strays
 from decaf_ros.types import Frame
 
 
 class TrackStep(NamedTuple):
-    """mask: (H, W) bool, empty if the object is not seen. object_score: object-presence logit, > 0: seen. look: (C,)
-    float32, its descriptor (`appearance.describe`)."""
+    """mask: (H, W) bool, empty if the object is not seen, without strays. object_score: object-presence logit, > 0:
+    seen. look: (C,) float32, its descriptor (`appearance.describe`). has_strays: whether SAM 2 masked something apart
+    from the object too."""
 
     mask: np.ndarray
     object_score: float
     look: np.ndarray | None = None
+    has_strays: bool = False
 
 
 @dataclass
@@ -76,9 +79,12 @@ class StreamingTracker:
         steps: dict[int, TrackStep] = {}
         for group in self._groups:
             output = group.memory.step(embedding)
-            looks = describe(embedding, output.masks, frame)
-            results = zip(group.ids, output.masks.cpu().numpy(), output.object_score.tolist(), looks)
-            steps.update({key: TrackStep(mask, score, look) for key, mask, score, look in results})
+            whole = output.masks.cpu().numpy()
+            masks = np.stack([without_strays(mask) for mask in whole])
+            looks = describe(embedding, torch.from_numpy(masks).to(self._sam2.device), frame)
+            stray = [has_strays(*pair) for pair in zip(whole, masks)]
+            results = zip(group.ids, masks, output.object_score.tolist(), looks, stray)
+            steps.update({key: TrackStep(*result) for key, *result in results})
         return steps
 
     def search(self, frame: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
