@@ -34,6 +34,9 @@ test: setup
 test-slow: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest $(ARGS)
 
+# Tests compare with float32 on a CPU, also where there is a GPU; scripts/gpu_check.sh runs those for a GPU.
+test test-slow test-floor test-quantised test-colcon: export CUDA_VISIBLE_DEVICES :=
+
 # A second environment: older versions of the same packages, without ROS.
 FLOOR := .venv-floor
 FLOOR_PIP := $(FLOOR)/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation

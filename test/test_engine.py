@@ -24,7 +24,7 @@ TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
 
 
 @pytest.fixture(scope="module")
