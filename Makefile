@@ -108,5 +108,5 @@ train-sam2: clips validation
 		--validation .training/validation
 
 clean:
-	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output gpu_check .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

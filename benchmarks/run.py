@@ -167,6 +167,7 @@ class Run:
                 self.result |= {f"window_{name}": rows[frames][name] for name in names}
                 self.result["second_query_ratio"] = rows[frames]["second_query_ratio"]
             self.keep("grounding, key frames", rows)
+        rows = dict(sorted(rows.items()))
         if not single:
             name = f"{self.frames}, mode paper"
             decoding = grounding.WindowComparison(self.mllm, self.frames, self.frames // 4, self.device, mode="paper")
