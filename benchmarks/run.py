@@ -166,6 +166,7 @@ class Run:
                 names += ("cold_mib", "literal_mib", "peak_mib")
                 self.result |= {f"window_{name}": rows[frames][name] for name in names}
                 self.result["second_query_ratio"] = rows[frames]["second_query_ratio"]
+                self.table(f"where it goes, ms, {frames} key frames", comparison.parts())
             self.keep("grounding, key frames", rows)
         rows = dict(sorted(rows.items()))
         if not single:
@@ -178,8 +179,6 @@ class Run:
             if figures["same_answers"] or self.device == "cpu":
                 self.expect(figures["error"] <= bound, f"window of {name}: {figures['error']:.1e} off")
         self.table("grounding, key frames", rows)
-        parts = grounding.WindowComparison(self.mllm, self.frames, self.frames // 4, self.device).parts()
-        self.table(f"where it goes, ms, {self.frames} key frames", parts)
 
     def segmentation(self) -> None:
         import segmentation
