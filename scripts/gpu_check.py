@@ -48,13 +48,13 @@ class Part(NamedTuple):
 
 
 PARTS = (
-    Part("tests", 100),
+    Part("tests", 115),
     Part("windows_7b", 125, "windows", "7b"),
-    Part("tracking", 45, "tracking"),
+    Part("tracking", 40, "tracking"),
     Part("kernels", 30, "kernels"),
     Part("windows_3b", 50, "windows", "3b", ("--key-frames", "16")),
-    Part("compile", 75, "compile"),
-    Part("profile", 45, "profile", "7b"),
+    Part("compile", 70, "compile"),
+    Part("profile", 40, "profile", "7b"),
 )
 
 

@@ -108,6 +108,30 @@ def test_triton_kernels_agree():
     assert done.stdout.split() == ["agree"] * 6
 
 
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_triton_kernels_compile_for_a_gpu(architecture):
+    """For an A100 and an H100, in bfloat16 with heads of 128. Needs no GPU."""
+    triton = pytest.importorskip("triton", minversion="3.3")  # signatures were different before
+    from triton.backends.compiler import GPUTarget
+
+    from decaf_ros.grounding import rollout_triton
+
+    shape = {"SIZE": 128, "WIDTH": 128, "QUERIES": 64, "KEYS": 64, "PRECISION": "tf32"}
+    inputs = {"query_at": "*bf16", "key_at": "*bf16"}
+    numbers = {"scaling": "fp32", "count": "i32", "tokens": "i32", "groups": "i32"}
+    statistics = {**inputs, "columns_at": "*i8", "total_at": "*fp32", "strength_at": "*fp32", **numbers}
+    products = {**inputs, "rows_at": "*fp32", "total_at": "*fp32", "products_at": "*fp32", **numbers, "vectors": "i32"}
+    for kernel, types, constants in (
+        (rollout_triton._statistics, statistics, shape),
+        (rollout_triton._products, products, {**shape, "VECTORS": 2}),
+    ):
+        signature = {**types, **dict.fromkeys(constants, "constexpr")}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+        assert f"sm_{architecture}" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
+        assert compiled.metadata.shared <= 99 * 1024, "does not fit into the memory of a GeForce"
+
+
 def test_bad_arguments_raise():
     layers, visual = random_layers(), torch.ones(2, 11, dtype=torch.bool)
     with pytest.raises(ValueError, match="expected one of v_max, max, mean, got 'median'"):
