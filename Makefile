@@ -34,6 +34,9 @@ test: setup
 test-slow: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest $(ARGS)
 
+# Tests compare with float32 on a CPU, also where there is a GPU; scripts/gpu_check.sh runs those for a GPU.
+test test-slow test-floor test-quantised test-colcon: export CUDA_VISIBLE_DEVICES :=
+
 # A second environment: older versions of the same packages, without ROS.
 FLOOR := .venv-floor
 FLOOR_PIP := $(FLOOR)/bin/python -m pip install --disable-pip-version-check --quiet --no-build-isolation
@@ -105,5 +108,5 @@ train-sam2: clips validation
 		--validation .training/validation
 
 clean:
-	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output gpu_check .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -16,6 +16,8 @@ setup(
     version=VERSION,
     description="Training-free video reasoning segmentation for robots",
     license="Apache-2.0",
+    # Not 3.14, Lyrical's: no test has run there yet.
+    classifiers=[f"Programming Language :: Python :: 3.{minor}" for minor in (10, 11, 12, 13)],
     python_requires=">=3.10",
     packages=find_packages(include=["decaf_ros", "decaf_ros.*", "decaf_tabletop", "decaf_tabletop.*"]),
     package_data={

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from literal import literal_grounding, literal_rollout
-from models import random_window
-from timing import Measurement, parts_ms
+from models import QWEN_7B, random_window
+from timing import Measurement, kernel_times, parts_ms, timed_ms
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding import engine
@@ -46,6 +46,36 @@ def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
         "memory_ratio": row.mib / literal.mib,
         "error": float((row.result - literal.result).abs().max()),
     }
+
+
+def kernels(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
+    """The rollout in PyTorch, by rows per block, and in Triton: milliseconds per layer of Qwen2.5-VL-7B.
+
+    bfloat16 on a GPU. error: largest difference between both, relative to the maximum; not on a CPU.
+    """
+    generator, dtype = torch.Generator().manual_seed(0), torch.float32 if device == "cpu" else torch.bfloat16
+
+    def part(heads: int) -> torch.Tensor:
+        # The memory layout of the model.
+        flat = torch.randn(1, tokens, heads, QWEN_7B.hidden // QWEN_7B.heads, generator=generator)
+        return flat.to(device, dtype).transpose(1, 2)
+
+    layers = [LayerAttention(part(QWEN_7B.heads), part(QWEN_7B.key_heads), 128**-0.5) for _ in range(2)]
+    visual = torch.zeros(1, tokens, dtype=torch.bool, device=device)
+    visual[:, 20:-60] = True
+    runs = {f"torch_{block}": (block, "torch") for block in ((64,) if device == "cpu" else (256, 512, 1024, 2048))}
+    if device != "cpu":
+        runs["triton"] = (512, "triton")
+    found, figures = {}, {}
+    for name, (block, kernel) in runs.items():
+        measured = Measurement(device)
+        for _ in range(repeats + 1):
+            measured.run(lambda: rollout_last_row(layers, visual, block=block, kernel=kernel))  # noqa: B023
+        found[name], figures[f"{name}_ms"] = measured.result, measured.ms / len(layers)
+    if "triton" in found:
+        expected = found["torch_512"]
+        figures["error"] = float((found["triton"] - expected).abs().max() / expected.max())
+    return figures
 
 
 class WindowComparison:
@@ -120,6 +150,21 @@ class WindowComparison:
             "warm": (random_window(self.frames, first=self.new_frames), QUERY),
         }
         return {name: parts_ms(parts, lambda c=call: self.ground(grounder, *c)) for name, call in calls.items()}
+
+    def profile(self) -> dict[str, tuple[float, dict[str, dict[str, float]]]]:
+        """For a cold and a warm window: its time in milliseconds under the profiler, and calls and time of every kernel
+        (`kernel_times`)."""
+        calls = {"cold": 0, "warm": self.new_frames}
+        for profiled in (False, True):  # one-time work of a process first
+            grounder, found = Grounder(self.mllm, EngineConfig()), {}
+            for name, first in calls.items():
+                window = random_window(self.frames, first=first)
+
+                def call(g: Grounder = grounder, w: Window = window) -> object:
+                    return self.ground(g, w)
+
+                found[name] = kernel_times(call, self.device) if profiled else (timed_ms(call), {})
+        return found
 
 
 def _difference(ours: Grounding, theirs: Grounding) -> float:

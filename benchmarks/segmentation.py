@@ -16,7 +16,8 @@ from literal import (
     literal_scores,
     literal_tracklets,
 )
-from models import published_sam2, recorded_window, tabletop_sam2
+from recorded import recorded_window
+from sam2_models import published_sam2, tabletop_sam2
 from timing import Measurement
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace

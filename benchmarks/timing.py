@@ -15,6 +15,8 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 
 def timed_ms(function: Callable[[], object]) -> float:
@@ -63,6 +65,21 @@ def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], obj
         function()
         switch(active)
     return spent
+
+
+def kernel_times(function: Callable[[], object], device: str = "cpu") -> tuple[float, dict[str, dict[str, float]]]:
+    """Wall time of one call in milliseconds, and calls, time and share of the total of each kernel on a GPU, or of each
+    operator on a CPU."""
+    on_gpu = device != "cpu"
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorded:
+        wall_ms = timed_ms(function)
+    times = {}
+    for event in recorded.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if microseconds > 0 and event.device_type == (DeviceType.CUDA if on_gpu else DeviceType.CPU):
+            times[event.key] = {"calls": event.count, "ms": microseconds / 1e3}
+    total = sum(figures["ms"] for figures in times.values())
+    return wall_ms, {name: {**figures, "share": figures["ms"] / total} for name, figures in times.items()}
 
 
 class Measurement:

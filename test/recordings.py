@@ -78,7 +78,7 @@ def write_split(folder: Path, parts: int = 3, storage: str = "mcap", names: str 
                 stamp_ns = START_NS + index * STEP_NS
                 writer.write_message("/camera/image_raw", raw(index, stamp_ns), stamp_ns)
         file = storage_file(bag)
-        shutil.move(file, folder / (names.format(part) + file.suffix))
+        shutil.move(file, folder / (names.format(part, part) + file.suffix))
         shutil.rmtree(bag)
     return folder
 

@@ -79,6 +79,23 @@ def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
     action.destroy()
 
 
+@pytest.mark.slow  # waits
+def test_a_result_is_kept_for_a_client_that_comes_late(node):
+    """By default rclpy keeps it for 10 s since Kilted."""
+    active = iter([True, False])
+    action = SegmentAction(node, lambda text, policy: Query("q1", text), lambda: next(active), bool, lambda *args: True)
+    client = ActionClient(node, Segment, "segment")
+    assert client.wait_for_server(10)
+    goal = _spin_until_done(node, client.send_goal_async(Segment.Goal(query="the mug")))
+    ended = time.monotonic() + 12
+    while time.monotonic() < ended:
+        node.executor.spin_once(timeout_sec=0.05)
+    assert not action.busy
+    late = _spin_until_done(node, goal.get_result_async())
+    assert (late.status, late.result.text) == (GoalStatus.STATUS_ABORTED, "the node is not active")
+    client.destroy(), action.destroy()
+
+
 def test_a_tracked_goal_ends_although_no_frame_comes(node, monkeypatch):
     """The camera stopped, or the bag ended."""
     monkeypatch.setattr("decaf_ros.nodes.action._FIRST_FRAME_S", 0.2)

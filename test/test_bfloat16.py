@@ -1,4 +1,4 @@
-"""The GPU's precision on the CPU: bfloat16 (multimodal LLM) and autocast (SAM 2) equal float32 up to rounding."""
+"""The GPU's precision, also on the CPU: bfloat16 (multimodal LLM) and autocast (SAM 2) equal float32 up to rounding."""
 
 from __future__ import annotations
 
@@ -20,18 +20,26 @@ from tiny_models.qwen3_vl import write_tiny_qwen3_vl
 from tiny_models.qwen_vl import write_tiny_mllm
 
 WRITERS = [write_tiny_mllm, write_tiny_qwen3_vl, write_tiny_internvl, write_tiny_llava_onevision]
+DEVICES = [
+    "cpu",
+    pytest.param(
+        "cuda",
+        id="gpu",
+        marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")],
+    ),
+]
 TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("kind", ["video", "frames"])
 @pytest.mark.parametrize("write", WRITERS, ids=lambda write: write.__name__.removeprefix("write_tiny_"))
-def test_maps_in_bfloat16(tmp_path, write, kind):
+def test_maps_in_bfloat16(tmp_path, write, kind, device):
     folder, found = write(tmp_path), {}
     images = np.random.default_rng(0).integers(0, 256, (4, 96, 128, 3), dtype=np.uint8)
     frames = tuple(Frame(image, number + 1) for number, image in enumerate(images))
-    for dtype in ("float32", "bfloat16"):
-        config = MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, dtype=dtype)
-        mllm = load_mllm(config)
+    for place, dtype in (("cpu", "float32"), (device, "bfloat16")):
+        mllm = load_mllm(MllmConfig(str(folder), local_files_only=True, device=place, dtype=dtype, video_tokens=48))
         assert {weight.dtype for weight in mllm.model.parameters()} == {getattr(torch, dtype)}
         views = [View(mllm.layout("video", 4, (96, 128)), frames)]
         if kind == "frames":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 
 import numpy as np
@@ -24,7 +25,7 @@ TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +103,21 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames,
         assert calls
     finally:
         handle.remove(), head.remove()
+
+
+def test_a_pass_that_ends_early_keeps_no_tensor_alive(mllm, frames):
+    (view,) = views(mllm, frames[:4], "video")
+    prompt = mllm.prompt(view.layout, TEXTS[0])
+    images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
+    inputs = mllm.embed(prompt.ids, prompt.slots, [mllm.encode(view.layout, images)])
+    tensor = weakref.ref(inputs["inputs_embeds"])
+    gc.disable()  # on a GPU it rarely runs in time
+    try:
+        forward(mllm.model, inputs, prompt.positions, None, 2, wants_token=False)
+        del inputs
+        assert tensor() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])

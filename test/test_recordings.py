@@ -203,7 +203,11 @@ def test_unusable_metadata(tmp_path, text):
     assert places == list(range(5)) and "ros2 bag reindex bag" in said
 
 
-@pytest.mark.parametrize("names", ["rec_{}", "rec_1{}", "2024-05-0{}T12-00", "{}"])
+# Names of the parts in Lyrical: number, recording, time.
+LYRICAL = "{}_rec_2026_11_27-10_0{}_00"
+
+
+@pytest.mark.parametrize("names", ["rec_{}", "rec_1{}", "2024-05-0{}T12-00", "{}", LYRICAL])
 def test_a_split_bag_without_metadata(tmp_path, names):
     folder = write_split(tmp_path / "rec", names=names)
     places, said = read(folder)
@@ -246,6 +250,15 @@ def test_parts_that_the_metadata_does_not_list(tmp_path):
     shutil.copy(storage_file(other), folder / "other.mcap")
     places, said = read(folder)
     assert places == list(range(FRAMES)) and "does not list rec_1.mcap, rec_2.mcap" in said
+
+
+def test_parts_with_the_names_of_lyrical_that_the_metadata_does_not_list(tmp_path):
+    folder = write_split(tmp_path / "rec", names=LYRICAL)
+    write_metadata(folder, [LYRICAL.format(0, 0) + ".mcap"], "mcap")
+    other = write_bag(tmp_path / "other", indices=[40])
+    shutil.copy(storage_file(other), folder / "3_other_2026_11_27-10_03_00.mcap")
+    places, said = read(folder)
+    assert places == list(range(FRAMES)) and "does not list 1_rec_2026_11_27-10_01_00.mcap, 2_rec_" in said
 
 
 # Packed files, ROS 1 and what is no bag

@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from packaging.version import Version
 
 from benchmarks.literal import literal_rollout
 from decaf_ros.grounding.attention_tap import LayerAttention
@@ -95,12 +97,39 @@ def test_prompts_that_share_a_prefix():
 def test_triton_kernels_agree():
     """With Triton's interpreter, in another process: it must be selected before the kernels are imported."""
     # The interpreter of 3.1 does not pass constants into a function that a kernel calls.
-    pytest.importorskip("triton", minversion="3.2")
+    triton = pytest.importorskip("triton", minversion="3.2")
+    # That of 3.6 converts arrays of one element to integers, which NumPy 2.4 refuses; that of 3.8 does not.
+    if Version(triton.__version__) < Version("3.8") and Version(np.__version__) >= Version("2.4"):
+        pytest.skip(f"Triton {triton.__version__} cannot interpret kernels with NumPy {np.__version__}")
     script = Path(__file__).with_name("triton_interpreted.py")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parents[1])}
     done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["agree"] * 6
+
+
+@pytest.mark.parametrize("architecture", [80, 90])
+def test_triton_kernels_compile_for_a_gpu(architecture):
+    """For an A100 and an H100, in bfloat16 with heads of 128. Needs no GPU."""
+    triton = pytest.importorskip("triton", minversion="3.3")  # signatures were different before
+    from triton.backends.compiler import GPUTarget
+
+    from decaf_ros.grounding import rollout_triton
+
+    shape = {"SIZE": 128, "WIDTH": 128, "QUERIES": 64, "KEYS": 64, "PRECISION": "tf32"}
+    inputs = {"query_at": "*bf16", "key_at": "*bf16"}
+    numbers = {"scaling": "fp32", "count": "i32", "tokens": "i32", "groups": "i32"}
+    statistics = {**inputs, "columns_at": "*i8", "total_at": "*fp32", "strength_at": "*fp32", **numbers}
+    products = {**inputs, "rows_at": "*fp32", "total_at": "*fp32", "products_at": "*fp32", **numbers, "vectors": "i32"}
+    for kernel, types, constants in (
+        (rollout_triton._statistics, statistics, shape),
+        (rollout_triton._products, products, {**shape, "VECTORS": 2}),
+    ):
+        signature = {**types, **dict.fromkeys(constants, "constexpr")}
+        source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+        compiled = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
+        assert f"sm_{architecture}" in compiled.asm["ptx"] and len(compiled.asm["cubin"]) > 0
+        assert compiled.metadata.shared <= 99 * 1024, "does not fit into the memory of a GeForce"
 
 
 def test_bad_arguments_raise():

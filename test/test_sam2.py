@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2_scenes import disc, moving_scene
+from torch._dynamo.utils import counters
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory, propagate
@@ -112,8 +113,11 @@ def test_the_tiny_checkpoint_is_small_reproducible_and_makes_masks(sam2, tiny_sa
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_a_compiled_image_encoder_gives_equal_features(sam2, tiny_sam2_dir):
     compiled = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", compile=True))
+    torch._dynamo.reset()
+    counters.clear()
     for frame in moving_scene(2):
         expected, found = sam2.embed(frame), compiled.embed(frame)
+        assert counters["frames"]["ok"] == 1, "expected one compilation, with the first frame"
         for found_level, expected_level in zip(found.features, expected.features):
             np.testing.assert_allclose(found_level, expected_level, atol=2e-4)
 

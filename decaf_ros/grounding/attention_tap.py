@@ -88,8 +88,9 @@ def record_attention(first_layer: int, last_layer: int | None = None) -> Iterato
     token = _recording.set(recording)
     try:
         yield recording
-    except _PassCompleteError:
-        # The rest of the pass is not needed.
-        pass
+    except _PassCompleteError as complete:
+        # The rest of the pass is not needed. On Python 3.12 its traceback is part of a reference cycle, which would
+        # keep the tensors of the pass in memory until the garbage collector runs.
+        complete.__traceback__ = None
     finally:
         _recording.reset(token)

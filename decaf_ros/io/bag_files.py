@@ -18,6 +18,8 @@ SUFFIXES = (".mcap", ".db3")
 _PACKED_SUFFIXES = (".zstd", ".zst")
 _ROS1_MAGIC, ZSTD_MAGIC = b"#ROSBAG V", b"\x28\xb5\x2f\xfd"
 _METADATA = "metadata.yaml"
+# A part's name since ROS 2 Lyrical: number, recording, local time.
+_LYRICAL_PART = re.compile(r"\d+_(.+)_\d{4}(?:_\d\d){2}-\d\d(?:_\d\d){2}")
 _STEP_BYTES = 1 << 20
 
 
@@ -151,8 +153,10 @@ def _listed(folder: Path, warn: Callable[[str], None]) -> tuple[list[Path], bool
 
 
 def _recording(file: Path) -> str:
-    """The name of a recording, without the number of its part."""
-    return re.sub(r"(_\d+)?\.(mcap|db3)(\.zstd?)?$", "", file.name)
+    """The name of a recording, without what distinguishes its parts."""
+    name = re.sub(r"\.(mcap|db3)(\.zstd?)?$", "", file.name)
+    lyrical = _LYRICAL_PART.fullmatch(name)
+    return lyrical[1] if lyrical else re.sub(r"_\d+$", "", name)
 
 
 def _names_in_metadata(folder: Path, warn: Callable[[str], None]) -> list[str]:

@@ -29,6 +29,9 @@ _GoalHandle: TypeAlias = "ServerGoalHandle[Segment_Goal, Segment_Result, Segment
 _LONGEST_TIMEOUT_S = 1e9
 # Longest wait for the first frame of a tracked goal.
 _FIRST_FRAME_S = 2.0
+# How long a client can fetch the result of an ended goal. It holds a label image, so rclpy's 15 minutes up to Jazzy
+# take much memory where many goals are sent; its 10 s since Kilted are short.
+_RESULT_KEPT_S = 300
 
 
 class _Goal:
@@ -96,7 +99,13 @@ class SegmentAction:
         self._goals: dict[str, _Goal] = {}
         # Any: rclpy does not annotate that the callback may be a coroutine.
         self._server: ActionServer[Any, Any, Any] = ActionServer(
-            node, Segment, "segment", self._execute, goal_callback=self._accept, cancel_callback=self._accept_cancel
+            node,
+            Segment,
+            "segment",
+            self._execute,
+            goal_callback=self._accept,
+            cancel_callback=self._accept_cancel,
+            result_timeout=_RESULT_KEPT_S,
         )
 
     @property

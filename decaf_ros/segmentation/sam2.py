@@ -223,6 +223,9 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         raise ValueError(f"sam2.checkpoint: {weights_path} does not fit {yaml_path}: {error}") from error
     model = model.to(resolve_device(config.device)).eval()
     if config.compile:
+        # The first pass fills a cache of positional encodings, after which a compiled encoder would be compiled again.
+        with torch.inference_mode():
+            model.image_encoder(torch.zeros(1, 3, model.image_size, model.image_size, device=model.device))
         # Only the encoder: the later parts change their batch and memory sizes at every step and would recompile.
         model.image_encoder.compile(dynamic=False)
     return Sam2(model, config, fill_holes_px)
