@@ -79,7 +79,7 @@ class MllmConfig(_Checked):
 
     checkpoint: str = _option(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package)",
+        "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package; ~: your home)",
     )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
@@ -152,13 +152,15 @@ class EngineConfig(_Checked):
 
 @dataclass(frozen=True)
 class Sam2Config(_Checked):
-    """SAM 2: a hub name, a folder with model.yaml and model.safetensors, or a .pt file with its configuration."""
+    """SAM 2: a hub name, a folder as on the hub or with model.yaml and model.safetensors, or a .pt file."""
 
     checkpoint: str = _option(
         "facebook/sam2.1-hiera-large",
-        "hub name, folder (package://PACKAGE/PATH: in a ROS or Python package) or .pt file",
+        "hub name, folder (package://PACKAGE/PATH: in a ROS or Python package; ~: your home) or .pt file",
     )
-    model_config: str = _option("", "for a .pt file: name of a configuration in the sam2 package, or a YAML file")
+    model_config: str = _option(
+        "", "for a .pt file of another name than the published: a configuration in the sam2 package, or a YAML file"
+    )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")

@@ -194,8 +194,10 @@ def test_damaged_weights_raise(tmp_path):
 
 
 def test_missing_checkpoint_gives_advice(tmp_path):
-    with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*nowhere.*local_files_only is set"):
+    with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*expected a folder, but .*nowhere does not exist$"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))
+    with pytest.raises(FileNotFoundError, match="mllm.checkpoint 'no/where'.*local_files_only is set.*hf download"):
+        load_mllm(MllmConfig(checkpoint="no/where", local_files_only=True))
 
 
 def test_other_families_are_refused(tmp_path):

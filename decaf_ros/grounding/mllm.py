@@ -189,7 +189,7 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Te
     cache: KV cache of the whole prompt; it is extended. next_token: (B,) int64, from the pass over the prompt.
     Returns one line of text per sequence, possibly empty.
     """
-    ends = torch.as_tensor(_end_tokens(mllm), device=next_token.device)
+    ends = torch.as_tensor(end_tokens(mllm), device=next_token.device)
     embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
     one_position = prompt.positions[..., :1]
     tokens, done = [next_token], torch.isin(next_token, ends)
@@ -229,8 +229,11 @@ def yes_margin(tokenizer: Any, logits: torch.Tensor) -> torch.Tensor:
     return values[:, sorted(yes)].logsumexp(dim=-1) - values[:, sorted(no)].logsumexp(dim=-1)
 
 
-def _end_tokens(mllm: Mllm) -> list[int]:
-    """The checkpoint's end tokens. Its generation config lists all of them, its tokenizer only one."""
+def end_tokens(mllm: Mllm) -> list[int]:
+    """The checkpoint's end tokens. Its generation config lists all of them, its tokenizer only one.
+
+    Raises ValueError if there is none.
+    """
     ends = mllm.model.generation_config.eos_token_id
     ends = mllm.tokenizer.eos_token_id if ends is None else ends
     if ends is None:
