@@ -7,15 +7,9 @@ Every option has a description, a range and a flag: may it change while the node
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
-
-_log = logging.getLogger(__name__)
 
 
 class Option(NamedTuple):
@@ -398,58 +392,3 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
 
 # Parameters and prefixes that every rclpy node declares itself and reads from the same files.
 RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
-
-
-def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfig:
-    """Reads a ROS parameter file as the node does, over `base` (the defaults if None).
-
-    Uses the section of all nodes (`/**`), overridden by sections whose name ends in `segmenter`. Names may be nested or
-    dotted. Parameters outside the stages of `DecafConfig` (another node's, or misspelt) are logged and ignored.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a ROS parameter file, no matching section, an unknown option of a stage, or a bad value.
-    """
-    with open(path, encoding="utf-8") as stream:
-        try:
-            document = yaml.safe_load(stream)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: expected YAML: {error}") from error
-    sections = dict(_sections(document)) if isinstance(document, Mapping) else {}
-    if not sections or not all(isinstance(section, Mapping) for section in sections.values()):
-        raise ValueError(f"{path}: expected a ROS parameter file, '/**: ros__parameters: STAGE: FIELD: VALUE'")
-    ours = [name for name in sections if name.endswith("segmenter")]
-    if "/**" not in sections and not ours:
-        raise ValueError(f"{path}: expected a section '/**' or one that ends in 'segmenter', got {', '.join(sections)}")
-    given: dict[str, Any] = {}
-    for name in ("/**", *ours):
-        given.update(_flat(sections.get(name, {})))
-    base = base or DecafConfig()
-    stages = {stage.name for stage in dataclasses.fields(base)}
-    foreign = sorted(name for name in given if name.split(".")[0] not in stages)
-    unknown = [name for name in foreign if not name.startswith(RCLPY_PARAMETERS)]
-    if unknown:
-        _log.warning("%s: parameters that decaf_ros does not know are ignored: %s", path, ", ".join(unknown))
-    try:
-        return replace(base, {name: value for name, value in given.items() if name not in foreign})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _sections(document: Mapping[Any, Any], namespace: str = "") -> Iterator[tuple[str, Any]]:
-    """Each node's name and parameters. Namespaces may be nested or part of the name."""
-    for key, value in document.items():
-        name = f"{namespace}/{key}" if namespace else str(key)
-        if isinstance(value, Mapping) and "ros__parameters" in value:
-            yield name, value["ros__parameters"]
-        elif isinstance(value, Mapping):
-            yield from _sections(value, name)
-
-
-def _flat(parameters: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by dotted name."""
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
