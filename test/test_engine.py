@@ -123,7 +123,7 @@ def test_a_pass_that_ends_early_keeps_no_tensor_alive(mllm, frames):
 @pytest.mark.parametrize("mode", ["fast", "paper"])
 def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
     """Overlapping windows, two queries each: with all caches, without caches, and with room for some prefixes."""
-    config = replace(DecafConfig(), {"grounding.mode": mode})
+    config = replace(DecafConfig(), {"grounding.mode": mode, "mllm.max_new_tokens": 8})
     off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0)
     tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
     grounders = [Grounder(mllm, engine) for engine in (EngineConfig(), off, tight)]
@@ -265,9 +265,29 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
     """Some control tokens are not special tokens; the next prompt would be refused as if the user had typed them."""
     monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "a <|video_pad|>ball")
+    # Every answer ends at once.
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", list(range(len(mllm.tokenizer))))
     config = replace(DecafConfig(), {"grounding.mode": "paper"})
     found = Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES))
     assert found.category == "a ball" and set(found.answers) == {"a ball"}
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["generation config", "tokenizer"])
+def test_an_answer_is_finished_if_its_end_token_came(mllm, monkeypatch, configured):
+    engine = Engine(mllm, EngineConfig())
+    inputs = mllm.prompt(None, TEXTS[0]).ids[None]
+    tokens = mllm.model.generate(input_ids=inputs, max_new_tokens=5, do_sample=False)[0, inputs.shape[1] :].tolist()
+    assert len(set(tokens)) == 5
+    end = tokens[3]
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", end if configured else tokens[4])
+    text, own_end = " ".join(mllm.tokenizer.decode(tokens[:3]).split()), mllm.tokenizer.eos_token
+    try:
+        if not configured:
+            mllm.tokenizer.eos_token = mllm.tokenizer.convert_ids_to_tokens(end)
+        for limit, finished in ((3, False), (4, True), (128, True)):
+            assert engine.answer(TEXTS[0], limit) == (text, finished)
+    finally:
+        mllm.tokenizer.eos_token = own_end
 
 
 def test_byte_cache_keeps_entries_used_in_the_round():

@@ -25,7 +25,12 @@ LAYERS = 4
 CONFIG = always_answering(
     replace(
         DecafConfig(),
-        {"segmentation.point_threshold": 0.7, "segmentation.max_points": 6, "segmentation.tracklet_threshold": 0.8},
+        {
+            "segmentation.point_threshold": 0.7,
+            "segmentation.max_points": 6,
+            "segmentation.tracklet_threshold": 0.8,
+            "mllm.max_new_tokens": 16,
+        },
     )
 )
 
@@ -33,6 +38,8 @@ CONFIG = always_answering(
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir):
     mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24))
+    # The random model ends no answer; this way it does, and has a category.
+    mllm.model.generation_config.eos_token_id = list(range(0, len(mllm.tokenizer), 3))
     return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
 
 

@@ -125,7 +125,7 @@ def test_decoding_equals_generate(mllm, kind):
     pictures = images()
     engine = Engine(mllm, EngineConfig())
     if kind == "text":
-        answers = [engine.answer("where is it?", 6)]
+        answers = [engine.answer("where is it?", 6).text]
         ids = mllm.prompt(None, "where is it?").ids
         expected = [{"input_ids": ids[None]}]
     else:

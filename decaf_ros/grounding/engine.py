@@ -20,7 +20,7 @@ from transformers import DynamicCache
 from decaf_ros.config import EngineConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.mllm import Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
+from decaf_ros.grounding.mllm import Answer, Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
@@ -73,10 +73,12 @@ class ViewResult(NamedTuple):
     Attributes:
         map: rollout of the visual tokens, (t, h, w) float32.
         answer: decoded text, "" if none was requested.
+        finished: whether the answer ended within its limit of tokens.
     """
 
     map: np.ndarray
     answer: str
+    finished: bool
 
 
 class _Prefix:
@@ -208,7 +210,7 @@ class Engine:
             margins.update(zip([view.key for view in batch.views], values))
         return [margins[view.key] for view in views]
 
-    def answer(self, text: str, max_new_tokens: int) -> str:
+    def answer(self, text: str, max_new_tokens: int) -> Answer:
         """The model's answer to a text without images."""
         prompt = self._prompt(None, text)
         cache = DynamicCache()
@@ -288,7 +290,7 @@ class Engine:
         for prompt, row, prompt_answers in zip(prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
             # Copy: a cached slice would keep the whole batch's array.
-            results.append([ViewResult(maps[place].copy(), prompt_answers[place]) for place in places])
+            results.append([ViewResult(maps[place].copy(), *prompt_answers[place]) for place in places])
         return list(zip(*results))
 
     def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
@@ -312,9 +314,11 @@ class Engine:
             self.prefixes.put(key, prefix, prefix.bytes)
         return prefix
 
-    def _suffix(self, prefix: _Prefix, prompt: Prompt, options: ReadOptions) -> tuple[list[LayerAttention], list[str]]:
+    def _suffix(
+        self, prefix: _Prefix, prompt: Prompt, options: ReadOptions
+    ) -> tuple[list[LayerAttention], list[Answer]]:
         """Attention among the tokens after the prefix, and the answer of each sequence."""
-        wants_answer, answers = options.max_new_tokens > 0, [""] * len(prefix.views)
+        wants_answer, answers = options.max_new_tokens > 0, [Answer("", True)] * len(prefix.views)
         try:
             output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
             if output.next_token is not None:
