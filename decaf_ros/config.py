@@ -137,9 +137,10 @@ class EngineConfig(_Checked):
     """Caches and batch size of the multimodal LLM."""
 
     prefix_cache_mib: int = _option(
-        4096,
-        "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off",
-        0,
+        -1,
+        "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off; -1: "
+        "what a window needs, at most half of the device's free memory",
+        -1,
         1048576,
     )
     feature_cache_mib: int = _option(
@@ -165,7 +166,7 @@ class Sam2Config(_Checked):
     autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")
     embedding_cache: int = _option(
         20,
-        "frames with cached image embeddings, key frames evicted last; below window.size, key frames are recomputed",
+        "frames with cached image embeddings; the key frames of the window are kept in any case",
         1,
         1024,
     )

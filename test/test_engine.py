@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 
 import numpy as np
@@ -122,11 +123,11 @@ def test_a_pass_that_ends_early_keeps_no_tensor_alive(mllm, frames):
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])
 def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
-    """Overlapping windows, two queries each: with all caches, without caches, and with room for some prefixes."""
+    """Overlapping windows, two queries each: with all caches, without, with room for some prefixes, and by default."""
     config = replace(DecafConfig(), {"grounding.mode": mode, "mllm.max_new_tokens": 8})
     off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0)
     tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
-    grounders = [Grounder(mllm, engine) for engine in (EngineConfig(), off, tight)]
+    grounders = [Grounder(mllm, engine) for engine in (EngineConfig(prefix_cache_mib=64), off, tight, EngineConfig())]
     for window in (Window(frames[:6]), Window(frames[2:8]), Window(frames[3:9])):
         for query in ("the red ball", "what was put down"):
             found = [one.ground(window, query, config, StageClock(STAGES)) for one in grounders]
@@ -288,6 +289,33 @@ def test_an_answer_is_finished_if_its_end_token_came(mllm, monkeypatch, configur
             assert engine.answer(TEXTS[0], limit) == (text, finished)
     finally:
         mllm.tokenizer.eos_token = own_end
+
+
+def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
+    """Its default size holds every prefix of a window, of which later groundings then run none."""
+    caplog.set_level(logging.INFO)
+    grounder, config = Grounder(mllm), replace(DecafConfig(), {"grounding.mode": "fast"})
+    held = []
+    for count in (4, 9, 4):
+        grounder.ground(Window(frames[:count]), "the red ball", config, StageClock(STAGES))
+        held.append(grounder.engine.prefixes.held_bytes)
+    assert 0 < held[0] < held[1] == held[2] <= grounder.engine.prefixes.max_bytes < 1.3 * held[1]
+    messages = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]
+    assert len(messages) == 2 and f"needs {held[1] // 2**20} MiB; free on cpu" in messages[1]
+
+
+def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypatch, caplog):
+    window, config = Window(frames), replace(DecafConfig(), {"grounding.mode": "fast"})
+    whole = Grounder(mllm)
+    expected = whole.ground(window, "the red ball", config, StageClock(STAGES))
+    size = whole.engine.prefixes.held_bytes
+    monkeypatch.setattr("decaf_ros.grounding.caches.free_bytes", lambda device: size)
+    caplog.clear()
+    short = Grounder(mllm, EngineConfig(batch_tokens=1))
+    found = short.ground(window, "the red ball", config, StageClock(STAGES))
+    assert 0 < short.engine.prefixes.held_bytes <= short.engine.prefixes.max_bytes < 0.8 * size
+    assert "so some of its prefixes run again" in caplog.text
+    np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)
 
 
 def test_byte_cache_keeps_entries_used_in_the_round():

@@ -256,18 +256,31 @@ def test_held_frames_outlast_others(tiny_sam2_dir):
     for frame in frames[2:]:
         assert sam2.embed(frame) is sam2.embed(frame), "the newest frame is cached too"
     assert [sam2.embed(frame) for frame in frames[:2]] == kept and len(encoded) == 9
-    sam2.hold(frames[:4])  # more than fit: the most recently used ones stay
-    for frame in frames[:4]:
-        sam2.embed(frame)
-    assert len(encoded) == 11 and len(sam2._cache) == 3
-    sam2.embed(frames[3]), sam2.embed(frames[1])
-    assert len(encoded) == 11
+    sam2.hold(frames[:4])  # more than fit: all are kept, and the newest frame
+    for _ in range(2):
+        for frame in frames[:4]:
+            sam2.embed(frame)
+    assert len(encoded) == 11 and set(sam2._cache) == set(frames[:4])
+    for frame in frames[4:6]:
+        assert sam2.embed(frame) is sam2.embed(frame)
+    assert set(sam2._cache) == {*frames[:4], frames[5]}
     sam2.hold(())
-    for frame in frames[4:7]:
-        sam2.embed(frame)
-    assert set(sam2._cache) == set(frames[4:7])
-    sam2.hold(frames[4:7])  # they fill the cache, yet the newest frame is cached too
-    assert sam2.embed(frames[7]) is sam2.embed(frames[7])
+    assert set(sam2._cache) == {frames[2], frames[3], frames[5]}
+
+
+def test_a_block_keeps_its_frames_whatever_the_stream_holds(tiny_sam2_dir):
+    sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=1))
+    sam2._encode = lambda image: object()
+    frames = moving_scene(6)
+    with pytest.raises(InterruptedError), sam2.holding(frames[:2]):
+        with sam2.holding(frames[2:4]):
+            for frame in frames:
+                sam2.embed(frame)
+            sam2.hold(frames[4:5])
+            assert set(sam2._cache) == {*frames[:4], frames[5]}
+        assert set(sam2._cache) == {*frames[:2], frames[5]}
+        raise InterruptedError
+    assert set(sam2._cache) == {frames[5]}
 
 
 def test_images_that_are_views_embed_as_their_copies(sam2):

@@ -43,7 +43,6 @@ class Grounder:
         together, in the object stages. In both modes `presence.ask` adds one question about the video.
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
-        self.engine.new_round()
         return _GroundingRun(self, window, query, config, clock).run()
 
 
@@ -74,6 +73,7 @@ class _GroundingRun:
     def run(self) -> Grounding:
         options = self.options
         text = object_prompt(self.query, options.object_prompt)
+        self.engine.new_round([*self.video, *self.frames], text)
         answers: tuple[str, ...] = ()
         category = ""
         if options.mode == "fast":

@@ -75,6 +75,11 @@ class FrameEmbedding:
     features: tuple[torch.Tensor, ...]
     position: torch.Tensor
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return sum(level.nbytes for level in self.features)
+
 
 class PointMasks(NamedTuple):
     """Masks of P points, on the model's device.
@@ -108,6 +113,7 @@ class Sam2:
         # Frames are keys by identity; the cache keeps them alive, so an identity cannot be reused.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
         self._held: frozenset[Frame] = frozenset()
+        self._in_use: frozenset[Frame] = frozenset()
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
         self._position: torch.Tensor | None = None
@@ -119,21 +125,39 @@ class Sam2:
             yield
 
     def embed(self, frame: Frame) -> FrameEmbedding:
-        """The image features of a frame, from an LRU cache of config.embedding_cache frames. Frames in `hold` are
-        evicted last."""
+        """The image features of a frame, from an LRU cache of config.embedding_cache frames. Frames of `hold` and
+        `holding` are not evicted: with more of them the cache grows to their number, and one for the newest frame."""
         embedding = self._cache.pop(frame, None)
         if embedding is None:
             embedding = self._encode(frame.image)
         self._cache[frame] = embedding
-        if len(self._cache) > self._cache_size:
-            evictable = (cached for cached in self._cache if cached not in self._held and cached is not frame)
-            del self._cache[next(evictable, next(iter(self._cache)))]
+        self._evict()
         return embedding
 
     def hold(self, frames: Iterable[Frame]) -> None:
-        """Replaces the set of frames whose cached features are evicted last: a window's key frames, which are reused,
-        while most camera frames between them are embedded once."""
+        """Replaces the set of frames whose cached features are kept: a stream's key frames, which are reused, while
+        most camera frames between them are embedded once."""
         self._held = frozenset(frames)
+        self._evict()
+
+    @contextlib.contextmanager
+    def holding(self, frames: Iterable[Frame]) -> Iterator[None]:
+        """Also keeps the cached features of these frames until the end of the block, whatever `hold` says."""
+        before = self._in_use
+        self._in_use = before | frozenset(frames)
+        try:
+            yield
+        finally:
+            self._in_use = before
+            self._evict()
+
+    def _evict(self) -> None:
+        """Drops the least recently used frames over the limit, but no kept frame and not the newest one."""
+        excess = len(self._cache) - self._cache_size
+        if excess > 0:
+            droppable = [frame for frame in list(self._cache)[:-1] if frame not in self._held | self._in_use]
+            for frame in droppable[:excess]:
+                del self._cache[frame]
 
     def forget(self) -> None:
         """Clears the cache of image features."""
