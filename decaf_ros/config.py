@@ -79,7 +79,8 @@ class MllmConfig(_Checked):
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     dtype: str = _option(
         "auto",
-        "type of weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
+        "type of weights and activations; auto: bfloat16 on cuda and on a CPU with matrix units for it (AMX), float32 "
+        "elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = _option(

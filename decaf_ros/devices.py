@@ -1,8 +1,9 @@
-"""The torch device of a model, and its memory."""
+"""The torch device of a model, its memory, and the type of numbers it is best at."""
 
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import torch
@@ -13,6 +14,26 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on cuda and on a CPU with matrix units for it, else float32. Other names are torch's."""
+    if dtype == "auto":
+        fast = device.type == "cuda" or device.type == "cpu" and has_bfloat16_units()
+        return torch.bfloat16 if fast else torch.float32
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
+
+
+def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has matrix units for bfloat16 (AMX) that torch uses. False elsewhere than on Linux.
+
+    By the kernel's list of flags: torch has no public function for it before 2.9.
+    """
+    uses_units = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not uses_units or not cpuinfo.exists():
+        return False
+    return re.search(r"^flags\s*:.*\bamx_bf16\b", cpuinfo.read_text(), re.MULTILINE) is not None
 
 
 def free_bytes(device: torch.device) -> int:

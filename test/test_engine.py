@@ -26,7 +26,8 @@ TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
+    options = {"local_files_only": True, "device": "cpu", "video_tokens": 48, "dtype": "float32"}
+    return load_mllm(MllmConfig(str(tiny_mllm_dir), **options))
 
 
 @pytest.fixture(scope="module")

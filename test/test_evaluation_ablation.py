@@ -37,7 +37,7 @@ CONFIG = always_answering(
 
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir):
-    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24))
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24, dtype="float32"))
     # The random model ends no answer; this way it does, and has a category.
     mllm.model.generation_config.eos_token_id = list(range(0, len(mllm.tokenizer), 3))
     return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))

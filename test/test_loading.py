@@ -34,7 +34,8 @@ WRITERS = {
 
 
 def load(folder, **options):
-    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, **options))
+    options = {"local_files_only": True, "video_tokens": 48, "dtype": "float32"} | options
+    return load_mllm(MllmConfig(checkpoint=str(folder), **options))
 
 
 @pytest.mark.parametrize("method", PACKAGES)

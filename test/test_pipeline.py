@@ -19,7 +19,7 @@ from decaf_ros.types import Frame, Window
 
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir):
-    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48, dtype="float32"))
     return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
 
 

@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils.versions import require_version
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.devices import resolve_device
+from decaf_ros.devices import resolve_device, resolve_dtype
 from decaf_ros.grounding.checkpoint_files import require_files, require_folder
 from decaf_ros.grounding.mllm import Mllm, end_tokens
 from decaf_ros.resources import resolve_path
@@ -61,7 +61,7 @@ def load_mllm(config: MllmConfig) -> Mllm:
     if folder:
         require_files(folder, name)
     device = resolve_device(config.device)
-    dtype = _resolve_dtype(config.dtype, device)
+    dtype = resolve_dtype(config.dtype, device)
     options: dict[str, Any] = {"dtype": dtype}
     quantised = hasattr(settings, "quantization_config")
     if config.quantization != "none":
@@ -132,13 +132,6 @@ def _try_prompts(mllm: Mllm, name: str) -> None:
         raise ValueError(
             f"{name}: expected tokenizer, special tokens and chat template of this model: {_first_line(error)}"
         ) from error
-
-
-def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    resolved: torch.dtype = getattr(torch, dtype)
-    return resolved
 
 
 def _quantization(method: str, dtype: torch.dtype, device: torch.device) -> Any:
