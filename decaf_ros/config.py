@@ -94,10 +94,7 @@ class MllmConfig(_Checked):
         2, "frame branch: height and width of its token grid, as a multiple of the video branch's", 1, 8
     )
     max_new_tokens: int = _option(
-        128,
-        "max tokens decoded per answer (mode paper); an answer that is cut off is no category",
-        1,
-        1024,
+        128, "max tokens decoded per answer (mode paper); an answer that is cut off is no category", 1, 1024
     )
 
 

@@ -176,7 +176,9 @@ def test_bad_usage_is_exit_code_2(given, capsys):
 
 
 def test_default_parameters_come_from_the_dataset():
-    arguments = argparse.Namespace(dataset="tabletop", config=None, set=["window.size=8"], mllm=None, sam2=None)
+    arguments = argparse.Namespace(
+        dataset="tabletop", config=None, node=None, set=["window.size=8"], mllm=None, sam2=None
+    )
     config = read_evaluation_config(arguments)
     assert config == replace(
         load_config(resolve_path("package://decaf_tabletop/config/tabletop.yaml")), {"window.size": 8}
