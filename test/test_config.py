@@ -53,7 +53,18 @@ def test_load_config_reads_a_ros_parameter_file(tmp_path):
     assert config.window.min_frames == DecafConfig().window.min_frames
 
 
-@pytest.mark.parametrize("text", ["", "window:\n  size: 8\n", "a: {ros__parameters: 3}\n", "a: {}\nb: {}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "---\n",
+        "- /**: {ros__parameters: {}}",
+        "/**",
+        "window:\n  size: 8\n",
+        "a: {ros__parameters: 3}\n",
+        "a: {}\nb: {}\n",
+    ],
+)
 def test_load_config_refuses_other_yaml(tmp_path, text):
     file = tmp_path / "robot.yaml"
     file.write_text(text)

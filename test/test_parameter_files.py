@@ -53,6 +53,7 @@ SECTIONS = [
     ("/b/**: {ros__parameters: {a: 2}}\n", "/a/b/segmenter", (1, 1)),
     ("/**: {ros__parameters: {a: 2}}\n", "/segmenter", (2, 1)),
     ("segmenter: {ros__parameters: {a: 2}}\n/*: {ros__parameters: {a: 3, b: 3}}\n", "/segmenter", (3, 3)),
+    ("---\n/**: {ros__parameters: {a: 2}}\n", "/segmenter", (2, 1)),
     (
         "segmenter: {ros__parameters: {a: 2}}\n/*: {ros__parameters: {a: 3}}\nsegmenter: {ros__parameters: {a: 4}}\n",
         "/segmenter",

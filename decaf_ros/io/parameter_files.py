@@ -124,12 +124,16 @@ def plain_value(text: str) -> bool | int | float | str:
 
 
 def _values(events: Iterator[yaml.Event]) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Keys and value of every entry of a document, in order; None for an empty mapping."""
+    """Keys and value of every entry of all documents, in order; None for an empty mapping."""
+    empty = True
     for event in events:
         if isinstance(event, yaml.MappingStartEvent):
+            empty = False
             yield from _mapping(events, ())
-            return
-    raise ValueError("expected a ROS parameter file, got an empty one")
+        elif isinstance(event, yaml.NodeEvent):
+            raise ValueError(f"expected a ROS parameter file, got no mapping in line {_line(event)}")
+    if empty:
+        raise ValueError("expected a ROS parameter file, got an empty one")
 
 
 def _mapping(events: Iterator[yaml.Event], keys: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -155,7 +155,8 @@ class Sam2:
         """Drops the least recently used frames over the limit, but no kept frame and not the newest one."""
         excess = len(self._cache) - self._cache_size
         if excess > 0:
-            droppable = [frame for frame in list(self._cache)[:-1] if frame not in self._held | self._in_use]
+            kept = self._held | self._in_use
+            droppable = [frame for frame in list(self._cache)[:-1] if frame not in kept]
             for frame in droppable[:excess]:
                 del self._cache[frame]
 
