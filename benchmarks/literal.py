@@ -20,8 +20,8 @@ from transformers import DynamicCache
 from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.engine import View
-from decaf_ros.grounding.grounder import resolve_start_layer, video_view
-from decaf_ros.grounding.mllm import Mllm, decode, forward
+from decaf_ros.grounding.grounder import category_of, resolve_start_layer, video_view
+from decaf_ros.grounding.mllm import Answer, Mllm, decode, forward
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
@@ -55,10 +55,10 @@ def literal_rollout(layers: Sequence[LayerAttention], visual: torch.Tensor, meth
 @torch.inference_mode()
 def literal_ask(
     mllm: Mllm, view: View, text: str, start_layer: int, method: str = "v_max", max_new_tokens: int = 0
-) -> tuple[np.ndarray, str]:
+) -> tuple[np.ndarray, Answer]:
     """One prompt about one view: preprocessing, vision tower, one pass over all tokens, rollout, decoding.
 
-    Returns the map (t, h, w) float32 and the answer ("" for max_new_tokens 0).
+    Returns the map (t, h, w) float32 and the answer (empty for max_new_tokens 0).
     """
     prompt = mllm.prompt(view.layout, text)
     images = np.stack([np.stack([frame.image for frame in unit]) for unit in view.units])
@@ -66,7 +66,9 @@ def literal_ask(
     cache = DynamicCache() if max_new_tokens else None
     output = forward(mllm.model, inputs, prompt.positions, cache, start_layer, wants_token=True)
     row = literal_rollout(output.layers, prompt.visual[None], method)[0]
-    answer = decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0] if max_new_tokens else ""
+    answer = Answer("", True)
+    if max_new_tokens:
+        (answer,) = decode(mllm, prompt, cache, output.next_token, max_new_tokens)
     return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
 
 
@@ -78,14 +80,16 @@ def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfi
     layout = mllm.layout("frames", 1, window.size_hw)
     views = [video, *(View(layout, (frame,)) for frame in window.frames)]
 
-    def ask_all(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, str]]:
+    def ask_all(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, Answer]]:
         return [literal_ask(mllm, view, text, start_layer, options.rollout, max_new_tokens) for view in views]
 
     object_results = ask_all(object_prompt(query, options.object_prompt), config.mllm.max_new_tokens if decodes else 0)
     answers, category = (), ""
     if decodes:
-        answers = tuple(answer.lower() for _, answer in object_results)
-        category = _choice(mllm, choice_prompt(query, answers, options.choice_prompt), config.mllm.max_new_tokens)
+        candidates = [Answer(answer.text.lower(), answer.finished) for _, answer in object_results]
+        answers = tuple(candidate.text for candidate in candidates)
+        choice = _choice(mllm, choice_prompt(query, answers, options.choice_prompt), config.mllm.max_new_tokens)
+        category = category_of(choice, candidates)
     background = background_prompt(query, category, options.background_prompt if decodes else "v3")
     maps = list(zip((map_ for map_, _ in object_results), (map_ for map_, _ in ask_all(background, 0))))
     branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(frame_maps) for frame_maps in zip(*maps[1:])))
@@ -126,11 +130,11 @@ def _scaled(values: np.ndarray) -> np.ndarray:
     return (values - low) / (high - low) if high > low else np.zeros_like(values)
 
 
-def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> str:
+def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> Answer:
     prompt, cache = mllm.prompt(None, text), DynamicCache()
     inputs = mllm.embed(prompt.ids, prompt.slots, [()])
     output = forward(mllm.model, inputs, prompt.positions, cache, mllm.layers, wants_token=True)
-    return decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0].rstrip(".")
+    return decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0]
 
 
 def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:

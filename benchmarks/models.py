@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,11 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
     The tokenizer is the tiny checkpoint's, which covers only the first ids of the vocabulary.
     """
     config = MllmConfig(
-        str(write_tiny_mllm(folder)), local_files_only=True, device=device, video_tokens=shape.video_tokens
+        str(write_tiny_mllm(folder)),
+        local_files_only=True,
+        device=device,
+        dtype="float32" if device == "cpu" else "bfloat16",
+        video_tokens=shape.video_tokens,
     )
     tiny = load_mllm(config)
     sizes = tiny.model.config
@@ -76,6 +81,14 @@ def random_mllm(folder: Path, shape: Shape, device: str = "cpu") -> Mllm:
         model = Qwen2_5_VLForConditionalGeneration._from_config(sizes, dtype=next(tiny.model.parameters()).dtype)
     model.generation_config = tiny.model.generation_config
     return type(tiny)(model.eval(), tiny.processor, config)
+
+
+def in_bfloat16(mllm: Mllm) -> Mllm:
+    """A copy with weights in bfloat16, as a checkpoint loads; buffers such as rotary frequencies stay float32."""
+    model = copy.deepcopy(mllm.model)
+    for weight in model.parameters():
+        weight.data = weight.data.bfloat16()
+    return type(mllm)(model, mllm.processor, mllm.config)
 
 
 def random_window(frames: int, first: int = 0, size_hw: tuple[int, int] = SIZE_HW) -> Window:

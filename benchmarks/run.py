@@ -179,6 +179,11 @@ class Run:
             if figures["same_answers"] or self.device == "cpu":
                 self.expect(figures["error"] <= bound, f"window of {name}: {figures['error']:.1e} off")
         self.table("grounding, key frames", rows)
+        if self.device == "cpu":
+            rounded = grounding.bfloat16_window(self.mllm, self.frames, self.repeats)
+            self.table("grounding in bfloat16, cold", {f"{self.frames} key frames": rounded})
+            self.result |= {f"bfloat16_{name}": rounded[name] for name in ("ms", "speedup", "correlation")}
+            self.expect(rounded["correlation"] >= 0.99, f"bfloat16: correlation {rounded['correlation']:.4f} of maps")
 
     def segmentation(self) -> None:
         import segmentation

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from decaf_ros.version import __version__
 
 if TYPE_CHECKING:
-    from decaf_ros.config import DecafConfig, load_config
+    from decaf_ros.config import DecafConfig
     from decaf_ros.io.bags import BagReader
+    from decaf_ros.io.parameter_files import load_config
     from decaf_ros.io.video import read_video
     from decaf_ros.offline import key_frames, segment_clip
     from decaf_ros.online.segmenter import OnlineSegmenter
@@ -35,7 +36,7 @@ _MODULES = {
     "Target": "types",
     "Window": "types",
     "key_frames": "offline",
-    "load_config": "config",
+    "load_config": "io.parameter_files",
     "read_video": "io.video",
     "segment_clip": "offline",
 }

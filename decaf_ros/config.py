@@ -7,15 +7,9 @@ Every option has a description, a range and a flag: may it change while the node
 from __future__ import annotations
 
 import dataclasses
-import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-
-import yaml
-
-_log = logging.getLogger(__name__)
 
 
 class Option(NamedTuple):
@@ -79,13 +73,14 @@ class MllmConfig(_Checked):
 
     checkpoint: str = _option(
         "Qwen/Qwen2.5-VL-7B-Instruct",
-        "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package)",
+        "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package; ~: your home)",
     )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     dtype: str = _option(
         "auto",
-        "type of weights and activations; auto: bfloat16 on cuda, float32 elsewhere",
+        "type of weights and activations; auto: bfloat16 on cuda and on a CPU with matrix units for it (AMX), float32 "
+        "elsewhere",
         choices=("auto", "float32", "bfloat16", "float16"),
     )
     quantization: str = _option(
@@ -98,7 +93,9 @@ class MllmConfig(_Checked):
     frame_scale: int = _option(
         2, "frame branch: height and width of its token grid, as a multiple of the video branch's", 1, 8
     )
-    max_new_tokens: int = _option(16, "max tokens decoded per answer (mode paper)", 1, 256)
+    max_new_tokens: int = _option(
+        128, "max tokens decoded per answer (mode paper); an answer that is cut off is no category", 1, 1024
+    )
 
 
 @dataclass(frozen=True)
@@ -138,9 +135,10 @@ class EngineConfig(_Checked):
     """Caches and batch size of the multimodal LLM."""
 
     prefix_cache_mib: int = _option(
-        4096,
-        "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off",
-        0,
+        -1,
+        "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off; -1: "
+        "what a window needs, at most half of the device's free memory",
+        -1,
         1048576,
     )
     feature_cache_mib: int = _option(
@@ -152,19 +150,21 @@ class EngineConfig(_Checked):
 
 @dataclass(frozen=True)
 class Sam2Config(_Checked):
-    """SAM 2: a hub name, a folder with model.yaml and model.safetensors, or a .pt file with its configuration."""
+    """SAM 2: a hub name, a folder as on the hub or with model.yaml and model.safetensors, or a .pt file."""
 
     checkpoint: str = _option(
         "facebook/sam2.1-hiera-large",
-        "hub name, folder (package://PACKAGE/PATH: in a ROS or Python package) or .pt file",
+        "hub name, folder (package://PACKAGE/PATH: in a ROS or Python package; ~: your home) or .pt file",
     )
-    model_config: str = _option("", "for a .pt file: name of a configuration in the sam2 package, or a YAML file")
+    model_config: str = _option(
+        "", "for a .pt file of another name than the published: a configuration in the sam2 package, or a YAML file"
+    )
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")
     embedding_cache: int = _option(
         20,
-        "frames with cached image embeddings, key frames evicted last; below window.size, key frames are recomputed",
+        "frames with cached image embeddings; the key frames of the window are kept in any case",
         1,
         1024,
     )
@@ -396,58 +396,3 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
 
 # Parameters and prefixes that every rclpy node declares itself and reads from the same files.
 RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
-
-
-def load_config(path: str | Path, base: DecafConfig | None = None) -> DecafConfig:
-    """Reads a ROS parameter file as the node does, over `base` (the defaults if None).
-
-    Uses the section of all nodes (`/**`), overridden by sections whose name ends in `segmenter`. Names may be nested or
-    dotted. Parameters outside the stages of `DecafConfig` (another node's, or misspelt) are logged and ignored.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: not a ROS parameter file, no matching section, an unknown option of a stage, or a bad value.
-    """
-    with open(path, encoding="utf-8") as stream:
-        try:
-            document = yaml.safe_load(stream)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: expected YAML: {error}") from error
-    sections = dict(_sections(document)) if isinstance(document, Mapping) else {}
-    if not sections or not all(isinstance(section, Mapping) for section in sections.values()):
-        raise ValueError(f"{path}: expected a ROS parameter file, '/**: ros__parameters: STAGE: FIELD: VALUE'")
-    ours = [name for name in sections if name.endswith("segmenter")]
-    if "/**" not in sections and not ours:
-        raise ValueError(f"{path}: expected a section '/**' or one that ends in 'segmenter', got {', '.join(sections)}")
-    given: dict[str, Any] = {}
-    for name in ("/**", *ours):
-        given.update(_flat(sections.get(name, {})))
-    base = base or DecafConfig()
-    stages = {stage.name for stage in dataclasses.fields(base)}
-    foreign = sorted(name for name in given if name.split(".")[0] not in stages)
-    unknown = [name for name in foreign if not name.startswith(RCLPY_PARAMETERS)]
-    if unknown:
-        _log.warning("%s: parameters that decaf_ros does not know are ignored: %s", path, ", ".join(unknown))
-    try:
-        return replace(base, {name: value for name, value in given.items() if name not in foreign})
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _sections(document: Mapping[Any, Any], namespace: str = "") -> Iterator[tuple[str, Any]]:
-    """Each node's name and parameters. Namespaces may be nested or part of the name."""
-    for key, value in document.items():
-        name = f"{namespace}/{key}" if namespace else str(key)
-        if isinstance(value, Mapping) and "ros__parameters" in value:
-            yield name, value["ros__parameters"]
-        elif isinstance(value, Mapping):
-            yield from _sections(value, name)
-
-
-def _flat(parameters: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value by dotted name."""
-    for key, value in parameters.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -1,6 +1,10 @@
-"""Chooses the torch device of a model."""
+"""The torch device of a model, its memory, and the type of numbers it is best at."""
 
 from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
 
 import torch
 
@@ -10,3 +14,38 @@ def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(device)
+
+
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """`auto`: bfloat16 on cuda and on a CPU with matrix units for it, else float32. Other names are torch's."""
+    if dtype == "auto":
+        fast = device.type == "cuda" or device.type == "cpu" and has_bfloat16_units()
+        return torch.bfloat16 if fast else torch.float32
+    resolved: torch.dtype = getattr(torch, dtype)
+    return resolved
+
+
+def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the CPU has matrix units for bfloat16 (AMX) that torch uses. False elsewhere than on Linux.
+
+    By the kernel's list of flags: torch has no public function for it before 2.9.
+    """
+    uses_units = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    if not uses_units or not cpuinfo.exists():
+        return False
+    return re.search(r"^flags\s*:.*\bamx_bf16\b", cpuinfo.read_text(), re.MULTILINE) is not None
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory that is free on a device. On a CPU: what the system can give without swapping; elsewhere than on Linux,
+    half of its memory. Limits of a container do not count."""
+    if device.type == "cuda":
+        # torch keeps freed memory for itself.
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + cached
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except FileNotFoundError:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    (available,) = (line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+    return int(available) * 1024

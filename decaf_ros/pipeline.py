@@ -75,24 +75,26 @@ class Decaf:
         points = attention_points(attention, config.segmentation)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
-        # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
-        clock.start("tracklets")
-        proposals = self._retry_without_caches(
-            lambda: propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
-        )
+        # SAM 2 encodes every key frame once.
+        with self.sam2.holding(window.frames):
+            # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
+            clock.start("tracklets")
+            proposals = self._retry_without_caches(
+                lambda: propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
+            )
 
-        # Tracklets that disagree with the attention are dropped (Eq. 6-8).
-        clock.start("scoring")
-        tracklets = score_tracklets(proposals, attention, config.segmentation)
-        presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
-        selected = select_targets(tracklets, presence, grounding.category, config)
+            # Tracklets that disagree with the attention are dropped (Eq. 6-8).
+            clock.start("scoring")
+            tracklets = score_tracklets(proposals, attention, config.segmentation)
+            presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
+            selected = select_targets(tracklets, presence, grounding.category, config)
 
-        # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
-        coarse, labels = None, None
-        if dense is not None:
-            clock.start("dense")
-            coarse = coarse_masks(attention, window.size_hw)
-            labels = self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
+            # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
+            coarse, labels = None, None
+            if dense is not None:
+                clock.start("dense")
+                coarse = coarse_masks(attention, window.size_hw)
+                labels = self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
         clock.pause()
         return Segmentation(
             window,

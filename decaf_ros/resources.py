@@ -26,14 +26,14 @@ def find_resource(name: str, module: Path | None = None) -> Path:
 
 
 def resolve_path(path: str) -> str:
-    """A path or hub name from a configuration; `package://PACKAGE/NAME` becomes the path of that file.
+    """A path or hub name from a configuration, with `~` expanded and `package://PACKAGE/NAME` replaced by that path.
 
     PACKAGE is decaf_ros, a ROS package of the sourced workspaces (NAME in its share folder), or a Python package (NAME
     in its folder). Other texts are returned unchanged. Raises FileNotFoundError for a package or file that is missing.
     """
     url = _URL.fullmatch(path)
     if not url:
-        return path
+        return os.path.expanduser(path)
     package, name = url.groups()
     return str(find_resource(name) if package == _OURS else _first_of(_package_folders(package), name))
 

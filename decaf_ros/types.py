@@ -144,7 +144,7 @@ class AttentionMaps:
 class Grounding:
     """Attention and decoded text of the multimodal LLM.
 
-    category: the chosen object category; empty in mode `fast`, which decodes nothing.
+    category: the chosen object category; empty in mode `fast`, which decodes nothing, and if every answer was cut off.
     answers: all candidate categories in decoding order (video first, then frames), in lower case.
     asked: probability of "yes" to the question whether the target is there; None if not asked.
     """

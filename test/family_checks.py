@@ -94,7 +94,7 @@ def check_decoding(mllm, view, text, expected):
     """The answer equals that of `generate`. expected: the processor's output, for the text only if `view` is None."""
     engine = Engine(mllm, EngineConfig())
     if view is None:
-        answer = engine.answer(text, 6)
+        answer = engine.answer(text, 6).text
     else:
         answer = engine.ask([view], [text], ReadOptions(2, max_new_tokens=6))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
@@ -192,6 +192,7 @@ def check_segment(mllm, sam2, mode):
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",
         "segmentation.point_threshold": 0.9,
+        "mllm.max_new_tokens": 8,
     }
     result = Decaf(mllm, sam2, replace(DecafConfig(), options)).segment(window, "the red square")
     assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, (96, 128)).grid[1:])

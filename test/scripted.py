@@ -7,6 +7,7 @@ code under test is real.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 
@@ -48,6 +49,10 @@ class World:
 
     def hold(self, frames: Sequence[Frame]) -> None:
         """Stands in for `Sam2.hold`; there is no cache here."""
+
+    def holding(self, frames: Sequence[Frame]) -> AbstractContextManager[None]:
+        """Stands in for `Sam2.holding`."""
+        return nullcontext()
 
 
 class WorldTracker:

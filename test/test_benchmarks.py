@@ -38,6 +38,7 @@ def test_quick_run_has_equal_results_and_all_ratios():
     found = last_line("run.py", "--quick")
     assert found["quick"] and found["wrong"] == []
     assert all(found[name] > 0 for name in RATIOS)
+    assert found["bfloat16_ms"] > 0 and 0.99 < found["bfloat16_correlation"] <= 1
 
 
 def test_resident_memory_is_flat_over_1000_windows():

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
+from decaf_ros.devices import has_bfloat16_units
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -52,6 +56,41 @@ def test_maps_in_bfloat16(tmp_path, write, kind, device):
     assert np.corrcoef(exact.ravel(), rounded.ravel())[0, 1] > 0.99
     # These random models attend to single tokens, where a rounded logit has the largest effect.
     assert np.abs(exact - rounded).max() < 0.2 * exact.max()
+
+
+@pytest.mark.parametrize("units", [True, False])
+def test_auto_is_bfloat16_on_a_cpu_with_matrix_units_for_it(tiny_mllm_dir, monkeypatch, units):
+    """What is added up over tokens stays float32."""
+    monkeypatch.setattr("decaf_ros.devices.has_bfloat16_units", lambda: units)
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
+    dtype = torch.bfloat16 if units else torch.float32
+    assert {weight.dtype for weight in mllm.model.parameters()} == {dtype}
+    engine = Engine(mllm, EngineConfig())
+    images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
+    view = View(
+        mllm.layout("video", 2, (96, 128)), tuple(Frame(image, place + 1) for place, image in enumerate(images))
+    )
+    engine.ask([view], TEXTS, ReadOptions(2))
+    (attention,) = (engine.prefixes.peek(key).attention for key in engine.prefixes)
+    assert {layer.query.dtype for layer in attention.layers} == {dtype}
+    statistics = [*attention.strength.values(), *attention.log_total.values()]
+    assert statistics and {value.dtype for value in statistics} == {torch.float32}
+
+
+@pytest.mark.parametrize("name", ["config/paper.yaml", "decaf_tabletop/config/tabletop.yaml"])
+def test_configurations_with_published_figures_stay_float32(name):
+    assert load_config(Path(__file__).parents[1] / name).mllm.dtype == "float32"
+
+
+def test_matrix_units_are_found_in_the_list_of_flags(tmp_path):
+    file = tmp_path / "cpuinfo"
+    lines = "processor\t: {}\nflags\t\t: fpu avx512_bf16 amx_tile{}\nbugs\t\t: amx_bf16\n\n"
+    for flag, found in ((" amx_bf16 amx_int8", True), (" amx_bf16", True), (" amx_int8", False)):
+        file.write_text("".join(lines.format(number, flag) for number in range(2)))
+        assert has_bfloat16_units(file) == found
+    assert not has_bfloat16_units(tmp_path / "nowhere")
+    if hasattr(torch.cpu, "get_capabilities"):
+        assert has_bfloat16_units() == torch.cpu.get_capabilities().get("amx_bf16", False)
 
 
 def test_sam2_under_autocast(tiny_sam2_dir):

@@ -9,8 +9,9 @@ import yaml
 
 from decaf_ros.cli.calibrate import ClipQueries, read_data
 from decaf_ros.cli.main import main
-from decaf_ros.config import DecafConfig, load_config
+from decaf_ros.config import DecafConfig
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.io.video import VideoWriter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Presence

@@ -1,3 +1,4 @@
+import argparse
 import json
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import decaf_ros
 from decaf_ros.cli import main as main_module
 from decaf_ros.cli.main import main
+from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.cli.parameters import parameter_table
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
@@ -41,6 +43,14 @@ def bag(tmp_path) -> Path:
         for index in range(FRAMES):
             file.write_image("/camera/image", picture(index), START_NS + index * STEP_NS, "optical")
     return tmp_path / "ball_bag"
+
+
+@pytest.fixture
+def cameras(tmp_path) -> Path:
+    """A parameter file of two nodes."""
+    section = "/{}/segmenter: {{ros__parameters: {{window.size: {}}}}}\n"
+    (tmp_path / "cameras.yaml").write_text(section.format("a", 6) + section.format("b", 7))
+    return tmp_path / "cameras.yaml"
 
 
 @pytest.fixture
@@ -249,15 +259,27 @@ def test_failures_are_one_line_and_exit_code_1(arguments, message, video, bag, t
         (["segment", "clip.mp4", "--query", "x", "--set", "window.length=3"], "unknown option window.length"),
         (["segment", "clip.mp4", "--query", "x", "--set", "window.size=big"], "expected int, got 'big'"),
         (["segment", "clip.mp4", "--query", "x", "--set", "presence.threshold=2"], "in [0.0, 1.0], got 2.0"),
-        (["segment", "clip.mp4", "--query", "x", "--set", "grounding.contrast=1"], "expected bool, got '1'"),
+        (["segment", "clip.mp4", "--query", "x", "--set", "grounding.contrast=1"], "expected bool, got 1"),
+        (["segment", "clip.mp4", "--query", "x", "--config", "{cameras}"], "expected one segmenter, got /a/segmenter"),
         (["segment", "clip.mp4", "--query", "x", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_bad_usage_is_exit_code_2(arguments, message, capsys):
+def test_bad_usage_is_exit_code_2(arguments, message, capsys, cameras):
     with pytest.raises(SystemExit) as ended:
-        main(arguments)
+        main([argument.format(cameras=cameras) for argument in arguments])
     assert ended.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_configuration_arguments(cameras):
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    given = ["grounding.contrast=off", "presence.threshold=5e-1", "mllm.max_new_tokens=0x10", "regrounding.policy=off"]
+    config = read_config(
+        parser.parse_args(["--config", str(cameras), "--node", "/b/segmenter", *(f"--set={one}" for one in given)])
+    )
+    assert (config.window.size, config.grounding.contrast, config.presence.threshold) == (7, False, 0.5)
+    assert (config.mllm.max_new_tokens, config.regrounding.policy) == (16, "off")
 
 
 def test_the_command_line_overrides_the_file(video, models, tmp_path):

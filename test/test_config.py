@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.config import DecafConfig, options, replace
+from decaf_ros.io.parameter_files import load_config
 
 
 def test_every_option_is_documented_and_within_its_own_limits():
@@ -52,7 +53,18 @@ def test_load_config_reads_a_ros_parameter_file(tmp_path):
     assert config.window.min_frames == DecafConfig().window.min_frames
 
 
-@pytest.mark.parametrize("text", ["", "window:\n  size: 8\n", "a: {ros__parameters: 3}\n", "a: {}\nb: {}\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "---\n",
+        "- /**: {ros__parameters: {}}",
+        "/**",
+        "window:\n  size: 8\n",
+        "a: {ros__parameters: 3}\n",
+        "a: {}\nb: {}\n",
+    ],
+)
 def test_load_config_refuses_other_yaml(tmp_path, text):
     file = tmp_path / "robot.yaml"
     file.write_text(text)
@@ -87,29 +99,14 @@ def test_load_config_warns_about_unknown_parameters(tmp_path, caplog):
     assert "robot.yaml: parameters that decaf_ros does not know are ignored: frame_rate, windows.size" in caplog.text
 
 
-@pytest.mark.parametrize("section", ["segmenter", "/decaf/segmenter", "/**/segmenter", "front_segmenter"])
-def test_load_config_picks_the_segmenter_of_several_nodes(tmp_path, section):
+def test_load_config_reads_the_sections_of_a_node(tmp_path):
     file = tmp_path / "robot.yaml"
     file.write_text(
-        f"{section}: {{ros__parameters: {{window: {{size: 9}}}}}}\n"
         "/**: {ros__parameters: {window: {size: 8, min_frames: 3}}}\n"
+        "/front/segmenter: {ros__parameters: {window: {size: 9}}}\n"
         "/camera: {ros__parameters: {window: {length: 3}}}\n"
     )
-    config = load_config(file)
-    assert (config.window.size, config.window.min_frames) == (9, 3)
-
-
-def test_load_config_follows_nested_namespaces(tmp_path):
-    file = tmp_path / "robot.yaml"
-    file.write_text("decaf:\n  segmenter:\n    ros__parameters:\n      window.size: 9\n")
-    assert load_config(file).window.size == 9
-
-
-def test_load_config_needs_a_section_for_the_segmenter(tmp_path):
-    file = tmp_path / "robot.yaml"
-    file.write_text("/camera: {ros__parameters: {rate: 5}}\n/base: {ros__parameters: {}}\n")
-    with pytest.raises(ValueError, match="section '/\\*\\*' or one that ends in 'segmenter', got /camera, /base"):
-        load_config(file)
+    assert [load_config(file, node=node).window.size for node in (None, "/rear/segmenter")] == [9, 8]
 
 
 def test_load_config_names_a_file_that_is_not_yaml(tmp_path):

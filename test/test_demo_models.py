@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from decaf_ros.cli.main import main
-from decaf_ros.config import load_config
 from decaf_ros.evaluation.metrics import pointing
 from decaf_ros.evaluation.sam2 import score_segmenter
 from decaf_ros.io.bags import BagReader
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.sam2 import load_sam2

@@ -45,7 +45,7 @@ def test_more_targets_than_labels_are_refused(sam2):
         dense_labels(sam2, WINDOW, [tracklet(0, mask)] * 256, FRAMES)
 
 
-def test_each_frame_is_embedded_at_most_twice(sam2):
+def test_each_frame_is_embedded_once(sam2):
     encoded = []
     forward_image = sam2.model.forward_image
     sam2.model.forward_image = lambda batch: encoded.append(1) or forward_image(batch)
@@ -53,7 +53,7 @@ def test_each_frame_is_embedded_at_most_twice(sam2):
     right = disc(WINDOW.size_hw, 0.75, 0.4, 0.18)
     dense_labels(sam2, WINDOW, [tracklet(0, right), tracklet(1, right), tracklet(2, right)], clip)
     del sam2.model.forward_image
-    assert len(encoded) <= 2 * len(clip)
+    assert len(encoded) == len(clip)
 
 
 def test_nothing_selected_is_empty_masks(sam2):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import weakref
 
 import numpy as np
@@ -25,7 +26,8 @@ TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
+    options = {"local_files_only": True, "device": "cpu", "video_tokens": 48, "dtype": "float32"}
+    return load_mllm(MllmConfig(str(tiny_mllm_dir), **options))
 
 
 @pytest.fixture(scope="module")
@@ -122,11 +124,11 @@ def test_a_pass_that_ends_early_keeps_no_tensor_alive(mllm, frames):
 
 @pytest.mark.parametrize("mode", ["fast", "paper"])
 def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
-    """Overlapping windows, two queries each: with all caches, without caches, and with room for some prefixes."""
-    config = replace(DecafConfig(), {"grounding.mode": mode})
+    """Overlapping windows, two queries each: with all caches, without, with room for some prefixes, and by default."""
+    config = replace(DecafConfig(), {"grounding.mode": mode, "mllm.max_new_tokens": 8})
     off = EngineConfig(prefix_cache_mib=0, feature_cache_mib=0, map_cache_mib=0)
     tight = EngineConfig(prefix_cache_mib=1, batch_tokens=200)
-    grounders = [Grounder(mllm, engine) for engine in (EngineConfig(), off, tight)]
+    grounders = [Grounder(mllm, engine) for engine in (EngineConfig(prefix_cache_mib=64), off, tight, EngineConfig())]
     for window in (Window(frames[:6]), Window(frames[2:8]), Window(frames[3:9])):
         for query in ("the red ball", "what was put down"):
             found = [one.ground(window, query, config, StageClock(STAGES)) for one in grounders]
@@ -265,9 +267,56 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
     """Some control tokens are not special tokens; the next prompt would be refused as if the user had typed them."""
     monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "a <|video_pad|>ball")
+    # Every answer ends at once.
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", list(range(len(mllm.tokenizer))))
     config = replace(DecafConfig(), {"grounding.mode": "paper"})
     found = Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES))
     assert found.category == "a ball" and set(found.answers) == {"a ball"}
+
+
+@pytest.mark.parametrize("configured", [True, False], ids=["generation config", "tokenizer"])
+def test_an_answer_is_finished_if_its_end_token_came(mllm, monkeypatch, configured):
+    engine = Engine(mllm, EngineConfig())
+    inputs = mllm.prompt(None, TEXTS[0]).ids[None]
+    tokens = mllm.model.generate(input_ids=inputs, max_new_tokens=5, do_sample=False)[0, inputs.shape[1] :].tolist()
+    assert len(set(tokens)) == 5
+    end = tokens[3]
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", end if configured else tokens[4])
+    text, own_end = " ".join(mllm.tokenizer.decode(tokens[:3]).split()), mllm.tokenizer.eos_token
+    try:
+        if not configured:
+            mllm.tokenizer.eos_token = mllm.tokenizer.convert_ids_to_tokens(end)
+        for limit, finished in ((3, False), (4, True), (128, True)):
+            assert engine.answer(TEXTS[0], limit) == (text, finished)
+    finally:
+        mllm.tokenizer.eos_token = own_end
+
+
+def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
+    """Its default size holds every prefix of a window, of which later groundings then run none."""
+    caplog.set_level(logging.INFO)
+    grounder, config = Grounder(mllm), replace(DecafConfig(), {"grounding.mode": "fast"})
+    held = []
+    for count in (4, 9, 4):
+        grounder.ground(Window(frames[:count]), "the red ball", config, StageClock(STAGES))
+        held.append(grounder.engine.prefixes.held_bytes)
+    assert 0 < held[0] < held[1] == held[2] <= grounder.engine.prefixes.max_bytes < 1.3 * held[1]
+    messages = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]
+    assert len(messages) == 2 and f"needs {held[1] // 2**20} MiB; free on cpu" in messages[1]
+
+
+def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypatch, caplog):
+    window, config = Window(frames), replace(DecafConfig(), {"grounding.mode": "fast"})
+    whole = Grounder(mllm)
+    expected = whole.ground(window, "the red ball", config, StageClock(STAGES))
+    size = whole.engine.prefixes.held_bytes
+    monkeypatch.setattr("decaf_ros.grounding.caches.free_bytes", lambda device: size)
+    caplog.clear()
+    short = Grounder(mllm, EngineConfig(batch_tokens=1))
+    found = short.ground(window, "the red ball", config, StageClock(STAGES))
+    assert 0 < short.engine.prefixes.held_bytes <= short.engine.prefixes.max_bytes < 0.8 * size
+    assert "so some of its prefixes run again" in caplog.text
+    np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)
 
 
 def test_byte_cache_keeps_entries_used_in_the_round():

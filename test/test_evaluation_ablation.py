@@ -25,14 +25,21 @@ LAYERS = 4
 CONFIG = always_answering(
     replace(
         DecafConfig(),
-        {"segmentation.point_threshold": 0.7, "segmentation.max_points": 6, "segmentation.tracklet_threshold": 0.8},
+        {
+            "segmentation.point_threshold": 0.7,
+            "segmentation.max_points": 6,
+            "segmentation.tracklet_threshold": 0.8,
+            "mllm.max_new_tokens": 16,
+        },
     )
 )
 
 
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir):
-    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24))
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=24, dtype="float32"))
+    # The random model ends no answer; this way it does, and has a category.
+    mllm.model.generation_config.eos_token_id = list(range(0, len(mllm.tokenizer), 3))
     return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
 
 
@@ -84,7 +91,7 @@ def test_shared_passes_do_not_change_results(models, window, fits, monkeypatch):
             grounder.ground(window, "the red ball", config, StageClock(STAGES)) for grounder in (shared, alone)
         )
         assert (ours.category, ours.answers) == (theirs.category, theirs.answers)
-        np.testing.assert_allclose(ours.maps.fused, theirs.maps.fused, atol=1e-6)
+        np.testing.assert_allclose(ours.maps.fused, theirs.maps.fused, atol=1e-5)
         for branch in ("video", "frames"):
             first, second = getattr(ours.maps, branch), getattr(theirs.maps, branch)
             assert (first is None) == (second is None)

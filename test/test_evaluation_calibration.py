@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from decaf_ros.config import DecafConfig, PresenceConfig, load_config
+from decaf_ros.config import DecafConfig, PresenceConfig
 from decaf_ros.evaluation.calibration import (
     Example,
     best_threshold,
@@ -15,6 +15,7 @@ from decaf_ros.evaluation.calibration import (
     parameter_text,
 )
 from decaf_ros.evaluation.metrics import roc
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.presence import PARTS, weighted_score
 from decaf_ros.types import Presence
 

@@ -11,9 +11,10 @@ from evaluation_scenes import drawn_clip
 
 from decaf_ros.cli.evaluate import read_evaluation_config
 from decaf_ros.cli.main import main
-from decaf_ros.config import load_config, replace
+from decaf_ros.config import replace
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.report import check_folder
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_tabletop.world.clip import KINDS
 from decaf_tabletop.world.store import clip_path, write_clip
@@ -175,7 +176,9 @@ def test_bad_usage_is_exit_code_2(given, capsys):
 
 
 def test_default_parameters_come_from_the_dataset():
-    arguments = argparse.Namespace(dataset="tabletop", config=None, set=["window.size=8"], mllm=None, sam2=None)
+    arguments = argparse.Namespace(
+        dataset="tabletop", config=None, node=None, set=["window.size=8"], mllm=None, sam2=None
+    )
     config = read_evaluation_config(arguments)
     assert config == replace(
         load_config(resolve_path("package://decaf_tabletop/config/tabletop.yaml")), {"window.size": 8}

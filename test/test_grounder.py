@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
-from decaf_ros.grounding.grounder import STAGES, Grounder
+from decaf_ros.grounding.grounder import STAGES, Grounder, category_of
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.mllm import Answer
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Window
 
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48, dtype="float32"))
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,8 @@ def window():
 
 
 def ground(grounder, window, query="The red ball", **changes):
+    """This random model ends no answer, so a low limit of tokens saves time."""
+    changes = {"mllm__max_new_tokens": 4} | changes
     config = replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
     progress = []
     clock = StageClock(STAGES, lambda stage, fraction: progress.append((stage, fraction)))
@@ -39,7 +42,7 @@ def test_paper_mode_decodes_a_category_and_maps_have_the_grids(grounder, window)
     assert result.maps.frames.object.shape == (5, 6, 10)
     assert result.maps.fused.shape == (5, 6, 10)
     assert result.maps.fused.min() == 0 and result.maps.fused.max() == 1
-    assert len(result.answers) == 1 + 5 and result.category
+    assert len(result.answers) == 1 + 5 and all(result.answers)
     assert [stage for stage, _ in progress if stage != "frames_object" and stage != "frames_background"] == [
         stage for stage in STAGES if stage not in ("frames_object", "frames_background")
     ]
@@ -85,6 +88,45 @@ def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeyp
     assert "in the image" in asked[0][1] and "in the video" in asked[1][1] and "the red ball." in asked[0][1]
 
 
+@pytest.mark.parametrize(
+    ("choice", "candidates", "category"),
+    [
+        (("Mug.", True), [("cup", True)], "Mug"),
+        (("The object is the", False), [("cup", True), ("mug.", True), ("mug", True), ("a, b and", False)], "mug"),
+        (("The object is the", False), [("cup", True), ("mug", True)], "cup"),
+        (("", True), [("", True), ("a, b and", False), ("a, b and", False), ("mug", True)], "mug"),
+        (("The object is the", False), [("a, b and", False), ("", True)], ""),
+    ],
+)
+def test_an_answer_that_was_cut_off_is_no_category(choice, candidates, category):
+    assert category_of(Answer(*choice), [Answer(*candidate) for candidate in candidates]) == category
+
+
+def test_without_a_category_the_background_prompt_names_the_query(grounder, window):
+    cut, _ = ground(grounder, window)
+    named, _ = ground(grounder, window, grounding__background_prompt="v3")
+    assert cut.category == "" and all(cut.answers)
+    np.testing.assert_array_equal(cut.maps.video.background, named.maps.video.background)
+
+
+def test_the_most_frequent_candidate_takes_the_place_of_a_choice_that_was_cut_off(mllm, window, monkeypatch):
+    """The real model's candidates end at the first token, its choice does not."""
+    grounder, ends = Grounder(mllm), list(range(len(mllm.tokenizer)))
+    monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "Ball.")
+
+    def answer(text, max_new_tokens, answer=grounder.engine.answer):
+        with monkeypatch.context() as patch:
+            patch.setattr(mllm.model.generation_config, "eos_token_id", mllm.tokenizer.eos_token_id)
+            found = answer(text, max_new_tokens)
+        assert not found.finished
+        return found
+
+    monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", ends)
+    monkeypatch.setattr(grounder.engine, "answer", answer)
+    result, _ = ground(grounder, window)
+    assert result.category == "ball" and set(result.answers) == {"ball."}
+
+
 def test_the_query_matters(grounder, window):
     first, _ = ground(grounder, window, "the red ball")
     second, _ = ground(grounder, window, "what was just put down?")
@@ -110,7 +152,8 @@ def test_ablations(grounder, window):
     assert np.abs(layers[0].maps.video.object - layers[2].maps.video.object).max() > 0
 
 
-def test_every_prompt_variant_runs(grounder, window):
+def test_every_prompt_variant_runs(grounder, window, monkeypatch):
+    monkeypatch.setattr(grounder.engine, "answer", lambda *_: Answer("ball", True))
     maps = []
     for variant in ("original", "v1", "v2", "v3"):
         changes = {f"grounding__{kind}_prompt": variant for kind in ("object", "background", "choice")}

@@ -32,7 +32,7 @@ OPTIONS = SegmentationConfig(point_threshold=0.7)
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48, dtype="float32"))
 
 
 @pytest.fixture(scope="module")

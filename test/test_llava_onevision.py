@@ -35,7 +35,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def mllm(folder):
-    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="float32"))
 
 
 class Brightness(torch.nn.Module):
@@ -55,7 +55,7 @@ class Brightness(torch.nn.Module):
 
 @pytest.fixture()
 def brightness(folder):
-    mllm = load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+    mllm = load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="float32"))
     mllm.model.model.vision_tower = tower = Brightness(mllm.model.config)
     mllm.model.model.multi_modal_projector.forward = tower.project
     return mllm

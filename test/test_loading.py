@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,8 @@ WRITERS = {
 
 
 def load(folder, **options):
-    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, **options))
+    options = {"local_files_only": True, "video_tokens": 48, "dtype": "float32"} | options
+    return load_mllm(MllmConfig(checkpoint=str(folder), **options))
 
 
 @pytest.mark.parametrize("method", PACKAGES)
@@ -90,6 +92,76 @@ def test_missing_weights_are_named(tmp_path, family):
             load(tmp_path)
     save_file(whole, weights, {"format": "pt"})
     assert load(tmp_path).layers
+
+
+MISSING = {
+    "config.json": ["config.json"],
+    "model.safetensors or pytorch_model.bin": ["model.safetensors"],
+    "tokenizer.json or vocab.json and merges.txt": ["tokenizer.json", "vocab.json"],
+    "preprocessor_config.json": ["preprocessor_config.json", "processor_config.json"],
+}
+
+
+@pytest.mark.parametrize("family", WRITERS)
+def test_a_folder_without_a_file_is_refused_with_its_name(tmp_path, family):
+    whole, folder = WRITERS[family](tmp_path / "whole"), tmp_path / "model"
+    for named, files in MISSING.items():
+        shutil.copytree(whole, folder)
+        for file in files:
+            (folder / file).unlink(missing_ok=True)
+        with pytest.raises(FileNotFoundError) as caught:
+            load(folder)
+        assert named in str(caught.value) and "hf download" not in str(caught.value)
+        shutil.rmtree(folder)
+    shutil.copytree(whole, folder)
+    (folder / "chat_template.jinja").unlink()
+    with pytest.raises(ValueError, match="expected tokenizer, special tokens and chat template of this model: .*templ"):
+        load(folder)
+
+
+def test_missing_shards_are_named(tmp_path):
+    folder = write_tiny_mllm(tmp_path)
+    whole = load(folder)
+    (folder / "model.safetensors").unlink()
+    whole.model.save_pretrained(folder, max_shard_size="200KB")
+    assert load(folder).layers
+    shards = sorted(folder.glob("model-*.safetensors"))
+    shards[1].unlink()
+    with pytest.raises(FileNotFoundError, match=f"missing in the folder .*: {shards[1].name}$"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("renamed", "number", "message"),
+    [("<|image_pad|>", None, ".*one placeholder"), ("<|im_start|>", 5000, "expected tokens below .*, got 5000")],
+)
+def test_a_tokenizer_of_another_model_is_refused(tmp_path, renamed, number, message):
+    """It lacks a special token of the model, or has tokens that the model does not have."""
+    folder = write_tiny_mllm(tmp_path)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    name, vocabulary = renamed if number else "<|picture|>", tokenizer["model"]["vocab"]
+    (token,) = (token for token in tokenizer["added_tokens"] if token["content"] == renamed)
+    token |= {"content": name, "id": number or token["id"]}
+    del vocabulary[renamed]
+    vocabulary[name] = token["id"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("added_tokens_decoder", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    for file in ("vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json"):
+        (folder / file).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=f"tokenizer, special tokens and chat template of this model: {message}"):
+        load(folder)
+
+
+def test_the_home_folder_in_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_tiny_mllm(tmp_path / "models" / "mug")
+    assert load("~/models/mug").layers
+    with pytest.raises(FileNotFoundError, match=f"expected a folder, but {tmp_path}/models/cup does not exist"):
+        load("~/models/cup")
+    with pytest.raises(FileNotFoundError, match="config.json; give the folder that contains it"):
+        load("~/models/mug/config.json")
 
 
 @pytest.mark.parametrize("file", ["config.json", "processor_config.json", "tokenizer_config.json"])

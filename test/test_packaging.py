@@ -17,7 +17,8 @@ import pytest
 import yaml
 
 import decaf_ros
-from decaf_ros.config import DecafConfig, load_config, options
+from decaf_ros.config import DecafConfig, options
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_ros.types import QueryState, TargetState
 

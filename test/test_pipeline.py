@@ -13,13 +13,13 @@ from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES, Decaf
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.types import Frame, Window
 
 
 @pytest.fixture(scope="module")
 def models(tiny_mllm_dir, tiny_sam2_dir):
-    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48))
+    mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, video_tokens=48, dtype="float32"))
     return mllm, load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
 
 
@@ -35,6 +35,7 @@ def moving_square(count=9, size_hw=(96, 128)):
 
 def decaf(models, **changes):
     evaluation = {"presence.threshold": 0.0, "segmentation.fallback": "best", "segmentation.point_threshold": 0.9}
+    evaluation["mllm.max_new_tokens"] = 8  # the random model ends no answer
     changes = {name.replace("__", "."): value for name, value in changes.items()}
     return Decaf(*models, replace(DecafConfig(), {**evaluation, **changes}))
 
@@ -78,6 +79,32 @@ def test_a_frame_is_embedded_once(models, monkeypatch):
     monkeypatch.setattr(segmenter.sam2, "_encode", lambda image: encoded.append(image) or encode(image))
     found = segmenter.segment(window, "the red square")
     assert len(np.unique(found.points.frame)) == len(window) and len(encoded) == len(window)
+
+
+@pytest.mark.parametrize("spare_memory", [True, False])
+def test_a_window_larger_than_the_cache_is_encoded_once(models, monkeypatch, spare_memory):
+    """32 key frames and a cache of 2: every frame of the clip is encoded once. Only where memory is short, the frames
+    between the key frames are encoded again on the way back."""
+    frames = moving_square(63)
+    window = Window(tuple(frames[::2]))
+    sam2 = Sam2(models[1].model, Sam2Config(device="cpu", embedding_cache=2))
+    encoded, forward_image = [], sam2.model.forward_image
+    monkeypatch.setattr(sam2.model, "forward_image", lambda batch: encoded.append(1) or forward_image(batch))
+    if not spare_memory:
+        monkeypatch.setattr("decaf_ros.segmentation.dense.free_bytes", lambda device: 0)
+    options = {"points": "top_k", "top_k": 1, "max_points": 3, "tracklet_threshold": 0.0}
+    changes = {f"segmentation__{name}": value for name, value in options.items()}
+    segmenter = decaf((models[0], sam2), grounding__mode="fast", window__size=32, **changes)
+    without = segmenter.segment(window, "the red square")
+    assert len(window) == len(encoded) == 32
+    sources = [tracklet.source for tracklet in without.selected]
+    assert min(sources) < max(sources)
+    encoded.clear()
+    sam2.forget()
+    segmenter.segment(window, "the red square", frames)
+    between = 0 if spare_memory else max(sources) - min(sources)
+    assert len(encoded) == len(frames) + between
+    assert len(sam2._cache) == 2
 
 
 @pytest.mark.parametrize("part", ["propose_tracklets", "dense_labels"])

@@ -37,6 +37,12 @@ def test_candidates_and_category_are_inserted():
     assert "{" not in background_prompt("it", "mug", "v1")
 
 
+def test_without_a_category_the_background_prompt_names_the_query():
+    named = background_prompt("it", "", "v3")
+    assert "question it.." in named
+    assert [background_prompt("it", "", variant) == named for variant in PROMPT_VARIANTS] == [True, False, True, True]
+
+
 def test_braces_in_a_query_are_literal():
     assert ask("the {red} mug", "original").startswith("the {red} mug.")
 

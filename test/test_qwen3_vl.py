@@ -38,7 +38,7 @@ TEXT = "where is it?"
 @pytest.fixture(scope="module")
 def mllm(tmp_path_factory):
     folder = write_tiny_qwen3_vl(tmp_path_factory.mktemp("qwen3_vl"))
-    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, dtype="float32"))
 
 
 def processed(mllm, view, placeholder="<|video_pad|>"):

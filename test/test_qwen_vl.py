@@ -24,7 +24,7 @@ from tiny_models.qwen_vl import write_tiny_mllm
 @pytest.fixture(scope="module", params=["qwen2_5_vl", "qwen2_vl"])
 def mllm(request, tmp_path_factory):
     folder = write_tiny_mllm(tmp_path_factory.mktemp(request.param), request.param)
-    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48))
+    return load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, video_tokens=48, dtype="float32"))
 
 
 def images(count=5, size_hw=(90, 130), seed=0):
@@ -125,7 +125,7 @@ def test_decoding_equals_generate(mllm, kind):
     pictures = images()
     engine = Engine(mllm, EngineConfig())
     if kind == "text":
-        answers = [engine.answer("where is it?", 6)]
+        answers = [engine.answer("where is it?", 6).text]
         ids = mllm.prompt(None, "where is it?").ids
         expected = [{"input_ids": ids[None]}]
     else:
@@ -190,15 +190,17 @@ def test_damaged_weights_raise(tmp_path):
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:5000])
     with pytest.raises(ValueError, match="mllm.checkpoint .*damaged or not complete"):
-        load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True))
+        load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="float32"))
 
 
 def test_missing_checkpoint_gives_advice(tmp_path):
-    with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*nowhere.*local_files_only is set"):
+    with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*expected a folder, but .*nowhere does not exist$"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))
+    with pytest.raises(FileNotFoundError, match="mllm.checkpoint 'no/where'.*local_files_only is set.*hf download"):
+        load_mllm(MllmConfig(checkpoint="no/where", local_files_only=True))
 
 
 def test_other_families_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, .*, got 'llava'"):
-        load_mllm(MllmConfig(checkpoint=str(tmp_path), local_files_only=True))
+        load_mllm(MllmConfig(checkpoint=str(tmp_path), local_files_only=True, dtype="float32"))

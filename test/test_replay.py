@@ -12,9 +12,9 @@ import yaml
 from rosbags.highlevel import AnyReader
 
 from decaf_ros.cli.main import _parser, main
-from decaf_ros.config import load_config
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.io.messages import stamp_ns
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.replay import TimedQuery, replay
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import QueryState

@@ -41,6 +41,8 @@ def test_urls_of_packages(tmp_path, monkeypatch):
     assert resolve_path("package://my-models/mug") == str(tmp_path / "share" / "my-models" / "mug")
     for other in ("Qwen/Qwen2.5-VL-7B-Instruct", "/models/mug", "package://decaf_ros"):
         assert resolve_path(other) == other
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert resolve_path("~/models/mug") == str(tmp_path / "models" / "mug")
     with pytest.raises(FileNotFoundError, match="plate: not found in any of .*my-models"):
         resolve_path("package://my-models/plate")
     with pytest.raises(FileNotFoundError, match="mug: its package is not installed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from hydra.utils import instantiate
 from safetensors.torch import load_file, save_file
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from sam2.sam2_image_predictor import SAM2ImagePredictor
 from sam2_scenes import disc, moving_scene
@@ -22,7 +24,7 @@ from torch._dynamo.utils import counters
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory, propagate
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2, _read_model_config, build_model, load_sam2
 from decaf_ros.types import Frame
 from tiny_models.sam2 import model_config, write_tiny_sam2
 
@@ -254,18 +256,31 @@ def test_held_frames_outlast_others(tiny_sam2_dir):
     for frame in frames[2:]:
         assert sam2.embed(frame) is sam2.embed(frame), "the newest frame is cached too"
     assert [sam2.embed(frame) for frame in frames[:2]] == kept and len(encoded) == 9
-    sam2.hold(frames[:4])  # more than fit: the most recently used ones stay
-    for frame in frames[:4]:
-        sam2.embed(frame)
-    assert len(encoded) == 11 and len(sam2._cache) == 3
-    sam2.embed(frames[3]), sam2.embed(frames[1])
-    assert len(encoded) == 11
+    sam2.hold(frames[:4])  # more than fit: all are kept, and the newest frame
+    for _ in range(2):
+        for frame in frames[:4]:
+            sam2.embed(frame)
+    assert len(encoded) == 11 and set(sam2._cache) == set(frames[:4])
+    for frame in frames[4:6]:
+        assert sam2.embed(frame) is sam2.embed(frame)
+    assert set(sam2._cache) == {*frames[:4], frames[5]}
     sam2.hold(())
-    for frame in frames[4:7]:
-        sam2.embed(frame)
-    assert set(sam2._cache) == set(frames[4:7])
-    sam2.hold(frames[4:7])  # they fill the cache, yet the newest frame is cached too
-    assert sam2.embed(frames[7]) is sam2.embed(frames[7])
+    assert set(sam2._cache) == {frames[2], frames[3], frames[5]}
+
+
+def test_a_block_keeps_its_frames_whatever_the_stream_holds(tiny_sam2_dir):
+    sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=1))
+    sam2._encode = lambda image: object()
+    frames = moving_scene(6)
+    with pytest.raises(InterruptedError), sam2.holding(frames[:2]):
+        with sam2.holding(frames[2:4]):
+            for frame in frames:
+                sam2.embed(frame)
+            sam2.hold(frames[4:5])
+            assert set(sam2._cache) == {*frames[:4], frames[5]}
+        assert set(sam2._cache) == {*frames[:2], frames[5]}
+        raise InterruptedError
+    assert set(sam2._cache) == {frames[5]}
 
 
 def test_images_that_are_views_embed_as_their_copies(sam2):
@@ -285,6 +300,42 @@ def test_pt_file_with_yaml_and_folder_with_pt_load_the_same_weights(tiny_sam2_di
     for config in (as_file, Sam2Config(str(tmp_path), device="cpu")):
         loaded = load_sam2(config).model.state_dict()
         assert all(torch.equal(loaded[name], weight) for name, weight in weights.items())
+
+
+@pytest.mark.parametrize(("config", "weights"), HF_MODEL_ID_TO_FILENAMES.values())
+def test_a_folder_as_on_the_hub(tiny_sam2_dir, tmp_path, monkeypatch, config, weights):
+    """With the network of its own YAML file, or of the package's if it has none; `~` is the home folder."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    tiny, name = load_file(tiny_sam2_dir / "model.safetensors"), Path(config).name
+    torch.save({"model": tiny}, tmp_path / weights)
+    shutil.copy(tiny_sam2_dir / "model.yaml", tmp_path / name)
+    # The hub's folders also contain the weights of another library.
+    save_file({"other": torch.zeros(1)}, tmp_path / "model.safetensors")
+    for checkpoint in (str(tmp_path), "~", f"~/{weights}"):
+        loaded = load_sam2(Sam2Config(checkpoint, device="cpu")).model.state_dict()
+        assert all(torch.equal(loaded[part], value) for part, value in tiny.items())
+    (tmp_path / name).rename(tmp_path / "other.yaml")
+    with pytest.raises(ValueError, match=rf"{weights} does not fit .*/{re.escape(config)}"):
+        load_sam2(Sam2Config("~", device="cpu"))
+    assert load_sam2(Sam2Config("~", "~/other.yaml", device="cpu")).image_size == 256
+
+
+def test_a_published_network_from_a_folder_as_on_the_hub(tmp_path):
+    name, weights = HF_MODEL_ID_TO_FILENAMES["facebook/sam2.1-hiera-tiny"]
+    file = Path(sam2_package.__file__).parent / name
+    model = build_model(_read_model_config(file))
+    torch.save({"model": model.state_dict()}, tmp_path / weights)
+    shutil.copy(file, tmp_path)
+    loaded = load_sam2(Sam2Config(str(tmp_path), device="cpu"))
+    assert loaded.image_size == 1024
+    assert all(torch.equal(loaded.model.state_dict()[part], value) for part, value in model.state_dict().items())
+
+
+def test_several_published_models_in_a_folder_are_refused(tmp_path):
+    for size in ("tiny", "large"):
+        (tmp_path / f"sam2.1_hiera_{size}.pt").touch()
+    with pytest.raises(FileNotFoundError, match="one published file .*, found sam2.1_hiera_large.pt, sam2.1_hiera_tin"):
+        load_sam2(Sam2Config(str(tmp_path)))
 
 
 def test_weights_of_another_model_are_refused(tiny_sam2_dir, tmp_path):
@@ -358,8 +409,6 @@ def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, monkeypatch
 
 
 def test_the_published_configurations_are_accepted():
-    from decaf_ros.segmentation.sam2 import HF_MODEL_ID_TO_FILENAMES, _read_model_config
-
     package = Path(sam2_package.__file__).parent
     for name, _ in HF_MODEL_ID_TO_FILENAMES.values():
         assert _read_model_config(package / name)["_target_"].endswith("SAM2Base")

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from decaf_ros.config import load_config
 from decaf_ros.io.bags import BagReader
+from decaf_ros.io.parameter_files import load_config
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, INFO_TOPIC, GroundTruth, read_ground_truth
 from decaf_tabletop.world.clip import ABSENT_EVENT, FRAME_PERIOD_S, KINDS, TabletopClip
 from decaf_tabletop.world.events import read_events

@@ -294,7 +294,9 @@ def test_an_encoded_example_matches_the_adapters_prompt(sampler: ExampleSampler,
     torch.manual_seed(0)
     model = new_model(tokenizer)
     write_checkpoint(tmp_path, model, tokenizer)
-    mllm = load_mllm(MllmConfig(checkpoint=str(tmp_path), video_tokens=48, local_files_only=True, device="cpu"))
+    mllm = load_mllm(
+        MllmConfig(checkpoint=str(tmp_path), video_tokens=48, local_files_only=True, device="cpu", dtype="float32")
+    )
     trainer = TowerTrainer(model)
     writer, rng = Writer(tokenizer, CHAT_TEMPLATE), np.random.default_rng(0)
     for name, grid, visual in (

@@ -17,7 +17,9 @@ from tiny_models.qwen_vl import write_tiny_mllm
 
 @pytest.mark.parametrize("write", [write_tiny_mllm, write_tiny_qwen3_vl])
 def test_features_equal_sdpa(tmp_path, monkeypatch, write):
-    mllm = load_mllm(MllmConfig(checkpoint=str(write(tmp_path)), local_files_only=True, video_tokens=48))
+    mllm = load_mllm(
+        MllmConfig(checkpoint=str(write(tmp_path)), local_files_only=True, video_tokens=48, dtype="float32")
+    )
     layout = mllm.layout("frames", 1, (150, 230))
     images = np.random.default_rng(0).integers(0, 256, (3, 1, 150, 230, 3), dtype=np.uint8)
     calls = []

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
-from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
 from decaf_ros.evaluation.datasets.registry import DatasetSource, Selection, dataset_names, find_source
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_ros.version import __version__
 
@@ -77,7 +78,7 @@ def read_evaluation_config(args: argparse.Namespace) -> DecafConfig:
     """The configuration to evaluate. Raises OSError or ValueError."""
     source = find_source(args.dataset)
     file = args.config or (resolve_path(source.default_config) if source.default_config else None)
-    return with_arguments(load_config(file) if file else DecafConfig(), args)
+    return with_arguments(load_config(file, node=args.node) if file else DecafConfig(), args)
 
 
 def run(args: argparse.Namespace, config: DecafConfig) -> None:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from decaf_ros.config import DecafConfig, load_config, options, replace
+from decaf_ros.config import DecafConfig, options, replace
+from decaf_ros.io.parameter_files import load_config, plain_value
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
-    """Adds --config, --set, --mllm and --sam2. default: help text about the configuration used without --config."""
+    """Adds --config, --node, --set, --mllm and --sam2. default: help text about the configuration without --config."""
     add = parser.add_argument
     add("--config", "--params-file", type=Path, help=f"YAML parameter file in the node's format{default}")
+    add("--node", help="full name of the node whose sections of --config count, such as /front/segmenter")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one parameter; may be repeated")
     add("--mllm", help="checkpoint of the multimodal LLM (mllm.checkpoint)")
     add("--sam2", help="checkpoint of SAM 2 (sam2.checkpoint)")
@@ -19,7 +21,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, default: str = "") -> 
 
 def read_config(args: argparse.Namespace) -> DecafConfig:
     """The defaults, overridden by the file, then by --set, --mllm and --sam2. Raises OSError or ValueError."""
-    return with_arguments(load_config(args.config) if args.config else DecafConfig(), args)
+    return with_arguments(load_config(args.config, node=args.node) if args.config else DecafConfig(), args)
 
 
 def with_arguments(config: DecafConfig, args: argparse.Namespace) -> DecafConfig:
@@ -37,11 +39,6 @@ def with_arguments(config: DecafConfig, args: argparse.Namespace) -> DecafConfig
 
 
 def _value(text: str, name: str, config: DecafConfig) -> object:
-    """`text` converted to the type of the option. Unchanged if that fails; `replace` then raises."""
-    kind = next((type(option.value) for option in options(config) if option.name == name), str)
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    try:
-        return kind(text)
-    except ValueError:
-        return text
+    """`text` as `ros2 run ... -p` reads it, but unchanged for an option that is text."""
+    is_text = any(option.name == name and isinstance(option.value, str) for option in options(config))
+    return text if is_text else plain_value(text)

@@ -1,13 +1,20 @@
-"""A cache bounded in bytes."""
+"""A cache bounded in bytes, and the bytes that a window needs."""
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from decaf_ros.devices import free_bytes
 
 Key = TypeVar("Key", bound=Hashable)
 Value = TypeVar("Value")
+_MIB = 2**20
+_log = logging.getLogger(__name__)
 
 
 class ByteCache(Generic[Key, Value]):
@@ -73,3 +80,42 @@ class ByteCache(Generic[Key, Value]):
         """Removes an entry, if it exists."""
         if key in self._entries:
             self.held_bytes -= self._entries.pop(key)[1]
+
+
+class PrefixBudget:
+    """Size of the prefix cache: the prefixes of one window, within a share of the device's free memory.
+
+    Prefixes of one model need equal bytes for each token, so the first one tells the size of all.
+    """
+
+    # A kept batch may contain frames that have left the window.
+    SLACK = 1.25
+    MEMORY_SHARE = 0.5
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._tokens = self._sized_tokens = 0
+
+    def expect(self, tokens: int) -> None:
+        """Announces a window whose prefixes have so many tokens."""
+        self._tokens = max(self._tokens, tokens)
+
+    def apply(self, cache: ByteCache[Any, Any], size: int, tokens: int) -> None:
+        """Enlarges the cache if a larger window was announced. size: bytes of a new prefix of so many tokens."""
+        if self._tokens <= self._sized_tokens:
+            return
+        self._sized_tokens = self._tokens
+        needed = size * self._tokens // tokens
+        free = free_bytes(self._device) + size + cache.held_bytes
+        cache.max_bytes = min(int(self.SLACK * needed), int(self.MEMORY_SHARE * free))
+        level = logging.WARNING if cache.max_bytes < needed else logging.INFO
+        _log.log(
+            level,
+            "prefix cache: %d MiB; a window of %d tokens needs %d MiB%s; free on %s: %d MiB",
+            cache.max_bytes // _MIB,
+            self._tokens,
+            needed // _MIB,
+            ", so some of its prefixes run again" if level == logging.WARNING else "",
+            self._device,
+            free // _MIB,
+        )

@@ -19,8 +19,8 @@ from transformers import DynamicCache
 
 from decaf_ros.config import EngineConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
-from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.mllm import Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
+from decaf_ros.grounding.caches import ByteCache, PrefixBudget
+from decaf_ros.grounding.mllm import Answer, Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
@@ -73,10 +73,17 @@ class ViewResult(NamedTuple):
     Attributes:
         map: rollout of the visual tokens, (t, h, w) float32.
         answer: decoded text, "" if none was requested.
+        finished: whether the answer ended within its limit of tokens.
     """
 
     map: np.ndarray
     answer: str
+    finished: bool
+
+
+def _prefix_length(prompt: Prompt) -> int:
+    """Number of tokens up to the last visual one."""
+    return int(prompt.slots.nonzero()[-1, 0]) + 1
 
 
 class _Prefix:
@@ -151,12 +158,17 @@ class Engine:
         self.config = config
         self.record_from = record_from
         self.features: ByteCache[Hashable, Features] = ByteCache(config.feature_cache_mib * _MIB)
-        self.prefixes: ByteCache[tuple[Hashable, ...], _Prefix] = ByteCache(config.prefix_cache_mib * _MIB)
+        self.prefixes: ByteCache[tuple[Hashable, ...], _Prefix] = ByteCache(max(0, config.prefix_cache_mib) * _MIB)
+        self._budget = PrefixBudget(mllm.model.device) if config.prefix_cache_mib < 0 else None
         self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
         self._prompt = lru_cache(maxsize=64)(mllm.prompt)
 
-    def new_round(self) -> None:
-        """Call at the start of a grounding: entries it uses are not evicted by its later entries."""
+    def new_round(self, views: Sequence[View], text: str) -> None:
+        """Call at the start of a grounding: entries it uses are not evicted by its later entries.
+
+        views: all views that it will ask about. text: any prompt.
+        """
+        self._expect(views, text)
         self.features.new_round()
         self.prefixes.new_round()
         self.results.new_round()
@@ -173,6 +185,7 @@ class Engine:
         tick: called between batches. It may raise, which leaves the engine in a valid state.
         Returns for each text the results of the views, in order.
         """
+        self._expect(views, texts[0])
         results: dict[tuple[Hashable, str], ViewResult] = {}
         missing: dict[Hashable, View] = {}
         for view in views:
@@ -208,7 +221,7 @@ class Engine:
             margins.update(zip([view.key for view in batch.views], values))
         return [margins[view.key] for view in views]
 
-    def answer(self, text: str, max_new_tokens: int) -> str:
+    def answer(self, text: str, max_new_tokens: int) -> Answer:
         """The model's answer to a text without images."""
         prompt = self._prompt(None, text)
         cache = DynamicCache()
@@ -217,6 +230,11 @@ class Engine:
         output = forward(self.mllm.model, inputs, prompt.positions, cache, self.mllm.layers, wants_token=True)
         assert output.next_token is not None
         return decode(self.mllm, prompt, cache, output.next_token, max_new_tokens)[0]
+
+    def _expect(self, views: Sequence[View], text: str) -> None:
+        """Announces the views of a window. text: any prompt."""
+        if self._budget:
+            self._budget.expect(sum(_prefix_length(self._prompt(view.layout, text)) for view in views))
 
     def _batches(self, views: dict[Hashable, View], text: str, options: ReadOptions) -> Iterator[_Batch]:
         """Splits these views into batches; views with a cached common prefix stay together."""
@@ -288,7 +306,7 @@ class Engine:
         for prompt, row, prompt_answers in zip(prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
             # Copy: a cached slice would keep the whole batch's array.
-            results.append([ViewResult(maps[place].copy(), prompt_answers[place]) for place in places])
+            results.append([ViewResult(maps[place].copy(), *prompt_answers[place]) for place in places])
         return list(zip(*results))
 
     def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
@@ -302,19 +320,23 @@ class Engine:
     def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
         """Runs the prefix of these views as one batch. keep: cache it, and the features, where they fit."""
         key = tuple(view.key for view in views)
-        length = int(prompt.slots.nonzero()[-1, 0]) + 1
+        length = _prefix_length(prompt)
         inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views, keep))
         cache, first_layer = DynamicCache(), self._first_layer(options)
         positions = prompt.positions[..., :length]
         output = forward(self.mllm.model, inputs, positions, cache, first_layer, wants_token=False)
         prefix = _Prefix(key, prompt, length, cache, output.layers)
         if keep:
+            if self._budget:
+                self._budget.apply(self.prefixes, prefix.bytes, prefix.length * len(views))
             self.prefixes.put(key, prefix, prefix.bytes)
         return prefix
 
-    def _suffix(self, prefix: _Prefix, prompt: Prompt, options: ReadOptions) -> tuple[list[LayerAttention], list[str]]:
+    def _suffix(
+        self, prefix: _Prefix, prompt: Prompt, options: ReadOptions
+    ) -> tuple[list[LayerAttention], list[Answer]]:
         """Attention among the tokens after the prefix, and the answer of each sequence."""
-        wants_answer, answers = options.max_new_tokens > 0, [""] * len(prefix.views)
+        wants_answer, answers = options.max_new_tokens > 0, [Answer("", True)] * len(prefix.views)
         try:
             output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
             if output.next_token is not None:

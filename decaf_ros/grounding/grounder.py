@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
 
 from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
 from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
-from decaf_ros.grounding.mllm import Mllm
+from decaf_ros.grounding.mllm import Answer, Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt, presence_prompt
 from decaf_ros.stages import StageClock
 from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
@@ -41,7 +43,6 @@ class Grounder:
         together, in the object stages. In both modes `presence.ask` adds one question about the video.
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
-        self.engine.new_round()
         return _GroundingRun(self, window, query, config, clock).run()
 
 
@@ -72,6 +73,7 @@ class _GroundingRun:
     def run(self) -> Grounding:
         options = self.options
         text = object_prompt(self.query, options.object_prompt)
+        self.engine.new_round([*self.video, *self.frames], text)
         answers: tuple[str, ...] = ()
         category = ""
         if options.mode == "fast":
@@ -81,8 +83,9 @@ class _GroundingRun:
         else:
             video = self._ask("video_object", self.video, [text], decodes=True)
             frames = self._ask("frames_object", self.frames, [text], decodes=True)
-            answers = tuple(result.answer.lower() for results in (video[0], frames[0]) for result in results)
-            category = self._choose(answers)
+            candidates = [Answer(result.answer.lower(), result.finished) for result in (*video[0], *frames[0])]
+            answers = tuple(candidate.text for candidate in candidates)
+            category = self._choose(candidates)
             if options.contrast:
                 text = background_prompt(self.query, category, options.background_prompt)
                 video += self._ask("video_background", self.video, [text])
@@ -120,12 +123,25 @@ class _GroundingRun:
         margin = max(self.engine.yes_margins(views, text, self.read_options, self.clock.tick))
         return 1 / (1 + math.exp(-min(max(margin, -60.0), 60.0)))
 
-    def _choose(self, answers: tuple[str, ...]) -> str:
+    def _choose(self, candidates: list[Answer]) -> str:
         """The model's choice of a category, from the query and all candidates (text only)."""
         self.clock.start("category")
-        choice = self.engine.answer(choice_prompt(self.query, answers, self.options.choice_prompt), self.max_new_tokens)
-        # The background prompt has its own full stop.
-        return choice.rstrip(".")
+        texts = tuple(candidate.text for candidate in candidates)
+        choice = self.engine.answer(choice_prompt(self.query, texts, self.options.choice_prompt), self.max_new_tokens)
+        return category_of(choice, candidates)
+
+
+def category_of(choice: Answer, candidates: Sequence[Answer]) -> str:
+    """The chosen category. In place of a choice that was cut off or is empty: the most frequent candidate that is
+    neither, of equals the first; empty without one.
+
+    The final full stop is left out: the background prompt has its own.
+    """
+    name = choice.text.rstrip(".")
+    if choice.finished and name:
+        return name
+    names = Counter(answer.text.rstrip(".") for answer in candidates if answer.finished and answer.text)
+    return names.most_common(1)[0][0] if names else ""
 
 
 def video_view(mllm: Mllm, window: Window) -> View:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -11,8 +13,9 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils.versions import require_version
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.devices import resolve_device
-from decaf_ros.grounding.mllm import Mllm
+from decaf_ros.devices import resolve_device, resolve_dtype
+from decaf_ros.grounding.checkpoint_files import require_files, require_folder
+from decaf_ros.grounding.mllm import Mllm, end_tokens
 from decaf_ros.resources import resolve_path
 
 # transformers model type -> adapter module in `families/`, and class.
@@ -36,26 +39,29 @@ QUANTISERS = {"bitsandbytes": "bitsandbytes>=0.47", "torchao": "torchao>=0.15", 
 def load_mllm(config: MllmConfig) -> Mllm:
     """Loads a checkpoint of a supported family, by folder or hub name.
 
-    Raises FileNotFoundError with advice if the checkpoint is not found, ValueError if its family is not supported, its
-    files are damaged, or it cannot be quantised as configured.
+    Raises FileNotFoundError for a missing checkpoint or file, ValueError if its family is not supported, its files are
+    damaged or do not belong together, or it cannot be quantised as configured.
     """
-    source = resolve_path(config.checkpoint)
+    source, name = resolve_path(config.checkpoint), f"mllm.checkpoint {config.checkpoint!r}"
+    folder = Path(source) if _is_path(source) else None
     # Without the second entry transformers asks on the terminal whether to run the code of a checkpoint's folder.
     safely: dict[str, Any] = {"local_files_only": config.local_files_only, "trust_remote_code": False}
+    if folder:
+        require_folder(folder, name)
     try:
         settings = AutoConfig.from_pretrained(source, **safely)
         # From the class: in some 4.57 releases the instance returns the type of its text model.
         model_type = type(settings).model_type
     except OSError as error:
-        raise FileNotFoundError(_missing_checkpoint(config)) from error
+        raise _unreadable(config, folder, error) from error
     except ValueError as error:  # code in the folder, or a type that transformers does not know
         raise ValueError(_foreign_checkpoint(config, error)) from error
     if model_type not in FAMILIES:
-        raise ValueError(
-            f"mllm.checkpoint {config.checkpoint!r}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}"
-        )
+        raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
+    if folder:
+        require_files(folder, name)
     device = resolve_device(config.device)
-    dtype = _resolve_dtype(config.dtype, device)
+    dtype = resolve_dtype(config.dtype, device)
     options: dict[str, Any] = {"dtype": dtype}
     quantised = hasattr(settings, "quantization_config")
     if config.quantization != "none":
@@ -65,24 +71,20 @@ def load_mllm(config: MllmConfig) -> Mllm:
     if quantised or config.quantization != "none":
         # Some quantised weights cannot be moved afterwards.
         options["device_map"] = {"": str(device)}
+    processor = _load_processor(config, source, folder, safely)
     try:
-        processor = AutoProcessor.from_pretrained(source, **safely)  # type: ignore[no-untyped-call]
         loaded: Any = AutoModelForImageTextToText.from_pretrained(source, output_loading_info=True, **safely, **options)
         model, loading_info = loaded
     except OSError as error:
-        raise FileNotFoundError(_missing_checkpoint(config)) from error
-    except ValueError as error:
-        if "trust_remote_code" not in str(error):
-            raise
-        raise ValueError(_foreign_checkpoint(config, error)) from error
+        raise _unreadable(config, folder, error) from error
     except torch.OutOfMemoryError:
         raise
     except (SafetensorError, RuntimeError) as error:
-        raise ValueError(f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: {error}") from error
+        raise ValueError(f"{name}: damaged or not complete: {error}") from error
     if missing := sorted(loading_info["missing_keys"]):
         # transformers initialises missing weights at random and only warns.
         raise ValueError(
-            f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: expected all weights of a {model_type}, "
+            f"{name}: damaged or not complete: expected all weights of a {model_type}, "
             f"{len(missing)} are missing, {missing[0]} first"
         )
     model.eval()
@@ -90,14 +92,46 @@ def load_mllm(config: MllmConfig) -> Mllm:
         model.to(device)
     module, adapter = FAMILIES[model_type]
     mllm: Mllm = getattr(import_module(f"decaf_ros.grounding.families.{module}"), adapter)(model, processor, config)
+    _try_prompts(mllm, name)
     return mllm
 
 
-def _resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    if dtype == "auto":
-        return torch.bfloat16 if device.type == "cuda" else torch.float32
-    resolved: torch.dtype = getattr(torch, dtype)
-    return resolved
+def _is_path(source: str) -> bool:
+    """Whether a checkpoint is a file or folder, or looks like one; else it is a hub name."""
+    return os.path.isabs(source) or source.startswith((".", "~")) or os.path.exists(source)
+
+
+def _load_processor(config: MllmConfig, source: str, folder: Path | None, safely: dict[str, Any]) -> Any:
+    """The family's processor. Raises FileNotFoundError or ValueError."""
+    try:
+        return AutoProcessor.from_pretrained(source, **safely)  # type: ignore[no-untyped-call]
+    except OSError as error:
+        raise _unreadable(config, folder, error) from error
+    except (AttributeError, TypeError, ValueError) as error:  # a file with too little in it, or with code
+        if "trust_remote_code" in str(error):
+            raise ValueError(_foreign_checkpoint(config, error)) from error
+        raise ValueError(
+            f"mllm.checkpoint {config.checkpoint!r}: damaged or not complete: expected the files of a processor and "
+            f"its tokenizer: {_first_line(error)}"
+        ) from error
+
+
+def _try_prompts(mllm: Mllm, name: str) -> None:
+    """Writes two prompts, so that a tokenizer or chat template that does not fit is refused now and not at a query.
+
+    Raises ValueError.
+    """
+    try:
+        end_tokens(mllm)
+        for layout in (None, mllm.layout("frames", 1, (480, 640))):
+            highest = int(mllm.prompt(layout, "text").ids.max())
+            rows = len(cast(torch.nn.Embedding, mllm.model.get_input_embeddings()).weight)
+            if highest >= rows:
+                raise ValueError(f"expected tokens below {rows}, the size of the model's embedding, got {highest}")
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected tokenizer, special tokens and chat template of this model: {_first_line(error)}"
+        ) from error
 
 
 def _quantization(method: str, dtype: torch.dtype, device: torch.device) -> Any:
@@ -127,19 +161,27 @@ def _quantization(method: str, dtype: torch.dtype, device: torch.device) -> Any:
     )
 
 
-def _foreign_checkpoint(config: MllmConfig, error: ValueError) -> str:
+def _foreign_checkpoint(config: MllmConfig, error: Exception) -> str:
     """The error text for a checkpoint that transformers itself does not know. Its advice to trust the code is left
     out."""
     expected = f"mllm.checkpoint {config.checkpoint!r}: expected a model of type {', '.join(FAMILIES)}"
     if "trust_remote_code" in str(error):
         return f"{expected}, got one that brings its own code, which is never run"
-    return f"{expected}: {str(error).strip().splitlines()[0]}"
+    return f"{expected}: {_first_line(error)}"
 
 
-def _missing_checkpoint(config: MllmConfig) -> str:
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _unreadable(config: MllmConfig, folder: Path | None, error: OSError) -> Exception:
+    """The error for files that transformers cannot open. Advice to download is for hub names only."""
+    name = f"mllm.checkpoint {config.checkpoint!r}"
+    if folder:
+        return ValueError(f"{name}: damaged or not complete: {_first_line(error)}")
     advice = (
         "local_files_only is set: download it first (hf download NAME) or clear mllm.local_files_only"
         if config.local_files_only
         else "give the folder of a downloaded checkpoint, or a name on the hub that this machine can reach"
     )
-    return f"mllm.checkpoint {config.checkpoint!r}: not found or incomplete; {advice}"
+    return FileNotFoundError(f"{name}: not found or incomplete; {advice}")

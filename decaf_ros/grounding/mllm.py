@@ -182,14 +182,27 @@ def forward(
     return ForwardOutput(recording.layers, untyped_model.get_output_embeddings()(hidden.last_hidden_state[:, -1]))
 
 
+class Answer(NamedTuple):
+    """A decoded answer.
+
+    Attributes:
+        text: one line, possibly empty.
+        finished: whether it ended by itself; False: it reached the limit of tokens.
+    """
+
+    text: str
+    finished: bool
+
+
 @torch.inference_mode()
-def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int) -> list[str]:
+def decode(
+    mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int
+) -> list[Answer]:
     """Greedy decoding of B sequences of one prompt, each up to its end token.
 
     cache: KV cache of the whole prompt; it is extended. next_token: (B,) int64, from the pass over the prompt.
-    Returns one line of text per sequence, possibly empty.
     """
-    ends = torch.as_tensor(_end_tokens(mllm), device=next_token.device)
+    ends = torch.as_tensor(end_tokens(mllm), device=next_token.device)
     embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
     one_position = prompt.positions[..., :1]
     tokens, done = [next_token], torch.isin(next_token, ends)
@@ -209,7 +222,8 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Te
         # are not special tokens, so the tokenizer keeps them).
         for token in control_tokens(mllm.tokenizer, text):
             text = text.replace(token, " ")
-        answers.append(" ".join("".join(char if char.isprintable() else " " for char in text).split()))
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        answers.append(Answer(line, stop < len(sequence)))
     return answers
 
 
@@ -229,13 +243,15 @@ def yes_margin(tokenizer: Any, logits: torch.Tensor) -> torch.Tensor:
     return values[:, sorted(yes)].logsumexp(dim=-1) - values[:, sorted(no)].logsumexp(dim=-1)
 
 
-def _end_tokens(mllm: Mllm) -> list[int]:
-    """The checkpoint's end tokens. Its generation config lists all of them, its tokenizer only one."""
-    ends = mllm.model.generation_config.eos_token_id
-    ends = mllm.tokenizer.eos_token_id if ends is None else ends
-    if ends is None:
-        raise ValueError("mllm.checkpoint: expected eos_token_id in generation_config.json, got no end token")
-    return list(ends) if isinstance(ends, (list, tuple)) else [ends]
+def end_tokens(mllm: Mllm) -> list[int]:
+    """The end tokens of the generation config and of the tokenizer: without its file the former may lack the one that
+    ends a turn. Raises ValueError if there is none.
+    """
+    configured = mllm.model.generation_config.eos_token_id
+    ends = {mllm.tokenizer.eos_token_id, *(configured if isinstance(configured, (list, tuple)) else [configured])}
+    if ends == {None}:
+        raise ValueError("expected eos_token_id in generation_config.json, got no end token")
+    return sorted(ends - {None})
 
 
 def control_tokens(tokenizer: Any, text: str) -> list[str]:

@@ -90,8 +90,12 @@ def object_prompt(query: str, variant: str) -> str:
 
 
 def background_prompt(query: str, category: str, variant: str) -> str:
-    """Asks for the background. Variant v3 names the target by the query and ignores the category."""
-    return _template(BACKGROUND, variant).format(expression=clean_query(query), category=category)
+    """Asks for the background. Variant v3 names the target by the query and ignores the category; it takes the place of
+    a variant that names the category if that is empty."""
+    template = _template(BACKGROUND, variant)
+    if not category and "{category}" in template:
+        template = BACKGROUND["v3"]
+    return template.format(expression=clean_query(query), category=category)
 
 
 def choice_prompt(query: str, candidates: tuple[str, ...], variant: str) -> str:

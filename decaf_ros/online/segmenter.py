@@ -239,12 +239,14 @@ class OnlineSegmenter:
         tracker = StreamingTracker(self._decaf.sam2)
         failed = out_of_memory = False
         try:
-            found = self._decaf.segment(window, current.query.text.strip(), progress=self._checkpoint)
-            if self._want_heatmaps():
-                for heatmap in heatmaps(found, current.query):
-                    self._emit(heatmap)
-            missing = absence(found, config)
-            candidates = [] if missing else self._catch_up(tracker, found, clock)
+            # The stream's window moves on meanwhile; the catch-up still needs the key frames of this one.
+            with self._decaf.sam2.holding(window.frames):
+                found = self._decaf.segment(window, current.query.text.strip(), progress=self._checkpoint)
+                if self._want_heatmaps():
+                    for heatmap in heatmaps(found, current.query):
+                        self._emit(heatmap)
+                missing = absence(found, config)
+                candidates = [] if missing else self._catch_up(tracker, found, clock)
         except _AbandonedError:
             return
         except Exception as error:  # any model error, including out of memory: the stream continues

@@ -8,18 +8,21 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
+from decaf_ros.devices import free_bytes
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import Frame, Tracklet, Window
 
 MAX_TARGETS = 255  # 8-bit labels, 0 is the background
+MEMORY_SHARE = 0.25
 
 
 def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frames: Sequence[Frame]) -> np.ndarray:
     """Label images of all frames: (F, H, W) uint8, 0 background, k the k-th of `selected`.
 
     Tracklets with the same source key frame form a group and are propagated together, forwards over all frames, then
-    backwards. All groups advance in step, so each frame is embedded at most twice.
+    backwards. All groups advance in step. Between the first and the last source both directions visit a frame: its
+    features are kept while they fit into a share of the device's free memory, so each frame is embedded once.
 
     Args:
         selected: best first; where masks overlap, the better one gets the pixel. Empty: all labels are 0.
@@ -47,6 +50,15 @@ def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frame
     if not groups:
         return labels
 
+    twice = frames[min(groups) : max(groups)]
+    room = int(MEMORY_SHARE * free_bytes(sam2.device)) // sam2.embed(frames[min(groups)]).nbytes
+    with sam2.holding(twice[max(0, len(twice) - room) :]):
+        _propagate(sam2, frames, groups, labels)
+    return labels
+
+
+def _propagate(sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, Tracklet]], labels: np.ndarray) -> None:
+    """Paints the masks of all groups (source frame index -> label -> tracklet) into `labels`."""
     memories: dict[int, ObjectMemory] = {}
     for index in range(min(groups), len(frames)):
         embedding = sam2.embed(frames[index])
@@ -64,7 +76,6 @@ def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frame
         for source, memory in memories.items():
             if index < source:
                 _paint(labels[index], groups[source], memory.step(embedding).masks)
-    return labels
 
 
 def _paint(image: np.ndarray, labels: Iterable[int], masks: torch.Tensor) -> None:

@@ -54,6 +54,9 @@ _CLASSES = frozenset(
         "sam2_base.SAM2Base",
     )
 )
+# Names of weights in a folder: ours, and the published ones with the configuration of each in the sam2 package.
+_WEIGHTS = ("model.safetensors", "model.pt")
+_PUBLISHED = {weights: config for config, weights in HF_MODEL_ID_TO_FILENAMES.values()}
 # Hiera unpickles a further file that this entry names.
 _REFUSED_ENTRY = "weights_path"
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -71,6 +74,11 @@ class FrameEmbedding:
     size_hw: tuple[int, int]
     features: tuple[torch.Tensor, ...]
     position: torch.Tensor
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the features."""
+        return sum(level.nbytes for level in self.features)
 
 
 class PointMasks(NamedTuple):
@@ -105,6 +113,7 @@ class Sam2:
         # Frames are keys by identity; the cache keeps them alive, so an identity cannot be reused.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
         self._held: frozenset[Frame] = frozenset()
+        self._in_use: frozenset[Frame] = frozenset()
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
         self._position: torch.Tensor | None = None
@@ -116,21 +125,40 @@ class Sam2:
             yield
 
     def embed(self, frame: Frame) -> FrameEmbedding:
-        """The image features of a frame, from an LRU cache of config.embedding_cache frames. Frames in `hold` are
-        evicted last."""
+        """The image features of a frame, from an LRU cache of config.embedding_cache frames. Frames of `hold` and
+        `holding` are not evicted: with more of them the cache grows to their number, and one for the newest frame."""
         embedding = self._cache.pop(frame, None)
         if embedding is None:
             embedding = self._encode(frame.image)
         self._cache[frame] = embedding
-        if len(self._cache) > self._cache_size:
-            evictable = (cached for cached in self._cache if cached not in self._held and cached is not frame)
-            del self._cache[next(evictable, next(iter(self._cache)))]
+        self._evict()
         return embedding
 
     def hold(self, frames: Iterable[Frame]) -> None:
-        """Replaces the set of frames whose cached features are evicted last: a window's key frames, which are reused,
-        while most camera frames between them are embedded once."""
+        """Replaces the set of frames whose cached features are kept: a stream's key frames, which are reused, while
+        most camera frames between them are embedded once."""
         self._held = frozenset(frames)
+        self._evict()
+
+    @contextlib.contextmanager
+    def holding(self, frames: Iterable[Frame]) -> Iterator[None]:
+        """Also keeps the cached features of these frames until the end of the block, whatever `hold` says."""
+        before = self._in_use
+        self._in_use = before | frozenset(frames)
+        try:
+            yield
+        finally:
+            self._in_use = before
+            self._evict()
+
+    def _evict(self) -> None:
+        """Drops the least recently used frames over the limit, but no kept frame and not the newest one."""
+        excess = len(self._cache) - self._cache_size
+        if excess > 0:
+            kept = self._held | self._in_use
+            droppable = [frame for frame in list(self._cache)[:-1] if frame not in kept]
+            for frame in droppable[:excess]:
+                del self._cache[frame]
 
     def forget(self) -> None:
         """Clears the cache of image features."""
@@ -206,7 +234,8 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
     """Loads SAM 2 with the settings of the published video predictor.
 
     config.checkpoint is a hub name (facebook/sam2-hiera-*, facebook/sam2.1-hiera-*), a folder with model.yaml and
-    model.safetensors or model.pt, or a .pt file whose configuration is config.model_config.
+    model.safetensors or model.pt, a folder as on the hub, or a .pt file. The configuration of a .pt file is
+    config.model_config; for a published file name the published one.
 
     Raises:
         FileNotFoundError: a file is missing; the message says how to get it.
@@ -246,26 +275,38 @@ def build_model(model_config: dict[str, Any]) -> SAM2Base:
 
 def _locate(config: Sam2Config) -> tuple[Path, Path]:
     """Paths of the configuration (YAML) and the weights."""
-    package = Path(sam2.__file__).parent
-    checkpoint = Path(resolve_path(config.checkpoint)).expanduser()
+    package, checkpoint = Path(sam2.__file__).parent, Path(resolve_path(config.checkpoint))
     if checkpoint.is_dir():
-        files = [checkpoint / name for name in ("model.yaml", "model.safetensors", "model.pt")]
-        weights = next((path for path in files[1:] if path.is_file()), None)
-        if not files[0].is_file() or weights is None:
-            names = ", ".join(sorted(path.name for path in checkpoint.iterdir())) or "nothing"
-            raise FileNotFoundError(
-                f"sam2.checkpoint: expected model.yaml and model.safetensors or model.pt in {checkpoint}, found {names}"
-            )
-        return files[0], weights
-    if checkpoint.is_file():
-        return _locate_config(config.model_config, package), checkpoint
-    if config.checkpoint in HF_MODEL_ID_TO_FILENAMES:
+        model_config = checkpoint / "model.yaml"
+        weights = next((path for path in (checkpoint / name for name in _WEIGHTS) if path.is_file()), None)
+        if model_config.is_file() and weights is not None:
+            return model_config, weights
+        weights = _published_weights(checkpoint)
+    elif checkpoint.is_file():
+        weights = checkpoint
+    elif config.checkpoint in HF_MODEL_ID_TO_FILENAMES:
         name, weights_name = HF_MODEL_ID_TO_FILENAMES[config.checkpoint]
         return package / name, _download(config, weights_name)
-    raise FileNotFoundError(
-        f"sam2.checkpoint: expected a folder with model.yaml and model.safetensors, a .pt file or one of the hub names "
-        f"{', '.join(HF_MODEL_ID_TO_FILENAMES)}; got {config.checkpoint!r}"
-    )
+    else:
+        raise FileNotFoundError(
+            f"sam2.checkpoint: expected a folder with model.yaml and model.safetensors, a .pt file or one of the hub "
+            f"names {', '.join(HF_MODEL_ID_TO_FILENAMES)}; got {config.checkpoint!r}"
+        )
+    published = _PUBLISHED.get(weights.name)
+    if config.model_config or published is None:
+        return _locate_config(config.model_config, package), weights
+    beside = weights.with_name(Path(published).name)
+    return beside if beside.is_file() else package / published, weights
+
+
+def _published_weights(folder: Path) -> Path:
+    """The one published .pt file in a folder as on the hub. (Its model.safetensors is another library's.)"""
+    names = sorted(path.name for path in folder.iterdir())
+    found = [name for name in names if name in _PUBLISHED]
+    if len(found) == 1:
+        return folder / found[0]
+    expected = "model.yaml and model.safetensors or model.pt, or one published file such as sam2.1_hiera_large.pt,"
+    raise FileNotFoundError(f"sam2.checkpoint: expected {expected} in {folder}, found {', '.join(names) or 'nothing'}")
 
 
 def _locate_config(name: str, package: Path) -> Path:
@@ -274,8 +315,8 @@ def _locate_config(name: str, package: Path) -> Path:
             "sam2.model_config: a .pt file needs its configuration: expected a name such as sam2.1_hiera_l or a YAML "
             "file, got ''"
         )
-    known = {Path(config).name[: -len(".yaml")]: package / config for config, _ in HF_MODEL_ID_TO_FILENAMES.values()}
-    for path in (Path(name).expanduser(), package / name, known.get(name)):
+    known = {Path(config).stem: package / config for config in _PUBLISHED.values()}
+    for path in (Path(resolve_path(name)), package / name, known.get(name)):
         if path is not None and path.is_file():
             return path
     raise FileNotFoundError(

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
-from decaf_ros.config import load_config
 from decaf_ros.io.bags import BagReader
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.resources import resolve_path
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--query", default="", help="only this question")
     args = parser.parse_args()
     default = resolve_path("package://decaf_tabletop/config/tabletop.yaml")
-    decaf = Decaf.from_config(with_arguments(load_config(args.config or default), args))
+    decaf = Decaf.from_config(with_arguments(load_config(args.config or default, node=args.node), args))
     truth = read_ground_truth(STORY)
     with BagReader(STORY) as reader:
         frames = list(reader.frames(COMPRESSED_TOPIC))
