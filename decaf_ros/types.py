@@ -7,6 +7,7 @@ Token-grid coordinates are in [0, 1] over the whole image, independent of the im
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -192,7 +193,7 @@ class TrackletScores(NamedTuple):
 class Tracklet:
     """One candidate of one grounding.
 
-    masks: (T, H, W) bool over the window's key frames.
+    masks: (H, W) bool on each of the window's T key frames; made at this size when they are looked at.
     source: index of the key frame with the point that created it.
     point_xy: that point, in [0, 1].
     scores: see Sec. 3.4.
@@ -200,7 +201,7 @@ class Tracklet:
     object_score: SAM 2's object-presence logit at the source, > 0: present.
     """
 
-    masks: np.ndarray
+    masks: Sequence[np.ndarray]
     source: int
     point_xy: tuple[float, float]
     scores: TrackletScores
@@ -208,7 +209,6 @@ class Tracklet:
     object_score: float
 
     def __post_init__(self) -> None:
-        _check_array("Tracklet.masks", self.masks, np.bool_, (None, None, None))
         if not 0 <= self.source < len(self.masks):
             raise ValueError(f"Tracklet.source: expected an index below {len(self.masks)}, got {self.source}")
 

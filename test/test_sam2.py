@@ -184,7 +184,7 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
         for index in range(length):
             reference = stored[index]["pred_masks"][0]
             np.testing.assert_allclose(logits[index][object_id], reference, atol=2e-3, err_msg=f"frame {index}")
-            assert (tracks[object_id, index] == expected[index][object_id]).float().mean() > 0.999
+            assert (masks_of_size(tracks[object_id], frames[0].size_hw)[index] == expected[index][object_id]).float().mean() > 0.999
 
 
 def test_many_objects_are_followed_in_batches(sam2: Sam2, monkeypatch):
@@ -195,8 +195,8 @@ def test_many_objects_are_followed_in_batches(sam2: Sam2, monkeypatch):
     counts, start = [], ObjectMemory.start
     monkeypatch.setattr(ObjectMemory, "start", lambda *arguments: counts.append(len(arguments[2])) or start(*arguments))
     found = propagate(Sam2(sam2.model, Sam2Config(device="cpu", object_batch=2)), frames, 2, masks)
-    assert counts == [2, 1] and expected.flatten(1).any(1).all()
-    assert (found == expected).float().mean() > 0.999
+    assert counts == [2, 1] and (expected > 0).flatten(1).any(1).all()
+    assert ((found > 0) == (expected > 0)).float().mean() > 0.999
 
 
 def _video_predictor(model: SAM2Base) -> SAM2Base:

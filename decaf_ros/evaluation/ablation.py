@@ -11,7 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
@@ -153,11 +152,7 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     """Scores and selects the same candidates under another configuration."""
     proposals = [
         Proposal(
-            torch.from_numpy(tracklet.masks),
-            tracklet.source,
-            tracklet.point_xy,
-            *tracklet.scores[:2],
-            tracklet.object_score,
+            tracklet.masks, tracklet.source, tracklet.point_xy, *tracklet.scores[:2], tracklet.object_score
         )
         for tracklet in found.tracklets
     ]
