@@ -37,7 +37,8 @@ def measure(scene: str, size_hw: tuple[int, int], points: int, device: str = "cp
         mllm = load_mllm(MllmConfig(checkpoint=str(checkpoint), local_files_only=True, device=device))
     changes = {"grounding.mode": "fast", "presence.threshold": 0.0, "segmentation.max_points": points}
     if scene == "noise":
-        window, planted = random_window(KEY_FRAMES, size_hw=size_hw), np.random.default_rng(0).random((KEY_FRAMES, *GRID))
+        window = random_window(KEY_FRAMES, size_hw=size_hw)
+        planted = np.random.default_rng(0).random((KEY_FRAMES, *GRID))
         changes["segmentation.point_threshold"] = 0.0
     else:
         window, planted = recorded_window(KEY_FRAMES, size_hw)

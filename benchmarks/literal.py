@@ -250,7 +250,8 @@ def literal_scores(proposals: Sequence[LiteralTracklet | Proposal], fused: np.nd
         for attention, mask in zip(fused.astype(np.float64), proposal.masks):
             inside = attention > attention.mean()
             signed = np.where(inside, attention, -attention.max())
-            share = torch.nn.functional.adaptive_avg_pool2d(torch.as_tensor(mask)[None].float().cpu(), attention.shape)[0].numpy()
+            pixels = torch.as_tensor(mask)[None].float().cpu()
+            share = torch.nn.functional.adaptive_avg_pool2d(pixels, attention.shape)[0].numpy()
             agreeing += float((share * signed).sum())
             whole += float(signed[inside].sum())
         ratios.append(agreeing / whole if whole else 0.0)

@@ -60,17 +60,21 @@ class Frame:
     stamp_ns: exposure time, as stamped by the camera driver.
     frame_id: coordinate frame of the camera.
     index: order of arrival, unique within one stream.
+    camera_hw: size of the camera's image, of which `image` may be a smaller copy (`decaf_ros.sizes`).
     """
 
     image: np.ndarray
     stamp_ns: int
     frame_id: str = ""
     index: int = 0
+    camera_hw: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         _check_array("Frame.image", self.image, np.uint8, (None, None, 3))
         if 0 in self.image.shape:
             raise ValueError(f"Frame.image: expected a non-empty image, got shape {self.image.shape}")
+        if not any(self.camera_hw):
+            object.__setattr__(self, "camera_hw", self.size_hw)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -265,7 +269,7 @@ class Query:
 
 
 class Keypoint(NamedTuple):
-    """A peak of the fused map. x, y: pixels in the frame with this stamp. score: fused attention in [0, 1]."""
+    """A peak of the fused map. x, y: pixels in the camera's image with this stamp. score: fused attention in [0, 1]."""
 
     stamp_ns: int
     x: float
@@ -379,7 +383,7 @@ class FrameResult:
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """Fused attention of one key frame, (H, W) float32 in [0, 1], resized to the image."""
+    """Fused attention of one key frame, (H, W) float32 in [0, 1], resized to its image."""
 
     frame: Frame
     query: Query

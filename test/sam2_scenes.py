@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from decaf_ros.segmentation.overlap import PackedMasks
 from decaf_ros.segmentation.resizing import GridMasks
 from decaf_ros.types import Frame
 
@@ -27,6 +28,11 @@ def moving_scene(count: int, size_hw: tuple[int, int] = (120, 200)) -> list[Fram
 def grid_masks(masks: np.ndarray | torch.Tensor) -> GridMasks:
     """(T, H, W) bool masks, on a grid of their own size."""
     return GridMasks(signed(torch.as_tensor(masks)), tuple(masks.shape[1:]))
+
+
+def packed(masks: torch.Tensor) -> PackedMasks:
+    """(K, H, W) bool masks of one image."""
+    return PackedMasks.of(signed(masks), tuple(masks.shape[1:]))
 
 
 def signed(masks: torch.Tensor) -> torch.Tensor:

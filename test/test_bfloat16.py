@@ -15,8 +15,8 @@ from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
-from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.overlap import mask_iou
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl

@@ -33,9 +33,7 @@ def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
     assert found.shape == (7, *WINDOW.size_hw) and found.dtype == np.uint8
     late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low])))
     early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None]))
-    first, second, third = (
-        masks_of_size(logits, WINDOW.size_hw).numpy() for logits in (late[0], early[0], late[1])
-    )
+    first, second, third = (masks_of_size(logits, WINDOW.size_hw).numpy() for logits in (late[0], early[0], late[1]))
     # Overlapping masks: the order decides.
     assert (first & third).any() and (second & third).any()
     expected = np.where(first, 1, np.where(second, 2, np.where(third, 3, 0)))

@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sam2_scenes import grid_masks
+from sam2_scenes import grid_masks, packed
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.overlap import PackedMasks
 from decaf_ros.segmentation.points import attention_points
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import Proposal, suppress
@@ -53,7 +52,7 @@ def test_golden_suppression(golden):
             previous = unpacked(case, "prev_masks", "prev_shape")
             previous_scores = torch.from_numpy(case["prev_scores"])
         keep, delete_previous = suppress(
-            PackedMasks.of([masks]), scores, PackedMasks.of([previous]), previous_scores,
+            packed(masks), scores, packed(previous), previous_scores,
             SegmentationConfig().suppression_iou,
         )  # fmt: skip
         assert keep == case["keep"].tolist()

@@ -20,8 +20,8 @@ from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fus
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.memory import propagate
-from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.points import attention_points
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets

@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from sam2_scenes import moving_scene, signed
+from sam2_scenes import moving_scene, packed, signed
 
 from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import overlap, resizing, tracklets
@@ -20,13 +20,11 @@ def strips(*spans: tuple[int, int]) -> PackedMasks:
     columns = torch.arange(20)
     masks = [torch.zeros((0, 20), dtype=torch.bool)]
     masks += [((columns >= first) & (columns < last))[None] for first, last in spans]
-    return PackedMasks.of([torch.cat(masks)[:, None]])
+    return packed(torch.cat(masks)[:, None])
 
 
 def run(masks, scores, previous=(), previous_scores=(), threshold=0.7):
-    return suppress(
-        strips(*masks), torch.tensor(scores), strips(*previous), torch.tensor(previous_scores), threshold
-    )
+    return suppress(strips(*masks), torch.tensor(scores), strips(*previous), torch.tensor(previous_scores), threshold)
 
 
 def test_iou_by_hand():
@@ -38,9 +36,10 @@ def test_iou_of_many_masks(monkeypatch):
     """The pixels of 11 x 13 are no multiple of 8, and their bytes no multiple of a product's."""
     monkeypatch.setattr(overlap, "_BYTES_PER_PRODUCT", 5)
     masks = torch.from_numpy(np.random.default_rng(0).random((9, 11, 13)) < np.linspace(0, 0.9, 9)[:, None, None])
-    parts = PackedMasks.of(torch.split(masks, 2))
+    monkeypatch.setattr(resizing, "_PIXELS_AT_ONCE", 2 * 11 * 13)
+    parts = packed(masks)
     expected = [[mask_iou(one, other) for other in masks[3:].numpy()] for one in masks.numpy()]
-    found = pairwise_iou(parts, PackedMasks.of([masks[3:]]))
+    found = pairwise_iou(parts, packed(masks[3:]))
     np.testing.assert_array_equal(found.numpy(), expected)
     np.testing.assert_array_equal(parts[torch.tensor([4])].area_px, [masks[4].sum()])
 

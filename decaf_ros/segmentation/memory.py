@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -147,13 +148,9 @@ class ObjectMemory:
         sam2, model = self._sam2, self._sam2.model
         square = (sam2.image_size, sam2.image_size)
         with sam2.inference():
+            resized = partial(F.interpolate, size=square, mode="bilinear", align_corners=False, antialias=True)
             # One by one: as numbers, the masks take four times their memory.
-            prompts = torch.cat(
-                [
-                    F.interpolate(mask[None, None].float(), square, mode="bilinear", align_corners=False, antialias=True)
-                    for mask in masks
-                ]
-            )
+            prompts = torch.cat([resized(mask[None, None].float()) for mask in masks])
             output = self._track(embedding, self._index, (prompts >= 0.5).float())
             logits = sam2.filled(output["pred_masks"])
             features, positions = model._encode_new_memory(

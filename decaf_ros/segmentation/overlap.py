@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
+
+from decaf_ros.segmentation.resizing import masks_in_parts
 
 # Bytes (eight pixels each) of every mask per matrix product; bounds the float32 copies of the masks.
 _BYTES_PER_PRODUCT = 1 << 13
@@ -55,14 +56,17 @@ class PackedMasks:
     area_px: torch.Tensor
 
     @classmethod
-    def of(cls, parts: Iterable[torch.Tensor]) -> PackedMasks:
-        """Packs masks that come in parts, at least one, each (K, H, W) bool."""
-        bits, areas = [], []
-        for part in parts:
+    def of(cls, logits: torch.Tensor, size_hw: tuple[int, int]) -> PackedMasks:
+        """The masks of logits (K, h, w) float32 at the size of the image, see `masks_of_size`."""
+        bits = np.empty((len(logits), -(-size_hw[0] * size_hw[1] // 8)), np.uint8)
+        areas = []
+        start = 0
+        for part in masks_in_parts(logits, size_hw):
             pixels = part.flatten(1)
-            bits.append(torch.from_numpy(np.packbits(pixels.cpu().numpy(), axis=1)).to(part.device))
+            bits[start : start + len(part)] = np.packbits(pixels.cpu().numpy(), axis=1)
             areas.append(pixels.sum(dim=1, dtype=torch.float64))
-        return cls(torch.cat(bits), torch.cat(areas))
+            start += len(part)
+        return cls(torch.from_numpy(bits).to(logits.device), torch.cat(areas))
 
     def __getitem__(self, chosen: torch.Tensor) -> PackedMasks:
         """Some of the masks, by index or flag."""
@@ -72,7 +76,7 @@ class PackedMasks:
 def pairwise_iou(first: PackedMasks, second: PackedMasks) -> torch.Tensor:
     """IoU of all pairs of P and Q masks of one image: (P, Q) float64; 0 for two empty masks."""
     # Only bytes that both sides cover can intersect: usually few.
-    both = ((first.bits > 0).any(dim=0) & (second.bits > 0).any(dim=0)).nonzero()[:, 0]
+    both = (first.bits.any(dim=0) & second.bits.any(dim=0)).nonzero()[:, 0]
     pixels_of_byte = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1))
     pixels_of_byte = pixels_of_byte.to(first.bits.device, torch.float32)
     intersection = torch.zeros((len(first.bits), len(second.bits)), device=first.bits.device)

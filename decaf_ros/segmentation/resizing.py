@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-
 # Pixels of the full-size masks that are held at once where they are used one after the other.
 _PIXELS_AT_ONCE = 1 << 24
 

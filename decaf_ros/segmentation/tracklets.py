@@ -11,7 +11,7 @@ import torch
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import PackedMasks, pairwise_iou
-from decaf_ros.segmentation.resizing import GridMasks, masks_in_parts, masks_of_size
+from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import PointPrompts, Window
 
@@ -107,22 +107,18 @@ def propose_tracklets(
     """
     if len(points) and not 0 <= points.frame.min() <= points.frame.max() < len(window):
         raise ValueError(f"points: expected frames of the window of {len(window)}, got {sorted(set(points.frame))}")
-
-    def packed(logits: torch.Tensor) -> PackedMasks:
-        return PackedMasks.of(masks_in_parts(logits, window.size_hw))
-
     proposals: list[Proposal] = []
     for source in np.unique(points.frame).tolist():
         between_frames()
         here = np.flatnonzero(points.frame == source)
         found = sam2.masks_at_points(sam2.embed(window.frames[source]), points.xy[here])
-        masks = packed(found.logits)
+        masks = PackedMasks.of(found.logits, window.size_hw)
         visible = masks.area_px > 0
         here, masks = here[visible.cpu().numpy()], masks[visible]
         logits, iou, object_score = (part[visible] for part in (found.logits, found.iou, found.object_score))
         scores = iou + torch.from_numpy(points.value[here]).to(iou.device)
         previous = [proposal.masks.logits[source] for proposal in proposals]
-        previous_masks = packed(torch.stack(previous) if previous else logits[:0])
+        previous_masks = PackedMasks.of(torch.stack(previous) if previous else logits[:0], window.size_hw)
         previous_scores = torch.tensor([proposal.score for proposal in proposals], device=iou.device)
         keep, replaced = suppress(masks, scores, previous_masks, previous_scores, config.suppression_iou)
         proposals = [proposal for index, proposal in enumerate(proposals) if index not in replaced]
