@@ -21,7 +21,7 @@ _DISTINCT = -1
 
 def were_apart(first: Candidate, second: Candidate) -> bool:
     """Whether two candidates of one grounding were apart on a key frame, or on their shared last-seen frame."""
-    mask_pairs = zip(first.key_masks, second.key_masks)
+    mask_pairs = zip(first.tracklet.masks, second.tracklet.masks)
     if any(one.any() and other.any() and are_apart(one, other) for one, other in mask_pairs):
         return True
     return first.seen_frame is second.seen_frame and are_apart(first.seen_mask, second.seen_mask)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -26,7 +26,6 @@ class Candidate:
         frames: key frames of the window.
         seen_frame: last frame on which it was seen.
         seen_mask: (H, W) bool on `seen_frame`.
-        key_masks: (H, W) bool on each of `frames`.
         masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
         look: its descriptor on `seen_frame`, once it was started in the tracker.
         appearance: what it looks like, from its source on.
@@ -37,15 +36,15 @@ class Candidate:
     frames: tuple[Frame, ...]
     seen_frame: Frame = field(init=False)
     seen_mask: np.ndarray = field(init=False)
-    key_masks: tuple[np.ndarray, ...] = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
     look: np.ndarray | None = field(init=False, default=None)
     appearance: Appearance = field(init=False, default_factory=Appearance)
 
     def __post_init__(self) -> None:
-        self.key_masks = tuple(self.tracklet.masks)
-        self.seen_frame, self.seen_mask = self.source, self.key_masks[self.tracklet.source]
-        self.masks = {frame: mask for frame, mask in zip(self.frames, self.key_masks) if mask.any()}
+        # Full-size masks, made once: they are compared with those of other candidates and targets.
+        self.tracklet = replace(self.tracklet, masks=tuple(self.tracklet.masks))
+        self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
+        self.masks = {frame: mask for frame, mask in zip(self.frames, self.tracklet.masks) if mask.any()}
 
     @property
     def source(self) -> Frame:
