@@ -274,8 +274,7 @@ class WindowConfig(_Checked):
     )
     max_side: int = _option(
         2304,
-        "images with a longer side (px) are kept as smaller copies; results are published at the camera's size; the "
-        "default is more than the models use, unless mllm.video_tokens is raised; 0: no bound",
+        "images with a longer side (px) are kept as smaller copies; results have the camera's size; 0: no bound",
         0,
         65536,
     )

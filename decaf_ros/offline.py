@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from decaf_ros.answers import absence, heatmaps, left_out_text, pixel_keypoints, tracking_text
+from decaf_ros.io.sizes import at_camera_size, enlarged
 from decaf_ros.pipeline import Decaf
-from decaf_ros.sizes import at_camera_size, enlarged
 from decaf_ros.types import (
     Frame,
     FrameResult,

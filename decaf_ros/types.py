@@ -60,7 +60,7 @@ class Frame:
     stamp_ns: exposure time, as stamped by the camera driver.
     frame_id: coordinate frame of the camera.
     index: order of arrival, unique within one stream.
-    camera_hw: size of the camera's image, of which `image` may be a smaller copy (`decaf_ros.sizes`).
+    camera_hw: size of the camera's image, of which `image` may be a smaller copy (`decaf_ros.io.sizes`).
     """
 
     image: np.ndarray

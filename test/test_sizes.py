@@ -14,13 +14,13 @@ from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig, WindowConfig, load_config, replace
 from decaf_ros.io.bags import BagReader, BagWriter, make_message
 from decaf_ros.io.messages import topic_messages
+from decaf_ros.io.sizes import at_camera_size, bounded, enlarged, nearest
 from decaf_ros.io.video import read_video
 from decaf_ros.io.viz import overlay
 from decaf_ros.offline import check_clip
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import Decaf
-from decaf_ros.sizes import at_camera_size, bounded, enlarged, nearest
 from decaf_ros.types import (
     Frame,
     FrameResult,
@@ -59,9 +59,10 @@ def bag(tmp_path) -> Path:
 def models(tiny_mllm_dir, tiny_sam2_dir) -> dict[str, object]:
     """Settings; random models find nothing convincing, so these accept every answer."""
     always = {"presence.threshold": 0.0, "segmentation.fallback": "best", "segmentation.max_points": 8}
+    one_target = {"segmentation.tracklet_threshold": 1.0, "tracking.max_targets": 1}
     small = {"window.size": 3, "window.min_frames": 3, "window.max_side": 192, "regrounding.policy": "off"}
     checkpoints = {"mllm.checkpoint": str(tiny_mllm_dir), "sam2.checkpoint": str(tiny_sam2_dir)}
-    return {**checkpoints, **always, **small, "grounding.mode": "fast"}
+    return {**checkpoints, **always, **one_target, **small, "grounding.mode": "fast"}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from pathlib import Path
 
 from decaf_ros.io.bags import BagReader, RecordedFrame, is_bag
 from decaf_ros.io.image_folder import DEFAULT_FPS, image_files, read_images
+from decaf_ros.io.sizes import bounded
 from decaf_ros.io.stamps import DISORDER_NS, StreamStamps, settled_stamps
 from decaf_ros.io.video import read_video
-from decaf_ros.sizes import bounded
 from decaf_ros.types import Frame
 
 # Maximum size of an offline clip, which is loaded completely.

@@ -13,9 +13,9 @@ import numpy as np
 
 from decaf_ros.io.bags import BagWriter
 from decaf_ros.io.output_bag import OutputBag
+from decaf_ros.io.sizes import nearest
 from decaf_ros.io.video import VideoWriter
 from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
-from decaf_ros.sizes import nearest
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
 
 FORMATS = ("png", "bag", "both")

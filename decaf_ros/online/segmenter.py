@@ -21,6 +21,7 @@ import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.config import POLICIES, DecafConfig
+from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
@@ -28,7 +29,6 @@ from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf
 from decaf_ros.segmentation.tracker import StreamingTracker
-from decaf_ros.sizes import at_camera_size, bounded
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
 
