@@ -11,9 +11,10 @@ import pytest
 
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.main import main
-from decaf_ros.config import DecafConfig, WindowConfig, load_config, replace
+from decaf_ros.config import DecafConfig, WindowConfig, replace
 from decaf_ros.io.bags import BagReader, BagWriter, make_message
 from decaf_ros.io.messages import topic_messages
+from decaf_ros.io.parameter_files import load_config
 from decaf_ros.io.sizes import at_camera_size, bounded, enlarged, nearest
 from decaf_ros.io.video import read_video
 from decaf_ros.io.viz import overlay
