@@ -11,6 +11,7 @@ SAM 2's memory of one object. Tests compare them with transformers and the sam2 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -167,9 +168,25 @@ def literal_points(fused: np.ndarray, threshold: float) -> PointPrompts:
     return PointPrompts(frame.astype(np.int64), np.stack([x, y], 1).astype(np.float32), value.astype(np.float32))
 
 
-def literal_tracklets(sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig) -> list[Proposal]:
+class LiteralTracklet(NamedTuple):
+    """A candidate. masks: (T, H, W) bool over the key frames. source, point_xy, attention, iou: see `Proposal`."""
+
+    masks: torch.Tensor
+    source: int
+    point_xy: tuple[float, float]
+    attention: float
+    iou: float
+
+    @property
+    def score(self) -> float:
+        return self.attention + self.iou
+
+
+def literal_tracklets(
+    sam2: Sam2, window: Window, points: PointPrompts, config: SegmentationConfig
+) -> list[LiteralTracklet]:
     """Sec. 3.4, frame-wise prompting and propagation, with pairwise mask comparison and one object at a time."""
-    proposals: list[Proposal] = []
+    proposals: list[LiteralTracklet] = []
     for frame in sorted(set(points.frame.tolist())):
         candidates = []
         here = np.flatnonzero(points.frame == frame)
@@ -198,8 +215,7 @@ def literal_tracklets(sam2: Sam2, window: Window, points: PointPrompts, config: 
         for (_, place, _, iou), track in zip(survivors, tracks):
             x, y = points.xy[place].tolist()
             value = float(points.value[place])
-            # The paper has no object score.
-            proposals.append(Proposal(track, frame, (x, y), value, iou, object_score=float("nan")))
+            proposals.append(LiteralTracklet(track, frame, (x, y), value, iou))
     return proposals
 
 
@@ -226,7 +242,7 @@ def literal_propagation(sam2: Sam2, window: Window, source: int, masks: Sequence
     return [torch.stack(track) for track in tracks]
 
 
-def literal_scores(proposals: Sequence[Proposal], fused: np.ndarray) -> list[float]:
+def literal_scores(proposals: Sequence[LiteralTracklet | Proposal], fused: np.ndarray) -> list[float]:
     """Score of each tracklet: mean of attention, predicted IoU and attention consistency (Eq. 6-8)."""
     ratios = []
     for proposal in proposals:
@@ -234,7 +250,8 @@ def literal_scores(proposals: Sequence[Proposal], fused: np.ndarray) -> list[flo
         for attention, mask in zip(fused.astype(np.float64), proposal.masks):
             inside = attention > attention.mean()
             signed = np.where(inside, attention, -attention.max())
-            share = torch.nn.functional.adaptive_avg_pool2d(mask[None].float().cpu(), attention.shape)[0].numpy()
+            pixels = torch.as_tensor(mask)[None].float().cpu()
+            share = torch.nn.functional.adaptive_avg_pool2d(pixels, attention.shape)[0].numpy()
             agreeing += float((share * signed).sum())
             whole += float(signed[inside].sum())
         ratios.append(agreeing / whole if whole else 0.0)

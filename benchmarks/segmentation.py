@@ -25,6 +25,7 @@ from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import AttentionMaps, Grounding, Window
 
@@ -69,7 +70,8 @@ def propagation(objects: int, frames: int, repeats: int, device: str = "cpu") ->
 
     def together() -> torch.Tensor:
         batched_sam2.forget()
-        return propagate(batched_sam2, window.frames, 0, masks)
+        tracks = propagate(batched_sam2, window.frames, 0, masks)
+        return masks_of_size(tracks.flatten(0, 1), window.size_hw)
 
     def alone() -> torch.Tensor:
         return torch.stack([literal_propagation(literal_sam2, window, 0, [mask])[0] for mask in masks])
@@ -131,7 +133,7 @@ def whole_segment(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") ->
         literal.run(lambda w=window, p=planted: literal_segment(mllm, literal_sam2, w, p, config))
     tracklets = ours.result.tracklets
     pairs = list(zip(tracklets, literal.result)) if len(tracklets) == len(literal.result) else []
-    overlaps = [overlap(torch.from_numpy(one.masks), torch.from_numpy(masks)) for one, (_, masks) in pairs]
+    overlaps = [overlap(torch.from_numpy(np.stack(one.masks)), torch.from_numpy(masks)) for one, (_, masks) in pairs]
     return {
         "cold_ms": ours.ms,
         "literal_ms": literal.ms,

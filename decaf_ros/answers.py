@@ -48,8 +48,8 @@ def heatmaps(found: Segmentation, query: Query) -> Iterator[Heatmap]:
 
 
 def pixel_keypoints(found: Segmentation) -> Iterator[Keypoint]:
-    """The keypoints in pixels of their key frames; (0, 0) is the upper left corner of the image."""
-    height, width = found.window.size_hw
+    """The keypoints in pixels of the camera's images; (0, 0) is the upper left corner."""
+    height, width = found.window.frames[0].camera_hw
     points = found.keypoints
     for index, (x, y), value in zip(points.frame, points.xy, points.value):
         yield Keypoint(found.window.frames[index].stamp_ns, float(x * width), float(y * height), float(value))

@@ -272,6 +272,12 @@ class WindowConfig(_Checked):
     jump_back_s: float = _option(
         0.2, "a stamp at least this many seconds before the last one restarts the stream (a looping bag)", 0.0, 3600.0
     )
+    max_side: int = _option(
+        2304,
+        "images with a longer side (px) are kept as smaller copies; results have the camera's size; 0: no bound",
+        0,
+        65536,
+    )
     buffer_frames: int = _option(600, "max frames buffered for the catch-up", 1, 100000)
     buffer_mib: float = _option(
         512.0, "max MiB of buffered frames and key frames; at least min_frames key frames stay", 1.0, 1048576.0

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from decaf_ros.answers import absence, heatmaps, left_out_text, pixel_keypoints, tracking_text
+from decaf_ros.io.sizes import at_camera_size, enlarged
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import (
     Frame,
@@ -37,7 +38,7 @@ def check_clip(frames: Sequence[Frame]) -> None:
     """Raises ValueError, naming the frame, unless images have one size and stamps increase strictly."""
     first = frames[0]
     for before, frame in zip(frames, frames[1:]):
-        if frame.size_hw != first.size_hw:
+        if frame.camera_hw != first.camera_hw:
             problem = f"expected {_size(first)} px as before, got {_size(frame)} px"
         elif frame.stamp_ns <= before.stamp_ns:
             problem = f"expected a stamp after {before.stamp_ns} ns, got {frame.stamp_ns} ns"
@@ -54,7 +55,8 @@ def segment_clip(decaf: Decaf, frames: Sequence[Frame], query: Query, emit: Call
     """Answers the query over the whole clip; emits its events, heatmaps and one FrameResult per frame.
 
     Grounds the query in `window.size` key frames spread over the clip and masks every frame. The k-th selected tracklet
-    is the target with id and label k. Raises as `check_clip` and `Decaf.segment`.
+    is the target with id and label k. The results are at the camera's size, on enlarged copies of smaller frames.
+    Raises as `check_clip` and `Decaf.segment`.
     """
     check_clip(frames)
     window = key_frames(frames, decaf.config.window.size)
@@ -106,9 +108,10 @@ def _frame_result(found: Segmentation, query: Query, frame: Frame, labels: np.nd
                 source_stamp_ns=found.window.frames[tracklet.source].stamp_ns,
             )
         )
-    return FrameResult(frame, labels, query if targets else None, tuple(targets))
+    result = FrameResult(frame, labels, query if targets else None, tuple(targets))
+    return at_camera_size(result, enlarged(frame))
 
 
 def _size(frame: Frame) -> str:
-    height, width = frame.size_hw
+    height, width = frame.camera_hw
     return f"{width} x {height}"

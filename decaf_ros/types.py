@@ -7,6 +7,7 @@ Token-grid coordinates are in [0, 1] over the whole image, independent of the im
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import blake2b
@@ -59,17 +60,21 @@ class Frame:
     stamp_ns: exposure time, as stamped by the camera driver.
     frame_id: coordinate frame of the camera.
     index: order of arrival, unique within one stream.
+    camera_hw: size of the camera's image, of which `image` may be a smaller copy (`decaf_ros.io.sizes`).
     """
 
     image: np.ndarray
     stamp_ns: int
     frame_id: str = ""
     index: int = 0
+    camera_hw: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
         _check_array("Frame.image", self.image, np.uint8, (None, None, 3))
         if 0 in self.image.shape:
             raise ValueError(f"Frame.image: expected a non-empty image, got shape {self.image.shape}")
+        if not any(self.camera_hw):
+            object.__setattr__(self, "camera_hw", self.size_hw)
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -192,7 +197,7 @@ class TrackletScores(NamedTuple):
 class Tracklet:
     """One candidate of one grounding.
 
-    masks: (T, H, W) bool over the window's key frames.
+    masks: (H, W) bool on each of the window's T key frames; made at this size when they are looked at.
     source: index of the key frame with the point that created it.
     point_xy: that point, in [0, 1].
     scores: see Sec. 3.4.
@@ -200,7 +205,7 @@ class Tracklet:
     object_score: SAM 2's object-presence logit at the source, > 0: present.
     """
 
-    masks: np.ndarray
+    masks: Sequence[np.ndarray]
     source: int
     point_xy: tuple[float, float]
     scores: TrackletScores
@@ -208,7 +213,6 @@ class Tracklet:
     object_score: float
 
     def __post_init__(self) -> None:
-        _check_array("Tracklet.masks", self.masks, np.bool_, (None, None, None))
         if not 0 <= self.source < len(self.masks):
             raise ValueError(f"Tracklet.source: expected an index below {len(self.masks)}, got {self.source}")
 
@@ -265,7 +269,7 @@ class Query:
 
 
 class Keypoint(NamedTuple):
-    """A peak of the fused map. x, y: pixels in the frame with this stamp. score: fused attention in [0, 1]."""
+    """A peak of the fused map. x, y: pixels in the camera's image with this stamp. score: fused attention in [0, 1]."""
 
     stamp_ns: int
     x: float
@@ -379,7 +383,7 @@ class FrameResult:
 
 @dataclass(frozen=True, eq=False)
 class Heatmap:
-    """Fused attention of one key frame, (H, W) float32 in [0, 1], resized to the image."""
+    """Fused attention of one key frame, (H, W) float32 in [0, 1], resized to its image."""
 
     frame: Frame
     query: Query

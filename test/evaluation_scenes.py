@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import cv2
 import numpy as np
+from sam2_scenes import grid_masks
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral, masks_from_labels
@@ -127,7 +128,7 @@ class KnownDecaf:
 
     @staticmethod
     def _tracklet(masks: np.ndarray, k: int) -> Tracklet:
-        return Tracklet(masks, 0, (0.1 * k, 0.5), TrackletScores(0.9, 0.9, 1.0, 0.93), 0.8, 5.0)
+        return Tracklet(grid_masks(masks), 0, (0.1 * k, 0.5), TrackletScores(0.9, 0.9, 1.0, 0.93), 0.8, 5.0)
 
 
 def frame(index: int) -> Frame:

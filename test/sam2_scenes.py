@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
+from decaf_ros.segmentation.overlap import PackedMasks
+from decaf_ros.segmentation.resizing import GridMasks
 from decaf_ros.types import Frame
 
 
@@ -20,6 +23,21 @@ def moving_scene(count: int, size_hw: tuple[int, int] = (120, 200)) -> list[Fram
         image += rng.normal(0, 3, image.shape)
         frames.append(Frame(image.clip(0, 255).astype(np.uint8), 1_000_000_000 + index * 50_000_000, "camera", index))
     return frames
+
+
+def grid_masks(masks: np.ndarray | torch.Tensor) -> GridMasks:
+    """(T, H, W) bool masks, on a grid of their own size."""
+    return GridMasks(signed(torch.as_tensor(masks)), tuple(masks.shape[1:]))
+
+
+def packed(masks: torch.Tensor) -> PackedMasks:
+    """(K, H, W) bool masks of one image."""
+    return PackedMasks.of(signed(masks), tuple(masks.shape[1:]))
+
+
+def signed(masks: torch.Tensor) -> torch.Tensor:
+    """Logits of bool masks: 1 inside, -1 outside."""
+    return masks.float() * 2 - 1
 
 
 def disc(size_hw: tuple[int, int], x: float, y: float, radius: float) -> np.ndarray:

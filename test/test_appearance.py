@@ -140,7 +140,7 @@ def sam2(tiny_sam2_dir):
 def test_descriptors_tell_objects_apart(sam2):
     size = (120, 200)
     masks = torch.from_numpy(np.stack([disc(size, 0.3, 0.5, 0.17), disc(size, 0.75, 0.4, 0.12)]))
-    first, last = (describe(sam2.embed(one), masks, one) for one in moving_scene(3)[::2])
+    first, last = (describe(sam2.embed(one), masks.numpy(), one) for one in moving_scene(3)[::2])
     channels = sum(level.shape[1] for level in sam2.embed(moving_scene(1)[0]).features)
     assert first.shape == last.shape and first.shape[0] == 2 and first.shape[1] > channels
     np.testing.assert_allclose(np.linalg.norm(first, axis=1), 1, rtol=1e-5)
@@ -153,7 +153,7 @@ def test_a_mask_below_a_cell_has_no_descriptor(sam2):
     masks = torch.zeros(2, 120, 200, dtype=torch.bool)
     masks[1, 5, 5] = True
     (scene,) = moving_scene(1)
-    assert not describe(sam2.embed(scene), masks, scene).any()
+    assert not describe(sam2.embed(scene), masks.numpy(), scene).any()
 
 
 def test_a_leak_into_another_colour_changes_a_descriptor(sam2):
@@ -163,7 +163,7 @@ def test_a_leak_into_another_colour_changes_a_descriptor(sam2):
     masks = torch.zeros(3, 120, 200, dtype=torch.bool)
     masks[0, 40:80, 40:80] = masks[1, 40:80, 50:80] = masks[2, 40:80, 40:105] = True
     scene = Frame(image, 0)
-    whole, part, leaking = describe(sam2.embed(scene), masks, scene)
+    whole, part, leaking = describe(sam2.embed(scene), masks.numpy(), scene)
     assert whole @ part > 0.98 and whole @ leaking < 0.95
 
 

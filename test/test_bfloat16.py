@@ -16,6 +16,7 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl
@@ -101,10 +102,11 @@ def test_sam2_under_autocast(tiny_sam2_dir):
         sam2._autocast = autocast  # normally only on a GPU
         clicked = sam2.masks_at_points(sam2.embed(frames[0]), np.array([[0.3, 0.5], [0.75, 0.4]], np.float32))
         prompts = np.stack([disc(frames[0].size_hw, 0.3, 0.5, 0.18), disc(frames[0].size_hw, 0.75, 0.4, 0.12)])
-        found.append((clicked, propagate(sam2, frames, 1, torch.from_numpy(prompts))))
+        tracks = propagate(sam2, frames, 1, torch.from_numpy(prompts)).flatten(0, 1)
+        found.append((clicked, masks_of_size(tracks, frames[0].size_hw)))
     (clicked, tracks), (rough_clicked, rough_tracks) = found
-    assert clicked.masks.flatten(1).any(1).all() and tracks.flatten(2).any(2).all()
-    pairs = [*zip(clicked.masks, rough_clicked.masks), *zip(tracks.flatten(0, 1), rough_tracks.flatten(0, 1))]
+    assert clicked.masks.flatten(1).any(1).all() and tracks.flatten(1).any(1).all()
+    pairs = [*zip(clicked.masks, rough_clicked.masks), *zip(tracks, rough_tracks)]
     assert all(mask_iou(one.numpy(), other.numpy()) > 0.9 for one, other in pairs)
     assert rough_clicked.iou.dtype == torch.float32
     torch.testing.assert_close(clicked.iou, rough_clicked.iou, atol=0.05, rtol=0)

@@ -8,6 +8,7 @@ from sam2_scenes import disc, moving_scene
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.types import Tracklet, TrackletScores, Window
 
@@ -30,9 +31,9 @@ def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
     left, right, low = (disc(WINDOW.size_hw, x, y, 0.18) for x, y in ((0.4, 0.5), (0.6, 0.45), (0.5, 0.6)))
     found = dense_labels(sam2, WINDOW, [tracklet(2, left), tracklet(0, right), tracklet(2, low)], FRAMES)
     assert found.shape == (7, *WINDOW.size_hw) and found.dtype == np.uint8
-    late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low]))).numpy()
-    early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None])).numpy()
-    first, second, third = late[0], early[0], late[1]
+    late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low])))
+    early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None]))
+    first, second, third = (masks_of_size(logits, WINDOW.size_hw).numpy() for logits in (late[0], early[0], late[1]))
     # Overlapping masks: the order decides.
     assert (first & third).any() and (second & third).any()
     expected = np.where(first, 1, np.where(second, 2, np.where(third, 3, 0)))

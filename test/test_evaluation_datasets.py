@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
+from dataclasses import replace
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -52,6 +53,16 @@ def test_an_inconsistent_clip_is_refused():
 def test_an_expression_that_does_not_fit_its_clip_is_refused(expression, words):
     with pytest.raises(ValueError, match=f"clip one, 'the ball': {words}"):
         evaluation_clip(expressions=[expression])
+
+
+def test_pickled_masks_take_an_eighth():
+    clip = evaluation_clip()
+    noisy = replace(clip, objects=np.random.default_rng(0).random(clip.objects.shape) > 0.5)
+    sent = pickle.dumps(noisy)
+    found = pickle.loads(sent)
+    np.testing.assert_array_equal(found.objects, noisy.objects)
+    assert found.objects.dtype == bool and found.expressions == clip.expressions
+    assert len(sent) < len(pickle.dumps(clip.frames)) + noisy.objects.nbytes / 7
 
 
 def clip_with_kinds(kinds):

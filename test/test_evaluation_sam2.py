@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from evaluation_scenes import frame
+from sam2_scenes import signed
 
 from decaf_ros.evaluation import sam2 as module
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, masks_from_labels
@@ -52,7 +53,7 @@ class KnownSam2:
             mask = self.truth[index] == label
             masks.append(mask | np.roll(mask, self.grown, axis=1))
         masks = torch.from_numpy(np.stack(masks)) if masks else torch.zeros((0, 96, 128), dtype=torch.bool)
-        return PointMasks(masks, torch.full((len(masks),), 0.9), torch.zeros(len(masks)))
+        return PointMasks(signed(masks), torch.full((len(masks),), 0.9), torch.zeros(len(masks)), (96, 128))
 
 
 @pytest.fixture
@@ -68,7 +69,7 @@ def test_scores(clip, monkeypatch):
         call.update(frames=len(frames), source=source, masks=masks.numpy())
         tracks = np.repeat(masks.numpy()[:, None], len(frames), axis=1)
         tracks[1, 10:] = box(55)
-        return torch.from_numpy(tracks)
+        return signed(torch.from_numpy(tracks))
 
     monkeypatch.setattr(module, "propagate", propagate)
     score = score_segmenter(KnownSam2(labels(), grown=5), clip)

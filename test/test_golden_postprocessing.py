@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from sam2_scenes import grid_masks, packed
 
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.points import attention_points
@@ -50,7 +51,10 @@ def test_golden_suppression(golden):
         if "prev_masks" in case:
             previous = unpacked(case, "prev_masks", "prev_shape")
             previous_scores = torch.from_numpy(case["prev_scores"])
-        keep, delete_previous = suppress(masks, scores, previous, previous_scores, SegmentationConfig().suppression_iou)
+        keep, delete_previous = suppress(
+            packed(masks), scores, packed(previous), previous_scores,
+            SegmentationConfig().suppression_iou,
+        )  # fmt: skip
         assert keep == case["keep"].tolist()
         assert delete_previous == case["delete_previous"].tolist()
 
@@ -60,7 +64,7 @@ def test_golden_scores(golden):
     for case in cases(golden, "score", "consistency"):
         tracks = unpacked(case, "tracklets", "shape")
         proposals = [  # the object score, unused here, identifies each proposal
-            Proposal(track, int(source), (0.5, 0.5), float(score) / 2, float(score) / 2, float(index))
+            Proposal(grid_masks(track), int(source), (0.5, 0.5), float(score) / 2, float(score) / 2, float(index))
             for index, (track, source, score) in enumerate(zip(tracks, case["frame_index"], case["object_scores"]))
         ]
         ranked = score_tracklets(proposals, case["attention"], config)

@@ -23,7 +23,7 @@ from torch._dynamo.utils import counters
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory, propagate
-from decaf_ros.segmentation.resizing import masks_of_size
+from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2, _read_model_config, build_model, load_sam2
 from decaf_ros.types import Frame
 from tiny_models.sam2 import model_config, write_tiny_sam2
@@ -184,7 +184,8 @@ def test_propagation_equals_the_video_predictor(request, tmp_path, weights, leng
         for index in range(length):
             reference = stored[index]["pred_masks"][0]
             np.testing.assert_allclose(logits[index][object_id], reference, atol=2e-3, err_msg=f"frame {index}")
-            assert (tracks[object_id, index] == expected[index][object_id]).float().mean() > 0.999
+            mask = GridMasks(tracks[object_id], frames[0].size_hw)[index]
+            assert (mask == expected[index][object_id].numpy()).mean() > 0.999
 
 
 def test_many_objects_are_followed_in_batches(sam2: Sam2, monkeypatch):
@@ -195,8 +196,8 @@ def test_many_objects_are_followed_in_batches(sam2: Sam2, monkeypatch):
     counts, start = [], ObjectMemory.start
     monkeypatch.setattr(ObjectMemory, "start", lambda *arguments: counts.append(len(arguments[2])) or start(*arguments))
     found = propagate(Sam2(sam2.model, Sam2Config(device="cpu", object_batch=2)), frames, 2, masks)
-    assert counts == [2, 1] and expected.flatten(1).any(1).all()
-    assert (found == expected).float().mean() > 0.999
+    assert counts == [2, 1] and (expected > 0).flatten(1).any(1).all()
+    assert ((found > 0) == (expected > 0)).float().mean() > 0.999
 
 
 def _video_predictor(model: SAM2Base) -> SAM2Base:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from sam2_scenes import grid_masks
 
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.scoring import consistency_maps, score_tracklets, select_tracklets
@@ -15,7 +16,7 @@ ATTENTION = np.array([[[0.9, 0.6], [0.2, 0.1]]], dtype=np.float32)
 def proposal(tokens: list[list[int]], attention: float = 0.9, iou: float = 0.9, frames: int = 1) -> Proposal:
     """A candidate that covers whole tokens of 2 x 3 pixels."""
     mask = torch.tensor(tokens, dtype=torch.bool).repeat_interleave(2, 0).repeat_interleave(3, 1)
-    return Proposal(mask.expand(frames, -1, -1), 0, (0.5, 0.5), attention, iou, 1.0)
+    return Proposal(grid_masks(mask.expand(frames, -1, -1)), 0, (0.5, 0.5), attention, iou, 1.0)
 
 
 def test_consistency_by_hand():
@@ -34,7 +35,8 @@ def test_positive_scores_are_divided_by_the_largest_and_negative_ones_stay():
 
 
 def test_masks_are_averaged_over_a_token():
-    half = Proposal(torch.tensor([[[1, 0, 0, 0], [1, 0, 0, 0]]]).bool(), 0, (0.1, 0.5), 1.0, 1.0, 1.0)
+    mask = torch.tensor([[[1, 0, 0, 0], [1, 0, 0, 0]]]).bool()
+    half = Proposal(grid_masks(mask), 0, (0.1, 0.5), 1.0, 1.0, 1.0)
     (scored,) = score_tracklets([half], ATTENTION, SegmentationConfig())
     assert scored.raw_consistency == pytest.approx((0.45 - 0.45) / 1.5, abs=1e-6)
 

@@ -1,35 +1,47 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
-from sam2_scenes import moving_scene
+from sam2_scenes import moving_scene, packed, signed
 
 from decaf_ros.config import Sam2Config, SegmentationConfig
-from decaf_ros.segmentation import tracklets
-from decaf_ros.segmentation.overlap import pairwise_iou
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation import overlap, resizing, tracklets
+from decaf_ros.segmentation.overlap import PackedMasks, mask_iou, pairwise_iou
+from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
-from decaf_ros.types import PointPrompts, Window
+from decaf_ros.types import Frame, PointPrompts, Window
 
 
-def strips(*spans: tuple[int, int]) -> torch.Tensor:
+def strips(*spans: tuple[int, int]) -> PackedMasks:
     """(P, 1, 20) masks that cover columns first to last - 1."""
     columns = torch.arange(20)
-    return torch.stack([(columns >= first) & (columns < last) for first, last in spans])[:, None]
+    masks = [torch.zeros((0, 20), dtype=torch.bool)]
+    masks += [((columns >= first) & (columns < last))[None] for first, last in spans]
+    return packed(torch.cat(masks)[:, None])
 
 
 def run(masks, scores, previous=(), previous_scores=(), threshold=0.7):
-    no_masks = torch.zeros((0, 1, 20), dtype=torch.bool)
-    return suppress(
-        strips(*masks), torch.tensor(scores), strips(*previous) if previous else no_masks,
-        torch.tensor(previous_scores), threshold,
-    )  # fmt: skip
+    return suppress(strips(*masks), torch.tensor(scores), strips(*previous), torch.tensor(previous_scores), threshold)
 
 
 def test_iou_by_hand():
     iou = pairwise_iou(strips((0, 10), (0, 0)), strips((5, 15), (0, 10), (0, 0)))
     np.testing.assert_allclose(iou.numpy(), [[1 / 3, 1, 0], [0, 0, 0]])
+
+
+def test_iou_of_many_masks(monkeypatch):
+    """The pixels of 11 x 13 are no multiple of 8, and their bytes no multiple of a product's."""
+    monkeypatch.setattr(overlap, "_BYTES_PER_PRODUCT", 5)
+    masks = torch.from_numpy(np.random.default_rng(0).random((9, 11, 13)) < np.linspace(0, 0.9, 9)[:, None, None])
+    monkeypatch.setattr(resizing, "_PIXELS_AT_ONCE", 2 * 11 * 13)
+    parts = packed(masks)
+    expected = [[mask_iou(one, other) for other in masks[3:].numpy()] for one in masks.numpy()]
+    found = pairwise_iou(parts, packed(masks[3:]))
+    np.testing.assert_array_equal(found.numpy(), expected)
+    np.testing.assert_array_equal(parts[torch.tensor([4])].area_px, [masks[4].sum()])
 
 
 def test_best_first_and_duplicates_are_dropped():
@@ -74,12 +86,32 @@ def test_tracklets_over_the_window(sam2):
     assert {round(proposal.attention, 3) for proposal in found} == {0.9, 1.0}
     assert found[0].score >= found[1].score
     for proposal in found:
-        assert proposal.masks.shape == (4, *window.size_hw) and proposal.masks.dtype == torch.bool
-        assert proposal.masks.flatten(1).any(1).all(), "lost before or after its source frame"
+        assert [(mask.shape, mask.dtype) for mask in proposal.masks] == [(window.size_hw, bool)] * 4
+        assert all(mask.any() for mask in proposal.masks), "lost before or after its source frame"
         x, y = proposal.point_xy
         height, width = window.size_hw
-        assert proposal.masks[1, int(y * height), int(x * width)]
-    assert pairwise_iou(found[0].masks[1:2], found[1].masks[1:2]).item() < 0.1
+        assert proposal.masks[1][int(y * height), int(x * width)]
+    assert mask_iou(found[0].masks[1], found[1].masks[1]) < 0.1
+
+
+def test_candidates_take_the_same_memory_for_images_of_every_size(sam2, monkeypatch):
+    """Full-size masks are made a few at a time, and none is kept. NumPy makes them, so tracemalloc sees them."""
+    size_hw = height, width = 1000, 1500
+    monkeypatch.setattr(resizing, "_PIXELS_AT_ONCE", 2 * height * width)
+    images = [np.resize(frame.image, (height, width, 3)) for frame in moving_scene(2)]
+    window = Window(tuple(Frame(image, number) for number, image in enumerate(images)))
+    at = np.linspace(0.1, 0.9, 5, dtype=np.float32)
+    places = [(frame, x, y, 1.0) for frame in (0, 1) for x in at for y in at]
+    small_batches = Sam2(sam2.model, Sam2Config(device="cpu", object_batch=4))
+    tracemalloc.start()
+    found = propose_tracklets(small_batches, window, points(*places), SegmentationConfig(suppression_iou=1.0))
+    kept, peak = (number / (height * width) for number in tracemalloc.get_traced_memory())
+    tracemalloc.stop()
+    grid = sam2.image_size // 4
+    assert {one.masks.logits.untyped_storage().nbytes() for one in found} == {2 * grid * grid * 4}
+    assert {mask.shape for one in found[::9] for mask in one.masks} == {size_hw}
+    assert len(found) > 30 and kept < 1
+    assert peak < 12, "packed masks take an eighth, parts two, prompts four full-size masks"
 
 
 def test_the_same_object_on_a_later_frame_is_suppressed_or_replaces(sam2):
@@ -96,7 +128,8 @@ def test_suppression_looks_at_the_earlier_tracklet_where_it_is_now(sam2, monkeyp
     """The earlier tracklet moved half an image to the right: a later point at its old place is a new object."""
 
     def moved(sam2, frames, source, masks):
-        return torch.stack([masks.roll((index - source) * masks.shape[2] // 4, dims=2) for index in range(3)], dim=1)
+        moved = [masks.roll((index - source) * masks.shape[2] // 4, dims=2) for index in range(3)]
+        return signed(torch.stack(moved, dim=1))
 
     monkeypatch.setattr(tracklets, "propagate", moved)
     window = Window(tuple(moving_scene(3)))
@@ -114,7 +147,7 @@ def test_a_point_without_a_mask_makes_no_candidate(sam2, monkeypatch):
 
     def blind_on_the_left(embedding, xy):
         found = masks_at_points(embedding, xy)
-        return found._replace(masks=found.masks & torch.from_numpy(xy[:, 0] > 0.5)[:, None, None])
+        return found._replace(logits=torch.where(torch.from_numpy(xy[:, 0] > 0.5)[:, None, None], found.logits, -1.0))
 
     monkeypatch.setattr(sam2, "masks_at_points", blind_on_the_left)
     window = Window(tuple(moving_scene(2)))

@@ -143,8 +143,9 @@ def _ask(decaf: Decaf, clip: ClipQueries) -> Iterator[Example]:
     from decaf_ros.evaluation.calibration import Example
     from decaf_ros.offline import check_clip, key_frames
 
-    max_mpx = decaf.config.node.max_image_mpx
-    frames = ClipSource(clip.file, clip.topic, clip.start_s, clip.duration_s, max_mpx=max_mpx).load()
+    source = ClipSource(clip.file, clip.topic, clip.start_s, clip.duration_s)
+    source.max_mpx, source.max_side = decaf.config.node.max_image_mpx, decaf.config.window.max_side
+    frames = source.load()
     check_clip(frames)
     window = key_frames(frames, decaf.config.window.size)
     for present, texts in ((True, clip.present), (False, clip.absent)):

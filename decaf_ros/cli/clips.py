@@ -10,6 +10,7 @@ from pathlib import Path
 
 from decaf_ros.io.bags import BagReader, RecordedFrame, is_bag
 from decaf_ros.io.image_folder import DEFAULT_FPS, image_files, read_images
+from decaf_ros.io.sizes import bounded
 from decaf_ros.io.stamps import DISORDER_NS, StreamStamps, settled_stamps
 from decaf_ros.io.video import read_video
 from decaf_ros.types import Frame
@@ -53,6 +54,7 @@ class ClipSource:
         duration_s: seconds after `start_s`; None: up to the end.
         fps: frames per second of a folder of images.
         max_mpx: images of more megapixels are not decoded.
+        max_side: `load` keeps smaller copies of larger images, see `window.max_side`.
         problems: told about everything that cannot be read.
     """
 
@@ -62,6 +64,7 @@ class ClipSource:
     duration_s: float | None = None
     fps: float = DEFAULT_FPS
     max_mpx: float = math.inf
+    max_side: int = 0
     problems: ClipProblems = field(default_factory=ClipProblems)
 
     def read(self) -> Iterator[Frame]:
@@ -79,8 +82,9 @@ class ClipSource:
         clip: list[RecordedFrame] = []
         nbytes = 0
         for recorded, _ in self._cut(lambda text: None):  # the whole clip is looked at below
-            clip.append(recorded)
-            nbytes += recorded.frame.image.nbytes
+            frame = bounded(recorded.frame, self.max_side)
+            clip.append(RecordedFrame(frame, recorded.recorded_ns))
+            nbytes += frame.image.nbytes
             if nbytes > _MAX_CLIP_GIB * 2**30:
                 raise ValueError(
                     f"clip: expected at most {_MAX_CLIP_GIB} GiB in memory, got more after {len(clip)} frames; "

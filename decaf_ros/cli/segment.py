@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     out = args.out or Path(f"{args.input.stem}_decaf")
     query = Query("cli", args.query)
     check_new_folder(out)
-    source = ClipSource(args.input, args.topic, args.start, args.duration, args.fps, config.node.max_image_mpx)
+    limits = config.node.max_image_mpx, config.window.max_side
+    source = ClipSource(args.input, args.topic, args.start, args.duration, args.fps, *limits)
     # Check the clip before loading the models, which may take minutes.
     frames = source.read() if args.online else iter(())
     clip: list[Frame] = []

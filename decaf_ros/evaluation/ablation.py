@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import torch
-
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing
@@ -21,6 +19,7 @@ from decaf_ros.grounding.grounder import Grounder, resolve_start_layer
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.pipeline import Decaf, select_targets
 from decaf_ros.segmentation.dense import dense_labels
+from decaf_ros.segmentation.resizing import GridMasks
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Segmentation
@@ -151,16 +150,11 @@ def _clicks(found: Segmentation) -> frozenset[tuple[int, tuple[float, float]]]:
 
 def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     """Scores and selects the same candidates under another configuration."""
-    proposals = [
-        Proposal(
-            torch.from_numpy(tracklet.masks),
-            tracklet.source,
-            tracklet.point_xy,
-            *tracklet.scores[:2],
-            tracklet.object_score,
-        )
-        for tracklet in found.tracklets
-    ]
+    proposals = []
+    for tracklet in found.tracklets:
+        assert isinstance(tracklet.masks, GridMasks), "from `score_tracklets`"
+        scores = *tracklet.scores[:2], tracklet.object_score
+        proposals.append(Proposal(tracklet.masks, tracklet.source, tracklet.point_xy, *scores))
     # The order of `propose_tracklets`: by key frame, then by descending score.
     proposals.sort(key=lambda proposal: (proposal.source, -proposal.score))
     tracklets = score_tracklets(proposals, found.grounding.maps.fused, config.segmentation)

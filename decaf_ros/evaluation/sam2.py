@@ -12,6 +12,7 @@ from decaf_ros.evaluation.datasets.clips import EvaluationClip
 from decaf_ros.evaluation.metrics import occluded_frames
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
+from decaf_ros.segmentation.resizing import GridMasks
 from decaf_ros.segmentation.sam2 import Sam2
 
 CLICK_EVERY = 8
@@ -89,8 +90,8 @@ def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
         return ()
     clicked = [mask for mask, _ in _click(sam2, clip, 0, [first[index] for index in objects])]
     prompts = np.stack([*clicked, *(first[index] for index in objects)])
-    tracks = propagate(sam2, frames, 0, torch.from_numpy(prompts).to(sam2.device)).cpu().numpy()
-    click_tracks, mask_tracks = np.split(tracks, 2)
+    tracks = propagate(sam2, frames, 0, torch.from_numpy(prompts).to(sam2.device))
+    click_tracks, mask_tracks = np.split(np.array([GridMasks(track, prompts.shape[1:]) for track in tracks]), 2)
     scores = []
     for index, click_track, mask_track in zip(objects, click_tracks, mask_tracks):
         truth = clip.objects[index, : len(frames)]

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import cv2
 import numpy as np
 
 from decaf_ros.io.images import message_to_rgb
@@ -103,7 +104,8 @@ def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
     """Topic (see TOPICS) and message for each message of an output.
 
     A FrameResult gives `masks` (mono8: 0 background, k the target with label k), `target_mask` (mono8: 0 or 255) and
-    `tracklets`; a Heatmap gives `heatmaps` (32FC1 in [0, 1]); a QueryEvent gives `status`; others give nothing.
+    `tracklets`; a Heatmap gives `heatmaps` (32FC1 in [0, 1], at the camera's size); a QueryEvent gives `status`;
+    others give nothing.
     """
     if isinstance(output, FrameResult):
         yield "masks", frame_image(make, output.labels, output.frame)
@@ -111,7 +113,8 @@ def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
         yield "target_mask", frame_image(make, union, output.frame)
         yield "tracklets", tracklet_array(make, output)
     elif isinstance(output, Heatmap):
-        yield "heatmaps", frame_image(make, output.values, output.frame)
+        size = output.frame.camera_hw[::-1]
+        yield "heatmaps", frame_image(make, cv2.resize(output.values, size), output.frame)
     elif isinstance(output, QueryEvent):
         yield "status", query_status(make, output)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from decaf_ros.io.bags import BagWriter
 from decaf_ros.io.output_bag import OutputBag
+from decaf_ros.io.sizes import nearest
 from decaf_ros.io.video import VideoWriter
 from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
@@ -153,7 +154,7 @@ class ResultFolder:
             folder = self.folder / "coarse_masks"
             folder.mkdir()
             for frame, mask in zip(segmentation.window.frames, segmentation.coarse_masks):
-                write_png(folder / f"{frame.index:06d}.png", mask * np.uint8(255))
+                write_png(folder / f"{frame.index:06d}.png", nearest(mask, frame.camera_hw) * np.uint8(255))
 
     def write_summary(self, **details: Any) -> Path:
         """Writes the contact sheet and summary.json, which starts with `details`. Returns the path of summary.json.

@@ -21,6 +21,7 @@ import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.config import POLICIES, DecafConfig
+from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
@@ -111,8 +112,10 @@ class OnlineSegmenter:
         """Adds the next frame of the stream: emits exactly one FrameResult, then grounds the query if that is due.
 
         Another image size, or a stamp that jumps back by `window.jump_back_s` or more, resets the stream. A frame with
-        an equal or slightly earlier stamp is tracked as usual, but is never a key frame.
+        an equal or slightly earlier stamp is tracked as usual, but is never a key frame. A smaller copy of an image
+        larger than `window.max_side` is kept; its result is on `frame` itself.
         """
+        camera_frame, frame = frame, bounded(frame, self._config.window.max_side)
         if reason := self.buffer.break_before(frame, self._config.window):
             self.reset(reason)
         newest = self.buffer.newest
@@ -126,7 +129,7 @@ class OnlineSegmenter:
             self._decaf.sam2.hold((*self.buffer.window().frames, *self._anchors()))
             if self._current:
                 self._current.due_in = max(0, self._current.due_in - 1)
-        self._follow(frame, is_keyframe)
+        self._follow(frame, is_keyframe, camera_frame)
         self._ground_if_due()
 
     def ask(self, query: Query) -> None:
@@ -321,8 +324,8 @@ class OnlineSegmenter:
 
     # Tracking
 
-    def _follow(self, frame: Frame, is_keyframe: bool) -> None:
-        """Tracks the targets on `frame` and emits its FrameResult. If the tracker raises, all targets are lost."""
+    def _follow(self, frame: Frame, is_keyframe: bool, camera_frame: Frame) -> None:
+        """Tracks the targets on `frame` and emits the result on `camera_frame`. If the tracker raises, all are lost."""
         had_targets, out_of_memory = bool(self._targets.living), False
         if self._tracker.ids:
             try:
@@ -343,7 +346,7 @@ class OnlineSegmenter:
             assert current is not None
             current.due_in = min(current.due_in, 1)
         tracked_query = current.query if current and current.answered else None
-        self._emit(self._targets.publish(frame, tracked_query))
+        self._emit(at_camera_size(self._targets.publish(frame, tracked_query), camera_frame))
 
     def _lose_all_targets(self) -> None:
         self._targets.lose_all()

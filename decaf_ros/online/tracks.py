@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,6 +41,8 @@ class Candidate:
     appearance: Appearance = field(init=False, default_factory=Appearance)
 
     def __post_init__(self) -> None:
+        # Full-size masks, made once: they are compared with those of other candidates and targets.
+        self.tracklet = replace(self.tracklet, masks=tuple(self.tracklet.masks))
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
         self.masks = {frame: mask for frame, mask in zip(self.frames, self.tracklet.masks) if mask.any()}
 

@@ -53,8 +53,8 @@ class FrameBuffer:
         newest = self.newest
         if newest is None:
             return ""
-        if frame.size_hw != newest.size_hw:
-            (old_h, old_w), (new_h, new_w) = newest.size_hw, frame.size_hw
+        if frame.camera_hw != newest.camera_hw:
+            (old_h, old_w), (new_h, new_w) = newest.camera_hw, frame.camera_hw
             return f"the image size changed from {old_w}x{old_h} to {new_w}x{new_h}"
         back_s = (newest.stamp_ns - frame.stamp_ns) / 1e9
         if back_s > 0 and back_s >= config.jump_back_s:

@@ -19,7 +19,7 @@ _YCC = np.array([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.41
 _OFFSET = np.array([0.0, 0.5, 0.5], np.float32)
 
 
-def describe(embedding: FrameEmbedding, masks: torch.Tensor, frame: Frame) -> np.ndarray:
+def describe(embedding: FrameEmbedding, masks: np.ndarray, frame: Frame) -> np.ndarray:
     """(K, C) float32 descriptors of K masked objects; their dot product is a similarity in [-1, 1].
 
     The similarity is the mean of two: that of the colours, which tell objects of one kind apart and suffer when a mask
@@ -29,12 +29,13 @@ def describe(embedding: FrameEmbedding, masks: torch.Tensor, frame: Frame) -> np
 
     Args:
         embedding: of the frame.
-        masks: (K, H, W) bool at the size of the frame, on the model's device.
+        masks: (K, H, W) bool at the size of the frame.
         frame: the frame.
     """
-    soft = masks[:, None].float()
+    device = embedding.position.device
+    soft = torch.from_numpy(masks).to(device)[:, None].float()
     parts = []
-    large_enough = torch.ones(len(masks), dtype=torch.bool, device=masks.device)
+    large_enough = torch.ones(len(masks), dtype=torch.bool, device=device)
     for number, level in enumerate(embedding.features):
         features = level[0].float()
         weights = F.interpolate(soft, features.shape[-2:], mode="area")[:, 0]
@@ -45,7 +46,7 @@ def describe(embedding: FrameEmbedding, masks: torch.Tensor, frame: Frame) -> np
         parts.append(F.normalize(inside - features.mean(dim=(1, 2)), dim=1))
     found = torch.cat(parts, dim=1) / len(parts) ** 0.5
     colours = np.zeros((len(masks), BINS), np.float32)
-    for row, mask in zip(colours, masks.cpu().numpy()):
+    for row, mask in zip(colours, masks):
         row[:] = _colours(frame.image[mask])
     both = np.concatenate([found.cpu().numpy(), colours], axis=1) * 0.5**0.5
     return np.asarray(both * large_enough.cpu().numpy()[:, None], np.float32)

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from decaf_ros.devices import free_bytes
-from decaf_ros.segmentation.memory import ObjectMemory
+from decaf_ros.segmentation.memory import ObjectMemory, StepMasks
+from decaf_ros.segmentation.resizing import masks_in_parts
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import Frame, Tracklet, Window
 
@@ -63,22 +64,23 @@ def _propagate(sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, 
     for index in range(min(groups), len(frames)):
         embedding = sam2.embed(frames[index])
         for source, memory in memories.items():
-            _paint(labels[index], groups[source], memory.step(embedding).masks)
+            _paint(labels[index], groups[source], memory.step(embedding))
         if index in groups:
             source_masks = np.stack([tracklet.masks[tracklet.source] for tracklet in groups[index].values()])
             prompts = torch.from_numpy(source_masks).to(sam2.device)
             memories[index] = ObjectMemory.start(sam2, embedding, prompts, index, len(frames))
-            _paint(labels[index], groups[index], memories[index].latest.masks)
+            _paint(labels[index], groups[index], memories[index].latest)
     for memory in memories.values():
         memory.rewind()
     for index in reversed(range(max(groups))):
         embedding = sam2.embed(frames[index])
         for source, memory in memories.items():
             if index < source:
-                _paint(labels[index], groups[source], memory.step(embedding).masks)
+                _paint(labels[index], groups[source], memory.step(embedding))
 
 
-def _paint(image: np.ndarray, labels: Iterable[int], masks: torch.Tensor) -> None:
-    """Writes each label into its mask; smaller labels win. image: (H, W) uint8. masks: (K, H, W) bool."""
-    for label, mask in zip(labels, masks.cpu().numpy()):
+def _paint(image: np.ndarray, labels: Iterable[int], step: StepMasks) -> None:
+    """Writes each label into its mask of the step; smaller labels win. image: (H, W) uint8."""
+    masks = (mask for part in masks_in_parts(step.logits, step.size_hw) for mask in part.cpu().numpy())
+    for label, mask in zip(labels, masks):
         image[mask & ((image == 0) | (image > label))] = label

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -17,12 +18,19 @@ from decaf_ros.types import Frame
 class StepMasks(NamedTuple):
     """Result of one step, on the model's device.
 
-    masks: (K, H, W) bool at the image size, empty for an unseen object; masks may overlap.
+    logits: (K, h, w) float32 on the mask grid, > 0 inside; masks may overlap.
     object_score: (K,) float32, object-presence logit, > 0: seen.
+    size_hw: size of the image.
     """
 
-    masks: torch.Tensor
+    logits: torch.Tensor
     object_score: torch.Tensor
+    size_hw: tuple[int, int]
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """(K, H, W) bool at the image size, empty for an unseen object; made at each call."""
+        return masks_of_size(self.logits, self.size_hw)
 
 
 class ObjectMemory:
@@ -81,7 +89,7 @@ class ObjectMemory:
         return memory
 
     def __len__(self) -> int:
-        return len(self.latest.masks)
+        return len(self.latest.logits)
 
     def step(self, embedding: FrameEmbedding) -> StepMasks:
         """Follows the objects to the next frame, after `rewind` to the previous one.
@@ -118,7 +126,8 @@ class ObjectMemory:
             for entry in (*self._bank["cond_frame_outputs"].values(), *self._bank["non_cond_frame_outputs"].values()):
                 entry.update({name: entry[name][chosen] for name in ("maskmem_features", "obj_ptr") if name in entry})
                 entry["maskmem_pos_enc"] = [self._position.expand(len(chosen), -1, -1, -1)]
-            self.latest = StepMasks(*(part[chosen] for part in self.latest))
+            latest = self.latest
+            self.latest = StepMasks(latest.logits[chosen], latest.object_score[chosen], self._size_hw)
 
     def reject(self, objects: Sequence[int]) -> None:
         """Replaces the memory of the last step by that of the step before, for these objects (0..K-1)."""
@@ -139,9 +148,9 @@ class ObjectMemory:
         sam2, model = self._sam2, self._sam2.model
         square = (sam2.image_size, sam2.image_size)
         with sam2.inference():
-            prompts = F.interpolate(
-                masks[:, None].float(), square, mode="bilinear", align_corners=False, antialias=True
-            )
+            resized = partial(F.interpolate, size=square, mode="bilinear", align_corners=False, antialias=True)
+            # One by one: as numbers, the masks take four times their memory.
+            prompts = torch.cat([resized(mask[None, None].float()) for mask in masks])
             output = self._track(embedding, self._index, (prompts >= 0.5).float())
             logits = sam2.filled(output["pred_masks"])
             features, positions = model._encode_new_memory(
@@ -194,8 +203,7 @@ class ObjectMemory:
                 outputs[index].pop("maskmem_features", None)
 
     def _set_latest(self, logits: torch.Tensor, object_score: torch.Tensor) -> None:
-        masks = masks_of_size(logits[:, 0].float(), self._size_hw)
-        self.latest = StepMasks(masks, object_score.float()[:, 0])
+        self.latest = StepMasks(logits[:, 0].float(), object_score.float()[:, 0], self._size_hw)
 
 
 def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> torch.Tensor:
@@ -207,22 +215,22 @@ def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Ten
         masks: (K, H, W) bool, the prompts.
 
     Returns:
-        (K, T, H, W) bool on the model's device.
+        Mask logits (K, T, h, w) float32 on the mask grid, on the model's device; see `masks_of_size`.
 
     Raises:
         TypeError, ValueError: as `ObjectMemory.start`.
     """
-    tracks = masks.new_zeros((len(masks), len(frames), *masks.shape[1:]))
-    batches = zip(torch.split(tracks, sam2.object_batch), torch.split(masks, sam2.object_batch))
-    for track, prompts in batches:
+    tracks = []
+    for prompts in torch.split(masks, sam2.object_batch):
         memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), prompts, source, len(frames))
-        track[:, source] = memory.latest.masks
+        steps = [memory.latest.logits]
         for index in range(source + 1, len(frames)):
-            track[:, index] = memory.step(sam2.embed(frames[index])).masks
+            steps.append(memory.step(sam2.embed(frames[index])).logits)
         memory.rewind()
         for index in reversed(range(source)):
-            track[:, index] = memory.step(sam2.embed(frames[index])).masks
-    return tracks
+            steps.insert(0, memory.step(sam2.embed(frames[index])).logits)
+        tracks.append(torch.stack(steps, dim=1))
+    return torch.cat(tracks)
 
 
 def _batched(embedding: FrameEmbedding, count: int) -> list[torch.Tensor]:

@@ -1,13 +1,18 @@
-"""Mask IoU of one pair or of all pairs, and optimal assignment by IoU."""
+"""Mask IoU of one pair or of all pairs of packed masks, and optimal assignment by IoU."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 
-# Pixels per matrix product; bounds the float32 copies of the masks.
-_PIXELS_PER_PRODUCT = 1 << 16
+from decaf_ros.segmentation.resizing import masks_in_parts
+
+# Bytes (eight pixels each) of every mask per matrix product; bounds the float32 copies of the masks.
+_BYTES_PER_PRODUCT = 1 << 13
 # Minimum share of the smaller mask inside the other one for a part and its whole.
 _PART_OVERLAP = 0.5
 
@@ -39,17 +44,44 @@ def assign(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
     return [(int(row), int(column)) for row, column in zip(rows, columns) if allowed[row, column] > 0]
 
 
-def pairwise_iou(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """IoU of all pairs of masks (P, H, W) bool and (Q, H, W) bool: (P, Q) float64; 0 for two empty masks."""
-    first, second = first.flatten(1), second.flatten(1)
-    areas = [masks.sum(dim=1, dtype=torch.float64) for masks in (first, second)]
-    if first.device.type == "cpu":
-        # Only pixels that both sides cover can intersect: usually few.
-        both = (first.any(dim=0) & second.any(dim=0)).nonzero()[:, 0]
-        first, second = first[:, both], second[:, both]
-    intersection = torch.zeros((len(first), len(second)), device=first.device)  # float32 counts are exact up to 2^24
-    parts = zip(torch.split(first, _PIXELS_PER_PRODUCT, 1), torch.split(second, _PIXELS_PER_PRODUCT, 1))
-    for first_part, second_part in parts:
-        intersection += first_part.float() @ second_part.float().T
-    union = areas[0][:, None] + areas[1] - intersection
+@dataclass(frozen=True, eq=False)
+class PackedMasks:
+    """K masks of one image in an eighth of their memory.
+
+    bits: (K, B) uint8, eight pixels of the flattened mask to a byte.
+    area_px: (K,) float64.
+    """
+
+    bits: torch.Tensor
+    area_px: torch.Tensor
+
+    @classmethod
+    def of(cls, logits: torch.Tensor, size_hw: tuple[int, int]) -> PackedMasks:
+        """The masks of logits (K, h, w) float32 at the size of the image, see `masks_of_size`."""
+        bits = np.empty((len(logits), -(-size_hw[0] * size_hw[1] // 8)), np.uint8)
+        areas = []
+        start = 0
+        for part in masks_in_parts(logits, size_hw):
+            pixels = part.flatten(1)
+            bits[start : start + len(part)] = np.packbits(pixels.cpu().numpy(), axis=1)
+            areas.append(pixels.sum(dim=1, dtype=torch.float64))
+            start += len(part)
+        return cls(torch.from_numpy(bits).to(logits.device), torch.cat(areas))
+
+    def __getitem__(self, chosen: torch.Tensor) -> PackedMasks:
+        """Some of the masks, by index or flag."""
+        return PackedMasks(self.bits[chosen], self.area_px[chosen])
+
+
+def pairwise_iou(first: PackedMasks, second: PackedMasks) -> torch.Tensor:
+    """IoU of all pairs of P and Q masks of one image: (P, Q) float64; 0 for two empty masks."""
+    # Only bytes that both sides cover can intersect: usually few.
+    both = (first.bits.any(dim=0) & second.bits.any(dim=0)).nonzero()[:, 0]
+    pixels_of_byte = torch.from_numpy(np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1))
+    pixels_of_byte = pixels_of_byte.to(first.bits.device, torch.float32)
+    intersection = torch.zeros((len(first.bits), len(second.bits)), device=first.bits.device)
+    for chosen in torch.split(both, _BYTES_PER_PRODUCT):  # float32 counts are exact up to 2^24
+        pixels = (F.embedding(masks.bits[:, chosen].int(), pixels_of_byte).flatten(1) for masks in (first, second))
+        intersection += next(pixels) @ next(pixels).T
+    union = first.area_px[:, None] + second.area_px - intersection
     return intersection / union.clamp(min=1)

@@ -1,8 +1,9 @@
-"""Resizes mask logits to masks at image size."""
+"""Masks on SAM 2's mask grid, and at the size of the image where they are needed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -10,15 +11,45 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+# Pixels of the full-size masks that are held at once where they are used one after the other.
+_PIXELS_AT_ONCE = 1 << 24
 
-def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int], at_once: int = 32) -> torch.Tensor:
+
+@dataclass(frozen=True, eq=False)
+class GridMasks(Sequence[np.ndarray]):
+    """The masks of one object on T frames. `[index]` makes one at the size of the image: (H, W) bool.
+
+    They are kept as logits, which take the same memory for images of every size.
+
+    logits: (T, h, w) float32 on the model's device, > 0 inside.
+    size_hw: size of the image.
+    """
+
+    logits: torch.Tensor
+    size_hw: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, index: int) -> np.ndarray:  # type: ignore[override]
+        return masks_of_size(self.logits[index][None], self.size_hw)[0].cpu().numpy()
+
+
+def masks_in_parts(logits: torch.Tensor, size_hw: tuple[int, int]) -> Iterator[torch.Tensor]:
+    """`masks_of_size` of a few masks at a time, so that never all of them are held at full size."""
+    for part in torch.split(logits, max(_PIXELS_AT_ONCE // (size_hw[0] * size_hw[1]), 1)):
+        yield masks_of_size(part, size_hw)
+
+
+def masks_of_size(logits: torch.Tensor, size_hw: tuple[int, int]) -> torch.Tensor:
     """Finite mask logits (K, h, w) float32 to masks (K, H, W) bool: bilinear (align_corners=False), then > 0.
 
-    at_once: on a GPU, number of masks whose full-size logits are held at once. On a CPU only the surroundings of each
-    mask's foreground are computed: interpolated logits <= 0 stay <= 0, and most masks are small.
+    On a CPU only the surroundings of each mask's foreground are computed: interpolated logits <= 0 stay <= 0, and most
+    masks are small.
     """
     if logits.device.type != "cpu":
         masks = torch.empty((len(logits), *size_hw), dtype=torch.bool, device=logits.device)
+        at_once = max(_PIXELS_AT_ONCE // (size_hw[0] * size_hw[1]), 1)
         for some_masks, some_logits in zip(torch.split(masks, at_once), torch.split(logits[:, None], at_once)):
             torch.gt(F.interpolate(some_logits, size_hw, mode="bilinear", align_corners=False)[:, 0], 0, out=some_masks)
         return masks

@@ -84,14 +84,21 @@ class FrameEmbedding:
 class PointMasks(NamedTuple):
     """Masks of P points, on the model's device.
 
-    masks: (P, H, W) bool at the original image size.
+    logits: (P, h, w) float32 on the mask grid, > 0 inside.
     iou: (P,) float32, predicted IoU in [0, 1].
     object_score: (P,) float32, object-presence logit, > 0: present.
+    size_hw: size of the original image.
     """
 
-    masks: torch.Tensor
+    logits: torch.Tensor
     iou: torch.Tensor
     object_score: torch.Tensor
+    size_hw: tuple[int, int]
+
+    @property
+    def masks(self) -> torch.Tensor:
+        """(P, H, W) bool at the original image size, made at each call."""
+        return masks_of_size(self.logits, self.size_hw)
 
 
 class Sam2:
@@ -195,13 +202,13 @@ class Sam2:
             raise ValueError(f"xy: expected shape (P, 2) with values in [0, 1], got shape {xy.shape} with values {xy}")
         points = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None] * self.image_size
         if len(points) == 0:
-            no_masks = torch.zeros((0, *embedding.size_hw), dtype=torch.bool, device=self.device)
             no_scores = torch.zeros(0, device=self.device)
-            return PointMasks(no_masks, no_scores, no_scores)
+            no_masks = no_scores.view(0, *(side // 4 for side in (self.image_size, self.image_size)))
+            return PointMasks(no_masks, no_scores, no_scores, embedding.size_hw)
         with self.inference():
             parts = [self._decode(embedding, chunk) for chunk in torch.split(points, self._batch_size(embedding))]
             logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
-            return PointMasks(masks_of_size(logits, embedding.size_hw, self._point_batch), iou, object_score)
+            return PointMasks(logits, iou, object_score, embedding.size_hw)
 
     def _batch_size(self, embedding: FrameEmbedding) -> int:
         """Points per decoder call."""

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.config import SegmentationConfig
+from decaf_ros.segmentation.resizing import masks_in_parts
 from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Tracklet, TrackletScores
 
@@ -31,7 +32,7 @@ def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config
         parts = (proposal.attention, proposal.iou, consistency)[: 3 if config.consistency else 2]
         tracklets.append(
             Tracklet(
-                masks=proposal.masks.cpu().numpy(),
+                masks=proposal.masks,
                 source=proposal.source,
                 point_xy=proposal.point_xy,
                 scores=TrackletScores(proposal.attention, proposal.iou, consistency, sum(parts) / len(parts)),
@@ -85,5 +86,6 @@ def _consistency(proposal: Proposal, inside: torch.Tensor, penalised: torch.Tens
     if normaliser == 0:
         return 0.0
     grid_hw = (inside.shape[1], inside.shape[2])
-    pooled = F.adaptive_avg_pool2d(proposal.masks[:, None].float(), grid_hw)[:, 0].cpu()
+    parts = masks_in_parts(proposal.masks.logits, proposal.masks.size_hw)
+    pooled = torch.cat([F.adaptive_avg_pool2d(part[:, None].float(), grid_hw)[:, 0].cpu() for part in parts])
     return float((pooled * penalised).sum(dtype=torch.float64)) / normaliser

@@ -66,7 +66,7 @@ class StreamingTracker:
         prompts = torch.from_numpy(np.array(masks)).to(self._sam2.device)
         embedding = self._sam2.embed(frame)
         self._groups.append(_Group(list(ids), ObjectMemory.start(self._sam2, embedding, prompts)))
-        return describe(embedding, prompts, frame)
+        return describe(embedding, masks, frame)
 
     def step(self, frame: Frame) -> dict[int, TrackStep]:
         """Follows all objects to the next frame. Returns one TrackStep per id, in the order of `ids`.
@@ -81,7 +81,7 @@ class StreamingTracker:
             output = group.memory.step(embedding)
             whole = output.masks.cpu().numpy()
             masks = np.stack([without_strays(mask) for mask in whole])
-            looks = describe(embedding, torch.from_numpy(masks).to(self._sam2.device), frame)
+            looks = describe(embedding, masks, frame)
             stray = [has_strays(*pair) for pair in zip(whole, masks)]
             results = zip(group.ids, masks, output.object_score.tolist(), looks, stray)
             steps.update({key: TrackStep(*result) for key, *result in results})
@@ -90,8 +90,8 @@ class StreamingTracker:
     def search(self, frame: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
         """Masks of things on a frame that may be the example: (K, H, W) bool, with their (K, C) float32 descriptors."""
         embedding = self._sam2.embed(frame)
-        masks = self._sam2.masks_at_points(embedding, likely_points(frame, example)).masks
-        return masks.cpu().numpy(), describe(embedding, masks, frame)
+        masks = self._sam2.masks_at_points(embedding, likely_points(frame, example)).masks.cpu().numpy()
+        return masks, describe(embedding, masks, frame)
 
     def reject(self, ids: Collection[int]) -> None:
         """Forgets the last step of these objects, whose masks were not theirs: later steps do not attend to it.

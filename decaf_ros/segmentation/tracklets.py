@@ -10,7 +10,8 @@ import torch
 
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.memory import propagate
-from decaf_ros.segmentation.overlap import pairwise_iou
+from decaf_ros.segmentation.overlap import PackedMasks, pairwise_iou
+from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.types import PointPrompts, Window
 
@@ -20,7 +21,7 @@ class Proposal:
     """One candidate before scoring.
 
     Attributes:
-        masks: (T, H, W) bool over the key frames, on the model's device.
+        masks: over the T key frames.
         source: index of the key frame that contains its point.
         point_xy: the point, in [0, 1].
         attention: fused attention at the point, in [0, 1].
@@ -28,7 +29,7 @@ class Proposal:
         object_score: SAM 2's object-presence logit at the point.
     """
 
-    masks: torch.Tensor
+    masks: GridMasks
     source: int
     point_xy: tuple[float, float]
     attention: float
@@ -42,9 +43,9 @@ class Proposal:
 
 
 def suppress(
-    masks: torch.Tensor,
+    masks: PackedMasks,
     scores: torch.Tensor,
-    previous_masks: torch.Tensor,
+    previous_masks: PackedMasks,
     previous_scores: torch.Tensor,
     iou_threshold: float,
 ) -> tuple[list[int], list[int]]:
@@ -55,9 +56,9 @@ def suppress(
        nothing. One that beats every tracklet it overlaps is kept and deletes them.
 
     Args:
-        masks: (P, H, W) bool, the candidates.
+        masks: of the P candidates.
         scores: (P,) object scores.
-        previous_masks: (Q, H, W) bool, the earlier tracklets on this frame.
+        previous_masks: of the Q earlier tracklets on this frame.
         previous_scores: (Q,) object scores.
         iou_threshold: see above.
 
@@ -111,22 +112,25 @@ def propose_tracklets(
         between_frames()
         here = np.flatnonzero(points.frame == source)
         found = sam2.masks_at_points(sam2.embed(window.frames[source]), points.xy[here])
-        visible = found.masks.flatten(1).any(dim=1)
-        here = here[visible.cpu().numpy()]
-        masks, iou, object_score = (part[visible] for part in found)
+        masks = PackedMasks.of(found.logits, window.size_hw)
+        visible = masks.area_px > 0
+        here, masks = here[visible.cpu().numpy()], masks[visible]
+        logits, iou, object_score = (part[visible] for part in (found.logits, found.iou, found.object_score))
         scores = iou + torch.from_numpy(points.value[here]).to(iou.device)
-        previous_masks = torch.stack([proposal.masks[source] for proposal in proposals]) if proposals else masks[:0]
+        previous = [proposal.masks.logits[source] for proposal in proposals]
+        previous_masks = PackedMasks.of(torch.stack(previous) if previous else logits[:0], window.size_hw)
         previous_scores = torch.tensor([proposal.score for proposal in proposals], device=iou.device)
         keep, replaced = suppress(masks, scores, previous_masks, previous_scores, config.suppression_iou)
         proposals = [proposal for index, proposal in enumerate(proposals) if index not in replaced]
-        if not keep:
-            continue
-        tracks = propagate(sam2, window.frames, source, masks[keep])
-        for index, track in zip(keep, tracks):
-            x, y = points.xy[here[index]].tolist()
-            attention = float(points.value[here[index]])
-            # Cloned: a view would keep the masks of the whole batch in memory.
-            proposals.append(
-                Proposal(track.clone(), source, (x, y), attention, float(iou[index]), float(object_score[index]))
-            )
+        for start in range(0, len(keep), sam2.object_batch):
+            batch = keep[start : start + sam2.object_batch]
+            prompts = masks_of_size(logits[batch], window.size_hw)
+            for index, track in zip(batch, propagate(sam2, window.frames, source, prompts)):
+                x, y = points.xy[here[index]].tolist()
+                attention = float(points.value[here[index]])
+                # Cloned: a view would keep the masks of the whole batch in memory.
+                track_masks = GridMasks(track.clone(), window.size_hw)
+                proposals.append(
+                    Proposal(track_masks, source, (x, y), attention, float(iou[index]), float(object_score[index]))
+                )
     return proposals

@@ -102,9 +102,10 @@ def score_clicks(sam2: Sam2, clips: Sequence[TabletopClip], frames: Sequence[int
             predictions = sam2.masks_at_points(
                 sam2.embed(sequence[index]), ((pixels[:, ::-1] + 0.5) / (width, height)).astype(np.float32)
             )
+            masks = predictions.masks.cpu().numpy()
             for k, label in enumerate(objects):
                 thing = clip.objects[label - 1]
-                result.iou.append(_iou(predictions.masks[k].cpu().numpy(), labels == label))
+                result.iou.append(_iou(masks[k], labels == label))
                 result.predicted.append(float(predictions.iou[k]))
                 result.score.append(float(predictions.object_score[k]))
                 result.category.append(thing.category)

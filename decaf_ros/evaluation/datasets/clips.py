@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -82,6 +83,11 @@ class EvaluationClip:
                     f"got {expression.targets}"
                 )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the masks as bits: clips are sent from process to process."""
+        bits = np.packbits(self.objects)
+        return _unpickled, (type(self), self.name, self.frames, bits, self.objects.shape, self.expressions)
+
     def mask(self, targets: Sequence[int]) -> np.ndarray:
         """(F, H, W) bool: the union of the targets."""
         return np.asarray(self.objects[list(targets)].any(axis=0))
@@ -89,6 +95,18 @@ class EvaluationClip:
     def masks_at(self, frame_index: int) -> dict[int, np.ndarray]:
         """The (H, W) bool masks of all objects on one frame, by index of the object."""
         return dict(enumerate(self.objects[:, frame_index]))
+
+
+def _unpickled(
+    clip: type[EvaluationClip],
+    name: str,
+    frames: tuple[Frame, ...],
+    bits: np.ndarray,
+    shape: tuple[int, ...],
+    expressions: tuple[Referral, ...],
+) -> EvaluationClip:
+    objects = np.unpackbits(bits, count=math.prod(shape)).view(bool).reshape(shape)
+    return clip(name, frames, objects, expressions)
 
 
 def masks_from_labels(labels: np.ndarray, count: int) -> np.ndarray:
