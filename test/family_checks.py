@@ -96,7 +96,7 @@ def check_decoding(mllm, view, text, expected):
     if view is None:
         answer = engine.answer(text, 6).text
     else:
-        answer = engine.ask([view], [text], ReadOptions(2, max_new_tokens=6))[0][0].answer
+        answer = engine.ask([view], [text], ReadOptions(mllm.layers // 2, max_new_tokens=6))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
     generated = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == " ".join("".join(char if char.isprintable() else " " for char in generated).split())
