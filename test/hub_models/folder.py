@@ -16,6 +16,8 @@ from hub_models.published import CHECKPOINTS, Checkpoint
 from hub_models.tokenizer import write_tokenizer
 
 SHARD_BYTES = 1 << 30
+# Stronger, so that attention is not uniform, which makes every contrast zero.
+_QUERY_KEY = ("q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight")
 
 
 def write_hub_folder(folder: Path, name: str, wide: bool) -> Path:
@@ -95,8 +97,10 @@ def _weights(folder: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.
             # Norms and layer scales around 1, biases around 0.
             values = values * 0.1 if name.endswith("bias") else 1 + values * 0.1
         else:
-            # Activations of order 1 in any width: attention is not uniform, and the next token is not a near tie.
+            # Activations of order 1 in any width: the next token is not a near tie.
             values *= 1.2 / shape[0].numel() ** 0.5
+        if name.endswith(_QUERY_KEY):
+            values *= 2
         yield _published_name(name, checkpoint), values
 
 
