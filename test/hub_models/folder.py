@@ -90,7 +90,7 @@ def _weights(folder: Path, checkpoint: Checkpoint) -> Iterator[tuple[str, torch.
         shapes = AutoModelForImageTextToText.from_config(config).state_dict()
     generator = torch.Generator().manual_seed(0)
     for name, shape in shapes.items():
-        if name == "lm_head.weight" and config.tie_word_embeddings:
+        if name == "lm_head.weight" and checkpoint.config.get("tie_word_embeddings"):
             continue
         values = torch.randn(shape.shape, dtype=torch.bfloat16, generator=generator)
         if shape.ndim == 1:
