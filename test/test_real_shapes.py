@@ -106,7 +106,7 @@ def test_vocabulary(mllm, folder):
     shared = head.data_ptr() == mllm.model.get_input_embeddings().weight.data_ptr()
     files = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
     assert head.shape[0] == rows and shared != any(name.endswith("lm_head.weight") for name in files)
-    assert [mllm.tokenizer.convert_tokens_to_ids(token) for token in ("<|endoftext|>", "<|im_end|>")] == [151643, 151645]
+    assert mllm.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]) == [151643, 151645]
     assert mllm.model.generation_config.eos_token_id in (151645, [151645, 151643])
     ids = torch.cat([mllm.prompt(mllm.layout(kind, 2, SIZE_HW), TEXT).ids for kind in ("video", "frames")])
     assert 151643 < int(ids.max()) < rows

@@ -21,9 +21,9 @@ _QUERY_KEY = ("q_proj.weight", "k_proj.weight", "q_norm.weight", "k_norm.weight"
 
 
 def write_hub_folder(folder: Path, name: str, wide: bool) -> Path:
-    """Writes configuration, tokenizer, processors and bfloat16 weights, under their published names; returns the folder.
+    """Writes configuration, tokenizer, processors and bfloat16 weights, under their published names; returns it.
 
-    name: of `CHECKPOINTS`. wide: the published widths, heads and number of heads (2 to 5 GB); otherwise narrow layers
+    name: of `CHECKPOINTS`. wide: the published widths and number of heads (2 to 5 GB); otherwise narrow layers
     with the published head size and vocabulary (about 160 MB).
     """
     checkpoint = CHECKPOINTS[name]

@@ -13,7 +13,7 @@ from tiny_models.qwen_vl import tiny_tokenizer
 
 VOCABULARY = 151643
 # Added tokens that are not special: an answer keeps them.
-PLAIN = ("<tool_call>", "</tool_call>", "<|fim_", "<|repo_name|>", "<|file_sep|>", "<tool_response>", "</tool_response>")
+PLAIN = ("<tool_", "</tool_", "<|fim_", "<|repo_name|>", "<|file_sep|>", "<think>", "</think>")
 
 
 def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
@@ -33,8 +33,7 @@ def write_tokenizer(folder: Path, checkpoint: Checkpoint) -> None:
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     added = [
-        AddedToken(token, special=not token.startswith((*PLAIN, "<think>", "</think>")), normalized=False)
-        for token in checkpoint.added_tokens
+        AddedToken(token, special=not token.startswith(PLAIN), normalized=False) for token in checkpoint.added_tokens
     ]
     tokenizer.add_tokens(added)
     tokenizer.save(str(folder / "tokenizer.json"))

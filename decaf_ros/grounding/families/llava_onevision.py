@@ -35,7 +35,7 @@ class LlavaOnevision:
         self.config = config
         selection = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
         if not isinstance(selection[0], int) or selection[1] != "full":
-            raise ValueError(f"mllm.checkpoint: expected all features of one layer of the vision tower, got {selection}")
+            raise ValueError(f"mllm.checkpoint: expected all features of one vision layer, got {selection}")
         self.layers = model.config.get_text_config().num_hidden_layers
         self._tokens = {"video": model.config.video_token_id, "frames": model.config.image_token_id}
         self._tile_px = model.config.vision_config.image_size
