@@ -51,11 +51,15 @@ class LlavaOnevision:
         """
         if kind == "video":
             return Layout(kind, frames, 1, size_hw, (frames, self._video_tokens, self._video_tokens))
-        fitted = select_best_resolution(size_hw, self.model.config.image_grid_pinpoints)
-        tiles = [size // self._tile_px for size in fitted]
-        # The number of tokens and of rows. More than about nine tiles are scaled down.
-        tokens, rows = self.processor._get_unpadded_features(*size_hw, self._tile_tokens, self._tile_tokens, *tiles)
-        return Layout(kind, 1, 1, size_hw, (1, rows, tokens // rows))
+        side, config = self._tile_tokens, self.model.config
+        rows, columns = (size // self._tile_px for size in select_best_resolution(size_hw, config.image_grid_pinpoints))
+        tokens = torch.empty(1, rows * side, columns * side, device="meta")
+        height, width = unpad_image(tokens, size_hw).shape[1:]
+        # More than about nine tiles (in the published models) are scaled down.
+        ratio = math.sqrt(height * width / side**2 / int(config.vision_aspect_ratio.removeprefix("anyres_max_")))
+        if ratio > 1.1:
+            height, width = int(height // ratio), int(width // ratio)
+        return Layout(kind, 1, 1, size_hw, (1, height, width))
 
     def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
         """See `Mllm.timed`. The prompt contains no times."""
