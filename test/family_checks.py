@@ -93,7 +93,7 @@ def check_inputs(mllm, view, text, expected):
     for our_layer, their_layer in zip(ours.layers, theirs.layers):
         torch.testing.assert_close(our_layer.query, their_layer.query, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(our_layer.key, their_layer.key, atol=1e-4, rtol=1e-4)
-    assert torch.equal(ours.next_token, logits.argmax(dim=-1))
+    assert torch.equal(ours.logits.argmax(dim=-1), logits.argmax(dim=-1))
 
 
 def check_maps(mllm, kind, pictures):
@@ -217,6 +217,7 @@ def check_segment(mllm, sam2, mode, contrast=True):
     options = {
         "grounding.mode": mode,
         "grounding.contrast": contrast,
+        "mllm.max_new_tokens": 8,
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",
         "segmentation.point_threshold": 0.9,

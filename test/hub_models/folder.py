@@ -47,7 +47,7 @@ def _shortened(config: dict[str, Any], wide: bool) -> dict[str, Any]:
     config = deepcopy(config)
     text, vision = config.get("text_config", config), config["vision_config"]
     # Qwen3-VL adds three levels of vision features to the first three layers.
-    text["num_hidden_layers"] = 4 if "deepstack_visual_indexes" in vision else 2
+    text["num_hidden_layers"] = 3 if "deepstack_visual_indexes" in vision else 2
     vision["depth" if "depth" in vision else "num_hidden_layers"] = 4
     # The last one, as in the published towers.
     if "fullatt_block_indexes" in vision:

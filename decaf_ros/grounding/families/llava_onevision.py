@@ -54,7 +54,7 @@ class LlavaOnevision:
         side, config = self._tile_tokens, self.model.config
         rows, columns = (size // self._tile_px for size in select_best_resolution(size_hw, config.image_grid_pinpoints))
         tokens = torch.empty(1, rows * side, columns * side, device="meta")
-        height, width = unpad_image(tokens, size_hw).shape[1:]
+        height, width = unpad_image(tokens, size_hw).shape[1:]  # type: ignore[no-untyped-call]
         # More than about nine tiles (in the published models) are scaled down.
         ratio = math.sqrt(height * width / side**2 / int(config.vision_aspect_ratio.removeprefix("anyres_max_")))
         if ratio > 1.1:
@@ -113,7 +113,8 @@ def tile_tokens(model: PreTrainedModel, tiles: torch.Tensor, layout: Layout) -> 
     length = math.isqrt(tokens.shape[1])
     stitched = tokens.reshape(batch, rows, count // rows, length, length, -1).permute(0, 5, 1, 3, 2, 4)
     stitched = stitched.flatten(4).flatten(2, 3)
-    frames = torch.stack([unpad_image(frame, layout.size_hw) for frame in stitched])
+    unpadded = [unpad_image(frame, layout.size_hw) for frame in stitched]  # type: ignore[no-untyped-call]
+    frames = torch.stack(unpadded)
     if frames.shape[2:] != layout.grid[1:]:
         frames = torch.nn.functional.interpolate(frames, layout.grid[1:], mode="bilinear")
     return frames.flatten(2).transpose(1, 2)
