@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 from family_checks import check_decoding, check_inputs, check_segment, noise, processed, tiles_alone, view
-from hub_models import CHECKPOINTS, write_hub_folder
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2.functional import resize
 from transformers.video_utils import VideoMetadata
@@ -27,6 +26,7 @@ from decaf_ros.grounding.families import internvl, llava_onevision
 from decaf_ros.grounding.families.qwen3_vl import Qwen3Vl
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from hub_models import CHECKPOINTS, write_hub_folder
 
 TEXT = "where is it?"
 SIZE_HW = (96, 128)

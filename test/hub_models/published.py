@@ -38,41 +38,21 @@ class Checkpoint:
 
 
 _BASE_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-_QWEN2_VL_TOKENS = _BASE_TOKENS + (
-    "<|object_ref_start|>",
-    "<|object_ref_end|>",
-    "<|box_start|>",
-    "<|box_end|>",
-    "<|quad_start|>",
-    "<|quad_end|>",
-    "<|vision_start|>",
-    "<|vision_end|>",
-    "<|vision_pad|>",
-    "<|image_pad|>",
-    "<|video_pad|>",
+_QWEN2_VL_TOKENS = _BASE_TOKENS + tuple(
+    (
+        "<|object_ref_start|> <|object_ref_end|> <|box_start|> <|box_end|> <|quad_start|> <|quad_end|> "
+        "<|vision_start|> <|vision_end|> <|vision_pad|> <|image_pad|> <|video_pad|>"
+    ).split()
 )
-_QWEN2_5_VL_TOKENS = _QWEN2_VL_TOKENS + (
-    "<tool_call>",
-    "</tool_call>",
-    "<|fim_prefix|>",
-    "<|fim_middle|>",
-    "<|fim_suffix|>",
-    "<|fim_pad|>",
-    "<|repo_name|>",
-    "<|file_sep|>",
+_QWEN2_5_VL_TOKENS = _QWEN2_VL_TOKENS + tuple(
+    (
+        "<tool_call> </tool_call> <|fim_prefix|> <|fim_middle|> <|fim_suffix|> <|fim_pad|> <|repo_name|> <|file_sep|>"
+    ).split()
 )
 _QWEN3_VL_TOKENS = _QWEN2_5_VL_TOKENS + ("<tool_response>", "</tool_response>", "<think>", "</think>")
-_INTERNVL_TOKENS = _QWEN2_5_VL_TOKENS + (
-    "<img>",
-    "</img>",
-    "<IMG_CONTEXT>",
-    "<quad>",
-    "</quad>",
-    "<ref>",
-    "</ref>",
-    "<box>",
-    "</box>",
-    "<video>",
+# The last one lies outside the embedding table, and is never fed.
+_INTERNVL_TOKENS = _QWEN2_5_VL_TOKENS + tuple(
+    "<img> </img> <IMG_CONTEXT> <quad> </quad> <ref> </ref> <box> </box> <video>".split()
 )
 
 _ENDS = {"bos_token_id": 151643, "pad_token_id": 151643, "eos_token_id": [151645, 151643], "do_sample": True}
@@ -88,6 +68,10 @@ _CLIP = {
     "image_std": [0.26862954, 0.26130258, 0.27577711],
 }
 _IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
+_TEXT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 _STEPS = {"do_convert_rgb": True, "do_normalize": True, "do_rescale": True, "do_resize": True, "resample": 3}
 
 
@@ -382,6 +366,8 @@ def _llava_onevision() -> Checkpoint:
             ("model.vision_tower.", "vision_tower.vision_model."),
             ("model.", ""),
         ),
+        # That of the language model, without images: the processor's own comes first.
+        {"chat_template": _TEXT_TEMPLATE},
     )
 
 
