@@ -59,7 +59,7 @@ def tiles_alone(mllm, view, text, system):
         return inputs
     hook = mllm.model.get_decoder().register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
     with torch.inference_mode():
-        mllm.model(**inputs)
+        mllm.model(**inputs, logits_to_keep=1)
     hook.remove()
     ids = inputs["input_ids"][0]
     kept = torch.ones_like(ids, dtype=torch.bool)
