@@ -10,7 +10,7 @@ import gc
 import inspect
 import json
 import shutil
-from functools import partial
+from functools import cache, partial
 from unittest.mock import patch
 
 import numpy as np
@@ -57,8 +57,13 @@ def mllm(folder):
     return load(folder, "float32")
 
 
-def expected_inputs(mllm, seen):
-    """The family processor's output."""
+@pytest.fixture(scope="module")
+def expected(mllm):
+    """The family processor's output for a kind of view."""
+    return cache(lambda kind: processor_output(mllm, view_of(mllm, kind)))
+
+
+def processor_output(mllm, seen):
     if isinstance(mllm, llava_onevision.LlavaOnevision):
         return tiles_alone(mllm, seen, TEXT, llava_onevision.SYSTEM_PROMPT)
     if isinstance(mllm, internvl.InternVl):
@@ -113,22 +118,20 @@ def test_vocabulary(mllm, folder):
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
-def test_ids_equal_the_processors(mllm, kind):
+def test_ids_equal_the_processors(mllm, expected, kind):
     seen = view_of(mllm, kind)
     prompt = mllm.prompt(None if seen is None else seen.layout, TEXT)
-    assert torch.equal(prompt.ids, expected_inputs(mllm, seen)["input_ids"][0])
+    assert torch.equal(prompt.ids, expected(kind)["input_ids"][0])
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_queries_and_next_token_equal_the_models_own_forward(mllm, kind):
-    seen = view_of(mllm, kind)
-    check_inputs(mllm, seen, TEXT, expected_inputs(mllm, seen))
+def test_queries_and_next_token_equal_the_models_own_forward(mllm, expected, kind):
+    check_inputs(mllm, view_of(mllm, kind), TEXT, expected(kind))
 
 
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
-def test_answer_equals_generate(mllm, kind):
-    seen = view_of(mllm, kind)
-    check_decoding(mllm, seen, TEXT, expected_inputs(mllm, seen))
+def test_answer_equals_generate(mllm, expected, kind):
+    check_decoding(mllm, view_of(mllm, kind), TEXT, expected(kind))
 
 
 @pytest.mark.parametrize("mode", [pytest.param("paper", marks=pytest.mark.slow), "fast"])
