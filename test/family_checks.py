@@ -205,12 +205,12 @@ def centre(values):
     return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
 
 
-def check_segment(mllm, sam2, mode, contrast=True):
+def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128)):
     """The whole method runs, and the fused map has the frame branch's grid. Returns the segmentation.
 
     contrast: False for random weights whose background map may exceed the object map everywhere.
     """
-    frames = noise(4, (96, 128)) // 4
+    frames = noise(4, size_hw) // 4
     for place, picture in enumerate(frames):
         picture[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)
     window = Window(tuple(Frame(picture, stamp + 1, "camera", stamp) for stamp, picture in enumerate(frames)))
@@ -224,7 +224,7 @@ def check_segment(mllm, sam2, mode, contrast=True):
         "mllm.max_new_tokens": 8,
     }
     result = Decaf(mllm, sam2, replace(DecafConfig(), options)).segment(window, "the red square")
-    assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, (96, 128)).grid[1:])
+    assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, size_hw).grid[1:])
     assert result.grounding.maps.fused.max() == 1 and result.selected
     assert bool(result.grounding.answers) == (mode == "paper")
     assert 0 < result.presence.asked < 1 and result.presence.asked == result.grounding.asked

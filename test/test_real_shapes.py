@@ -29,7 +29,6 @@ from decaf_ros.segmentation.sam2 import load_sam2
 from hub_models import CHECKPOINTS, write_hub_folder
 
 TEXT = "where is it?"
-SIZE_HW = (96, 128)
 
 
 @pytest.fixture(
@@ -98,9 +97,14 @@ def processed_by_qwen(mllm, seen):
     return inputs
 
 
+def size_of(mllm):
+    """InternVL3 splits any frame of 3:4 into 12 tiles, of 1:2 into 2."""
+    return (96, 192) if isinstance(mllm, internvl.InternVl) else (96, 128)
+
+
 def view_of(mllm, kind):
     """A video of four pictures, one picture, or none."""
-    return None if kind == "text" else view(mllm, kind, noise(4, SIZE_HW))
+    return None if kind == "text" else view(mllm, kind, noise(4, size_of(mllm)))
 
 
 def test_vocabulary(mllm, folder):
@@ -113,7 +117,7 @@ def test_vocabulary(mllm, folder):
     assert head.shape[0] == rows and shared != any(name.endswith("lm_head.weight") for name in files)
     assert mllm.tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|im_end|>"]) == [151643, 151645]
     assert mllm.model.generation_config.eos_token_id in (151645, [151645, 151643])
-    ids = torch.cat([mllm.prompt(mllm.layout(kind, 2, SIZE_HW), TEXT).ids for kind in ("video", "frames")])
+    ids = torch.cat([mllm.prompt(mllm.layout(kind, 2, size_of(mllm)), TEXT).ids for kind in ("video", "frames")])
     assert 151643 < int(ids.max()) < rows
 
 
@@ -138,8 +142,8 @@ def test_answer_equals_generate(mllm, expected, kind):
 def test_whole_method_in_bfloat16(mllm, folder, tiny_sam2_dir, mode):
     """With maps close to those of float32."""
     sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
-    result = check_segment(load(folder, "bfloat16"), sam2, mode, contrast=False)
-    exact = check_segment(mllm, sam2, mode, contrast=False)
+    check = partial(check_segment, sam2=sam2, mode=mode, contrast=False, size_hw=size_of(mllm))
+    result, exact = check(load(folder, "bfloat16")), check(mllm)
     for branch in ("video", "frames"):
         maps = [getattr(segmentation.grounding.maps, branch).object.ravel() for segmentation in (result, exact)]
         assert np.corrcoef(maps)[0, 1] > 0.95
