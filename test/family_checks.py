@@ -221,7 +221,6 @@ def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128)):
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",
         "segmentation.point_threshold": 0.9,
-        "mllm.max_new_tokens": 8,
     }
     result = Decaf(mllm, sam2, replace(DecafConfig(), options)).segment(window, "the red square")
     assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, size_hw).grid[1:])
