@@ -69,7 +69,7 @@ def literal_ask(
     row = literal_rollout(output.layers, prompt.visual[None], method)[0]
     answer = Answer("", True)
     if max_new_tokens:
-        (answer,) = decode(mllm, prompt, cache, output.next_token, max_new_tokens)
+        (answer,) = decode(mllm, prompt, cache, output.logits, max_new_tokens)
     return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
 
 
@@ -135,7 +135,7 @@ def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> Answer:
     prompt, cache = mllm.prompt(None, text), DynamicCache()
     inputs = mllm.embed(prompt.ids, prompt.slots, [()])
     output = forward(mllm.model, inputs, prompt.positions, cache, mllm.layers, wants_token=True)
-    return decode(mllm, prompt, cache, output.next_token, max_new_tokens)[0]
+    return decode(mllm, prompt, cache, output.logits, max_new_tokens)[0]
 
 
 def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:

@@ -52,15 +52,39 @@ def processed(mllm, view, text, system):
     return inputs
 
 
+def tiles_alone(mllm, view, text, system):
+    """As `processed`, for LLaVA-OneVision: transformers' own embeddings without base image and newline tokens."""
+    inputs, seen = processed(mllm, view, text, system), []
+    if view is None:
+        return inputs
+    hook = mllm.model.get_decoder().register_forward_pre_hook(lambda *call: seen.append(call[2]), with_kwargs=True)
+    with torch.inference_mode():
+        mllm.model(**inputs, logits_to_keep=1)
+    hook.remove()
+    ids = inputs["input_ids"][0]
+    kept = torch.ones_like(ids, dtype=torch.bool)
+    (slots,) = torch.isin(ids, torch.tensor([mllm.processor.image_token_id, mllm.processor.video_token_id])).nonzero().T
+    if view.layout.kind == "video":
+        kept[slots[-1:]] = False
+    else:
+        base, (height, width) = mllm.processor.num_image_tokens, view.layout.grid[1:]
+        kept[slots[:base]] = False
+        kept[slots[base:].reshape(height, width + 1)[:, -1]] = False
+    return {"input_ids": ids[kept][None], "inputs_embeds": seen[0]["inputs_embeds"][:, kept]}
+
+
 def check_inputs(mllm, view, text, expected):
     """Ids equal the processor's; queries, keys and next token equal those of the model's own forward pass.
 
     expected: the processor's output for the view and the text.
     """
     prompt = mllm.prompt(view.layout, text)
+    expected = dict(expected)
     assert torch.equal(prompt.ids, expected["input_ids"][0])
+    if "inputs_embeds" in expected:
+        del expected["input_ids"]
     with torch.inference_mode(), record_attention(0) as theirs:
-        logits = mllm.model(**expected).logits[:, -1]
+        logits = mllm.model(**expected, logits_to_keep=1).logits[:, -1]
     features = encode(mllm, view)
     assert len(features) == view.layout.units
     inputs = mllm.embed(prompt.ids, prompt.slots, [features])
@@ -69,7 +93,7 @@ def check_inputs(mllm, view, text, expected):
     for our_layer, their_layer in zip(ours.layers, theirs.layers):
         torch.testing.assert_close(our_layer.query, their_layer.query, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(our_layer.key, their_layer.key, atol=1e-4, rtol=1e-4)
-    assert torch.equal(ours.next_token, logits.argmax(dim=-1))
+    assert torch.equal(ours.logits.argmax(dim=-1), logits.argmax(dim=-1))
 
 
 def check_maps(mllm, kind, pictures):
@@ -96,7 +120,7 @@ def check_decoding(mllm, view, text, expected):
     if view is None:
         answer = engine.answer(text, 6).text
     else:
-        answer = engine.ask([view], [text], ReadOptions(2, max_new_tokens=6))[0][0].answer
+        answer = engine.ask([view], [text], ReadOptions(mllm.layers // 2, max_new_tokens=6))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
     generated = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == " ".join("".join(char if char.isprintable() else " " for char in generated).split())
@@ -181,21 +205,26 @@ def centre(values):
     return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
 
 
-def check_segment(mllm, sam2, mode):
-    """The whole method runs, and the fused map has the frame branch's grid."""
-    frames = noise(4, (96, 128)) // 4
+def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128)):
+    """The whole method runs, and the fused map has the frame branch's grid. Returns the segmentation.
+
+    contrast: False for random weights whose background map may exceed the object map everywhere.
+    """
+    frames = noise(4, size_hw) // 4
     for place, picture in enumerate(frames):
         picture[30:60, 10 + 6 * place : 40 + 6 * place] = (220, 40, 40)
     window = Window(tuple(Frame(picture, stamp + 1, "camera", stamp) for stamp, picture in enumerate(frames)))
     options = {
         "grounding.mode": mode,
+        "grounding.contrast": contrast,
+        "mllm.max_new_tokens": 8,
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",
         "segmentation.point_threshold": 0.9,
-        "mllm.max_new_tokens": 8,
     }
     result = Decaf(mllm, sam2, replace(DecafConfig(), options)).segment(window, "the red square")
-    assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, (96, 128)).grid[1:])
+    assert result.grounding.maps.fused.shape == (4, *mllm.layout("frames", 1, size_hw).grid[1:])
     assert result.grounding.maps.fused.max() == 1 and result.selected
     assert bool(result.grounding.answers) == (mode == "paper")
     assert 0 < result.presence.asked < 1 and result.presence.asked == result.grounding.asked
+    return result

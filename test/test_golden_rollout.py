@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import inspect
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN_DIR
-from transformers import AutoModelForImageTextToText
+from transformers import AutoConfig, AutoModelForImageTextToText, LlavaOnevisionImageProcessor
 
+from decaf_ros.config import MllmConfig
 from decaf_ros.grounding.attention_tap import LayerAttention, record_attention
-from decaf_ros.grounding.families.llava_onevision import remove_final_norm
+from decaf_ros.grounding.families.llava_onevision import LlavaOnevision, remove_final_norm, tile_tokens
 from decaf_ros.grounding.families.qwen_vl import visual_positions
-from decaf_ros.grounding.mllm import prepare_model
+from decaf_ros.grounding.mllm import Features, prepare_model
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
 
 CASES = sorted(folder.parent.name for folder in GOLDEN_DIR.glob("*/case.npz"))
@@ -42,6 +44,17 @@ def token_kinds(model, inputs, visual):
     return {"mm_token_type_ids": visual.int() * kind} if required else {}
 
 
+def tiles_as_embeddings(model, inputs):
+    """The adapter's inputs for LLaVA-OneVision's frame branch: transformers would feed base image and newlines too."""
+    adapter = LlavaOnevision(model, SimpleNamespace(tokenizer=None), MllmConfig())
+    rows = []
+    for ids, tiles, size in zip(inputs["input_ids"], inputs["pixel_values"], inputs["image_sizes"].tolist()):
+        with torch.inference_mode():
+            (tokens,) = tile_tokens(model, tiles[None], adapter.layout("frames", 1, tuple(size)))
+        rows.append(adapter.embed(ids, ids == model.config.image_token_id, [[Features(tokens)]])["inputs_embeds"])
+    return {"inputs_embeds": torch.cat(rows), "attention_mask": inputs["attention_mask"]}
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_golden_rollout(case):
     data = np.load(GOLDEN_DIR / case / "case.npz")
@@ -53,9 +66,12 @@ def test_golden_rollout(case):
         inputs["position_ids"] = qwen_positions(model, inputs, visual)
     else:
         inputs |= token_kinds(model, inputs, visual)
-    if family == "llava_onevision":
-        remove_final_norm(model)
-    prepare_model(model)
+    if family == "llava_onevision" and "pixel_values" in inputs:
+        inputs = tiles_as_embeddings(model, inputs)
+    elif family == "llava_onevision":
+        prepare_model(remove_final_norm(model))
+    else:
+        prepare_model(model)
     with torch.inference_mode(), record_attention(int(data["start_layer"])) as recording:
         logits = model(**inputs, use_cache=False).logits[:, -1]
     valid = inputs["attention_mask"].bool()
@@ -69,6 +85,22 @@ def test_golden_rollout(case):
             assert in_prefix[visual[place]].all()
             assert np.abs(row.numpy() - data["rollout"][place])[in_prefix].max() <= 1e-6
     assert np.abs(logits.numpy() - data["next_logits"]).max() <= 1e-4
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "images" in np.load(GOLDEN_DIR / case / "case.npz")])
+def test_golden_tiles(case):
+    """Tiles of LLaVA-OneVision's frame branch, from images. The published code resizes with another library."""
+    data, config = np.load(GOLDEN_DIR / case / "case.npz"), AutoConfig.from_pretrained(GOLDEN_DIR / case)
+    side = config.vision_config.image_size
+    tiler = LlavaOnevisionImageProcessor(
+        size={"height": side, "width": side},
+        image_grid_pinpoints=config.image_grid_pinpoints,
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
+    tiles = tiler(images=list(data["images"]), return_tensors="pt")["pixel_values"][:, 1:]
+    assert tiles.shape == data["in_pixel_values"].shape
+    assert np.abs(tiles.numpy() - data["in_pixel_values"]).max() < 0.03
 
 
 def by_suffix(layers, visual, valid, place, block):

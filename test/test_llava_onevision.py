@@ -16,6 +16,7 @@ from family_checks import (
     encode,
     noise,
     processed,
+    tiles_alone,
     view,
 )
 
@@ -74,7 +75,7 @@ def test_layouts(mllm):
 @pytest.mark.parametrize("kind", ["video", "frames"])
 def test_inputs_equal_the_family(mllm, kind, size_hw):
     seen = view(mllm, kind, noise(3, size_hw))
-    check_inputs(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
+    check_inputs(mllm, seen, TEXT, tiles_alone(mllm, seen, TEXT, SYSTEM_PROMPT))
 
 
 def test_text_alone_and_system_prompt(mllm):
@@ -85,15 +86,16 @@ def test_text_alone_and_system_prompt(mllm):
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
-def test_base_image_and_newlines_are_slots_but_not_cells(mllm, kind):
+def test_every_slot_is_a_cell(mllm, kind):
+    """No base image and no newline tokens, which the processor adds."""
     seen = view(mllm, kind, noise(3, (90, 130)))
     prompt = mllm.prompt(seen.layout, TEXT)
+    assert torch.equal(prompt.slots, prompt.visual)
+    assert torch.equal(prompt.positions, torch.arange(len(prompt.ids)))
+    left_out = 1 if kind == "video" else 25 + seen.layout.grid[1]
+    assert len(processed(mllm, seen, TEXT, SYSTEM_PROMPT)["input_ids"][0]) == len(prompt.ids) + left_out
     inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, seen)])["inputs_embeds"][0]
-    newline = (inputs == mllm.model.model.image_newline).all(dim=-1)
-    assert int(newline.sum()) == (1 if kind == "video" else seen.layout.grid[1])
-    assert bool(prompt.slots[newline].all()) and not bool(prompt.visual[newline].any())
-    base_image = prompt.slots & ~newline & ~prompt.visual
-    assert int(base_image.sum()) == (0 if kind == "video" else 25)
+    assert not (inputs == mllm.model.model.image_newline).all(dim=-1).any()
 
 
 @pytest.mark.parametrize("kind", ["video", "frames"])
@@ -104,7 +106,7 @@ def test_maps_equal_one_full_pass(mllm, kind):
 @pytest.mark.parametrize("kind", ["video", "frames", "text"])
 def test_decoding_equals_generate(mllm, kind):
     seen = None if kind == "text" else view(mllm, kind, noise(3, (90, 130)))
-    check_decoding(mllm, seen, TEXT, processed(mllm, seen, TEXT, SYSTEM_PROMPT))
+    check_decoding(mllm, seen, TEXT, tiles_alone(mllm, seen, TEXT, SYSTEM_PROMPT))
 
 
 @pytest.mark.parametrize("size_hw", SIZES)

@@ -141,6 +141,18 @@ def test_decoding_equals_generate(mllm, kind):
     assert len(answers) == len(expected)
 
 
+def test_repetition_penalty_of_the_checkpoint(mllm, monkeypatch):
+    """It applies to greedy decoding too, and to the tokens of the prompt. Below 1 it favours them."""
+    prompt, answers = mllm.prompt(None, "where is it?"), []
+    for penalty in (None, 1.0, 0.3):
+        monkeypatch.setattr(mllm.model.generation_config, "repetition_penalty", penalty)
+        tokens = mllm.model.generate(input_ids=prompt.ids[None], max_new_tokens=12, do_sample=False)[0]
+        expected = mllm.tokenizer.decode(tokens[len(prompt.ids) :], skip_special_tokens=True)
+        answers.append(Engine(mllm, EngineConfig()).answer("where is it?", 12).text)
+        assert answers[-1] == " ".join("".join(char if char.isprintable() else " " for char in expected).split())
+    assert answers[0] == answers[1] != answers[2]
+
+
 def test_tap_does_not_change_the_model(mllm):
     layout, pictures = view(mllm, "video", images())
     inputs = processed(mllm, layout, pictures, "where is it?")

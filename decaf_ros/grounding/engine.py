@@ -228,8 +228,8 @@ class Engine:
         inputs = self.mllm.embed(prompt.ids, prompt.slots, [()])
         # Past the last layer: no attention of this prompt is recorded.
         output = forward(self.mllm.model, inputs, prompt.positions, cache, self.mllm.layers, wants_token=True)
-        assert output.next_token is not None
-        return decode(self.mllm, prompt, cache, output.next_token, max_new_tokens)[0]
+        assert output.logits is not None
+        return decode(self.mllm, prompt, cache, output.logits, max_new_tokens)[0]
 
     def _expect(self, views: Sequence[View], text: str) -> None:
         """Announces the views of a window. text: any prompt."""
@@ -339,8 +339,8 @@ class Engine:
         wants_answer, answers = options.max_new_tokens > 0, [Answer("", True)] * len(prefix.views)
         try:
             output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
-            if output.next_token is not None:
-                answers = decode(self.mllm, prompt, prefix.cache, output.next_token, options.max_new_tokens)
+            if output.logits is not None:
+                answers = decode(self.mllm, prompt, prefix.cache, output.logits, options.max_new_tokens)
         finally:
             # Also after a failure such as out of memory: the prefix stays valid for the next text.
             prefix.truncate()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from transformers import DynamicCache, PreTrainedModel, ProcessorMixin
+from transformers import DynamicCache, PreTrainedModel, ProcessorMixin, RepetitionPenaltyLogitsProcessor
 
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
 
@@ -130,11 +130,6 @@ class ForwardOutput(NamedTuple):
     layers: list[LayerAttention]
     logits: torch.Tensor | None
 
-    @property
-    def next_token(self) -> torch.Tensor | None:
-        """(B,) int64, the most likely next token; None if not requested."""
-        return None if self.logits is None else self.logits.argmax(dim=-1)
-
 
 def embed_tokens(
     model: PreTrainedModel, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]
@@ -195,24 +190,27 @@ class Answer(NamedTuple):
 
 
 @torch.inference_mode()
-def decode(
-    mllm: Mllm, prompt: Prompt, cache: DynamicCache, next_token: torch.Tensor, max_new_tokens: int
-) -> list[Answer]:
-    """Greedy decoding of B sequences of one prompt, each up to its end token.
+def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int) -> list[Answer]:
+    """Greedy decoding of B sequences of one prompt, each up to its end token, as transformers' `generate` does it.
 
-    cache: KV cache of the whole prompt; it is extended. next_token: (B,) int64, from the pass over the prompt.
+    cache: KV cache of the whole prompt; it is extended. logits: (B, V), from the pass over the prompt.
     """
-    ends = torch.as_tensor(end_tokens(mllm), device=next_token.device)
+    ends = torch.as_tensor(end_tokens(mllm), device=logits.device)
     embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
     one_position = prompt.positions[..., :1]
-    tokens, done = [next_token], torch.isin(next_token, ends)
+    # Part of greedy decoding too: Qwen2.5-VL's generation config has 1.05.
+    penalise = RepetitionPenaltyLogitsProcessor(float(mllm.model.generation_config.repetition_penalty or 1.0))
+    sequences = prompt.ids.expand(len(logits), -1)
+    tokens = [penalise(sequences, logits.float()).argmax(dim=-1)]
+    done = torch.isin(tokens[-1], ends)
     while not bool(done.all()) and len(tokens) < max_new_tokens:
         position += 1
         inputs = {"inputs_embeds": embedding(tokens[-1])[:, None]}
         positions = torch.full_like(one_position, position)
         output = forward(mllm.model, inputs, positions, cache, mllm.layers, wants_token=True)
-        assert output.next_token is not None
-        tokens.append(torch.where(done, ends[0], output.next_token))
+        assert output.logits is not None
+        sequences = torch.cat([sequences, tokens[-1][:, None]], dim=1)
+        tokens.append(torch.where(done, ends[0], penalise(sequences, output.logits.float()).argmax(dim=-1)))
         done = done | torch.isin(tokens[-1], ends)
     answers = []
     for sequence in torch.stack(tokens, dim=1).tolist():

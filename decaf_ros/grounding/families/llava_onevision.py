@@ -1,13 +1,14 @@
 """LLaVA-OneVision.
 
 Video branch: every frame is resized to the vision tower's square and pooled (to 14 x 14 tokens in the published
-models); one newline token follows the last frame. Frame branch: the base image (the whole frame, resized) comes first,
-then the frame in tiles of the same size, with a newline token after each row of tokens. The map contains only the
-tiles' tokens, without pure padding.
+models). Frame branch: a frame is split into tiles of the same size, whose tokens are stitched into one grid, without
+pure padding. As in the published method, the model sees nothing else: no base image (the whole frame in one tile), no
+newline token after a row of tokens or after the video, all of which transformers' processor adds.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_onevision.modeling_llava_onevision import unpad_image
 
 from decaf_ros.config import MllmConfig
 from decaf_ros.grounding.mllm import Features, Layout, Prompt, embed_tokens, prepare_model, write_chat
@@ -31,6 +33,9 @@ class LlavaOnevision:
         self.processor: Any = processor
         self.tokenizer: Any = self.processor.tokenizer
         self.config = config
+        selection = model.config.vision_feature_layer, model.config.vision_feature_select_strategy
+        if not isinstance(selection[0], int) or selection[1] != "full":
+            raise ValueError(f"mllm.checkpoint: expected all features of one vision layer, got {selection}")
         self.layers = model.config.get_text_config().num_hidden_layers
         self._tokens = {"video": model.config.video_token_id, "frames": model.config.image_token_id}
         self._tile_px = model.config.vision_config.image_size
@@ -46,11 +51,15 @@ class LlavaOnevision:
         """
         if kind == "video":
             return Layout(kind, frames, 1, size_hw, (frames, self._video_tokens, self._video_tokens))
-        fitted = select_best_resolution(size_hw, self.model.config.image_grid_pinpoints)
-        tiles = [size // self._tile_px for size in fitted]
-        # Tokens, and one newline per row. More than about nine tiles are scaled down.
-        tokens, rows = self.processor._get_unpadded_features(*size_hw, self._tile_tokens, self._tile_tokens, *tiles)
-        return Layout(kind, 1, 1, size_hw, (1, rows, tokens // rows))
+        side, config = self._tile_tokens, self.model.config
+        rows, columns = (size // self._tile_px for size in select_best_resolution(size_hw, config.image_grid_pinpoints))
+        tokens = torch.empty(1, rows * side, columns * side, device="meta")
+        height, width = unpad_image(tokens, size_hw).shape[1:]  # type: ignore[no-untyped-call]
+        # More than about nine tiles (in the published models) are scaled down.
+        ratio = math.sqrt(height * width / side**2 / int(config.vision_aspect_ratio.removeprefix("anyres_max_")))
+        if ratio > 1.1:
+            height, width = int(height // ratio), int(width // ratio)
+        return Layout(kind, 1, 1, size_hw, (1, height, width))
 
     def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
         """See `Mllm.timed`. The prompt contains no times."""
@@ -73,35 +82,42 @@ class LlavaOnevision:
             tokens = getattr(output, "pooler_output", output)[0, : len(pixels) * self._video_tokens**2]
             return [Features(unit) for unit in tokens.unflatten(0, (len(pixels), -1))]
         inputs = self.processor.image_processor(images=list(pixels), return_tensors="pt").to(device)
-        output = untyped_model.get_image_features(inputs["pixel_values"], inputs["image_sizes"])
-        return [Features(tokens) for tokens in getattr(output, "pooler_output", output)]
+        # The base image comes first.
+        return [Features(tokens) for tokens in tile_tokens(self.model, inputs["pixel_values"][:, 1:], layout)]
 
     def prompt(self, layout: Layout | None, text: str) -> Prompt:
         """See `Mllm.prompt`."""
         kind, grid = (None, (0, 0, 0)) if layout is None else (layout.kind, layout.grid)
-        t, h, w = grid
-        images = {
-            None: "",
-            "video": self.processor.video_token * (t * h * w + 1),
-            "frames": self.processor.image_token * (self._tile_tokens**2 + h * (w + 1)),
-        }[kind]
-        chat = write_chat(self.processor, kind, text, SYSTEM_PROMPT, images)
+        token = self.processor.video_token if kind == "video" else self.processor.image_token
+        chat = write_chat(self.processor, kind, text, SYSTEM_PROMPT, token * (grid[0] * grid[1] * grid[2]))
         ids = self.tokenizer(chat, return_tensors="pt")["input_ids"][0].to(self.model.device)
         slots = ids == (-1 if layout is None else self._tokens[layout.kind])
-        cells = slots.nonzero()[:, 0]
-        if kind == "video":
-            cells = cells[:-1]
-        elif kind == "frames":
-            cells = cells[self._tile_tokens**2 :].unflatten(0, (h, w + 1))[:, :-1].flatten()
-        return Prompt(ids, torch.arange(len(ids), device=ids.device), slots, cells, grid)
+        return Prompt(ids, torch.arange(len(ids), device=ids.device), slots, slots.nonzero()[:, 0], grid)
 
     def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
-        """See `Mllm.embed`. The newline after a video belongs to no unit."""
-        if bool((ids == self._tokens["video"]).any()):
-            untyped_model: Any = self.model
-            newline = Features(untyped_model.model.image_newline[None])
-            features = [[*units, newline] for units in features]
+        """See `Mllm.embed`."""
         return embed_tokens(self.model, ids, slots, features)
+
+
+def tile_tokens(model: PreTrainedModel, tiles: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """The tokens of frames of one size: (B, h * w, C), row by row over the layout's grid (1, h, w).
+
+    tiles: (B, rows * columns, 3, S, S), each frame's tiles, row by row, as the image processor returns them.
+    """
+    untyped_model: Any = model
+    batch, count = tiles.shape[:2]
+    side = model.config.vision_config.image_size
+    rows = select_best_resolution(layout.size_hw, model.config.image_grid_pinpoints)[0] // side
+    hidden = untyped_model.model.vision_tower(tiles.flatten(0, 1), output_hidden_states=True).hidden_states
+    tokens = untyped_model.model.multi_modal_projector(hidden[model.config.vision_feature_layer])
+    length = math.isqrt(tokens.shape[1])
+    stitched = tokens.reshape(batch, rows, count // rows, length, length, -1).permute(0, 5, 1, 3, 2, 4)
+    stitched = stitched.flatten(4).flatten(2, 3)
+    unpadded = [unpad_image(frame, layout.size_hw) for frame in stitched]  # type: ignore[no-untyped-call]
+    frames = torch.stack(unpadded)
+    if frames.shape[2:] != layout.grid[1:]:
+        frames = torch.nn.functional.interpolate(frames, layout.grid[1:], mode="bilinear")
+    return frames.flatten(2).transpose(1, 2)
 
 
 def remove_final_norm(model: PreTrainedModel) -> PreTrainedModel:
