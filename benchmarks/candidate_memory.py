@@ -18,7 +18,9 @@ from pathlib import Path
 
 import _paths  # noqa: F401
 import numpy as np
-from models import random_window, recorded_window, tabletop_sam2
+from models import random_window
+from recorded import recorded_window
+from sam2_models import tabletop_sam2
 from segmentation import PlantedGrounder
 
 from decaf_ros.config import DecafConfig, MllmConfig, replace
