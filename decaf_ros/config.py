@@ -109,7 +109,7 @@ class GroundingConfig(_Checked):
     )
     object_prompt: str = _option("original", "variant of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
     background_prompt: str = _option(
-        "original", "variant of the background prompt; mode fast: v3", choices=PROMPT_VARIANTS
+        "original", "variant of the background prompt; mode fast always uses v3", choices=PROMPT_VARIANTS
     )
     choice_prompt: str = _option("original", "variant of the category choice prompt", choices=PROMPT_VARIANTS)
     wording: str = _option(
