@@ -108,9 +108,7 @@ class GroundingConfig(_Checked):
         choices=("paper", "fast"),
     )
     object_prompt: str = _option("original", "variant of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
-    background_prompt: str = _option(
-        "original", "variant of the background prompt; mode fast always uses v3", choices=PROMPT_VARIANTS
-    )
+    background_prompt: str = _option("original", "background prompt's variant; mode fast: v3", choices=PROMPT_VARIANTS)
     choice_prompt: str = _option("original", "variant of the category choice prompt", choices=PROMPT_VARIANTS)
     wording: str = _option(
         "paper", "prompts as in the paper, or to the letter as its code sends them", choices=("paper", "published")

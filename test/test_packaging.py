@@ -169,6 +169,7 @@ def test_the_published_protocol():
         "presence.ask": False,
         "window.size": 16,
         "window.clip_rounding": "down",
+        "window.max_side": 0,
     }
     config = {option.name: option.value for option in options(load_config(ROOT / "config" / "paper.yaml"))}
     assert {name: config[name] for name in published} == published
