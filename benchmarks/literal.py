@@ -84,14 +84,15 @@ def literal_grounding(mllm: Mllm, window: Window, query: str, config: DecafConfi
     def ask_all(text: str, max_new_tokens: int) -> list[tuple[np.ndarray, Answer]]:
         return [literal_ask(mllm, view, text, start_layer, options.rollout, max_new_tokens) for view in views]
 
-    object_results = ask_all(object_prompt(query, options.object_prompt), config.mllm.max_new_tokens if decodes else 0)
+    text = object_prompt(query, options.object_prompt, options.wording)
+    object_results = ask_all(text, config.mllm.max_new_tokens if decodes else 0)
     answers, category = (), ""
     if decodes:
         candidates = [Answer(answer.text.lower(), answer.finished) for _, answer in object_results]
         answers = tuple(candidate.text for candidate in candidates)
-        choice = _choice(mllm, choice_prompt(query, answers, options.choice_prompt), config.mllm.max_new_tokens)
-        category = category_of(choice, candidates)
-    background = background_prompt(query, category, options.background_prompt if decodes else "v3")
+        text = choice_prompt(query, answers, options.choice_prompt, options.wording)
+        category = category_of(_choice(mllm, text, config.mllm.max_new_tokens), candidates, options.wording)
+    background = background_prompt(query, category, options.background_prompt if decodes else "v3", options.wording)
     maps = list(zip((map_ for map_, _ in object_results), (map_ for map_, _ in ask_all(background, 0))))
     branches = BranchMaps(*maps[0]), BranchMaps(*(np.concatenate(frame_maps) for frame_maps in zip(*maps[1:])))
     return Grounding(AttentionMaps(literal_fusion(*branches), *branches), category, answers)

@@ -80,8 +80,8 @@ class MllmConfig(_Checked):
     dtype: str = _option(
         "auto",
         "type of weights and activations; auto: bfloat16 on cuda and on a CPU with matrix units for it (AMX), float32 "
-        "elsewhere",
-        choices=("auto", "float32", "bfloat16", "float16"),
+        "elsewhere; cuda_bfloat16: bfloat16 on cuda, float32 elsewhere",
+        choices=("auto", "float32", "bfloat16", "float16", "cuda_bfloat16"),
     )
     quantization: str = _option(
         "none",
@@ -108,16 +108,13 @@ class GroundingConfig(_Checked):
         choices=("paper", "fast"),
     )
     object_prompt: str = _option("original", "variant of the object prompt (App. B, F)", choices=PROMPT_VARIANTS)
-    background_prompt: str = _option(
-        "original", "variant of the background prompt; mode fast always uses v3", choices=PROMPT_VARIANTS
-    )
+    background_prompt: str = _option("original", "background prompt's variant; mode fast: v3", choices=PROMPT_VARIANTS)
     choice_prompt: str = _option("original", "variant of the category choice prompt", choices=PROMPT_VARIANTS)
-    rollout: str = _option(
-        "v_max", "how the rollout combines attention heads (Tab. 5a)", choices=("v_max", "max", "mean")
+    wording: str = _option(
+        "paper", "prompts as in the paper, or to the letter as its code sends them", choices=("paper", "published")
     )
-    start_layer: int = _option(
-        -1, "first layer of the rollout, counted from 0; -1: skip the first half (Tab. 5b)", -1, 256
-    )
+    rollout: str = _option("v_max", "how heads are combined (Tab. 5a)", choices=("v_max", "max", "mean"))
+    start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: skip the first half (Tab. 5b)", -1, 256)
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
     branches: str = _option("both", "branches to fuse (Tab. 4b)", choices=("both", "video", "frames"))
     rollout_kernel: str = _option(
@@ -141,9 +138,7 @@ class EngineConfig(_Checked):
         -1,
         1048576,
     )
-    feature_cache_mib: int = _option(
-        1024, "MiB for cached vision features of frames and temporal pairs; 0: off", 0, 1048576
-    )
+    feature_cache_mib: int = _option(1024, "MiB for cached vision features of frames; 0: off", 0, 1048576)
     map_cache_mib: int = _option(64, "MiB for cached attention maps, per frame and prompt; 0: off", 0, 65536)
     batch_tokens: int = _option(6400, "max tokens per model call when several frames share it", 1, 1048576)
 
@@ -162,17 +157,14 @@ class Sam2Config(_Checked):
     local_files_only: bool = _option(False, "never download: a missing checkpoint is an error at once")
     device: str = _option("auto", "torch device; auto: cuda if available, else cpu")
     autocast: bool = _option(True, "use bfloat16 autocast on cuda; no effect on the cpu")
+    blank_unseen: bool = _option(
+        False, "points that show nothing by their object score have empty masks, and stay candidates, as published"
+    )
     embedding_cache: int = _option(
-        20,
-        "frames with cached image embeddings; the key frames of the window are kept in any case",
-        1,
-        1024,
+        20, "frames with cached image embeddings; the key frames of the window are kept in any case", 1, 1024
     )
     point_batch: int = _option(
-        64,
-        "points per mask decoder call; fewer need less memory; a large model on a cpu uses fewer by itself",
-        1,
-        1024,
+        64, "points per mask decoder call; fewer need less memory; a large model on a cpu uses fewer by itself", 1, 1024
     )
     object_batch: int = _option(16, "objects propagated over the key frames at once", 1, 1024)
     compile: bool = _option(False, "torch.compile the image encoder: slow first frame, faster later frames")
@@ -259,6 +251,9 @@ class WindowConfig(_Checked):
     """The recent past that a query is grounded in."""
 
     size: int = _option(16, "max key frames in the window", 1, 256)
+    clip_rounding: str = _option(
+        "nearest", "offline: rounding of a key frame's position between two frames", choices=("nearest", "down")
+    )
     keyframe_period_s: float = _option(0.5, "seconds between key frames", 0.0, 3600.0, live=True)
     min_frames: int = _option(4, "min key frames in the window before a query is grounded", 1, 256, live=True)
     patience_s: float = _option(

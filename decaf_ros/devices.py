@@ -17,9 +17,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 on cuda and on a CPU with matrix units for it, else float32. Other names are torch's."""
-    if dtype == "auto":
-        fast = device.type == "cuda" or device.type == "cpu" and has_bfloat16_units()
+    """`auto`: bfloat16 on cuda and on a CPU with matrix units for it, else float32. `cuda_bfloat16`: bfloat16 on cuda,
+    else float32. Other names are torch's."""
+    if dtype in ("auto", "cuda_bfloat16"):
+        fast = device.type == "cuda" or dtype == "auto" and device.type == "cpu" and has_bfloat16_units()
         return torch.bfloat16 if fast else torch.float32
     resolved: torch.dtype = getattr(torch, dtype)
     return resolved

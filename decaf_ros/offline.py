@@ -25,12 +25,15 @@ from decaf_ros.types import (
 )
 
 
-def key_frames(frames: Sequence[Frame], count: int) -> Window:
+def key_frames(frames: Sequence[Frame], count: int, rounding: str = "nearest") -> Window:
     """`count` frames evenly spaced over the clip, including the first and the last; all if there are fewer.
+
+    rounding: of a position between two frames, `nearest` or `down`.
 
     Raises ValueError for no frame, or frames that do not form a window (one size, increasing stamps).
     """
-    indices = np.linspace(0, len(frames) - 1, min(count, len(frames))).round().astype(int)
+    positions = np.linspace(0, len(frames) - 1, min(count, len(frames)))
+    indices = (positions.round() if rounding == "nearest" else positions).astype(int)
     return Window(tuple(frames[index] for index in indices))
 
 
@@ -59,7 +62,7 @@ def segment_clip(decaf: Decaf, frames: Sequence[Frame], query: Query, emit: Call
     Raises as `check_clip` and `Decaf.segment`.
     """
     check_clip(frames)
-    window = key_frames(frames, decaf.config.window.size)
+    window = key_frames(frames, decaf.config.window.size, decaf.config.window.clip_rounding)
     received = QueryEvent(
         query,
         QueryState.RECEIVED,

@@ -10,7 +10,7 @@ import torch
 from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.devices import has_bfloat16_units
+from decaf_ros.devices import has_bfloat16_units, resolve_dtype
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.io.parameter_files import load_config
@@ -78,9 +78,14 @@ def test_auto_is_bfloat16_on_a_cpu_with_matrix_units_for_it(tiny_mllm_dir, monke
     assert statistics and {value.dtype for value in statistics} == {torch.float32}
 
 
-@pytest.mark.parametrize("name", ["config/paper.yaml", "decaf_tabletop/config/tabletop.yaml"])
-def test_configurations_with_published_figures_stay_float32(name):
-    assert load_config(Path(__file__).parents[1] / name).mllm.dtype == "float32"
+@pytest.mark.parametrize(
+    ("name", "on_cuda"),
+    [("config/paper.yaml", torch.bfloat16), ("decaf_tabletop/config/tabletop.yaml", torch.float32)],
+)
+def test_configurations_with_published_figures_stay_float32_on_a_cpu(name, on_cuda, monkeypatch):
+    monkeypatch.setattr("decaf_ros.devices.has_bfloat16_units", lambda: True)
+    dtype = load_config(Path(__file__).parents[1] / name).mllm.dtype
+    assert [resolve_dtype(dtype, torch.device(kind)) for kind in ("cpu", "cuda")] == [torch.float32, on_cuda]
 
 
 def test_matrix_units_are_found_in_the_list_of_flags(tmp_path):

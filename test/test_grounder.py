@@ -7,6 +7,7 @@ from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.grounding.grounder import STAGES, Grounder, category_of
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Answer
+from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Window
 
@@ -125,6 +126,35 @@ def test_the_most_frequent_candidate_takes_the_place_of_a_choice_that_was_cut_of
     monkeypatch.setattr(grounder.engine, "answer", answer)
     result, _ = ground(grounder, window)
     assert result.category == "ball" and set(result.answers) == {"ball."}
+
+
+@pytest.mark.parametrize(("wording", "category"), [("paper", "Red Ball"), ("published", "red ball.")])
+def test_every_prompt_has_the_configured_wording(grounder, window, monkeypatch, wording, category):
+    """The real model answers; its candidates and its choice are then replaced."""
+    asked, ask, answer = [], grounder.engine.ask, grounder.engine.answer
+
+    def spy(views, texts, options, tick):
+        asked.extend(texts)
+        answers = ask(views, texts, options, tick)
+        return [[result._replace(answer="A Ball", finished=True) for result in results] for results in answers]
+
+    def choose(text, max_new_tokens):
+        asked.append(text)
+        assert answer(text, max_new_tokens).text
+        return Answer("Red Ball.", True)
+
+    monkeypatch.setattr(grounder.engine, "ask", spy)
+    monkeypatch.setattr(grounder.engine, "answer", choose)
+    query = "The red ball"
+    result, _ = ground(grounder, window, query, grounding__wording=wording)
+    assert result.category == category
+    about = object_prompt(query, "original", wording)
+    choice = choice_prompt(query, ("a ball",) * 6, "original", wording)
+    background = background_prompt(query, category, "original", wording)
+    assert asked == [about, about, choice, background, background]
+    asked.clear()
+    ground(grounder, window, query, grounding__wording=wording, grounding__mode="fast")
+    assert asked == [about, background_prompt(query, "", "v3", wording)] * 2
 
 
 def test_the_query_matters(grounder, window):

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 import decaf_ros
 from decaf_ros.config import DecafConfig, options
@@ -141,6 +142,38 @@ def test_parameter_file_holds_only_changed_options(name: str):
     stages = yaml.safe_load((ROOT / "config" / name).read_text())["/**"]["ros__parameters"]
     named = {f"{stage}.{field}" for stage, fields in stages.items() for field in fields}
     assert named == {option.name for option in options(config) if option.value != defaults[option.name]}
+
+
+def test_the_published_protocol():
+    """Values that the published implementation runs with, whether or not they are defaults."""
+    published = {
+        "mllm.dtype": "cuda_bfloat16",
+        "mllm.video_tokens": 400,
+        "mllm.frame_scale": 2,
+        "mllm.max_new_tokens": 128,
+        "grounding.mode": "paper",
+        "grounding.wording": "published",
+        "grounding.start_layer": -1,
+        "grounding.branches": "both",
+        "sam2.checkpoint": "facebook/sam2-hiera-large",
+        "sam2.autocast": False,
+        "sam2.blank_unseen": True,
+        "segmentation.points": "threshold",
+        "segmentation.point_threshold": 0.8,
+        "segmentation.max_points": 100000,
+        "segmentation.tracklet_threshold": 0.8,
+        "segmentation.suppression_iou": 0.7,
+        "segmentation.fill_holes_px": 8,
+        "segmentation.fallback": "best",
+        "presence.threshold": 0.0,
+        "presence.ask": False,
+        "window.size": 16,
+        "window.clip_rounding": "down",
+        "window.max_side": 0,
+    }
+    config = {option.name: option.value for option in options(load_config(ROOT / "config" / "paper.yaml"))}
+    assert {name: config[name] for name in published} == published
+    assert config["sam2.checkpoint"] in HF_MODEL_ID_TO_FILENAMES
 
 
 def test_parameter_files_keep_floats_floats():

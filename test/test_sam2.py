@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shutil
 from pathlib import Path
@@ -96,6 +97,32 @@ def test_points_equal_the_image_predictor(random_model):
         assert found.iou[index] == pytest.approx(iou[best], abs=1e-5)
         np.testing.assert_allclose(torch.cat(logits)[index, 0], low_res[best], atol=5e-4)
         assert (found.masks[index].numpy() == masks[best].astype(bool)).mean() > 0.999
+
+
+def test_blanked_points_equal_the_video_predictor(random_model, tmp_path):
+    """A median bias: about half of the points show nothing, by the model's own score."""
+    model, frame = copy.deepcopy(random_model), moving_scene(1)[0]
+    xy = np.random.default_rng(1).random((8, 2)).astype(np.float32)
+    bias = model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias
+    shown = Sam2(model, Sam2Config(device="cpu"), 0)
+    bias.data -= shown.masks_at_points(shown.embed(frame), xy).object_score.median() + 1e-4
+    blanked = Sam2(model, Sam2Config(device="cpu", blank_unseen=True), 0)
+    kept, found = (sam2.masks_at_points(sam2.embed(frame), xy) for sam2 in (shown, blanked))
+    unseen = found.object_score <= 0
+    assert 0 < unseen.sum() < len(xy) and kept.masks.flatten(1).any(1).all()
+    assert not found.masks[unseen].any() and torch.equal(found.masks[~unseen], kept.masks[~unseen])
+    assert torch.equal(found.iou, kept.iou) and torch.equal(found.object_score, kept.object_score)
+
+    predictor = _video_predictor(model)
+    cv2.imwrite(str(tmp_path / "0.jpg"), frame.image)
+    state = predictor.init_state(str(tmp_path))
+    state["images"] = shown.normalised(frame.image)  # avoids JPEG loss
+    state["cached_features"] = {}
+    size_wh = np.array(frame.size_hw[::-1])
+    for number, point in enumerate(xy):
+        _, _, logits = predictor.add_new_points_or_box(state, 0, number, points=(point * size_wh)[None], labels=[1])
+    assert ((logits[:, 0] > 0) == found.masks).float().mean() > 0.999
+    assert not (logits[unseen] > 0).any()
 
 
 def test_the_tiny_checkpoint_is_small_reproducible_and_makes_masks(sam2, tiny_sam2_dir, tmp_path):

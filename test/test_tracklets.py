@@ -11,6 +11,7 @@ from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import overlap, resizing, tracklets
 from decaf_ros.segmentation.overlap import PackedMasks, mask_iou, pairwise_iou
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
 from decaf_ros.types import Frame, PointPrompts, Window
 
@@ -153,6 +154,24 @@ def test_a_point_without_a_mask_makes_no_candidate(sam2, monkeypatch):
     window = Window(tuple(moving_scene(2)))
     (found,) = propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9)), SegmentationConfig())
     assert found.point_xy == pytest.approx((0.8, 0.4)) and found.attention == pytest.approx(0.9)
+
+
+def test_points_that_show_nothing_are_blank_candidates_if_configured(tiny_sam2_dir):
+    """The model's score says of every point that nothing is there."""
+    window, here = Window(tuple(moving_scene(3))), points((1, 0.3, 0.5, 0.9), (1, 0.31, 0.5, 1.0))
+    found = {}
+    for blank in (False, True):
+        sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", blank_unseen=blank))
+        with torch.no_grad():
+            sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-50)
+        found[blank] = propose_tracklets(sam2, window, here, SegmentationConfig(suppression_iou=0.3))
+    (kept,) = found[False]
+    assert kept.object_score < 0 and kept.masks[1].any()
+    assert [proposal.attention for proposal in found[True]] == pytest.approx([1.0, 0.9]), "empty masks do not overlap"
+    assert not any(mask.any() for proposal in found[True] for mask in proposal.masks)
+    attention = np.random.default_rng(0).random((3, 6, 10), dtype=np.float32)
+    scored = score_tracklets(found[True], attention, SegmentationConfig())
+    assert [tracklet.scores.consistency for tracklet in scored] == [0, 0]
 
 
 def test_no_points_no_tracklets(sam2):

@@ -147,7 +147,7 @@ def _ask(decaf: Decaf, clip: ClipQueries) -> Iterator[Example]:
     source.max_mpx, source.max_side = decaf.config.node.max_image_mpx, decaf.config.window.max_side
     frames = source.load()
     check_clip(frames)
-    window = key_frames(frames, decaf.config.window.size)
+    window = key_frames(frames, decaf.config.window.size, decaf.config.window.clip_rounding)
     for present, texts in ((True, clip.present), (False, clip.absent)):
         for text in texts:
             found = decaf.segment(window, text)

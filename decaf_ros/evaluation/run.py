@@ -146,7 +146,7 @@ class Evaluator:
         if job.ablate:
             # The variants share forward passes.
             decaf.grounder = sharing_grounder(self.decaf.grounder.mllm)
-        window = key_frames(clip.frames, config.window.size)
+        window = key_frames(clip.frames, config.window.size, config.window.clip_rounding)
         truth = clip.mask(expression.targets)
         found = decaf.segment(window, expression.text, clip.frames if job.masks and expression.targets else None)
         always = None if found.dense_labels is None else mask_score(found.dense_labels > 0, truth)

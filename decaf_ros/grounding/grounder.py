@@ -72,12 +72,13 @@ class _GroundingRun:
 
     def run(self) -> Grounding:
         options = self.options
-        text = object_prompt(self.query, options.object_prompt)
+        text = object_prompt(self.query, options.object_prompt, options.wording)
         self.engine.new_round([*self.video, *self.frames], text)
         answers: tuple[str, ...] = ()
         category = ""
         if options.mode == "fast":
-            texts = [text, background_prompt(self.query, "", "v3")] if options.contrast else [text]
+            background = background_prompt(self.query, "", "v3", options.wording)
+            texts = [text, background] if options.contrast else [text]
             video = self._ask("video_object", self.video, texts)
             frames = self._ask("frames_object", self.frames, texts)
         else:
@@ -87,7 +88,7 @@ class _GroundingRun:
             answers = tuple(candidate.text for candidate in candidates)
             category = self._choose(candidates)
             if options.contrast:
-                text = background_prompt(self.query, category, options.background_prompt)
+                text = background_prompt(self.query, category, options.background_prompt, options.wording)
                 video += self._ask("video_background", self.video, [text])
                 frames += self._ask("frames_background", self.frames, [text])
         asked = self._ask_presence() if self.asks_presence else None
@@ -127,17 +128,18 @@ class _GroundingRun:
         """The model's choice of a category, from the query and all candidates (text only)."""
         self.clock.start("category")
         texts = tuple(candidate.text for candidate in candidates)
-        choice = self.engine.answer(choice_prompt(self.query, texts, self.options.choice_prompt), self.max_new_tokens)
-        return category_of(choice, candidates)
+        text = choice_prompt(self.query, texts, self.options.choice_prompt, self.options.wording)
+        return category_of(self.engine.answer(text, self.max_new_tokens), candidates, self.options.wording)
 
 
-def category_of(choice: Answer, candidates: Sequence[Answer]) -> str:
+def category_of(choice: Answer, candidates: Sequence[Answer], wording: str = "paper") -> str:
     """The chosen category. In place of a choice that was cut off or is empty: the most frequent candidate that is
     neither, of equals the first; empty without one.
 
-    The final full stop is left out: the background prompt has its own.
+    The final full stop is left out: the background prompt has its own. In the published wording a choice keeps it and
+    is lower-cased.
     """
-    name = choice.text.rstrip(".")
+    name = choice.text.lower() if wording == "published" else choice.text.rstrip(".")
     if choice.finished and name:
         return name
     names = Counter(answer.text.rstrip(".") for answer in candidates if answer.finished and answer.text)

@@ -1,4 +1,8 @@
-"""The paper's prompts and their variants, verbatim (App. B and F), and the question whether the target is there."""
+"""The paper's prompts and their variants (App. B and F), and the question whether the target is there.
+
+Two wordings: verbatim as in the paper, and as the published implementation sends them: the same sentences with other
+line ends and quotes.
+"""
 
 from __future__ import annotations
 
@@ -70,6 +74,62 @@ CHOICE = {
     ),
 }
 
+PUBLISHED_OBJECT = {
+    "original": (
+        "{expression} \n"
+        "What is the main object (or objects) referred to in the given expression or question? \n"
+        "Focus on the **primary subject or agent** involved in the described action or behavior. "
+        "Respond with a single word (e.g., 'cat', 'person', 'dog') that best describes the target object(s). "
+    ),
+    "v1": "{expression} \nIdentify the primary object referred to in the expression and answer with a single word. \n",
+    "v2": (
+        "{expression} \n"
+        "Identify the primary object referred to in the expression. \n"
+        "Focus on the **primary subject or agent** involved in the described action or behavior. "
+        "Respond with a single word (e.g., 'cat', 'person', 'dog') that best describes the target object(s). "
+    ),
+    "v3": (
+        "{expression} \n"
+        "Determine the primary subject or agent mentioned in the expression or question, "
+        "and provide the object's label within a single word or phrase. "
+    ),
+}
+
+PUBLISHED_BACKGROUND = {
+    "original": BACKGROUND["original"].replace("\n", " "),
+    "v1": BACKGROUND["v1"],
+    "v2": BACKGROUND["v2"],
+    "v3": BACKGROUND["v3"].replace("{expression}", "'{expression}'"),
+}
+
+PUBLISHED_CHOICE = {
+    "original": (
+        "Given:\n"
+        "- Expression: '{expression}'\n"
+        "- Candidate object class list: {candidates}\n"
+        "Goal: Identify the object class referred to by the expression. Instructions:\n"
+        "1. If the expression is **clear**, rely on it directly (e.g., 'a person driving a car' → 'person').\n"
+        "2. If the expression is **vague**, use the object class list to support your decision "
+        "(e.g., check frequency and plausibility).\n"
+        "3. Avoid defaulting to the most frequent class unless the expression lacks clarity.\n"
+        "Output the most likely referred object class - just the label.\n"
+    ),
+    "v1": CHOICE["v1"].replace("{expression}", "‘{expression}’") + "\n",
+    "v2": CHOICE["v2"].replace("{expression}", "‘{expression}’") + "\n",
+    "v3": (
+        "Given:\n"
+        "- Expression: '{expression}'\n"
+        "Goal: Identify the object class referred to by the expression. "
+        "(e.g., 'a person driving a car' → 'person').\n"
+        "Output the most likely referred object class - just the label.\n"
+    ),
+}
+
+_TEMPLATES = {
+    "paper": {"object": OBJECT, "background": BACKGROUND, "choice": CHOICE},
+    "published": {"object": PUBLISHED_OBJECT, "background": PUBLISHED_BACKGROUND, "choice": PUBLISHED_CHOICE},
+}
+
 # Not in the paper. Like the object prompt it ends with the form of the answer, of which only the first token is read.
 PRESENCE = (
     "{expression}\nIs there an object in the {medium} that this expression or question refers to?\nAnswer yes or no."
@@ -84,23 +144,26 @@ def clean_query(query: str) -> str:
     return text if text[-1] in ".?" else text + "."
 
 
-def object_prompt(query: str, variant: str) -> str:
+def object_prompt(query: str, variant: str, wording: str = "paper") -> str:
     """Asks for the target's category. The query is lower-cased."""
-    return _template(OBJECT, variant).format(expression=clean_query(query).lower())
+    return _template("object", variant, wording).format(expression=clean_query(query).lower())
 
 
-def background_prompt(query: str, category: str, variant: str) -> str:
-    """Asks for the background. Variant v3 names the target by the query and ignores the category; it takes the place of
-    a variant that names the category if that is empty."""
-    template = _template(BACKGROUND, variant)
+def background_prompt(query: str, category: str, variant: str, wording: str = "paper") -> str:
+    """Asks for the background. Variant v3 names the target by the query, lower-cased in the published wording, and
+    ignores the category; it takes the place of a variant that names the category if that is empty."""
+    template = _template("background", variant, wording)
     if not category and "{category}" in template:
-        template = BACKGROUND["v3"]
-    return template.format(expression=clean_query(query), category=category)
+        template = _template("background", "v3", wording)
+    expression = clean_query(query)
+    return template.format(expression=expression.lower() if wording == "published" else expression, category=category)
 
 
-def choice_prompt(query: str, candidates: tuple[str, ...], variant: str) -> str:
-    """Asks to choose one of the candidate categories. The query is lower-cased, candidates are joined by commas."""
-    return _template(CHOICE, variant).format(expression=clean_query(query).lower(), candidates=", ".join(candidates))
+def choice_prompt(query: str, candidates: tuple[str, ...], variant: str, wording: str = "paper") -> str:
+    """Asks to choose one of the candidate categories. The query is lower-cased, candidates are joined by commas, in the
+    published wording without a space."""
+    joined = ("," if wording == "published" else ", ").join(candidates)
+    return _template("choice", variant, wording).format(expression=clean_query(query).lower(), candidates=joined)
 
 
 def presence_prompt(query: str, medium: str) -> str:
@@ -108,7 +171,8 @@ def presence_prompt(query: str, medium: str) -> str:
     return PRESENCE.format(expression=clean_query(query).lower(), medium=medium)
 
 
-def _template(templates: dict[str, str], variant: str) -> str:
-    if variant not in templates:
-        raise ValueError(f"prompt variant: expected one of {', '.join(PROMPT_VARIANTS)}, got {variant!r}")
-    return templates[variant]
+def _template(kind: str, variant: str, wording: str) -> str:
+    for name, value, known in (("variant", variant, PROMPT_VARIANTS), ("wording", wording, _TEMPLATES)):
+        if value not in known:
+            raise ValueError(f"prompt {name}: expected one of {', '.join(known)}, got {value!r}")
+    return _TEMPLATES[wording][kind][variant]

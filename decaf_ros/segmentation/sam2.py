@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
-from sam2.modeling.sam2_base import SAM2Base
+from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 from yaml import YAMLError
 
 from decaf_ros.config import Sam2Config
@@ -115,6 +115,7 @@ class Sam2:
         self.device: torch.device = model.device
         self._autocast = config.autocast and self.device.type == "cuda"
         self._point_batch = config.point_batch
+        self.blank_unseen = config.blank_unseen
         self.object_batch = config.object_batch
         self._cache_size = config.embedding_cache
         # Frames are keys by identity; the cache keeps them alive, so an identity cannot be reused.
@@ -192,8 +193,9 @@ class Sam2:
     def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
         """One mask per point; each point is a positive click on a separate object.
 
-        Takes the mask with the best predicted IoU of the three in the multimask output, whatever its object score.
-        Equals SAM2ImagePredictor, except for filled holes. Decodes config.point_batch points at once, fewer for a large
+        Takes the mask with the best predicted IoU of the three in the multimask output, whatever its object score,
+        which equals SAM2ImagePredictor, except for filled holes. With config.blank_unseen a mask without a positive
+        object score is empty, as in the video predictor. Decodes config.point_batch points at once, fewer for a large
         model on a CPU.
 
         xy: (P, 2) in [0, 1], x right, y down. Raises ValueError for another shape or points outside [0, 1].
@@ -230,6 +232,8 @@ class Sam2:
         logits, iou, object_score = decode_clicks(
             model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), high_res, sparse
         )
+        if self.blank_unseen:
+            logits = torch.where(object_score[:, None, None, None] > 0, logits, NO_OBJ_SCORE)
         return self.filled(logits.float())[:, 0], iou, object_score
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:

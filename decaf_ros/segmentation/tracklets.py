@@ -93,7 +93,8 @@ def propose_tracklets(
 
     For each key frame in order: get masks at its points; suppress among them and against the tracklets of earlier key
     frames, as propagated to this one; propagate the survivors as mask prompts over all key frames, forwards, then
-    backwards. A tracklet replaced by a better candidate is removed at once. A point with an empty mask is skipped.
+    backwards. A tracklet replaced by a better candidate is removed at once. A point with an empty mask is skipped,
+    or with sam2.blank_unseen an unseen candidate.
 
     Args:
         points: Eq. 5, each point a separate object.
@@ -113,9 +114,9 @@ def propose_tracklets(
         here = np.flatnonzero(points.frame == source)
         found = sam2.masks_at_points(sam2.embed(window.frames[source]), points.xy[here])
         masks = PackedMasks.of(found.logits, window.size_hw)
-        visible = masks.area_px > 0
-        here, masks = here[visible.cpu().numpy()], masks[visible]
-        logits, iou, object_score = (part[visible] for part in (found.logits, found.iou, found.object_score))
+        kept = (masks.area_px > 0) | sam2.blank_unseen
+        here, masks = here[kept.cpu().numpy()], masks[kept]
+        logits, iou, object_score = (part[kept] for part in (found.logits, found.iou, found.object_score))
         scores = iou + torch.from_numpy(points.value[here]).to(iou.device)
         previous = [proposal.masks.logits[source] for proposal in proposals]
         previous_masks = PackedMasks.of(torch.stack(previous) if previous else logits[:0], window.size_hw)
