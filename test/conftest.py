@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 
+from decaf_ros.nodes.image_backend import CvBridgeConverter, UnusableError
+
 # The models are tiny and tests start more processes: additional threads would only compete.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
 
@@ -47,3 +49,12 @@ def tiny_sam2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models.sam2 import write_tiny_sam2
 
     return write_tiny_sam2(tmp_path_factory.mktemp("sam2"))
+
+
+@pytest.fixture(scope="session")
+def cv_bridge() -> CvBridgeConverter:
+    """The distribution's cv_bridge; skips without one that works."""
+    try:
+        return CvBridgeConverter()
+    except UnusableError as error:
+        pytest.skip(f"cv_bridge: {error}")
