@@ -44,6 +44,7 @@ BROKEN = {
         "a cv_bridge that fails: SystemError: initialization of cv_bridge_boost raised unreported exception",
     ),
     "crash": (CRASHES, f"a cv_bridge that ends its process by SIGSEGV: {NUMPY_1}"),
+    "exit": ("raise SystemExit(0)", "a cv_bridge that fails: exit status 0"),
     "other pixels": (
         "import numpy" + _CLASS + "        return numpy.zeros((message.height, message.width, 3), numpy.uint8)\n",
         "a cv_bridge that gives other pixels for every encoding",
@@ -100,7 +101,8 @@ def test_no_cv_bridge():
 def test_encodings_that_cv_bridge_converts_otherwise_are_left_to_builtin(install):
     """This one rounds mono16 down, does not know Bayer, and refuses images of its own size afterwards."""
     install(
-        "from decaf_ros.io.images import builtin_rgb"
+        "import atexit, sys\nfrom decaf_ros.io.images import builtin_rgb\n"
+        "if 'pytest' not in sys.modules:\n    sys.stdout.write('noise')\n    atexit.register(print, 'bye')"
         + _CLASS
         + "        if message.encoding.startswith('bayer'):\n            raise CvBridgeError('unknown')\n"
         + "        if message.height == 2:\n            raise CvBridgeError('too small')\n"

@@ -21,6 +21,8 @@ from decaf_ros.io.images import ENCODINGS, Convert, PackedImage, builtin_rgb, pa
 from decaf_ros.io.messages import shortened
 
 _TRIAL_LIMIT_S = 60.0
+# Begins the line with the result of the trial: libraries may print too.
+_ANSWER = "encodings that cv_bridge converts: "
 # Even, as 4:2:2 needs it, and no multiple of 4, so that the last pixels of a row take OpenCV's scalar path.
 _TRIAL_SIZE_HW = (64, 94)
 
@@ -108,9 +110,11 @@ def _tried_encodings() -> frozenset[str]:
     if trial.returncode < 0:
         said = shortened(" ".join(trial.stderr.split()))
         raise UnusableError(f"a cv_bridge that ends its process by {signal.Signals(-trial.returncode).name}: {said}")
-    if trial.returncode:
-        raise UnusableError(f"a cv_bridge that fails: {shortened(trial.stderr.strip().rpartition(chr(10))[2])}")
-    encodings = frozenset(json.loads(trial.stdout.rpartition("\n")[2]))
+    answers = [line.removeprefix(_ANSWER) for line in trial.stdout.splitlines() if line.startswith(_ANSWER)]
+    if trial.returncode or not answers:
+        errors = trial.stderr.strip().splitlines() or [f"exit status {trial.returncode}"]
+        raise UnusableError(f"a cv_bridge that fails: {shortened(errors[-1])}")
+    encodings = frozenset(json.loads(answers[0]))
     if not encodings:
         raise UnusableError("a cv_bridge that gives other pixels for every encoding")
     return encodings
@@ -134,4 +138,4 @@ def _try_cv_bridge() -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n" + json.dumps(_try_cv_bridge()))
+    sys.stdout.write(f"\n{_ANSWER}{json.dumps(_try_cv_bridge())}\n")
