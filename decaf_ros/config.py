@@ -335,6 +335,12 @@ class NodeConfig(_Checked):
     image_transport: str = _option(
         "raw", "subscribe to topic image (raw) or image/compressed (compressed)", choices=("raw", "compressed")
     )
+    image_backend: str = _option(
+        "auto",
+        "conversion of raw images to RGB; auto: cv_bridge for the encodings for which it gives the pixels of builtin, "
+        "if it works; cv_bridge: the same, and an error when the node is configured if it does not",
+        choices=("auto", "cv_bridge", "builtin"),
+    )
     reliability: str = _option(
         "best_effort", "QoS reliability of the image subscription", choices=("best_effort", "reliable")
     )

@@ -5,10 +5,14 @@ from __future__ import annotations
 import os
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
 import transformers
+
+if TYPE_CHECKING:
+    from decaf_ros.nodes.image_backend import CvBridgeConverter
 
 # The models are tiny and tests start more processes: additional threads would only compete.
 torch.set_num_threads(int(os.environ.get("DECAF_TEST_THREADS", "1")))
@@ -47,3 +51,14 @@ def tiny_sam2_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_models.sam2 import write_tiny_sam2
 
     return write_tiny_sam2(tmp_path_factory.mktemp("sam2"))
+
+
+@pytest.fixture(scope="session")
+def cv_bridge() -> CvBridgeConverter:
+    """The distribution's cv_bridge; skips without one that works."""
+    from decaf_ros.nodes.image_backend import CvBridgeConverter, UnusableError
+
+    try:
+        return CvBridgeConverter()
+    except UnusableError as error:
+        pytest.skip(f"cv_bridge: {error}")

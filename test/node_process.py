@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import array
+import contextlib
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import domain_coordinator
 import numpy as np
+import pytest
 import rclpy
 import yaml
 from action_msgs.msg import GoalStatus
@@ -50,6 +53,30 @@ def wait_for(condition: Callable[[], object], description: str, timeout_s: float
         assert time.monotonic() < until, f"not within {timeout_s:g} s: {description}"
         time.sleep(0.01)
     return value
+
+
+@contextlib.contextmanager
+def unused_domain() -> Iterator[int]:
+    """An unused DDS domain on this machine, with the Fast DDS profile of the package."""
+    with pytest.MonkeyPatch.context() as patch, domain_coordinator.domain_id() as number:
+        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+        for name in PROFILE_VARIABLES:
+            patch.setenv(name, str(PROFILE))
+        yield number
+
+
+def small_parameters(mllm_dir: Path, sam2_dir: Path) -> dict:
+    """For tiny models: answers within seconds, and always with a target."""
+    return {
+        "mllm": {"checkpoint": str(mllm_dir), "local_files_only": True, "video_tokens": 16, "device": "cpu"},
+        "sam2": {"checkpoint": str(sam2_dir), "local_files_only": True, "device": "cpu"},
+        "grounding": {"mode": "fast"},
+        "segmentation": {"max_points": 2, "fallback": "best"},
+        "presence": {"threshold": 0},
+        "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.2},
+        "regrounding": {"policy": "off"},
+        "node": {"reliability": "reliable", "diagnostics_period_s": 0.1},
+    }
 
 
 class SegmenterProcess:

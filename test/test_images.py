@@ -4,7 +4,16 @@ import cv2
 import numpy as np
 import pytest
 
-from decaf_ros.io.images import ENCODINGS, check_image, compressed_to_rgb, image_to_rgb, message_to_rgb
+from decaf_ros.io.images import (
+    ENCODINGS,
+    Convert,
+    PackedImage,
+    builtin_rgb,
+    check_image,
+    compressed_to_rgb,
+    image_to_rgb,
+    message_to_rgb,
+)
 
 RGB = np.array([[[200, 10, 30], [0, 255, 0]], [[1, 2, 3], [90, 80, 70]], [[255, 255, 255], [0, 0, 128]]], np.uint8)
 
@@ -24,6 +33,21 @@ def compressed(suffix: str, pixels: np.ndarray, *options: int) -> SimpleNamespac
     return SimpleNamespace(format=suffix[1:], data=cv2.imencode(suffix, pixels, options)[1].tobytes())
 
 
+@pytest.fixture(params=["builtin", "cv_bridge"])
+def convert(request) -> Convert:
+    """Each backend. The one of cv_bridge skips encodings that it leaves to the other."""
+    if request.param == "builtin":
+        return builtin_rgb
+    bridge = request.getfixturevalue("cv_bridge")
+
+    def convert(image: PackedImage) -> np.ndarray:
+        if image.encoding not in bridge.encodings:
+            pytest.skip(f"cv_bridge: {image.encoding} is left to builtin")
+        return bridge(image)
+
+    return convert
+
+
 @pytest.mark.parametrize("padding", [0, 5])
 @pytest.mark.parametrize(
     ("encoding", "pixels"),
@@ -34,42 +58,64 @@ def compressed(suffix: str, pixels: np.ndarray, *options: int) -> SimpleNamespac
         ("bgra8", np.dstack([RGB[..., ::-1], np.full(RGB.shape[:2], 7, np.uint8)])),
         ("rgb16", RGB.astype(np.uint16) * 257),
         ("bgr16", RGB[..., ::-1].astype(np.uint16) * 257),
+        ("rgba16", np.dstack([RGB, np.full(RGB.shape[:2], 7, np.uint8)]).astype(np.uint16) * 257),
+        ("bgra16", np.dstack([RGB[..., ::-1], np.full(RGB.shape[:2], 7, np.uint8)]).astype(np.uint16) * 257),
     ],
 )
-def test_colour_encodings_give_the_same_image(encoding, pixels, padding):
-    np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, padding)), RGB)
+def test_colour_encodings_give_the_same_image(encoding, pixels, padding, convert):
+    np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, padding), convert=convert), RGB)
 
 
 @pytest.mark.parametrize("encoding", ["mono8", "mono16"])
-def test_mono_becomes_grey(encoding):
+def test_mono_becomes_grey(encoding, convert):
     grey = RGB[..., 0]
     pixels = grey if encoding == "mono8" else grey.astype(np.uint16) * 257
-    np.testing.assert_array_equal(image_to_rgb(image(pixels, encoding, 3)), np.repeat(grey[..., None], 3, axis=2))
+    result = image_to_rgb(image(pixels, encoding, 3), convert=convert)
+    np.testing.assert_array_equal(result, np.repeat(grey[..., None], 3, axis=2))
 
 
-def test_big_endian():
-    swapped = (RGB[..., 0].astype(np.uint16) * 256 + 1).byteswap()
-    result = image_to_rgb(image(swapped, "mono16", is_bigendian=1))
-    np.testing.assert_allclose(result[..., 0], RGB[..., 0], atol=1)
+def test_big_endian(convert):
+    swapped = np.minimum(RGB.astype(int) * 257 + 100, 65535).astype(">u2")
+    np.testing.assert_array_equal(image_to_rgb(image(swapped, "rgb16", 3, is_bigendian=1), convert=convert), RGB)
+    np.testing.assert_array_equal(image_to_rgb(image(RGB, "rgb8", is_bigendian=1), convert=convert), RGB)
+
+
+def test_16_bits_are_rounded(convert):
+    every = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    result = image_to_rgb(image(every, "mono16"), convert=convert)[..., 0]
+    np.testing.assert_array_equal(result, np.rint(every / 257))
 
 
 @pytest.mark.parametrize("pattern", ["rggb", "bggr", "gbrg", "grbg"])
 @pytest.mark.parametrize("bits", [8, 16])
-def test_bayer_colours_are_not_swapped(pattern, bits):
+def test_bayer_colours_are_not_swapped(pattern, bits, convert):
     colour = {"r": 200, "g": 100, "b": 30}
     tile = np.array([colour[letter] for letter in pattern], np.uint8).reshape(2, 2)
     mosaic = np.tile(tile, (4, 4))
     mosaic = mosaic if bits == 8 else mosaic.astype(np.uint16) * 257
-    result = image_to_rgb(image(mosaic, f"bayer_{pattern}{bits}"))
+    result = image_to_rgb(image(mosaic, f"bayer_{pattern}{bits}"), convert=convert)
     np.testing.assert_allclose(result[3, 3], [200, 100, 30], atol=1)
 
 
 @pytest.mark.parametrize("encoding", ["uyvy", "yuv422", "yuyv", "yuv422_yuy2"])
-def test_yuv_with_neutral_chroma_is_grey(encoding):
+def test_yuv_with_neutral_chroma_is_grey(encoding, convert):
     luma_first = encoding.startswith("yuy") or encoding.endswith("yuy2")
     pixels = np.full((2, 4, 2), 128, np.uint8)
     pixels[..., 0 if luma_first else 1] = 126  # luma of mid grey, video range
-    np.testing.assert_allclose(image_to_rgb(image(pixels, encoding)), 128, atol=2)
+    np.testing.assert_allclose(image_to_rgb(image(pixels, encoding), convert=convert), 128, atol=2)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_both_backends_give_the_same_pixels(encoding, cv_bridge):
+    if encoding not in cv_bridge.encodings:
+        pytest.skip(f"cv_bridge: {encoding} is left to builtin")
+    noise = np.random.default_rng(1)
+    for height, width, is_bigendian in ((2, 2, 0), (37, 46, 1), (480, 1366, 0)):
+        data = noise.integers(0, 256, (height, width * ENCODINGS[encoding]), np.uint8)
+        message = image(data, encoding, 1, width=width, is_bigendian=is_bigendian)
+        found = image_to_rgb(message, convert=cv_bridge)
+        assert (found.dtype, found.shape) == (np.uint8, (height, width, 3))
+        np.testing.assert_array_equal(found, image_to_rgb(message))
 
 
 def test_every_listed_encoding_decodes():
@@ -78,10 +124,10 @@ def test_every_listed_encoding_decodes():
         assert image_to_rgb(image(data, encoding, width=4, step=4 * size)).shape == (4, 4, 3)
 
 
-def test_the_result_does_not_share_memory_with_the_message():
+def test_the_result_does_not_share_memory_with_the_message(convert):
     message = image(RGB, "rgb8")
     message.data = bytearray(message.data)
-    result = image_to_rgb(message)
+    result = image_to_rgb(message, convert=convert)
     message.data[:] = bytes(len(message.data))
     np.testing.assert_array_equal(result, RGB)
 

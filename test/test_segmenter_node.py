@@ -11,10 +11,10 @@ import pytest
 
 pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
-domain_coordinator = pytest.importorskip("domain_coordinator")
+pytest.importorskip("domain_coordinator")
 
 from builtin_interfaces.msg import Time
-from node_process import LATCHED, PROFILE, PROFILE_VARIABLES, Robot, SegmenterProcess, wait_for
+from node_process import LATCHED, Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
 from std_msgs.msg import Header
 
 from decaf_ros.msg import QueryStatus
@@ -26,26 +26,13 @@ OK, WARN, ERROR = "0", "1", "2"
 
 @pytest.fixture(scope="module")
 def domain_id():
-    """An unused DDS domain on this machine, with the Fast DDS profile of the package."""
-    with pytest.MonkeyPatch.context() as patch, domain_coordinator.domain_id() as number:
-        patch.setenv("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
-        for name in PROFILE_VARIABLES:
-            patch.setenv(name, str(PROFILE))
+    with unused_domain() as number:
         yield number
 
 
 @pytest.fixture(scope="module")
 def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
-    return {
-        "mllm": {"checkpoint": str(tiny_mllm_dir), "local_files_only": True, "video_tokens": 16, "device": "cpu"},
-        "sam2": {"checkpoint": str(tiny_sam2_dir), "local_files_only": True, "device": "cpu"},
-        "grounding": {"mode": "fast"},
-        "segmentation": {"max_points": 2, "fallback": "best"},
-        "presence": {"threshold": 0},
-        "window": {"size": 3, "min_frames": 2, "keyframe_period_s": 0.2},
-        "regrounding": {"policy": "off"},
-        "node": {"reliability": "reliable", "diagnostics_period_s": 0.1},
-    }
+    return small_parameters(tiny_mllm_dir, tiny_sam2_dir)
 
 
 @pytest.fixture(scope="module")

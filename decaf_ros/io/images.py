@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 from PIL import Image
-from rosbags.image import ImageError, image_to_cvimage
+from rosbags.image import image_to_cvimage
 
 # Bytes per pixel of the colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
 ENCODINGS: dict[str, int] = {
@@ -53,14 +53,29 @@ _JPEG, _JPEG_SCAN, _JPEG_END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 _PNG, _PNG_END = b"\x89PNG", b"IEND"
 
 
-class _PackedImage(NamedTuple):
-    """The fields of sensor_msgs/Image that rosbags reads. data: rows without padding."""
+class PackedImage(NamedTuple):
+    """A checked image with the fields of sensor_msgs/Image: no padding, in this machine's byte order.
+
+    data: contiguous uint8, `height` rows of `step` bytes.
+    """
 
     height: int
     width: int
     encoding: str
     is_bigendian: bool
+    step: int
     data: np.ndarray
+
+
+def packed(height: int, width: int, encoding: str, data: np.ndarray) -> PackedImage:
+    """data: contiguous pixels in this machine's byte order, of any shape and dtype. encoding: one of `ENCODINGS`."""
+    return PackedImage(
+        height, width, encoding, sys.byteorder == "big", width * ENCODINGS[encoding], data.reshape(-1).view(np.uint8)
+    )
+
+
+# Makes (H, W, 3) uint8, RGB, of a checked image. The array shares no memory with it. Raises ValueError.
+Convert = Callable[[PackedImage], np.ndarray]
 
 
 class _File(NamedTuple):
@@ -100,25 +115,37 @@ def check_size(height: int, width: int, max_mpx: float) -> None:
         )
 
 
-def image_to_rgb(message: Any, max_mpx: float = math.inf) -> np.ndarray:
+def builtin_rgb(image: PackedImage) -> np.ndarray:
+    """The conversion that needs no ROS, see `Convert`. 16 bits are scaled to 8 and rounded, as cv_bridge does."""
+    try:
+        if image.encoding == "rgb8":
+            pixels = image.data.reshape(image.height, image.width, 3).copy()
+        elif image.encoding.endswith("16"):
+            wide = image_to_cvimage(image, "rgb16")  # type: ignore[arg-type]  # duck-typed
+            pixels = cv2.convertScaleAbs(wide, alpha=255 / 65535)
+        else:
+            pixels = image_to_cvimage(image, "rgb8")  # type: ignore[arg-type]  # duck-typed
+    except cv2.error as error:
+        raise ValueError(
+            f"image: cannot convert {image.width} x {image.height} px of {image.encoding} to RGB: {error.err}"
+        ) from error
+    return np.ascontiguousarray(pixels)
+
+
+def image_to_rgb(message: Any, max_mpx: float = math.inf, convert: Convert = builtin_rgb) -> np.ndarray:
     """Converts a sensor_msgs/Image (any object with its fields) to (H, W, 3) uint8, RGB. The array is a copy.
 
     Respects row padding (`step`) and byte order; scales 16 bits to 8. Raises ValueError, see `check_image` and
-    `check_size`.
+    `check_size`. convert: gets the image after these checks.
     """
     height, width, encoding = message.height, message.width, message.encoding
     check_size(height, width, max_mpx)
     data = np.frombuffer(message.data, np.uint8)
     row_bytes = check_image(height, width, encoding, message.step, data.size)
-    rows = data.reshape(height, message.step)[:, :row_bytes]
-    if encoding == "rgb8":
-        pixels: np.ndarray = rows.reshape(height, width, 3).copy()
-        return pixels
-    packed = _PackedImage(height, width, encoding, bool(message.is_bigendian), np.ascontiguousarray(rows))
-    try:
-        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))  # type: ignore[arg-type]  # duck-typed
-    except cv2.error as error:
-        raise ValueError(f"image: cannot convert {width} x {height} {encoding} to RGB: {error.err}") from error
+    rows = np.ascontiguousarray(data.reshape(height, message.step)[:, :row_bytes])
+    if encoding.endswith("16") and bool(message.is_bigendian) != (sys.byteorder == "big"):
+        rows = rows.view(np.uint16).byteswap()
+    return convert(packed(height, width, encoding, rows))
 
 
 def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
@@ -142,12 +169,7 @@ def compressed_to_rgb(message: Any, warn: Callable[[str], None] | None = None, m
     if encoding.startswith("bayer") and raw.startswith(_JPEG) and warn is not None:
         warn(f"compressed image: JPEG blurs the mosaic of {encoding}: colours are wrong at edges; record PNG or colour")
     height, width = image.shape[:2]
-    packed = _PackedImage(height, width, encoding, sys.byteorder == "big", np.ascontiguousarray(image))
-    try:
-        return np.ascontiguousarray(image_to_cvimage(packed, "rgb8"))  # type: ignore[arg-type]  # duck-typed
-    except (cv2.error, ImageError) as error:
-        text = f"compressed image: cannot convert {image.shape} {image.dtype} as {encoding} to RGB: {error}"
-        raise ValueError(text) from error
+    return builtin_rgb(packed(height, width, encoding, np.ascontiguousarray(image)))
 
 
 def picture_to_rgb(data: bytes, max_mpx: float = math.inf) -> np.ndarray:
@@ -238,9 +260,14 @@ def _pixel_encoding(text: str, image: np.ndarray) -> str:
     return f"{_BY_CHANNELS[channels]}{bits}"
 
 
-def message_to_rgb(message: Any, warn: Callable[[str], None] | None = None, max_mpx: float = math.inf) -> np.ndarray:
+def message_to_rgb(
+    message: Any,
+    warn: Callable[[str], None] | None = None,
+    max_mpx: float = math.inf,
+    convert: Convert = builtin_rgb,
+) -> np.ndarray:
     """Converts a CompressedImage (recognised by its `format` field) or an Image; (H, W, 3) uint8, RGB. warn, max_mpx:
-    see `compressed_to_rgb`."""
+    see `compressed_to_rgb`. convert: for an Image."""
     if hasattr(message, "format"):
         return compressed_to_rgb(message, warn, max_mpx)
-    return image_to_rgb(message, max_mpx)
+    return image_to_rgb(message, max_mpx, convert)

@@ -14,7 +14,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from decaf_ros.io.images import message_to_rgb
+from decaf_ros.io.images import Convert, builtin_rgb, message_to_rgb
 from decaf_ros.types import Frame, FrameResult, Heatmap, Output, QueryEvent, QueryState, Target
 
 Make = Callable[..., Any]
@@ -57,13 +57,14 @@ def frame_from_message(
     warn: Callable[[str], None] | None = None,
     settle: Callable[[int], int] = lambda stamp_ns: stamp_ns,
     max_mpx: float = math.inf,
+    convert: Convert = builtin_rgb,
 ) -> Frame:
     """A Frame from sensor_msgs/Image or CompressedImage (any object with their fields).
 
-    warn, max_mpx: see `message_to_rgb`. settle: makes the frame's stamp from that of the header, only called for images
-    that can be decoded; see `decaf_ros.io.stamps`. Raises ValueError ("expected X, got Y") for the others.
+    warn, max_mpx, convert: see `message_to_rgb`. settle: makes the frame's stamp from that of the header, only called
+    for images that can be decoded; see `decaf_ros.io.stamps`. Raises ValueError ("expected X, got Y") for the others.
     """
-    image = message_to_rgb(message, warn, max_mpx)
+    image = message_to_rgb(message, warn, max_mpx, convert)
     return Frame(image, settle(stamp_ns(message.header.stamp)), message.header.frame_id, index)
 
 

@@ -24,6 +24,7 @@ from decaf_ros.config import DecafConfig
 from decaf_ros.io.messages import TOPICS
 from decaf_ros.nodes.action import SegmentAction
 from decaf_ros.nodes.diagnostics import diagnostics_message
+from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.nodes.message_factory import CLASSES, make_message
 from decaf_ros.nodes.params import Parameters
@@ -125,6 +126,7 @@ class Segmenter(LifecycleNode):
         from decaf_ros.pipeline import Decaf
 
         config = self._options.config
+        convert = choose_converter(config.node.image_backend, self._log)
         self.get_logger().info(f"loading {config.mllm.checkpoint} and {config.sam2.checkpoint}")
         decaf = Decaf.from_config(config)
         self._worker = Worker(config.node.drop_frames, self._handle_image, self._end_stream, self._report_error)
@@ -138,6 +140,7 @@ class Segmenter(LifecycleNode):
             self._action.watch,
             self._query_numbers,
             self._target_ids,
+            convert,
         )
         self._outputs = self._make_outputs(config)
         self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from decaf_ros.config import DecafConfig
+from decaf_ros.io.images import Convert, builtin_rgb
 from decaf_ros.io.messages import Make, frame_from_message, frame_image, shortened, topic_messages
 from decaf_ros.io.stamps import StreamStamps
 from decaf_ros.io.viz import overlay
@@ -59,6 +60,7 @@ class Handlers:
         watch: called with every output of the core after it was published.
         query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
         target_ids: the same for target ids.
+        convert: makes RGB of raw images.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Handlers:
         watch: Callable[[Output], None] = lambda output: None,
         query_numbers: Iterator[int] | None = None,
         target_ids: Iterator[int] | None = None,
+        convert: Convert = builtin_rgb,
     ) -> None:
         self.statistics = Statistics()
         self._decaf = decaf
@@ -80,6 +83,7 @@ class Handlers:
         self._log = log
         self._is_wanted = is_wanted
         self._watch = watch
+        self._convert = convert
         self._online = OnlineSegmenter(
             decaf, self._on_output, between_stages, lambda: is_wanted("heatmaps"), target_ids
         )
@@ -114,7 +118,7 @@ class Handlers:
 
         try:
             max_mpx = self._decaf.config.node.max_image_mpx
-            frame = frame_from_message(message, self.statistics.used, self._warn_once, settle, max_mpx)
+            frame = frame_from_message(message, self.statistics.used, self._warn_once, settle, max_mpx, self._convert)
         except ValueError as error:
             self.reject_image(error, arrival_ns)
             return
