@@ -355,7 +355,7 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
             ids = labels[(xy[:, 1] * 240).astype(int), (xy[:, 0] * 320).astype(int)]
             masks = torch.from_numpy((labels == ids[:, None, None]) & (ids > 0)[:, None, None])
             on_object = torch.from_numpy(ids > 0).float()
-            return PointMasks(masks, on_object, on_object * 10 - 5)
+            return PointMasks(masks.float() * 2 - 1, on_object, on_object * 10 - 5, (240, 320))
 
     means = score_clicks(Oracle(), [clip], frames=(0, 3)).means()
     assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
