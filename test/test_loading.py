@@ -187,6 +187,17 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch, file):
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("part", ["", "text_config", "vision_config"])
+def test_a_kernel_that_a_folder_names_is_not_loaded(tmp_path, key, part):
+    """transformers would load it from the hub, or complain that its package `kernels` is missing."""
+    folder = write_tiny_mllm(tmp_path / "model")
+    document = json.loads((folder / "config.json").read_text())
+    (document[part] if part else document)[key] = "somebody/kernel"
+    (folder / "config.json").write_text(json.dumps(document))
+    assert load(folder).model.config._attn_implementation == "sdpa"
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {family: write(tmp_path_factory.mktemp(family)) for family, write in WRITERS.items()}

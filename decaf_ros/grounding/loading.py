@@ -62,7 +62,9 @@ def load_mllm(config: MllmConfig) -> Mllm:
         require_files(folder, name)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    options: dict[str, Any] = {"dtype": dtype}
+    # config.json may name a kernel of the hub, which is code that transformers would load and run.
+    settings._attn_implementation = "sdpa"
+    options: dict[str, Any] = {"config": settings, "dtype": dtype}
     quantised = hasattr(settings, "quantization_config")
     if config.quantization != "none":
         if quantised:
