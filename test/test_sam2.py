@@ -425,6 +425,10 @@ _BASE = "model: {_target_: sam2.modeling.sam2_base.SAM2Base"
         ),
         (f"{_BASE}, a: '\\${{oc.create:{{_target_:os.system}}}}'}}", "expected plain values, got .*os.system"),
         (f"{_BASE}, a: {{weights_path: /tmp/any.pt}}}}", "expected no entry weights_path, got '/tmp/any.pt'"),
+        (f"{_BASE}, _partial_: true}}", "expected no entry _partial_, got True"),
+        (f"{_BASE}, a: {{_args_: [ls]}}}}", "expected no entry _args_"),
+        (f"{_BASE}, image_size: '???'}}", "Missing mandatory value"),
+        (f"{_BASE}, sam_mask_decoder_extra_args: [a]}}", "sam_mask_decoder_extra_args: expected a section, got .'a'."),
     ],
 )
 def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, monkeypatch, text, message):
