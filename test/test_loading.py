@@ -154,6 +154,25 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, renamed, number, mess
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"added_tokens": []}'),
+        ("tokenizer_config.json", "[]"),
+        ("chat_template.jinja", "{% for x"),
+        ("generation_config.json", "[]"),
+        ("config.json", "[]"),
+    ],
+)
+def test_a_file_with_other_content_is_refused_when_loading(tmp_path, file, text):
+    folder = write_tiny_mllm(tmp_path / "model")
+    assert (folder / file).exists()
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"mllm.checkpoint '{folder}'"):
+        load(folder)
+
+
 def test_the_home_folder_in_a_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_tiny_mllm(tmp_path / "models" / "mug")

@@ -389,7 +389,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected the weights of a SAM 2 model, got an unreadable file: {error}") from error
+        reason = str(error).partition(". ")[0]  # the rest of PyTorch's text advises to run the file's code
+        raise ValueError(f"{path}: expected the weights of a SAM 2 model, got an unreadable file: {reason}") from error
     if not isinstance(document, dict) or "model" not in document:
         raise ValueError(f"{path}: expected a checkpoint with an entry 'model', as in SAM 2's published .pt files")
     weights: dict[str, torch.Tensor] = document["model"]
