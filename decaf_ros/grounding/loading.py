@@ -54,7 +54,7 @@ def load_mllm(config: MllmConfig) -> Mllm:
         model_type = type(settings).model_type
     except OSError as error:
         raise _unreadable(config, folder, error) from error
-    except ValueError as error:  # code in the folder, or a type that transformers does not know
+    except (AttributeError, TypeError, ValueError) as error:  # code in the folder, an unknown type, or no settings
         raise ValueError(_foreign_checkpoint(config, error)) from error
     if model_type not in FAMILIES:
         raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
