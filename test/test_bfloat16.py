@@ -61,7 +61,7 @@ def test_maps_in_bfloat16(tmp_path, write, kind, device):
 
 @pytest.mark.parametrize("units", [True, False])
 def test_auto_is_bfloat16_on_a_cpu_with_matrix_units_for_it(tiny_mllm_dir, monkeypatch, units):
-    """What is added up over tokens stays float32."""
+    """Sums over tokens stay float32."""
     monkeypatch.setattr("decaf_ros.devices.has_bfloat16_units", lambda: units)
     mllm = load_mllm(MllmConfig(checkpoint=str(tiny_mllm_dir), local_files_only=True, device="cpu", video_tokens=48))
     dtype = torch.bfloat16 if units else torch.float32

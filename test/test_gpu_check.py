@@ -58,7 +58,7 @@ def test_a_dry_run_runs_every_part(tmp_path, gpu_check):
     for window in ("cold", "warm"):
         kernels = tables["profile"][f"kernels of a {window} window"].values()
         assert len(kernels) == 20 and 0.5 < sum(kernel["share"] for kernel in kernels) <= 1
-    # What a GPU alone can run is named.
+    # The tests that only a GPU can run are named.
     assert found["parts"]["kernels"]["skipped"] == ["kernels: triton needs CUDA"]
     named = " ".join(found["parts"]["tests"]["skipped"])
     for test in ("test_kernels_agree_on_a_gpu", "test_gpu_and_cpu_agree", "test_maps_in_bfloat16"):

@@ -154,6 +154,25 @@ def test_a_tokenizer_of_another_model_is_refused(tmp_path, renamed, number, mess
         load(folder)
 
 
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", '{"added_tokens": []}'),
+        ("tokenizer_config.json", "[]"),
+        ("chat_template.jinja", "{% for x"),
+        ("generation_config.json", "[]"),
+        ("config.json", "[]"),
+    ],
+)
+def test_a_file_with_other_content_is_refused_when_loading(tmp_path, file, text):
+    folder = write_tiny_mllm(tmp_path / "model")
+    assert (folder / file).exists()
+    (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=f"mllm.checkpoint '{folder}'"):
+        load(folder)
+
+
 def test_the_home_folder_in_a_path(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     write_tiny_mllm(tmp_path / "models" / "mug")
@@ -185,6 +204,17 @@ def test_code_in_a_model_folder_is_never_run(tmp_path, monkeypatch, file):
         with contextlib.suppress(ValueError):  # some versions fall back to the classes of the model type
             load(folder)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("part", ["", "text_config", "vision_config"])
+def test_a_kernel_that_a_folder_names_is_not_loaded(tmp_path, key, part):
+    """transformers would load it from the hub, or complain that its package `kernels` is missing."""
+    folder = write_tiny_mllm(tmp_path / "model")
+    document = json.loads((folder / "config.json").read_text())
+    (document[part] if part else document)[key] = "somebody/kernel"
+    (folder / "config.json").write_text(json.dumps(document))
+    assert load(folder).model.config._attn_implementation == "sdpa"
 
 
 @pytest.fixture(scope="module")

@@ -402,6 +402,18 @@ def test_broken_weights_are_named(tiny_sam2_dir, tmp_path, name):
         load_sam2(Sam2Config(str(tmp_path)))
 
 
+def test_code_in_a_pickle_is_not_run(tiny_sam2_dir, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    shutil.copy(tiny_sam2_dir / "model.yaml", tmp_path)
+    torch.save({"model": Code()}, tmp_path / "model.pt")
+    with pytest.raises(ValueError, match="model.pt: expected the weights of a SAM 2 model") as caught:
+        load_sam2(Sam2Config(str(tmp_path)))
+    assert not (tmp_path / "ran").exists() and "weights_only" not in str(caught.value)
+
+
 _BASE = "model: {_target_: sam2.modeling.sam2_base.SAM2Base"
 
 
@@ -425,6 +437,10 @@ _BASE = "model: {_target_: sam2.modeling.sam2_base.SAM2Base"
         ),
         (f"{_BASE}, a: '\\${{oc.create:{{_target_:os.system}}}}'}}", "expected plain values, got .*os.system"),
         (f"{_BASE}, a: {{weights_path: /tmp/any.pt}}}}", "expected no entry weights_path, got '/tmp/any.pt'"),
+        (f"{_BASE}, _partial_: true}}", "expected no entry _partial_, got True"),
+        (f"{_BASE}, a: {{_args_: [ls]}}}}", "expected no entry _args_"),
+        (f"{_BASE}, image_size: '???'}}", "Missing mandatory value"),
+        (f"{_BASE}, sam_mask_decoder_extra_args: [a]}}", "sam_mask_decoder_extra_args: expected a section, got .'a'."),
     ],
 )
 def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, monkeypatch, text, message):

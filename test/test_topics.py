@@ -51,6 +51,7 @@ def write(path: Path, topics: dict[str, list]) -> Path:
         ({"/a/masks": [LABELS], "/camera/image": [COLOUR], "/decaf/heatmaps": [FLOAT]}, "/camera/image"),
         ({"/camera/image": [COLOUR], "/decaf/overlay": [COLOUR], "/decaf/target_mask": [BLANK]}, "/camera/image"),
         ({"/camera/image": [COLOUR], "/colour_coded/segmentation": [COLOUR]}, "/camera/image"),
+        ({"/camera/image": [COLOUR], "/colour_coded/seg": [COLOUR]}, "/camera/image"),
         ({"/a": [BLANK], "/b": [COLOUR]}, "/b"),
         ({"/a": [LABELS], "/b": [INFRA]}, "/b"),
         ({"/a": [RAW_DEPTH], "/b": [INFRA]}, "/b"),

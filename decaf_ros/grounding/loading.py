@@ -54,7 +54,7 @@ def load_mllm(config: MllmConfig) -> Mllm:
         model_type = type(settings).model_type
     except OSError as error:
         raise _unreadable(config, folder, error) from error
-    except ValueError as error:  # code in the folder, or a type that transformers does not know
+    except (AttributeError, TypeError, ValueError) as error:  # code in the folder, an unknown type, or no settings
         raise ValueError(_foreign_checkpoint(config, error)) from error
     if model_type not in FAMILIES:
         raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
@@ -62,7 +62,9 @@ def load_mllm(config: MllmConfig) -> Mllm:
         require_files(folder, name)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    options: dict[str, Any] = {"dtype": dtype}
+    # config.json may name a kernel of the hub, which is code that transformers would load and run.
+    settings._attn_implementation = "sdpa"
+    options: dict[str, Any] = {"config": settings, "dtype": dtype}
     quantised = hasattr(settings, "quantization_config")
     if config.quantization != "none":
         if quantised:
@@ -79,7 +81,7 @@ def load_mllm(config: MllmConfig) -> Mllm:
         raise _unreadable(config, folder, error) from error
     except torch.OutOfMemoryError:
         raise
-    except (SafetensorError, RuntimeError) as error:
+    except (SafetensorError, RuntimeError, TypeError) as error:  # TypeError: a file of settings
         raise ValueError(f"{name}: damaged or not complete: {error}") from error
     if missing := sorted(loading_info["missing_keys"]):
         # transformers initialises missing weights at random and only warns.
@@ -107,7 +109,7 @@ def _load_processor(config: MllmConfig, source: str, folder: Path | None, safely
         return AutoProcessor.from_pretrained(source, **safely)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise _unreadable(config, folder, error) from error
-    except (AttributeError, TypeError, ValueError) as error:  # a file with too little in it, or with code
+    except Exception as error:  # a file with too little in it, or with code; tokenizers raises plain exceptions
         if "trust_remote_code" in str(error):
             raise ValueError(_foreign_checkpoint(config, error)) from error
         raise ValueError(
@@ -128,7 +130,7 @@ def _try_prompts(mllm: Mllm, name: str) -> None:
             rows = len(cast(torch.nn.Embedding, mllm.model.get_input_embeddings()).weight)
             if highest >= rows:
                 raise ValueError(f"expected tokens below {rows}, the size of the model's embedding, got {highest}")
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except Exception as error:  # of transformers, Jinja or tokenizers
         raise ValueError(
             f"{name}: expected tokenizer, special tokens and chat template of this model: {_first_line(error)}"
         ) from error

@@ -228,7 +228,7 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor
 def yes_margin(tokenizer: Any, logits: torch.Tensor) -> torch.Tensor:
     """Log-odds of "yes" against "no" as the next token: (B,) float32. logits: (B, V).
 
-    Sums the probabilities of the casings. Of an answer of several tokens only the first one counts.
+    Sums the probabilities of the casings. Only the first token of an answer counts.
     Raises ValueError if "yes" and "no" begin with the same token.
     """
     yes, no = (

@@ -17,6 +17,8 @@ RESTLESS_NS = 10_000_000_000
 # A larger step back in a recording, while its time goes on, may be the camera's clock; a smaller one is a message that
 # came late, and the stamps are sorted.
 DISORDER_NS = 1_000_000_000
+# A camera's times may differ so much from the recorded ones: buffers, a recorder that was busy.
+GAP_NS = 500_000_000
 
 
 class StreamStamps:
@@ -88,7 +90,7 @@ def settled_stamps(headers_ns: Sequence[int], recorded_ns: Sequence[int]) -> tup
         return recorded.tolist(), text
     good = np.flatnonzero(~unset)
     steps_back = (np.diff(headers[good]) < -DISORDER_NS) & (np.diff(recorded[good]) >= 0)
-    if steps_back.any() and _is_other_time(np.sort(headers[good]), np.sort(recorded[good])):
+    if steps_back.any() and _is_other_time(headers[good], recorded[good]):
         text = f"the stamps jump back {steps_back.sum()} times by more than a second: the recorded times are used"
         return recorded.tolist(), text
     if unset.any():
@@ -99,12 +101,26 @@ def settled_stamps(headers_ns: Sequence[int], recorded_ns: Sequence[int]) -> tup
 
 
 def _is_other_time(headers: np.ndarray, recorded: np.ndarray) -> bool:
-    """Whether sorted stamps are no possible order of the recorded images, however late these came: a clock that jumps
-    makes the whole longer or shorter, or leaves a gap."""
-    if recorded[0] == recorded[-1]:
+    """Whether stamps are no possible order of the recorded images, however late these came: a clock that jumps makes
+    the whole longer or shorter, leaves a gap, or puts images between those of another time.
+
+    Both in the order of recording.
+    """
+    if recorded.min() == recorded.max():
         return False
-    longer = abs((headers[-1] - headers[0]) - (recorded[-1] - recorded[0]))
-    return bool(max(longer, np.diff(headers).max() - np.diff(recorded).max()) > DISORDER_NS)
+    in_order = np.sort(headers)
+    longer = abs(np.ptp(headers) - np.ptp(recorded))
+    gap = np.diff(in_order).max() - np.diff(np.sort(recorded)).max()
+    if max(longer, gap) > GAP_NS:
+        return True
+    usual = np.median(np.diff(in_order))
+
+    def crowded(steps: np.ndarray) -> int:
+        return int(np.count_nonzero((steps >= 0) & (steps < 0.75 * usual)))
+
+    # A late image hides at most three steps.
+    hidden = 3 * np.count_nonzero(np.diff(headers) < 0)
+    return bool(crowded(np.diff(in_order)) > crowded(np.diff(headers)) + hidden)
 
 
 def _longest_run(flags: np.ndarray) -> int:

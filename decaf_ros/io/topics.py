@@ -16,7 +16,7 @@ _ORDER = (COLOUR, GREY, DRAWN, MASK, DEPTH, UNREADABLE)
 # Words in the names of topics.
 _WORDS = {
     DEPTH: r"depth|disparity|heat_?maps?",
-    MASK: r"masks?|labels?|label_?map|semantics?|segment\w*|instances?|panoptic",
+    MASK: r"masks?|labels?|label_?map|semantics?|seg|segment\w*|instances?|panoptic",
     DRAWN: r"overlays?|debug|annotated|annotations?|visuali[sz]\w*|viz|rviz",
 }
 _DEPTH_ENCODINGS = re.compile(r"(16|32)[usf]c1|64fc1")

@@ -21,7 +21,7 @@ _MAX_AREA, _MAX_STEP, _RECENT_S = 2.0, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
-# What is found again may have this share of the largest typical area: it may be farther away, or turned.
+# A target that is found again may have this share of the largest typical area: it may be farther away, or turned.
 _LEAST_FOUND = 0.2
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1

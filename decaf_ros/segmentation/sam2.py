@@ -57,8 +57,9 @@ _CLASSES = frozenset(
 # Names of weights in a folder: ours, and the published ones with the configuration of each in the sam2 package.
 _WEIGHTS = ("model.safetensors", "model.pt")
 _PUBLISHED = {weights: config for config, weights in HF_MODEL_ID_TO_FILENAMES.values()}
-# Hiera unpickles a further file that this entry names.
-_REFUSED_ENTRY = "weights_path"
+# Hiera unpickles the further file that the first one names; the others change what Hydra makes of a section.
+_REFUSED_ENTRIES = ("weights_path", "_args_", "_partial_", "_recursive_")
+_EXTRAS = "sam_mask_decoder_extra_args"
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -279,8 +280,8 @@ def build_model(model_config: dict[str, Any]) -> SAM2Base:
         "dynamic_multimask_stability_delta": 0.05,
         "dynamic_multimask_stability_thresh": 0.98,
     }
-    decoder = {**(model_config.get("sam_mask_decoder_extra_args") or {}), **stability}
-    extras = {"sam_mask_decoder_extra_args": decoder, "binarize_mask_from_pts_for_mem_enc": True}
+    decoder = {**(model_config.get(_EXTRAS) or {}), **stability}
+    extras = {_EXTRAS: decoder, "binarize_mask_from_pts_for_mem_enc": True}
     return instantiate({**model_config, **extras}, _convert_="all")
 
 
@@ -351,13 +352,16 @@ def _download(config: Sam2Config, filename: str) -> Path:
 
 def _read_model_config(path: Path) -> dict[str, Any]:
     try:
-        document = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+        document = OmegaConf.to_container(OmegaConf.load(path), resolve=True, throw_on_missing=True)
     except (OmegaConfBaseException, YAMLError) as error:
         raise ValueError(f"{path}: expected the configuration of a SAM 2 model: {error}") from error
     model = document.get("model") if isinstance(document, dict) else None
     if not isinstance(model, dict) or model.get("_target_") != f"{_MODULES}.sam2_base.SAM2Base":
         raise ValueError(f"{path}: expected a section `model` with _target_ {_MODULES}.sam2_base.SAM2Base")
     _check_entries(path, model)
+    extras = model.get(_EXTRAS)
+    if extras is not None and not isinstance(extras, dict):
+        raise ValueError(f"{path}: {_EXTRAS}: expected a section, got {extras!r}")
     return model
 
 
@@ -368,8 +372,9 @@ def _check_entries(path: Path, section: Any) -> None:
         if target is not None and (not isinstance(target, str) or target not in _CLASSES):
             names = ", ".join(sorted(name.rpartition(".")[2] for name in _CLASSES))
             raise ValueError(f"{path}: expected only the classes {names} of {_MODULES} as _target_, got {target}")
-        if section.get(_REFUSED_ENTRY) is not None:
-            raise ValueError(f"{path}: expected no entry {_REFUSED_ENTRY}, got {section[_REFUSED_ENTRY]!r}")
+        for name in _REFUSED_ENTRIES:
+            if section.get(name) is not None:
+                raise ValueError(f"{path}: expected no entry {name}, got {section[name]!r}")
     if isinstance(section, str) and "${" in section:
         # An escaped interpolation, which the instantiation would resolve again, to any other section.
         raise ValueError(f"{path}: expected plain values, got {section!r}")
@@ -384,7 +389,8 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         document = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as error:
-        raise ValueError(f"{path}: expected the weights of a SAM 2 model, got an unreadable file: {error}") from error
+        reason = str(error).partition(". ")[0]  # the rest of PyTorch's text advises to run the file's code
+        raise ValueError(f"{path}: expected the weights of a SAM 2 model, got an unreadable file: {reason}") from error
     if not isinstance(document, dict) or "model" not in document:
         raise ValueError(f"{path}: expected a checkpoint with an entry 'model', as in SAM 2's published .pt files")
     weights: dict[str, torch.Tensor] = document["model"]
