@@ -9,6 +9,7 @@ from scripted import World, WorldTracker, frame, settings
 from decaf_ros.online.catch_up import catch_up, thin
 from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
+from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Tracklet, TrackletScores, Window
 
 WORLD = World(a=lambda time_s: (round((time_s - 100) * 4), 0), b=lambda time_s: (16, round((time_s - 100) * 2)))
@@ -165,3 +166,15 @@ def test_a_hidden_object_keeps_its_last_seen_mask():
     _run(WorldTracker(world), [candidate], window, buffer, compared=[frames[2], frames[7]])
     assert candidate.seen_frame is frames[3]
     assert set(candidate.masks) == {frames[0], frames[2]}
+
+
+def test_five_masks_that_agree_outvote_an_inexact_source():
+    buffer, frames = _stream(8)
+    config = settings(tracking__appearance_margin=0.1).tracking
+    candidate = _candidate(0, "a", buffer.window(), 0)
+    leaked, exact = np.array([1, 0], np.float32), np.array([0.95, 0.312], np.float32)
+    mask = candidate.seen_mask
+    assert candidate.see(frames[0], TrackStep(mask, 1.0, leaked), config)
+    seen = [candidate.see(where, TrackStep(mask, 1.0, exact), config) for where in frames[1:]]
+    assert seen == [False] * 4 + [True] * 3 and candidate.sure_frame is frames[7]
+    assert candidate.appearance.is_doubtful(leaked, config)

@@ -283,6 +283,37 @@ def test_duplicate_candidates_give_one_target():
     assert [(target.id, target.key) for target in targets.living] == [(1, 3), (2, 5), (3, 6)]
 
 
+def test_of_duplicates_the_one_that_was_surely_seen_last_is_followed():
+    """The tracker lost the better one, whose source mask was inexact."""
+    config = settings()
+    targets = Targets()
+    newest = frame(1)
+    lost, seen = make_candidate(0, 0, 0.95, width=13), make_candidate(1, 0, 0.9)
+    for candidate in (lost, seen):
+        candidate.frames = (NOW, newest)
+        candidate.tracklet = replace(candidate.tracklet, masks=np.stack([candidate.seen_mask, make_mask(0)]))
+    seen.see(newest, seen_step(0), config.tracking)
+    targets.merge([lost, seen], QUERY, "", newest, config)
+    # On one key frame of two they match: too few for duplicates.
+    assert [(target.id, target.key) for target in targets.living] == [(1, 0), (2, 1)]
+    lost.frames = seen.frames = (frame(-1), NOW, newest)
+    for candidate in (lost, seen):
+        candidate.tracklet = replace(candidate.tracklet, masks=np.stack([*candidate.tracklet.masks, make_mask(0)]))
+    targets = Targets()
+    targets.merge([lost, seen], QUERY, "", newest, config)
+    assert [(target.id, target.key) for target in targets.living] == [(1, 1)]
+
+
+def test_of_two_targets_on_one_object_the_surely_seen_one_stays():
+    config = settings()
+    targets = Targets()
+    targets.merge([make_candidate(0, 0), make_candidate(1, 0, width=5)], QUERY, "", NOW, config)
+    unsure = seen_step(0)._replace(has_strays=True)
+    for number in (1, 2, 3):
+        result = follow(targets, number, {0: unsure, 1: seen_step(0)}, config)
+    assert states_of(result) == [(1, "LOST"), (2, "TRACKED")]
+
+
 def test_a_hidden_target_is_matched_by_a_duplicate_of_the_best_candidate():
     """Both candidates are on it now. On the target's last-seen frame the better one covers only a small part."""
     config = settings()

@@ -21,8 +21,9 @@ _MAX_AREA, _MAX_STEP, _RECENT_S = 2.0, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
-# A target that is found again may have this share of the largest typical area: it may be farther away, or turned.
-_LEAST_FOUND = 0.2
+# A target that is found again may have an area between these shares of the largest typical one: it may be nearer, or
+# turned.
+_LEAST_FOUND, _MOST_FOUND = 0.2, 3.0
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
@@ -77,6 +78,11 @@ class Appearance:
         return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
 
     @property
+    def knows_one_mask(self) -> bool:
+        """Whether it has accepted a single sure mask."""
+        return self._accepted == 1
+
+    @property
     def example(self) -> Example | None:
         """The object to look for; None without a descriptor."""
         return Example(np.mean(self._samples, axis=0), self._typical_area) if self._samples else None
@@ -86,7 +92,7 @@ class Appearance:
         if it has a usual size and is similar up to a twelfth of the margin, as nothing else speaks for it. None if
         there is no such mask, or if two that are apart qualify."""
         areas = masks.sum(axis=(1, 2))
-        usual = (areas >= self._largest_area * _LEAST_FOUND) & (areas <= self._largest_area * _MAX_AREA)
+        usual = (areas >= self._largest_area * _LEAST_FOUND) & (areas <= self._largest_area * _MOST_FOUND)
         margin = config.appearance_margin / 12
         fit = [index for index in np.flatnonzero(usual).tolist() if self._is_within(margin, looks[index])]
         best = max(fit, key=lambda index: self.similarity(looks[index]) or 0.0, default=None)
@@ -97,6 +103,7 @@ class Appearance:
     def find(self, mask: np.ndarray) -> None:
         """The target was found again as a (H, W) bool mask, whose area is from now on the typical one."""
         self._typical_area = float(np.count_nonzero(mask))
+        self._largest_area = max(self._largest_area, self._typical_area)
 
     def accept(
         self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig, has_strays: bool = False

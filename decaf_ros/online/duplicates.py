@@ -30,7 +30,8 @@ def were_apart(first: Candidate, second: Candidate) -> bool:
 def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> list[list[Candidate]]:
     """Groups candidates of one grounding, best first, that are on the object of the group's best candidate.
 
-    iou_threshold: mask IoU above which two masks are one object.
+    In each group the one that was surely seen last comes first: the best candidate's source may be inexact, so that the
+    tracker loses it. iou_threshold: mask IoU above which two masks are one object.
     """
     groups: list[list[Candidate]] = []
     for candidate in candidates:
@@ -39,11 +40,15 @@ def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> li
             groups.append([candidate])
         else:
             group.append(candidate)
-    return groups
+    return [sorted(group, key=lambda candidate: -candidate.sure_frame.stamp_ns) for group in groups]
 
 
 def _is_duplicate(first: Candidate, second: Candidate, iou_threshold: float) -> bool:
-    coincide = first.seen_frame is second.seen_frame and mask_iou(first.seen_mask, second.seen_mask) > iou_threshold
+    pairs = zip(first.tracklet.masks, second.tracklet.masks)
+    overlaps = [mask_iou(one, other) > iou_threshold for one, other in pairs if one.any() and other.any()]
+    coincide = 2 * sum(overlaps) > len(overlaps)
+    if first.seen_frame is second.seen_frame:
+        coincide = mask_iou(first.seen_mask, second.seen_mask) > iou_threshold
     return coincide and not were_apart(first, second)
 
 
@@ -69,7 +74,8 @@ class DuplicateDetector:
         self._frames = {pair: count for pair, count in self._frames.items() if set(pair) <= set(living_ids)}
 
     def update(self, visible: Iterable[LivingTarget], iou_threshold: float) -> list[LivingTarget]:
-        """Adds one frame. Returns the targets that are duplicates of an older one, after MERGE_FRAMES frames.
+        """Adds one frame. Returns the targets that are duplicates, after MERGE_FRAMES frames: of two, the younger one,
+        or the older one if that alone is not surely seen.
 
         visible: the targets seen on the frame. iou_threshold: mask IoU above which two masks are one object.
         """
@@ -85,5 +91,6 @@ class DuplicateDetector:
                 count = count + 1 if mask_iou(older.mask, younger.mask) > iou_threshold else 0
             self._frames[pair] = count
             if count >= MERGE_FRAMES:
-                duplicates.append(younger)
+                only_younger_is_sure = younger.is_sure and not older.is_sure
+                duplicates.append(older if only_younger_is_sure else younger)
         return duplicates

@@ -11,6 +11,9 @@ from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
 
+# So many masks in a row that are unlike the only known one, the source's: that one was inexact, not they.
+_SOURCE_OUTVOTED = 5
+
 
 def is_seen(step: TrackStep, config: TrackingConfig) -> bool:
     """Whether SAM 2 sees the object: object-presence logit above `tracking.object_score` and a non-empty mask."""
@@ -26,7 +29,9 @@ class Candidate:
         frames: key frames of the window.
         seen_frame: last frame on which it was seen.
         seen_mask: (H, W) bool on `seen_frame`.
+        sure_frame: last frame on which it was surely seen.
         masks: (H, W) bool by frame, not empty: key frames, and frames for the comparison with living targets.
+        unsure_count: masks since `sure_frame`.
         look: its descriptor on `seen_frame`, once it was started in the tracker.
         appearance: what it looks like, from its source on.
     """
@@ -36,7 +41,9 @@ class Candidate:
     frames: tuple[Frame, ...]
     seen_frame: Frame = field(init=False)
     seen_mask: np.ndarray = field(init=False)
+    sure_frame: Frame = field(init=False)
     masks: dict[Frame, np.ndarray] = field(init=False)
+    unsure_count: int = field(init=False, default=0)
     look: np.ndarray | None = field(init=False, default=None)
     appearance: Appearance = field(init=False, default_factory=Appearance)
 
@@ -44,6 +51,7 @@ class Candidate:
         # Full-size masks, made once: they are compared with those of other candidates and targets.
         self.tracklet = replace(self.tracklet, masks=tuple(self.tracklet.masks))
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
+        self.sure_frame = self.source
         self.masks = {frame: mask for frame, mask in zip(self.frames, self.tracklet.masks) if mask.any()}
 
     @property
@@ -53,7 +61,15 @@ class Candidate:
     def see(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> bool:
         """Takes in the tracker's result on the next frame. Returns whether it is surely seen."""
         self.seen_frame, self.seen_mask, self.look = frame, step.mask, step.look
-        return self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
+        is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
+        if not is_sure:
+            self.unsure_count += 1
+            if self.unsure_count == _SOURCE_OUTVOTED and self.appearance.knows_one_mask:
+                self.appearance = Appearance()
+                is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
+        if is_sure:
+            self.sure_frame, self.unsure_count = frame, 0
+        return is_sure
 
 
 @dataclass(eq=False)
@@ -186,6 +202,11 @@ class LivingTarget:
         seen = [frame for frame in candidate.frames if frame in candidate.masks]
         if seen:
             self.key_frame, self.key_mask = seen[-1], candidate.masks[seen[-1]]
+
+    @property
+    def is_sure(self) -> bool:
+        """Whether it is surely seen on the last frame on which it is seen."""
+        return self.sure_frame is self.seen_frame
 
     @property
     def is_missing(self) -> bool:
