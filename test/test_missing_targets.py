@@ -94,6 +94,25 @@ def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
         assert targets.need_search(now, 0.95) == (number == 20)
 
 
+@pytest.mark.parametrize(("left", "key"), [(0, 5), (20, 0)])
+def test_a_grounding_that_agrees_with_a_doubtful_target_teaches_its_looks(left, key):
+    """The first source mask was inexact. A candidate that was elsewhere on the newest frame teaches nothing."""
+    config = settings(tracking__appearance_margin=0.6)
+    targets = Targets()
+    targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
+    follow(targets, 1, {0: TrackStep(make_mask(0), 3.0, LOOK)}, config)
+    now, exact = frame(2), TrackStep(make_mask(0), 3.0, np.array([0.8, 0.6], np.float32))
+    targets.update(now, {0: exact}, config)
+    found = make_candidate_on(targets, 5, 0)
+    found.frames = (frame(1), now)
+    found.masks = {targets.living[0].sure_frame: make_mask(0)}
+    found.see(now, exact._replace(mask=make_mask(left)), config.tracking)
+    targets.merge([found], QUERY, "", now, config, may_join=False)
+    assert [(target.id, target.key, target.is_sure) for target in targets.living] == [(1, key, key == 5)]
+    follow(targets, 3, {key: exact}, config)
+    assert targets.living[0].is_sure == (key == 5)
+
+
 def test_a_target_found_by_its_looks_keeps_its_id_unless_another_is_there():
     config = settings(tracking__lost_after_s=0.5)
     targets = _known_and_missing(config)

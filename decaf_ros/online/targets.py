@@ -161,6 +161,8 @@ class Targets:
                 candidate = candidates[matches[row]]
                 target.misses = 0
                 if target.appearance.is_doubtful(candidate.look, config.tracking):
+                    if _agree(target, candidate, newest, config.segmentation.suppression_iou):
+                        target.learn_anew(candidate)
                     continue
                 if target not in self._missing:
                     target.renew(candidate)
@@ -231,6 +233,12 @@ def _overlaps(
             if not mask_pairs and target.appearance.looks_alike(group[0].look, config):
                 overlaps[row, column] = target.appearance.similarity(group[0].look) or 0.0
     return overlaps
+
+
+def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, iou_threshold: float) -> bool:
+    """Whether the followed target and a new grounding's surely seen candidate have the same mask on the newest frame."""
+    both_seen = target.seen_frame is newest and candidate.sure_frame is newest
+    return both_seen and mask_iou(target.mask, candidate.seen_mask) > iou_threshold
 
 
 def _comparable_masks(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:

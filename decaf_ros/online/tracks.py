@@ -170,6 +170,13 @@ class LivingTarget:
         self.key, self.scores, self.source_stamp_ns = origin(candidate)
         self.misses = 0
 
+    def learn_anew(self, candidate: Candidate) -> None:
+        """Continues with a new grounding's memory and looks: it was found where it is, its old looks are inexact."""
+        self.renew(candidate)
+        self.appearance = candidate.appearance
+        self.sure_frame, self.sure_mask = candidate.sure_frame, candidate.seen_mask
+        self.unsure_since_ns = candidate.sure_frame.stamp_ns
+
     def reappears(self, frame: Frame, step: TrackStep, config: TrackingConfig) -> bool:
         """Whether the tracker sees a missing target again, on a mask that clearly looks like it.
 
