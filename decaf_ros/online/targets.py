@@ -236,7 +236,7 @@ def _overlaps(
 
 
 def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, iou_threshold: float) -> bool:
-    """Whether a visible target and a surely seen candidate of a new grounding have the same mask on the newest frame."""
+    """Whether a visible target and a surely seen candidate of a grounding have the same mask on the newest frame."""
     both_seen = target.seen_frame is newest and candidate.sure_frame is newest
     return both_seen and mask_iou(target.mask, candidate.seen_mask) > iou_threshold
 
