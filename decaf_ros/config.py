@@ -399,7 +399,3 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     return dataclasses.replace(
         config, **{stage: dataclasses.replace(getattr(config, stage), **fields) for stage, fields in sections.items()}
     )
-
-
-# Parameters and prefixes that every rclpy node declares itself and reads from the same files.
-RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")

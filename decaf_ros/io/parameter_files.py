@@ -15,7 +15,10 @@ from typing import Any
 
 import yaml
 
-from decaf_ros.config import RCLPY_PARAMETERS, DecafConfig, replace
+from decaf_ros.config import DecafConfig, replace
+
+# Parameters and prefixes that every rclpy node declares itself and reads from the same files.
+RCLPY_PARAMETERS = ("use_sim_time", "start_type_description_service", "qos_overrides.")
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,8 @@ from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescri
 from rclpy.node import Node
 from rclpy.parameter import Parameter
 
-from decaf_ros.config import RCLPY_PARAMETERS, DecafConfig, Option, options, replace
+from decaf_ros.config import DecafConfig, Option, options, replace
+from decaf_ros.io.parameter_files import RCLPY_PARAMETERS
 
 
 def descriptor(option: Option) -> ParameterDescriptor:

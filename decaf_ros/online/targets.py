@@ -44,7 +44,7 @@ class Targets:
         """Applies the tracker's results (by key) on the next frame.
 
         Returns the keys of the targets that were not surely seen on it, which the tracker must not learn from. If two
-        targets turn out to be one object, the younger one is lost, unless `regrounding.policy` is off.
+        targets turn out to be one object, one is lost (`DuplicateDetector.update`), unless `regrounding.policy` is off.
         """
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
@@ -140,10 +140,11 @@ class Targets:
         """Merges the candidates of one grounding, best first, caught up to `newest`.
 
         Each candidate is matched with at most one living or missing target. A target that is surely seen stays as it
-        is. Any other continues with the candidate's memory, unless the candidate is doubtful by its looks; a missing
-        one is then revived with its id. A hidden target without a match counts a miss. With `may_join`, candidates
-        without a match become new targets, at most `tracking.max_targets`. Duplicates of a better candidate only help
-        to match it.
+        is. Any other continues with the candidate's memory; a missing one is then revived with its id. If the candidate
+        is doubtful by its looks, that holds only where both have the same mask now: then the target's looks were
+        inexact. A hidden target without a match counts a miss. With `may_join`, candidates without a match become new
+        targets, at most `tracking.max_targets`. Other candidates on the same object (`group_by_object`) only help to
+        match it.
         """
         groups = [[candidate] for candidate in candidates]
         if config.regrounding.policy != "off":
@@ -161,10 +162,10 @@ class Targets:
                 candidate = candidates[matches[row]]
                 target.misses = 0
                 if target.appearance.is_doubtful(candidate.look, config.tracking):
-                    if _agree(target, candidate, newest, config.segmentation.suppression_iou):
-                        target.learn_anew(candidate)
-                    continue
-                if target not in self._missing:
+                    if not _agree(target, candidate, newest, config.segmentation.suppression_iou):
+                        continue
+                    target.learn_anew(candidate)
+                elif target not in self._missing:
                     target.renew(candidate)
                 elif self._has_room(config):
                     self._revive(target, candidate, newest)
