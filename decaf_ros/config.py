@@ -65,6 +65,7 @@ class _Checked:
 
 PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
 POLICIES = ("hold", "refresh", "off")
+NUMBERS = ("any", "ask", "one", "several")
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,13 @@ class GroundingConfig(_Checked):
     )
     rollout: str = _option("v_max", "how heads are combined (Tab. 5a)", choices=("v_max", "max", "mean"))
     start_layer: int = _option(-1, "first layer of the rollout, from 0; -1: skip the first half (Tab. 5b)", -1, 256)
+    number: str = _option(
+        "any",
+        "how many objects an instruction means; any: as many as pass the thresholds (the paper's rule); ask: the model "
+        "says, from the words alone, one or several",
+        choices=NUMBERS,
+        live=True,
+    )
     contrast: bool = _option(True, "subtract the background map (Tab. 4a)")
     branches: str = _option("both", "branches to fuse (Tab. 4b)", choices=("both", "video", "frames"))
     rollout_kernel: str = _option(
@@ -197,6 +205,14 @@ class SegmentationConfig(_Checked):
     )
     tracklet_threshold: float = _option(
         0.8, "tau_trk: a tracklet with a higher combined score is a target", 0.0, 1.0, live=True
+    )
+    several_share: float = _option(
+        0.55,
+        "if grounding.number is several: min attention of a point prompt, and min mean attention under a tracklet as a "
+        "share of the best's, in place of point_threshold and tracklet_threshold",
+        0.0,
+        1.0,
+        live=True,
     )
     suppression_iou: float = _option(0.7, "masks with a higher IoU are one object", 0.0, 1.0, live=True)
     consistency: bool = _option(True, "include attention consistency in the combined score (Tab. 7)")

@@ -21,7 +21,7 @@ from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, StageClock, no_progress
-from decaf_ros.types import Frame, Presence, Segmentation, Tracklet, Window
+from decaf_ros.types import Frame, Grounding, Presence, Segmentation, Tracklet, Window
 
 Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class Decaf:
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5).
         clock.start("points")
-        points = attention_points(attention, config.segmentation)
+        points = attention_points(attention, config.segmentation, grounding.means_several)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
         # SAM 2 encodes every key frame once.
@@ -87,7 +87,7 @@ class Decaf:
             clock.start("scoring")
             tracklets = score_tracklets(proposals, attention, config.segmentation)
             presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
-            selected = select_targets(tracklets, presence, grounding.category, config)
+            selected = select_targets(tracklets, presence, grounding, config)
 
             # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
             coarse, labels = None, None
@@ -126,9 +126,9 @@ class Decaf:
 
 
 def select_targets(
-    tracklets: Sequence[Tracklet], presence: Presence, category: str, config: DecafConfig
+    tracklets: Sequence[Tracklet], presence: Presence, grounding: Grounding, config: DecafConfig
 ) -> list[Tracklet]:
     """The tracklets that answer the query, best first; none if there is an `absence_reason`."""
-    if absence_reason(presence, category, config.presence.threshold):
+    if absence_reason(presence, grounding.category, config.presence.threshold):
         return []
-    return select_tracklets(tracklets, config.segmentation)
+    return select_tracklets(tracklets, config.segmentation, grounding.means_several)

@@ -152,12 +152,15 @@ class Grounding:
     category: the chosen object category; empty in mode `fast`, which decodes nothing, and if every answer was cut off.
     answers: all candidate categories in decoding order (video first, then frames), in lower case.
     asked: probability of "yes" to the question whether the target is there; None if not asked.
+    means_several: whether the query means several objects (True) or one (False), see `grounding.number`; None if any
+        number will do.
     """
 
     maps: AttentionMaps
     category: str = ""
     answers: tuple[str, ...] = ()
     asked: float | None = None
+    means_several: bool | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -202,6 +205,8 @@ class Tracklet:
     point_xy: that point, in [0, 1].
     scores: see Sec. 3.4.
     raw_consistency: Eq. 8 before the division by the best.
+    density: mean attention under the masks, in [0, 1]: of the fused map's tokens in all key frames, weighted by the
+        share of a token that the mask covers; 0 without any mask.
     object_score: SAM 2's object-presence logit at the source, > 0: present.
     """
 
@@ -211,6 +216,7 @@ class Tracklet:
     scores: TrackletScores
     raw_consistency: float
     object_score: float
+    density: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.source < len(self.masks):

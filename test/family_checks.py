@@ -10,7 +10,7 @@ from benchmarks.literal import literal_ask
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
-from decaf_ros.grounding.mllm import forward, yes_margin
+from decaf_ros.grounding.mllm import answer_margin, forward
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Frame, Window
 
@@ -96,6 +96,16 @@ def check_inputs(mllm, view, text, expected):
     assert torch.equal(ours.logits.argmax(dim=-1), logits.argmax(dim=-1))
 
 
+def check_margin(engine, question):
+    """The margin of a text without images equals that of one full pass."""
+    mllm = engine.mllm
+    prompt = mllm.prompt(None, question)
+    inputs = mllm.embed(prompt.ids, prompt.slots, [()])
+    logits = forward(mllm.model, inputs, prompt.positions, None, mllm.layers, wants_token=True).logits
+    expected = float(answer_margin(mllm.tokenizer, logits, "several", "one"))
+    assert abs(engine.margin(question, "several", "one") - expected) <= 1e-4 and expected != 0
+
+
 def check_maps(mllm, kind, pictures):
     """The engine's maps and margins, with prefix and suffixes, equal those of one full pass (maps: Eq. 1-4)."""
     views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
@@ -106,7 +116,8 @@ def check_maps(mllm, kind, pictures):
         prompt = mllm.prompt(one.layout, question)
         inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
         logits = forward(mllm.model, inputs, prompt.positions, None, mllm.layers, wants_token=True).logits
-        assert abs(margin - float(yes_margin(mllm.tokenizer, logits))) <= 1e-4 and margin != 0
+        assert abs(margin - float(answer_margin(mllm.tokenizer, logits, "yes", "no"))) <= 1e-4 and margin != 0
+    check_margin(engine, question)
     for text, text_results in zip(TEXTS, results):
         for one, result in zip(views, text_results):
             expected = literal_ask(mllm, one, text, 2)[0]

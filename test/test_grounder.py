@@ -70,7 +70,7 @@ def test_the_question_is_one_more_suffix_and_changes_nothing_else(mllm, window, 
     np.testing.assert_array_equal(results[True].maps.fused, results[False].maps.fused)
     assert results[True].category == results[False].category
     stages = {ask: [stage for stage, _ in progress[ask]] for ask in progress}
-    assert [stage for stage in stages[True] if stage != "presence_question"] == stages[False]
+    assert [stage for stage in stages[True] if stage != "questions"] == stages[False]
 
 
 def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeypatch):
@@ -87,6 +87,26 @@ def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeyp
     assert video.asked == pytest.approx(1 / (1 + np.exp(2)))
     assert [count for count, _ in asked] == [5, 1]
     assert "in the image" in asked[0][1] and "in the video" in asked[1][1] and "the red ball." in asked[0][1]
+
+
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_the_number_is_asked_of_the_words_alone(mllm, window, monkeypatch, mode):
+    grounder = Grounder(mllm)
+    asked = []
+
+    def margin(text, answer, other):
+        asked.append((text, answer, other))
+        return 0.5 if "balls" in text else -0.5
+
+    monkeypatch.setattr(grounder.engine, "margin", margin)
+    options = {"grounding__mode": mode, "grounding__number": "ask"}
+    assert ground(grounder, window, "The red BALLS", **options)[0].means_several is True
+    assert ground(grounder, window, "The red ball", **options)[0].means_several is False
+    assert [(answer, other) for _, answer, other in asked] == [("several", "one")] * 2
+    assert asked[0][0].startswith("the red balls.\n") and asked[0][0].endswith("one or several.")
+    for number, expected in (("any", None), ("one", False), ("several", True)):
+        assert ground(grounder, window, grounding__number=number)[0].means_several is expected
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,47 @@ def test_selection_is_strict_and_falls_back_as_configured():
     assert select_tracklets([good], best) == [good] and select_tracklets([], best) == []
 
 
+def test_density_is_the_mean_attention_under_the_masks():
+    upper, left, half = proposal([[1, 1], [0, 0]]), proposal([[1, 0], [1, 0]]), proposal([[0, 0], [0, 0]])
+    found = {
+        id(one.masks): one.density for one in score_tracklets([upper, left, half], ATTENTION, SegmentationConfig())
+    }
+    assert [found[id(one.masks)] for one in (upper, left, half)] == pytest.approx([0.75, 0.55, 0.0])
+
+
+# Two frames of 1 x 8 tokens: a large object of 4 tokens, a small one of 1, a weak one of 2, and nothing.
+STRIP = np.array([[[0.9, 0.9, 0.9, 0.9, 1.0, 0.5, 0.5, 0.0]]] * 2, dtype=np.float32)
+
+
+def strip(*tokens: int, attention: float, iou: float = 0.9) -> Proposal:
+    return proposal([[int(place in tokens) for place in range(8)]], attention, iou, frames=2)
+
+
+def test_one_object_is_the_densest_with_all_tracklets_on_it():
+    large, small, weak = strip(0, 1, 2, 3, attention=0.9), strip(4, attention=1.0), strip(5, 6, attention=0.5)
+    part, both = strip(0, 1, attention=0.9), strip(3, 4, attention=1.0)
+    ranked = score_tracklets([large, small, weak, part], STRIP, SegmentationConfig())
+    assert [id(one.masks) for one in select_tracklets(ranked, SegmentationConfig())] == [id(large.masks)]
+    # Eq. 8 ranks the large one first, because it covers more of the map.
+    assert ranked[0].masks is large.masks
+    assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [small.masks]
+    ranked = score_tracklets([large, weak, part], STRIP, SegmentationConfig())
+    assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [large.masks, part.masks]
+    ranked = score_tracklets([both, weak], STRIP, SegmentationConfig())
+    assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [both.masks]
+
+
+def test_several_objects_are_all_that_are_dense_enough():
+    large, small, weak = strip(0, 1, 2, 3, attention=0.9), strip(4, attention=1.0), strip(5, 6, attention=0.5)
+    ranked = score_tracklets([large, small, weak], STRIP, SegmentationConfig())
+    assert len(select_tracklets(ranked, SegmentationConfig(tracklet_threshold=1.0))) == 0
+    several = select_tracklets(ranked, SegmentationConfig(tracklet_threshold=1.0), True)
+    assert [one.masks for one in several] == [large.masks, small.masks]
+    assert len(select_tracklets(ranked, SegmentationConfig(several_share=0.5), True)) == 3
+    for means_several in (None, False, True):
+        assert select_tracklets([], SegmentationConfig(), means_several) == []
+
+
 def test_another_number_of_frames_is_named():
     with pytest.raises(ValueError, match="expected 1 key frames, got 2"):
         score_tracklets([proposal([[1, 1], [0, 0]], frames=2)], ATTENTION, SegmentationConfig())

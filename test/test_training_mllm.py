@@ -25,6 +25,7 @@ from decaf_tabletop.training.mllm_examples import (
     FRAME_GRID,
     HARD_WEIGHT,
     MOVING_WEIGHT,
+    NUMBER_SHARE,
     VIDEO_GRID,
     ExampleSampler,
     motion_weights,
@@ -197,6 +198,8 @@ def test_examples_are_true(sampler: ExampleSampler):
             assert (example.answer, set(owners[example.focus > 0])) == (("cube", {2}) if to_ball else ("ball", {1}))
         elif example.kind == "choice":
             assert example.answer in example.text
+        elif example.kind == "number":
+            assert example.answer == "one" and not example.visual
         elif example.kind == "presence":
             assert not example.focus.any() and not example.has_targets
             words = set(re.findall(r"\w+", example.text.split("\n")[0]))
@@ -214,7 +217,16 @@ def test_examples_are_true(sampler: ExampleSampler):
                 smoothed = smooth(alone, VIDEO_KERNEL if example.visual == "video" else FRAME_KERNEL)
                 peaks = smoothed.max(axis=(1, 2))
                 np.testing.assert_allclose(peaks[alone.any(axis=(1, 2))], 1, atol=1e-4)
-    assert {"motion", "attribute", "size", "relation", "background frame", "choice", "absent frame"} <= covered
+    assert {
+        "motion",
+        "attribute",
+        "size",
+        "relation",
+        "background frame",
+        "choice",
+        "number",
+        "absent frame",
+    } <= covered
     for answer in ("yes", "no"):
         assert {f"presence {answer} video thing", f"presence {answer} video event"} <= covered
         assert f"presence {answer} image thing" in covered
@@ -257,6 +269,19 @@ def test_a_single_frame_cannot_answer_motion_questions(sampler: ExampleSampler, 
     assert sampler._object_example(expression, "video", 0, owners, "", np.random.default_rng(0)).answer == "ball"
     votes = sampler._choice_example(expression, np.random.default_rng(0))
     assert "object" in votes.short.split(", ") and votes.answer == "ball"
+
+
+def test_the_number_is_asked_as_often_of_one_object_as_of_several(sampler: ExampleSampler):
+    rng = np.random.default_rng(0)
+    one, both = Expression("the ball", "explicit", (0,), "ball"), Expression("the toys", "several", (0, 1), "")
+    drawn = [sampler._text_example({"explicit": [one] * 9, "several": [both]}, rng) for _ in range(1000)]
+    number = [example for example in drawn if example.kind == "number"]
+    assert abs(len(number) - 1000 * NUMBER_SHARE) < 60
+    said = Counter((example.text.split("\n")[0], example.answer) for example in number)
+    assert (
+        set(said) == {("the ball.", "one"), ("the toys.", "several")}
+        and abs(said["the ball.", "one"] / len(number) - 0.5) < 0.1
+    )
 
 
 def test_the_only_object_at_rest_is_drawn_more_often(sampler: ExampleSampler):

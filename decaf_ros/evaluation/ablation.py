@@ -158,7 +158,7 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     # The order of `propose_tracklets`: by key frame, then by descending score.
     proposals.sort(key=lambda proposal: (proposal.source, -proposal.score))
     tracklets = score_tracklets(proposals, found.grounding.maps.fused, config.segmentation)
-    selected = select_targets(tracklets, found.presence, found.grounding.category, config)
+    selected = select_targets(tracklets, found.presence, found.grounding, config)
     return dataclasses.replace(found, tracklets=tuple(tracklets), selected=tuple(selected), dense_labels=None)
 
 

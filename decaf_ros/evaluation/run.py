@@ -201,7 +201,7 @@ def node_segmentation(found: Segmentation, config: DecafConfig) -> Segmentation:
 
     The configurations differ only in the selection, so the masks are the same unless the node finds nothing.
     """
-    selected = tuple(select_targets(found.tracklets, found.presence, found.grounding.category, config))
+    selected = tuple(select_targets(found.tracklets, found.presence, found.grounding, config))
     labels = found.dense_labels if selected or found.dense_labels is None else np.zeros_like(found.dense_labels)
     return dataclasses.replace(found, selected=selected, dense_labels=labels)
 

@@ -20,7 +20,17 @@ from transformers import DynamicCache
 from decaf_ros.config import EngineConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache, PrefixBudget
-from decaf_ros.grounding.mllm import Answer, Features, ForwardOutput, Layout, Mllm, Prompt, decode, forward, yes_margin
+from decaf_ros.grounding.mllm import (
+    Answer,
+    Features,
+    ForwardOutput,
+    Layout,
+    Mllm,
+    Prompt,
+    answer_margin,
+    decode,
+    forward,
+)
 from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
 from decaf_ros.types import Frame
 
@@ -223,13 +233,22 @@ class Engine:
 
     def answer(self, text: str, max_new_tokens: int) -> Answer:
         """The model's answer to a text without images."""
-        prompt = self._prompt(None, text)
-        cache = DynamicCache()
+        prompt, cache, logits = self._read(text)
+        return decode(self.mllm, prompt, cache, logits, max_new_tokens)[0]
+
+    def margin(self, text: str, answer: str, other: str) -> float:
+        """Log-odds of one answer against another as the first token of the answer to a text without images."""
+        return float(answer_margin(self.mllm.tokenizer, self._read(text)[2], answer, other))
+
+    @torch.inference_mode()
+    def _read(self, text: str) -> tuple[Prompt, DynamicCache, torch.Tensor]:
+        """Runs a prompt without images; returns it, its cache and the logits (1, V) of the next token."""
+        prompt, cache = self._prompt(None, text), DynamicCache()
         inputs = self.mllm.embed(prompt.ids, prompt.slots, [()])
         # Past the last layer: no attention of this prompt is recorded.
         output = forward(self.mllm.model, inputs, prompt.positions, cache, self.mllm.layers, wants_token=True)
         assert output.logits is not None
-        return decode(self.mllm, prompt, cache, output.logits, max_new_tokens)[0]
+        return prompt, cache, output.logits
 
     def _expect(self, views: Sequence[View], text: str) -> None:
         """Announces the views of a window. text: any prompt."""
@@ -283,7 +302,7 @@ class Engine:
         finally:
             prefix.truncate()
         assert output.logits is not None
-        margins = yes_margin(self.mllm.tokenizer, output.logits).tolist()
+        margins = answer_margin(self.mllm.tokenizer, output.logits, "yes", "no").tolist()
         return [margins[prefix.views.index(view.key)] for view in batch.views]
 
     @torch.inference_mode()

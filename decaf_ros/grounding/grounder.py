@@ -13,7 +13,7 @@ from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
 from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
-from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt, presence_prompt
+from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
 from decaf_ros.stages import StageClock
 from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
 
@@ -23,9 +23,12 @@ STAGES = (
     "category",
     "video_background",
     "frames_background",
-    "presence_question",
+    "questions",
     "fusion",
 )
+
+# Whether several objects are meant, by `grounding.number`.
+_NUMBERS = {"any": None, "one": False, "several": True}
 
 
 class Grounder:
@@ -40,7 +43,8 @@ class Grounder:
 
         Mode `paper` decodes the category (candidates from the video and every frame, then one choice) and names it in
         the background prompt. Mode `fast` names the target by the query and decodes nothing, so both prompts run
-        together, in the object stages. In both modes `presence.ask` adds one question about the video.
+        together, in the object stages. In both modes `presence.ask` adds one question about the video, and number
+        `ask` one about the words.
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
         return _GroundingRun(self, window, query, config, clock).run()
@@ -92,6 +96,7 @@ class _GroundingRun:
                 video += self._ask("video_background", self.video, [text])
                 frames += self._ask("frames_background", self.frames, [text])
         asked = self._ask_presence() if self.asks_presence else None
+        means_several = self._ask_number() if options.number == "ask" else _NUMBERS[options.number]
 
         self.clock.start("fusion")
         video_maps, frame_maps = _branch_maps(video), _branch_maps(frames)
@@ -100,7 +105,7 @@ class _GroundingRun:
             None if frame_maps is None else contrast(frame_maps, FRAME_KERNEL, per_frame=True),
             self.frame_count,
         )
-        return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers, asked)
+        return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers, asked, means_several)
 
     def _ask(self, stage: str, views: list[View], texts: list[str], decodes: bool = False) -> list[list[ViewResult]]:
         """Results of the views for each text; empty lists without views."""
@@ -118,11 +123,16 @@ class _GroundingRun:
         Asked about the video, because one frame does not show an event. Without the video branch: about every frame;
         the highest probability counts.
         """
-        self.clock.start("presence_question")
+        self.clock.start("questions")
         views, medium = (self.video, "video") if self.video else (self.frames, "image")
         text = presence_prompt(self.query, medium)
         margin = max(self.engine.yes_margins(views, text, self.read_options, self.clock.tick))
         return 1 / (1 + math.exp(-min(max(margin, -60.0), 60.0)))
+
+    def _ask_number(self) -> bool:
+        """Whether the query means several objects, by the model's answer. The same for every window of a query."""
+        self.clock.start("questions")
+        return self.engine.margin(number_prompt(self.query), "several", "one") > 0
 
     def _choose(self, candidates: list[Answer]) -> str:
         """The model's choice of a category, from the query and all candidates (text only)."""

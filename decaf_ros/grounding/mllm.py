@@ -225,20 +225,20 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor
     return answers
 
 
-def yes_margin(tokenizer: Any, logits: torch.Tensor) -> torch.Tensor:
-    """Log-odds of "yes" against "no" as the next token: (B,) float32. logits: (B, V).
+def answer_margin(tokenizer: Any, logits: torch.Tensor, answer: str, other: str) -> torch.Tensor:
+    """Log-odds of one answer against another as the next token: (B,) float32. logits: (B, V).
 
     Sums the probabilities of the casings. Only the first token of an answer counts.
-    Raises ValueError if "yes" and "no" begin with the same token.
+    answer, other: one word each, in lower case. Raises ValueError if they begin with the same token.
     """
-    yes, no = (
-        {tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in words}
-        for words in (("Yes", "yes", "YES"), ("No", "no", "NO"))
+    first, second = (
+        {tokenizer(form, add_special_tokens=False)["input_ids"][0] for form in (word.title(), word, word.upper())}
+        for word in (answer, other)
     )
-    if yes & no:
-        raise ValueError('presence.ask: expected a tokenizer that tells "yes" from "no" by the first token')
+    if first & second:
+        raise ValueError(f'expected a tokenizer that tells "{answer}" from "{other}" by the first token')
     values = logits.float()
-    return values[:, sorted(yes)].logsumexp(dim=-1) - values[:, sorted(no)].logsumexp(dim=-1)
+    return values[:, sorted(first)].logsumexp(dim=-1) - values[:, sorted(second)].logsumexp(dim=-1)
 
 
 def end_tokens(mllm: Mllm) -> list[int]:

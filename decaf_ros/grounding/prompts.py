@@ -1,4 +1,5 @@
-"""The paper's prompts and their variants (App. B and F), and the question whether the target is there.
+"""The paper's prompts and their variants (App. B and F), and two questions of our own: whether the target is there,
+and whether it is one object or several.
 
 Two wordings: verbatim as in the paper, and as the published implementation sends them: the same sentences with other
 line ends and quotes.
@@ -135,6 +136,11 @@ PRESENCE = (
     "{expression}\nIs there an object in the {medium} that this expression or question refers to?\nAnswer yes or no."
 )
 
+# Not in the paper. A question about the words alone, without images.
+NUMBER = (
+    "{expression}\nDoes this expression or question refer to one object or to several objects?\nAnswer one or several."
+)
+
 
 def clean_query(query: str) -> str:
     """The stripped query, with a full stop unless it ends in "." or "?". Raises ValueError for an empty query."""
@@ -169,6 +175,11 @@ def choice_prompt(query: str, candidates: tuple[str, ...], variant: str, wording
 def presence_prompt(query: str, medium: str) -> str:
     """Asks whether the target is there. medium: "video" or "image". The query is lower-cased."""
     return PRESENCE.format(expression=clean_query(query).lower(), medium=medium)
+
+
+def number_prompt(query: str) -> str:
+    """Asks whether the query means one object or several. The query is lower-cased."""
+    return NUMBER.format(expression=clean_query(query).lower())
 
 
 def _template(kind: str, variant: str, wording: str) -> str:

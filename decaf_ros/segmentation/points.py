@@ -13,11 +13,13 @@ from decaf_ros.config import SegmentationConfig
 from decaf_ros.types import PointPrompts
 
 
-def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointPrompts:
+def attention_points(fused: np.ndarray, config: SegmentationConfig, means_several: bool | None = None) -> PointPrompts:
     """Point prompts for SAM 2 (Eq. 5): centres of strong tokens, each point a separate object.
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
+    If means_several, several_share takes the place of point_threshold where it is lower: the map is scaled to the
+    strongest object.
 
     Args:
         fused: (T, h, w) float32 in [0, 1].
@@ -31,7 +33,8 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig) -> PointProm
     """
     _check_map(fused)
     if config.points == "threshold":
-        chosen = np.flatnonzero(fused >= np.float32(config.point_threshold))
+        threshold = min(config.point_threshold, config.several_share) if means_several else config.point_threshold
+        chosen = np.flatnonzero(fused >= np.float32(threshold))
     else:
         tokens = fused.reshape(len(fused), -1)
         strongest = np.argsort(-tokens, axis=1, kind="stable")[:, : config.top_k]

@@ -1,4 +1,4 @@
-"""Scores and selects tracklets by agreement with the attention over the window (Sec. 3.4, Eq. 6-8)."""
+"""Scores tracklets by agreement with the attention over the window (Sec. 3.4, Eq. 6-8), and selects the targets."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.config import SegmentationConfig
+from decaf_ros.segmentation.overlap import are_apart
 from decaf_ros.segmentation.resizing import masks_in_parts
 from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Tracklet, TrackletScores
@@ -24,10 +25,11 @@ def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config
     attention: V, the fused map (T, h, w) float32 in [0, 1]. Raises ValueError for another number of key frames.
     """
     inside, penalised = consistency_maps(attention, config)
-    raw = [_consistency(proposal, inside, penalised) for proposal in proposals]
-    best = max(raw, default=0.0)
+    values = torch.from_numpy(attention)
+    agreements = [_agreement(proposal, values, inside, penalised) for proposal in proposals]
+    best = max((ratio for ratio, _ in agreements), default=0.0)
     tracklets = []
-    for proposal, ratio in zip(proposals, raw):
+    for proposal, (ratio, density) in zip(proposals, agreements):
         consistency = ratio / best if ratio > 0 else ratio
         parts = (proposal.attention, proposal.iou, consistency)[: 3 if config.consistency else 2]
         tracklets.append(
@@ -38,21 +40,38 @@ def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config
                 scores=TrackletScores(proposal.attention, proposal.iou, consistency, sum(parts) / len(parts)),
                 raw_consistency=ratio,
                 object_score=proposal.object_score,
+                density=density,
             )
         )
     return sorted(tracklets, key=lambda tracklet: -tracklet.scores.combined)
 
 
-def select_tracklets(tracklets: Sequence[Tracklet], config: SegmentationConfig) -> list[Tracklet]:
+def select_tracklets(
+    tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None = None
+) -> list[Tracklet]:
     """The targets: tracklets with a combined score above tracklet_threshold.
 
     If there are none: with config.fallback `best` the single best tracklet (evaluation protocol), with `none` an empty
     list ("not found"). tracklets: best first, as from `score_tracklets`.
+    means_several: if it is known how many objects are meant, the rule is ours. The combined score favours large
+        objects (Eq. 8 is a sum over the mask), so the densest tracklets count. One object: the one with the highest sum
+        of attention and density, with all tracklets on it. Several: all with several_share of the highest density.
     """
+    if tracklets and means_several is not None:
+        if means_several:
+            floor = config.several_share * max(tracklet.density for tracklet in tracklets)
+            return [tracklet for tracklet in tracklets if tracklet.density >= floor]
+        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
+        return [tracklet for tracklet in tracklets if not _were_apart(tracklet, leader)]
     passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
     if not passed and config.fallback == "best":
         return list(tracklets[:1])
     return passed
+
+
+def _were_apart(first: Tracklet, second: Tracklet) -> bool:
+    """Whether two tracklets show different objects on a key frame."""
+    return any(one.any() and other.any() and are_apart(one, other) for one, other in zip(first.masks, second.masks))
 
 
 def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -75,17 +94,20 @@ def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple
     return torch.from_numpy(inside), torch.from_numpy(np.where(inside, attention, outside))
 
 
-def _consistency(proposal: Proposal, inside: torch.Tensor, penalised: torch.Tensor) -> float:
-    """Eq. 8: <tracklet averaged to the token grid, Eq. 7> / <Eq. 6, Eq. 7>.
+def _agreement(
+    proposal: Proposal, attention: torch.Tensor, inside: torch.Tensor, penalised: torch.Tensor
+) -> tuple[float, float]:
+    """Eq. 8: <tracklet averaged to the token grid, Eq. 7> / <Eq. 6, Eq. 7>, and `Tracklet.density`.
 
-    0 if every frame of the map is constant: the denominator is 0 then.
+    Eq. 8 is 0 if every frame of the map is constant: the denominator is 0 then.
     """
     if len(proposal.masks) != len(inside):
         raise ValueError(f"masks: expected {len(inside)} key frames, got {len(proposal.masks)}")
-    normaliser = float(penalised[inside].sum(dtype=torch.float64))
-    if normaliser == 0:
-        return 0.0
     grid_hw = (inside.shape[1], inside.shape[2])
     parts = masks_in_parts(proposal.masks.logits, proposal.masks.size_hw)
     pooled = torch.cat([F.adaptive_avg_pool2d(part[:, None].float(), grid_hw)[:, 0].cpu() for part in parts])
-    return float((pooled * penalised).sum(dtype=torch.float64)) / normaliser
+    covered = float(pooled.sum(dtype=torch.float64))
+    density = float((pooled * attention).sum(dtype=torch.float64)) / covered if covered else 0.0
+    normaliser = float(penalised[inside].sum(dtype=torch.float64))
+    ratio = float((pooled * penalised).sum(dtype=torch.float64)) / normaliser if normaliser else 0.0
+    return ratio, density

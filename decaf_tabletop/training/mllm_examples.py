@@ -11,8 +11,15 @@ import numpy as np
 
 from decaf_ros.evaluation.datasets.clips import is_absent_kind
 from decaf_ros.grounding.fusion import FRAME_KERNEL, SMOOTHING_SIGMA, VIDEO_KERNEL
-from decaf_ros.grounding.prompts import BACKGROUND, background_prompt, choice_prompt, object_prompt, presence_prompt
-from decaf_tabletop.training.mllm_model import MIXED, NO, NOTHING, UNCLEAR, YES
+from decaf_ros.grounding.prompts import (
+    BACKGROUND,
+    background_prompt,
+    choice_prompt,
+    number_prompt,
+    object_prompt,
+    presence_prompt,
+)
+from decaf_tabletop.training.mllm_model import MIXED, NO, NOTHING, ONE, SEVERAL, UNCLEAR, YES
 from decaf_tabletop.training.mllm_words import OFFSETS, object_facts, surface_facts, token_owners
 from decaf_tabletop.world.clip import ABSENT_EVENT, CATEGORIES, Expression, TabletopClip
 from decaf_tabletop.world.events import MOVING_WORDS, read_events
@@ -25,6 +32,9 @@ FRAME_GRID, VIDEO_GRID = (12, 16), (6, 8)
 HARD_WEIGHT = 3.0
 # Relative frequency of token rows that show motion or a fall. Drawn unweighted, 4 of 10 falls were misread.
 MOVING_WEIGHT, FALLING_WEIGHT = 3.0, 10.0
+
+# Share of the questions about text alone that ask for the number; the others ask for the category.
+NUMBER_SHARE = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +63,7 @@ class Example:
         text: the prompt.
         short: its short wording.
         answer: one word.
-        kind: kind of the expression, "background", "choice" or "presence".
+        kind: kind of the expression, "background", "choice", "number" or "presence".
         owners: (rows, h, w), of the rows shown.
         focus: (rows * h * w,) float32, desired attention, see `_focus_weights`; all 0 if any attention will do.
         has_targets: `focus` lies on objects. The contrast of an object question shall show these; for a background
@@ -121,7 +131,8 @@ class ExampleSampler:
     def examples(self, rng: np.random.Generator, visual: str, count: int) -> list[Example]:
         """Draws `count` (>= 3) questions about the same visual tokens.
 
-        visual: "video" (all rows or a stretch of them), "image" (one row), or "" for category choices from text alone.
+        visual: "video" (all rows or a stretch of them), "image" (one row), or "" for questions about the words alone:
+            category choices, and whether an expression means one object or several.
         With visual tokens, the last question is the background question. The last but one is whether the target of some
         expression is there. All others have the answer that the background question excludes: the method's map is the
         difference, and both may attend to objects of other categories.
@@ -130,7 +141,7 @@ class ExampleSampler:
         for expression in expressions(self.clip, rng, self.events):
             by_kind.setdefault(expression.kind, []).append(expression)
         if not visual:
-            return [self._choice_example(self._draw_expression(by_kind, rng), rng) for _ in range(count)]
+            return [self._text_example(by_kind, rng) for _ in range(count)]
         owners = self.visuals[visual].owners
         if visual == "image":
             rows, row = 1, int(rng.integers(len(owners)))
@@ -218,6 +229,17 @@ class ExampleSampler:
         focus = _focus_weights(owners, others, visual)
         answer = self.clip.surface
         return Example(visual, row, len(owners), text, short, answer, "background", owners, focus, bool(others))
+
+    def _text_example(self, by_kind: dict[str, list[Expression]], rng: np.random.Generator) -> Example:
+        if rng.random() > NUMBER_SHARE:
+            return self._choice_example(self._draw_expression(by_kind, rng), rng)
+        means_several = rng.random() < 0.5
+        expression = self._draw_expression(
+            _filtered(by_kind, lambda expression: (len(expression.targets) > 1) == means_several) or by_kind, rng
+        )
+        short = f"{expression.text} {ONE} or {SEVERAL}"
+        answer = SEVERAL if len(expression.targets) > 1 else ONE
+        return Example("", 0, 0, number_prompt(expression.text), short, answer, "number")
 
     def _choice_example(self, expression: Expression, rng: np.random.Generator) -> Example:
         """Candidates as the two branches would give them, with errors. The answer is the majority, the video counting

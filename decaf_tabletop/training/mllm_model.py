@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT, PRESENCE
+from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, NUMBER, OBJECT, PRESENCE
 from decaf_tabletop.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_tabletop.world.clip import CATEGORIES, SURFACES
 from decaf_tabletop.world.expressions import WORDINGS
@@ -39,7 +39,9 @@ SIDEWAYS_FREQUENCIES, SIDEWAYS_BIAS = slice(2, 4), 4.0
 MIXED, UNCLEAR, NOTHING = "objects", "object", "none"
 # Answers to whether a target is there.
 YES, NO = "yes", "no"
-ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING, YES, NO)
+# Answers to how many objects an expression means.
+ONE, SEVERAL = "one", "several"
+ANSWERS = (*CATEGORIES, *SURFACES, MIXED, UNCLEAR, NOTHING, YES, NO, ONE, SEVERAL)
 
 
 def new_model(tokenizer: Qwen2TokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
@@ -146,7 +148,11 @@ def new_tokenizer() -> Qwen2TokenizerFast:
         show_progress=False,
     )
     presence = [PRESENCE.format(expression="", medium=medium) for medium in ("video", "image")]
-    prompts = [*presence, *(text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values())]
+    prompts = [
+        *presence,
+        NUMBER.format(expression=""),
+        *(text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values()),
+    ]
     words = [word.strip(".?") for text in WORDINGS for word in text.split()]
     core.train_from_iterator(
         [*prompts, CHAT_TEMPLATE, *(f"{word} {word}, {word}." for word in (*words, *ANSWERS))], trainer

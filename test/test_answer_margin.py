@@ -1,4 +1,4 @@
-"""The margin of "yes" against "no"."""
+"""The margin of one answer against another."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from decaf_ros.grounding.mllm import yes_margin
+from decaf_ros.grounding.mllm import answer_margin
 
 
 class Words:
@@ -23,7 +23,7 @@ class Words:
 
 def test_the_casings_share_the_probability():
     probabilities = torch.tensor([[0.05, 0.3, 0.2, 0.1, 0.15, 0.1, 0.1]])
-    margin = yes_margin(Words("Yes", "yes", "YES", "No", "no", "NO"), probabilities.log())
+    margin = answer_margin(Words("Yes", "yes", "YES", "No", "no", "NO"), probabilities.log(), "yes", "no")
     assert float(margin) == pytest.approx(math.log(0.6 / 0.35))
 
 
@@ -31,9 +31,9 @@ def test_one_value_per_sequence_in_float32():
     logits = torch.tensor([[0.0, 3.0, 1.0], [0.0, 1.0, 4.0]], dtype=torch.bfloat16)
     # Casings that share a token count once.
     tokenizer = lambda text, add_special_tokens: {"input_ids": [1 if text[0] in "Yy" else 2]}  # noqa: E731
-    assert yes_margin(tokenizer, logits).tolist() == [2.0, -3.0]
+    assert answer_margin(tokenizer, logits, "yes", "no").tolist() == [2.0, -3.0]
 
 
-def test_a_tokenizer_that_cannot_tell_yes_from_no_is_refused():
-    with pytest.raises(ValueError, match="presence.ask: expected a tokenizer"):
-        yes_margin(Words("Yes", "No"), torch.zeros(1, 3))
+def test_a_tokenizer_that_cannot_tell_the_answers_apart_is_refused():
+    with pytest.raises(ValueError, match='expected a tokenizer that tells "several" from "one"'):
+        answer_margin(Words("Several", "One"), torch.zeros(1, 3), "several", "one")
