@@ -207,9 +207,9 @@ class SegmentationConfig(_Checked):
         0.8, "tau_trk: a tracklet with a higher combined score is a target", 0.0, 1.0, live=True
     )
     several_share: float = _option(
-        0.55,
-        "if grounding.number is several: min attention of a point prompt, and min mean attention under a tracklet as a "
-        "share of the best's, in place of point_threshold and tracklet_threshold",
+        0.5,
+        "if several objects are meant (grounding.number): min attention of a peak to become a point prompt too, and "
+        "min mean attention under a tracklet as a share of the best's, in place of tracklet_threshold",
         0.0,
         1.0,
         live=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from typing import TypeVar
@@ -132,3 +133,10 @@ def select_targets(
     if absence_reason(presence, grounding.category, config.presence.threshold):
         return []
     return select_tracklets(tracklets, config.segmentation, grounding.means_several)
+
+
+def even_if_absent(found: Segmentation, config: DecafConfig) -> Segmentation:
+    """The result of a search for targets that were there, whatever the newest frames say of them: they are told by
+    their looks."""
+    selected = select_tracklets(found.tracklets, config.segmentation, found.grounding.means_several)
+    return dataclasses.replace(found, selected=tuple(selected))

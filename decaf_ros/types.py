@@ -205,8 +205,8 @@ class Tracklet:
     point_xy: that point, in [0, 1].
     scores: see Sec. 3.4.
     raw_consistency: Eq. 8 before the division by the best.
-    density: mean attention under the masks, in [0, 1]: of the fused map's tokens in all key frames, weighted by the
-        share of a token that the mask covers; 0 without any mask.
+    density: the numerator of Eq. 8 per covered token, at most 1: mean attention under the masks, in which tokens
+        outside the attended region count negatively. 0 without any mask.
     object_score: SAM 2's object-presence logit at the source, > 0: present.
     """
 

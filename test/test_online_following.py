@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
+from scripted import ABSENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -211,6 +211,19 @@ def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
     assert run.states(30) == {1: "OCCLUDED"}
     run.watch(range(31, 34))  # grounded on frame 30 with source frame 15, so the catch-up covers frame 19
     assert run.states(31) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
+
+
+@pytest.mark.parametrize("policy, found", [("hold", {1: "TRACKED"}), ("refresh", {})])
+def test_a_search_does_not_ask_whether_the_target_is_there(world_tracker, policy, found):
+    """ "The one that fell" is gone from the newest frames with its fall; what fell is still there."""
+    world = World(a=THREE.paths["a"], nowhere=lambda time_s: None)
+    run = _tracking(["a"], world=world, regrounding__stride=3, regrounding__policy=policy, regrounding__max_misses=1)
+    run.decaf.source = 2
+    run.watch(range(16, 20))
+    run.decaf.presence = ABSENT
+    run.online._tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
+    run.watch(range(20, 60))
+    assert len(run.decaf.windows) > 1 and run.states() == found
 
 
 def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_tracker):

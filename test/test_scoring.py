@@ -77,20 +77,21 @@ def test_selection_is_strict_and_falls_back_as_configured():
     assert select_tracklets([good], best) == [good] and select_tracklets([], best) == []
 
 
-def test_density_is_the_mean_attention_under_the_masks():
+def test_density_is_the_consistency_per_covered_token():
+    # The left column is half outside the attended region, where a token counts -0.9.
     upper, left, half = proposal([[1, 1], [0, 0]]), proposal([[1, 0], [1, 0]]), proposal([[0, 0], [0, 0]])
     found = {
         id(one.masks): one.density for one in score_tracklets([upper, left, half], ATTENTION, SegmentationConfig())
     }
-    assert [found[id(one.masks)] for one in (upper, left, half)] == pytest.approx([0.75, 0.55, 0.0])
+    assert [found[id(one.masks)] for one in (upper, left, half)] == pytest.approx([0.75, 0.0, 0.0], abs=1e-6)
 
 
-# Two frames of 1 x 8 tokens: a large object of 4 tokens, a small one of 1, a weak one of 2, and nothing.
-STRIP = np.array([[[0.9, 0.9, 0.9, 0.9, 1.0, 0.5, 0.5, 0.0]]] * 2, dtype=np.float32)
+# Two frames of 1 x 16 tokens: a large object of 4 tokens, a small one of 1, a weak one of 2, and nothing.
+STRIP = np.array([[[0.9, 0.9, 0.9, 0.9, 1.0, 0.45, 0.45, *[0.0] * 9]]] * 2, dtype=np.float32)
 
 
 def strip(*tokens: int, attention: float, iou: float = 0.9) -> Proposal:
-    return proposal([[int(place in tokens) for place in range(8)]], attention, iou, frames=2)
+    return proposal([[int(place in tokens) for place in range(16)]], attention, iou, frames=2)
 
 
 def test_one_object_is_the_densest_with_all_tracklets_on_it():
@@ -113,7 +114,12 @@ def test_several_objects_are_all_that_are_dense_enough():
     assert len(select_tracklets(ranked, SegmentationConfig(tracklet_threshold=1.0))) == 0
     several = select_tracklets(ranked, SegmentationConfig(tracklet_threshold=1.0), True)
     assert [one.masks for one in several] == [large.masks, small.masks]
-    assert len(select_tracklets(ranked, SegmentationConfig(several_share=0.5), True)) == 3
+    assert len(select_tracklets(ranked, SegmentationConfig(several_share=0.4), True)) == 3
+    # One that drifted away from the map, and five on one object, of which three stay.
+    drifted, again = strip(4, 8, 9, 10, attention=1.0), [strip(0, 1, 2, 3, attention=0.8) for _ in range(4)]
+    ranked = score_tracklets([large, small, drifted, *again], STRIP, SegmentationConfig())
+    several = select_tracklets(ranked, SegmentationConfig(), True)
+    assert [one.masks for one in several] == [large.masks, again[0].masks, again[1].masks, small.masks]
     for means_several in (None, False, True):
         assert select_tracklets([], SegmentationConfig(), means_several) == []
 

@@ -350,3 +350,15 @@ def test_duplicates_stay_if_regrounding_is_disabled():
     for number in range(1, 9):
         result = follow(targets, number, {0: seen_step(0), 1: seen_step(0)}, config)
     assert states_of(result) == [(1, "TRACKED"), (2, "TRACKED")]
+
+
+def test_a_query_for_one_object_has_one_target():
+    targets = Targets()
+    both = [make_candidate(0, 0), make_candidate(1, 20, combined=0.8)]
+    targets.merge(both, QUERY, "", NOW, settings(), means_one=True)
+    assert [target.key for target in targets.living] == [0]
+    targets.merge([make_candidate(2, 20)], QUERY, "", NOW, settings(), means_one=True)
+    assert [target.key for target in targets.living] == [0], "it joins only where there is none"
+    again = Targets()
+    again.merge(both, QUERY, "", NOW, settings())
+    assert len(again.living) == 2

@@ -27,7 +27,7 @@ from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
 from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
-from decaf_ros.pipeline import STAGES, Decaf
+from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
@@ -249,7 +249,9 @@ class OnlineSegmenter:
                     for heatmap in heatmaps(found, current.query):
                         self._emit(heatmap)
                 missing = absence(found, config)
-                candidates = [] if missing else self._catch_up(tracker, found, clock)
+                if not may_join:
+                    found = even_if_absent(found, config)
+                candidates = [] if missing and may_join else self._catch_up(tracker, found, clock)
         except _AbandonedError:
             return
         except Exception as error:  # any model error, including out of memory: the stream continues
@@ -262,7 +264,8 @@ class OnlineSegmenter:
         # No frame can arrive from here on, so both trackers are at the newest frame.
         newest = self.buffer.newest
         assert newest is not None
-        self._targets.merge(candidates, current.query, found.grounding.category, newest, self._config, may_join)
+        means_one, category = found.grounding.means_several is False, found.grounding.category
+        self._targets.merge(candidates, current.query, category, newest, self._config, may_join, means_one)
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
@@ -283,8 +286,10 @@ class OnlineSegmenter:
         """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame."""
         clock.start("catch_up")
         config = self._config.tracking
-        selected = found.selected[: config.max_targets]
-        candidates = [Candidate(next(self._keys), tracklet, found.window.frames) for tracklet in selected]
+        selected, frames = found.selected[: config.max_targets], found.window.frames
+        candidates = [Candidate(next(self._keys), tracklet, frames) for tracklet in selected]
+        if not candidates:
+            return []
         catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames, clock.tick)
         clock.pause()
         return candidates

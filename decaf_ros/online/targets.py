@@ -136,6 +136,7 @@ class Targets:
         newest: Frame,
         config: DecafConfig,
         may_join: bool = True,
+        means_one: bool = False,
     ) -> None:
         """Merges the candidates of one grounding, best first, caught up to `newest`.
 
@@ -143,8 +144,8 @@ class Targets:
         is. Any other continues with the candidate's memory; a missing one is then revived with its id. If the candidate
         is doubtful by its looks, that holds only where both have the same mask now: then the target's looks were
         inexact. A hidden target without a match counts a miss. With `may_join`, candidates without a match become new
-        targets, at most `tracking.max_targets`. Other candidates on the same object (`group_by_object`) only help to
-        match it.
+        targets, at most `tracking.max_targets`; if the query `means_one` object, one where there is none. Other
+        candidates on the same object (`group_by_object`) only help to match it.
         """
         groups = [[candidate] for candidate in candidates]
         if config.regrounding.policy != "off":
@@ -176,7 +177,8 @@ class Targets:
                     target.state = TargetState.LOST
         matched = set(matches.values())
         unmatched = [candidate for column, candidate in enumerate(candidates) if column not in matched]
-        free_places = max(config.tracking.max_targets - len(self.living), 0) if may_join else 0
+        most = int(not known) if means_one else config.tracking.max_targets - len(self.living)
+        free_places = max(most, 0) if may_join else 0
         for label, candidate in zip(self._free_labels()[:free_places], unmatched):
             target = LivingTarget.start(next(self._ids), label, query.id, category, candidate, newest)
             # Compare now: for a hidden target, later frames may give no evidence.

@@ -34,6 +34,13 @@ def are_apart(first: np.ndarray, second: np.ndarray) -> bool:
     return bool(np.count_nonzero(first & second) < _PART_OVERLAP * smaller)
 
 
+def were_apart(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether two (T, h, w) bool tracks show different objects, not a part and its whole, on a frame with both."""
+    common, areas = (first & second).sum(dim=(1, 2)), [track.sum(dim=(1, 2)) for track in (first, second)]
+    smaller = torch.minimum(*areas)
+    return bool(((smaller > 0) & (common < _PART_OVERLAP * smaller)).any())
+
+
 def assign(iou: np.ndarray, threshold: float) -> list[tuple[int, int]]:
     """One-to-one assignment with the largest sum of IoUs: pairs (row, column), rows ascending.
 

@@ -18,8 +18,8 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
-    If means_several, several_share takes the place of point_threshold where it is lower: the map is scaled to the
-    strongest object.
+    If means_several, peaks (`_peaks`) with value >= several_share are points too: the map is scaled to the strongest
+    object. Not all tokens: each point costs a propagation over the window.
 
     Args:
         fused: (T, h, w) float32 in [0, 1].
@@ -33,8 +33,10 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
     """
     _check_map(fused)
     if config.points == "threshold":
-        threshold = min(config.point_threshold, config.several_share) if means_several else config.point_threshold
-        chosen = np.flatnonzero(fused >= np.float32(threshold))
+        is_point = fused >= np.float32(config.point_threshold)
+        if means_several:
+            is_point |= _peaks(fused) & (fused >= np.float32(config.several_share))
+        chosen = np.flatnonzero(is_point)
     else:
         tokens = fused.reshape(len(fused), -1)
         strongest = np.argsort(-tokens, axis=1, kind="stable")[:, : config.top_k]
@@ -50,15 +52,14 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
 def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int, int]) -> PointPrompts:
     """The window's top_k strongest separate peaks, for display and grasping; strongest first.
 
-    A peak is a token above 0 that no neighbour in its frame exceeds. Peaks are taken greedily by value, ties by order.
+    Peaks (`_peaks`) are taken greedily by value, ties by order.
     A peak closer than keypoint_distance (in image diagonals) to a stronger one of any frame is dropped, so a spot is
     reported once, on the frame where it is strongest.
 
     fused: (T, h, w) float32 in [0, 1]. size_hw: image size in pixels. Raises as `attention_points`.
     """
     _check_map(fused)
-    neighbourhood_max = F.max_pool2d(torch.from_numpy(fused)[:, None], kernel_size=3, stride=1, padding=1)[:, 0].numpy()
-    peaks = np.flatnonzero((fused >= neighbourhood_max) & (fused > 0))
+    peaks = np.flatnonzero(_peaks(fused))
     peaks = peaks[np.argsort(-fused.ravel()[peaks], kind="stable")]
     height, width = size_hw
     position = _points(fused, peaks).xy * np.array((width, height), np.float32) / np.float32(math.hypot(height, width))
@@ -70,6 +71,13 @@ def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int,
         free &= np.hypot(*(position - position[best]).T) >= config.keypoint_distance
         free[best] = False
     return _points(fused, peaks[kept])
+
+
+def _peaks(fused: np.ndarray) -> np.ndarray:
+    """(T, h, w) bool: the tokens above 0 that no neighbour in their frame exceeds."""
+    neighbourhood_max = F.max_pool2d(torch.from_numpy(fused)[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
+    peaks: np.ndarray = (fused >= neighbourhood_max.numpy()) & (fused > 0)
+    return peaks
 
 
 def _points(fused: np.ndarray, tokens: np.ndarray) -> PointPrompts:

@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.overlap import are_apart
-from decaf_ros.segmentation.resizing import masks_in_parts
+from decaf_ros.segmentation.overlap import were_apart
+from decaf_ros.segmentation.resizing import GridMasks, masks_in_parts
 from decaf_ros.segmentation.tracklets import Proposal
 from decaf_ros.types import Tracklet, TrackletScores
+
+# Tracklets of one object that stay. Some are needed: a part of the object may be the best, and be lost.
+PER_OBJECT = 3
 
 
 def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config: SegmentationConfig) -> list[Tracklet]:
@@ -25,8 +28,7 @@ def score_tracklets(proposals: Sequence[Proposal], attention: np.ndarray, config
     attention: V, the fused map (T, h, w) float32 in [0, 1]. Raises ValueError for another number of key frames.
     """
     inside, penalised = consistency_maps(attention, config)
-    values = torch.from_numpy(attention)
-    agreements = [_agreement(proposal, values, inside, penalised) for proposal in proposals]
+    agreements = [_agreement(proposal, inside, penalised) for proposal in proposals]
     best = max((ratio for ratio, _ in agreements), default=0.0)
     tracklets = []
     for proposal, (ratio, density) in zip(proposals, agreements):
@@ -55,23 +57,42 @@ def select_tracklets(
     list ("not found"). tracklets: best first, as from `score_tracklets`.
     means_several: if it is known how many objects are meant, the rule is ours. The combined score favours large
         objects (Eq. 8 is a sum over the mask), so the densest tracklets count. One object: the one with the highest sum
-        of attention and density, with all tracklets on it. Several: all with several_share of the highest density.
+        of attention and density. Several: all with several_share of the highest density. Of the tracklets on one object
+        the best PER_OBJECT stay.
     """
     if tracklets and means_several is not None:
+        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
         if means_several:
             floor = config.several_share * max(tracklet.density for tracklet in tracklets)
-            return [tracklet for tracklet in tracklets if tracklet.density >= floor]
-        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
-        return [tracklet for tracklet in tracklets if not _were_apart(tracklet, leader)]
+            return _thinned([tracklet for tracklet in tracklets if tracklet.density >= floor])
+        return _thinned([one for one in tracklets if not were_apart(_on_grid(one), _on_grid(leader))])
     passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
     if not passed and config.fallback == "best":
         return list(tracklets[:1])
     return passed
 
 
-def _were_apart(first: Tracklet, second: Tracklet) -> bool:
-    """Whether two tracklets show different objects on a key frame."""
-    return any(one.any() and other.any() and are_apart(one, other) for one, other in zip(first.masks, second.masks))
+def _thinned(tracklets: Sequence[Tracklet]) -> list[Tracklet]:
+    """At most PER_OBJECT tracklets on each object. One belongs to the object of the first it was never apart from."""
+    kept: list[Tracklet] = []
+    counts: list[tuple[torch.Tensor, int]] = []
+    for tracklet in tracklets:
+        masks = _on_grid(tracklet)
+        place = next((k for k, (first, _) in enumerate(counts) if not were_apart(masks, first)), None)
+        if place is None:
+            counts.append((masks, 1))
+        elif counts[place][1] < PER_OBJECT:
+            counts[place] = counts[place][0], counts[place][1] + 1
+        else:
+            continue
+        kept.append(tracklet)
+    return kept
+
+
+def _on_grid(tracklet: Tracklet) -> torch.Tensor:
+    """(T, h, w) bool, the masks on SAM 2's mask grid."""
+    assert isinstance(tracklet.masks, GridMasks), "from `score_tracklets`"
+    return tracklet.masks.logits > 0
 
 
 def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -94,9 +115,7 @@ def consistency_maps(attention: np.ndarray, config: SegmentationConfig) -> tuple
     return torch.from_numpy(inside), torch.from_numpy(np.where(inside, attention, outside))
 
 
-def _agreement(
-    proposal: Proposal, attention: torch.Tensor, inside: torch.Tensor, penalised: torch.Tensor
-) -> tuple[float, float]:
+def _agreement(proposal: Proposal, inside: torch.Tensor, penalised: torch.Tensor) -> tuple[float, float]:
     """Eq. 8: <tracklet averaged to the token grid, Eq. 7> / <Eq. 6, Eq. 7>, and `Tracklet.density`.
 
     Eq. 8 is 0 if every frame of the map is constant: the denominator is 0 then.
@@ -107,7 +126,6 @@ def _agreement(
     parts = masks_in_parts(proposal.masks.logits, proposal.masks.size_hw)
     pooled = torch.cat([F.adaptive_avg_pool2d(part[:, None].float(), grid_hw)[:, 0].cpu() for part in parts])
     covered = float(pooled.sum(dtype=torch.float64))
-    density = float((pooled * attention).sum(dtype=torch.float64)) / covered if covered else 0.0
+    product = float((pooled * penalised).sum(dtype=torch.float64))
     normaliser = float(penalised[inside].sum(dtype=torch.float64))
-    ratio = float((pooled * penalised).sum(dtype=torch.float64)) / normaliser if normaliser else 0.0
-    return ratio, density
+    return product / normaliser if normaliser else 0.0, product / covered if covered else 0.0
