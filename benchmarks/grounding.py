@@ -8,14 +8,14 @@ from literal import literal_grounding, literal_rollout
 from models import QWEN_7B, in_bfloat16, random_window
 from timing import Measurement, kernel_times, parts_ms, timed_ms
 
-from decaf_ros.config import DecafConfig, EngineConfig, replace
+from decaf_ros.config import DecafConfig, EngineConfig, WindowConfig, replace
 from decaf_ros.devices import has_bfloat16_units
 from decaf_ros.grounding import engine
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.grounding.rollout import rollout_last_row
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Grounding, Window
 
 QUERY, SECOND_QUERY = "the mug that was just put down", "what can be used to cut bread"
@@ -95,7 +95,7 @@ class WindowComparison:
         self.config = replace(DecafConfig(), options)
 
     def ground(self, grounder: Grounder, window: Window, query: str = QUERY) -> Grounding:
-        return grounder.ground(window, query, self.config, StageClock(STAGES))
+        return finish(grounder.ground(window, query, self.config, StageClock(STAGES)))
 
     def literal(self, window: Window) -> Grounding:
         return literal_grounding(self.mllm, window, QUERY, self.config)
@@ -138,6 +138,58 @@ class WindowComparison:
         )
         return figures
 
+    def units(self) -> dict[str, float]:
+        """A cold window in units, as in a live stream with the default `engine.unit_ms`: milliseconds of the window and
+        of its longest unit, that as a share of the window, and the number of units."""
+        grounder = Grounder(self.mllm, EngineConfig())
+        grounder.engine.pace.unit_ms = EngineConfig().unit_ms
+        task = grounder.ground(random_window(self.frames), QUERY, self.config, StageClock(STAGES))
+        units_ms: list[float] = []
+        ended = False
+
+        def run_unit() -> None:
+            nonlocal ended
+            try:
+                next(task)
+            except StopIteration:
+                ended = True
+
+        while not ended:
+            units_ms.append(timed_ms(run_unit))
+        total_ms = sum(units_ms)
+        longest_ms = max(units_ms)
+        return {
+            "cold_ms": total_ms,
+            "longest_ms": longest_ms,
+            "longest_share": longest_ms / total_ms,
+            "units": len(units_ms),
+        }
+
+    def ready(self, repeats: int) -> dict[str, float]:
+        """Milliseconds for a question about a live window that is prepared, and for a cold one; of the preparation: of
+        the whole window, and when it moves on by a key frame.
+
+        error: largest map difference between both (`_difference`).
+        """
+        runs: dict[str, Measurement] = {}
+        for _ in range(repeats):
+            first, second = random_window(self.frames), random_window(self.frames, first=1)
+            same = random_window(self.frames, first=1)
+            grounder, cold = Grounder(self.mllm, EngineConfig()), Grounder(self.mllm, EngineConfig())
+            for name, call in (
+                ("prepare", lambda g=grounder, w=first: finish(g.prepare(w, self.config))),
+                ("prepare_next", lambda g=grounder, w=second: finish(g.prepare(w, self.config))),
+                ("ready", lambda g=grounder, w=second: self.ground(g, w)),
+                ("cold", lambda g=cold, w=same: self.ground(g, w)),
+            ):
+                runs.setdefault(name, Measurement(self.device)).run(call)
+        figures = {f"{name}_ms": run.ms for name, run in runs.items()}
+        figures["ready_ratio"] = runs["ready"].ms / runs["cold"].ms
+        # With the default key frame period; above 1 the device cannot keep up.
+        figures["prepare_share"] = runs["prepare_next"].ms / 1e3 / WindowConfig().keyframe_period_s
+        figures["error"] = _difference(runs["ready"].result, runs["cold"].result)
+        return figures
+
     def parts(self) -> dict[str, dict[str, float]]:
         """Time per part in milliseconds, for a cold window, a second query and a warm window."""
         grounder = Grounder(self.mllm, EngineConfig())
@@ -145,7 +197,7 @@ class WindowComparison:
             "vision tower": (self.mllm, "encode"),
             "shared prefix": (grounder.engine, "_new_prefix"),
             "suffixes": (grounder.engine, "_suffix"),
-            "rollout": (engine, "rollout_of_suffixes"),
+            "rollout": (engine, "rollout_steps"),
         }
         calls = {
             "cold": (random_window(self.frames), QUERY),

@@ -42,6 +42,8 @@ BARS = {
         "window_cold_speedup": (2.5, None),
         "window_warm_speedup": (8, None),
         "second_query_ratio": (None, 0.35),
+        "longest_unit_share": (None, 0.03),
+        "ask_live_ratio": (None, 0.2),
         "segment_cold_speedup": (4, None),
         "points64_speedup": (8, None),
         "propagation4_speedup": (2, None),
@@ -174,6 +176,21 @@ class Run:
             decoding = grounding.WindowComparison(self.mllm, self.frames, self.frames // 4, self.device, mode="paper")
             rows[name] = decoding.measure(1)
             self.result["window_paper_cold_speedup"] = rows[name]["cold_speedup"]
+        units = {
+            mode: grounding.WindowComparison(self.mllm, self.frames, 1, self.device, mode).units()
+            for mode in ("fast", "paper")
+        }
+        self.table(f"units of a cold window, {self.frames} key frames", units)
+        self.result["longest_unit_share"] = max(figures["longest_share"] for figures in units.values())
+        ready = {
+            mode: grounding.WindowComparison(self.mllm, self.frames, 1, self.device, mode).ready(self.repeats)
+            for mode in ("fast", "paper")
+        }
+        self.table(f"a question about a prepared window, {self.frames} key frames", ready)
+        self.result["ask_live_ratio"] = ready["fast"]["ready_ratio"]
+        self.result["prepare_share"] = ready["fast"]["prepare_share"]
+        for mode, figures in ready.items():
+            self.expect(figures["error"] <= bound, f"prepared window, mode {mode}: {figures['error']:.1e} off")
         for name, figures in rows.items():
             # Elsewhere rounding can flip a random model's next token, and different answers give different maps.
             if figures["same_answers"] or self.device == "cpu":

@@ -9,7 +9,7 @@ import os
 import statistics
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,8 +36,8 @@ def _synchronize() -> None:
 def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], object]) -> dict[str, float]:
     """Milliseconds per part of one call of `function`, and "rest".
 
-    A part is a callable attribute (object or module, name); its time excludes nested parts. On a GPU every part
-    synchronises, so the total is longer than without this measurement.
+    A part is a callable attribute (object or module, name), which may return a task; its time excludes nested parts. On
+    a GPU every part synchronises, so the total is longer than without this measurement.
     """
     spent = dict.fromkeys((*parts, "rest"), 0.0)
     active = ["rest"]
@@ -50,12 +50,24 @@ def parts_ms(parts: Mapping[str, tuple[object, str]], function: Callable[[], obj
         active, since = names, time.perf_counter()
 
     def watched(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed_steps(steps: Generator[None, None, Any]) -> Generator[None, None, Any]:
+            while True:
+                switch([*active, name])
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    return end.value
+                finally:
+                    switch(active[:-1])
+                yield
+
         def timed(*args: Any, **kwargs: Any) -> Any:
             switch([*active, name])
             try:
-                return call(*args, **kwargs)
+                found = call(*args, **kwargs)
             finally:
                 switch(active[:-1])
+            return timed_steps(found) if isinstance(found, Generator) else found
 
         return timed
 

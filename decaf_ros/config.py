@@ -137,8 +137,23 @@ class GroundingConfig(_Checked):
 
 @dataclass(frozen=True)
 class EngineConfig(_Checked):
-    """Caches and batch size of the multimodal LLM."""
+    """Caches, batch size and units of work of the multimodal LLM."""
 
+    unit_ms: float = _option(
+        50.0,
+        "live stream: how long a unit of a grounding may take while the camera waits, in ms; 0: units are not sized by "
+        "measured times",
+        0.0,
+        10000.0,
+    )
+    ahead_share: float = _option(
+        -1.0,
+        "live stream: most of the worker's time for preparing the window before a question comes; 0: off; -1: 0.25 on "
+        "a cpu, 0.5 elsewhere",
+        -1.0,
+        1.0,
+        live=True,
+    )
     prefix_cache_mib: int = _option(
         -1,
         "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off; -1: "

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import torch
 
@@ -21,10 +20,9 @@ from decaf_ros.segmentation.points import attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
-from decaf_ros.stages import Progress, StageClock, no_progress
+from decaf_ros.stages import Progress, Result, StageClock, Steps, finish, no_progress
 from decaf_ros.types import Frame, Grounding, Presence, Segmentation, Tracklet, Window
 
-Result = TypeVar("Result")
 _log = logging.getLogger(__name__)
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
@@ -50,6 +48,16 @@ class Decaf:
         dense: Sequence[Frame] | None = None,
         progress: Progress = no_progress,
     ) -> Segmentation:
+        """As `steps`, at once."""
+        return finish(self.steps(window, query, dense, progress))
+
+    def steps(
+        self,
+        window: Window,
+        query: str,
+        dense: Sequence[Frame] | None = None,
+        progress: Progress = no_progress,
+    ) -> Steps[Segmentation]:
         """Finds the query's targets in the window's key frames.
 
         An empty selection means "not found": no tracklet passed, the presence score is below its threshold, or the
@@ -59,7 +67,7 @@ class Decaf:
             window: the key frames.
             query: the referring expression or question.
             dense: all frames to mask, in time order, including the key frames (evaluation protocol).
-            progress: called with (stage, fraction in [0, 1]) between stages; may raise to abort without side effects.
+            progress: called with (stage, fraction in [0, 1]) at the start of every stage.
 
         Raises:
             ValueError: an empty query, or a configuration that does not fit the models.
@@ -68,7 +76,7 @@ class Decaf:
         clock = StageClock(STAGES, progress)
 
         # Sec. 3.2, 3.3: attention rollout, object minus background, fusion of the video and frame branches.
-        grounding = self.grounder.ground(window, query, config, clock)
+        grounding = yield from self.grounder.ground(window, query, config, clock)
         attention = grounding.maps.fused
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5).
@@ -79,9 +87,9 @@ class Decaf:
         # SAM 2 encodes every key frame once.
         with self.sam2.holding(window.frames):
             # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
-            clock.start("tracklets")
-            proposals = self._retry_without_caches(
-                lambda: propose_tracklets(self.sam2, window, points, config.segmentation, clock.tick)
+            proposals = yield from clock.run(
+                "tracklets",
+                self._retry_without_caches(lambda: propose_tracklets(self.sam2, window, points, config.segmentation)),
             )
 
             # Tracklets that disagree with the attention are dropped (Eq. 6-8).
@@ -93,9 +101,10 @@ class Decaf:
             # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
             coarse, labels = None, None
             if dense is not None:
-                clock.start("dense")
                 coarse = coarse_masks(attention, window.size_hw)
-                labels = self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
+                labels = yield from clock.run(
+                    "dense", self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
+                )
         clock.pause()
         return Segmentation(
             window,
@@ -111,15 +120,15 @@ class Decaf:
             clock.stage_ms,
         )
 
-    def _retry_without_caches(self, work: Callable[[], Result]) -> Result:
+    def _retry_without_caches(self, work: Callable[[], Steps[Result]]) -> Steps[Result]:
         """Runs SAM 2; if out of memory, once more after dropping the grounding's caches."""
         try:
-            return work()
+            return (yield from work())
         except torch.OutOfMemoryError as error:
             _log.warning("out of memory: dropped cached prefixes and features, trying again (%s)", str(error))
         # Outside the except block: there the exception keeps the failed call's tensors alive.
         self.release()
-        return work()
+        return (yield from work())
 
     def release(self) -> None:
         """Drops the grounding's caches on the device, to free memory."""

@@ -1,11 +1,26 @@
-"""Reports and times the stages of a running grounding."""
+"""Tasks made of bounded units of work, and the report and timing of their stages."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from typing import TypeVar
 
+Result = TypeVar("Result")
+# A task: runs to the end of a unit at each `next`, and returns its result at the end. Between two units its caller may
+# do anything else. `close` abandons it. No lock and no torch mode is held between two units.
+Steps = Generator[None, None, Result]
 Progress = Callable[[str, float], None]
+
+
+def finish(steps: Steps[Result]) -> Result:
+    """Runs a task to its end at once."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: Result = end.value
+            return result
 
 
 def no_progress(stage: str, fraction: float) -> None:
@@ -13,10 +28,10 @@ def no_progress(stage: str, fraction: float) -> None:
 
 
 class StageClock:
-    """Times consecutive stages and calls `progress` at the start of each, which may raise to abort.
+    """Times consecutive stages and calls `progress` at the start of each.
 
-    order: all stages in order, to compute the reported fraction. Time spent in `progress` (a robot tracks frames there)
-    is not counted.
+    order: all stages in order, to compute the reported fraction. The time between two units of a task, in which a robot
+    tracks frames, is not counted.
     """
 
     def __init__(self, order: tuple[str, ...], progress: Progress = no_progress) -> None:
@@ -31,14 +46,8 @@ class StageClock:
         if stage not in self._order:
             raise ValueError(f"stage: expected one of {', '.join(self._order)}, got {stage!r}")
         self.pause()
-        self._stage = stage
         self._progress(stage, self._order.index(stage) / len(self._order))
-        self._started_s = time.perf_counter()
-
-    def tick(self) -> None:
-        """Calls `progress` in the middle of a stage."""
-        if self._stage is not None:
-            self.start(self._stage)
+        self._resume(stage)
 
     def pause(self) -> None:
         """Ends the running stage."""
@@ -46,7 +55,27 @@ class StageClock:
             self._ms[self._stage] = self._ms.get(self._stage, 0.0) + (time.perf_counter() - self._started_s) * 1e3
             self._stage = None
 
+    def run(self, stage: str, steps: Steps[Result]) -> Steps[Result]:
+        """A task that is this stage: `steps`, timed without the pauses between its units."""
+        self.start(stage)
+        try:
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+                self.pause()
+                yield
+                self._resume(stage)
+        finally:
+            steps.close()
+            self.pause()
+
     @property
     def stage_ms(self) -> tuple[tuple[str, float], ...]:
         """Wall time of every finished stage, in order of first start."""
         return tuple(self._ms.items())
+
+    def _resume(self, stage: str) -> None:
+        self._stage, self._started_s = stage, time.perf_counter()

@@ -12,6 +12,7 @@ from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.mllm import answer_margin, forward
 from decaf_ros.pipeline import Decaf
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame, Window
 
 SIZES = [(90, 130), (480, 854), (320, 180), (150, 150), (97, 61), (41, 187)]
@@ -110,9 +111,9 @@ def check_maps(mllm, kind, pictures):
     """The engine's maps and margins, with prefix and suffixes, equal those of one full pass (maps: Eq. 1-4)."""
     views = [view(mllm, kind, pictures[start:]) for start in ((0,) if kind == "video" else range(2))]
     engine = Engine(mllm, EngineConfig())
-    results = engine.ask(views, TEXTS, ReadOptions(2))
+    results = finish(engine.ask(views, TEXTS, ReadOptions(2)))
     question = "Is there a red ball? Answer yes or no."
-    for one, margin in zip(views, engine.yes_margins(views, question, ReadOptions(2))):
+    for one, margin in zip(views, finish(engine.yes_margins(views, question, ReadOptions(2)))):
         prompt = mllm.prompt(one.layout, question)
         inputs = mllm.embed(prompt.ids, prompt.slots, [encode(mllm, one)])
         logits = forward(mllm.model, inputs, prompt.positions, None, mllm.layers, wants_token=True).logits
@@ -131,7 +132,7 @@ def check_decoding(mllm, view, text, expected):
     if view is None:
         answer = engine.answer(text, 6).text
     else:
-        answer = engine.ask([view], [text], ReadOptions(mllm.layers // 2, max_new_tokens=6))[0][0].answer
+        answer = finish(engine.ask([view], [text], ReadOptions(mllm.layers // 2, max_new_tokens=6)))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]
     generated = mllm.tokenizer.decode(tokens[expected["input_ids"].shape[1] :], skip_special_tokens=True)
     assert answer == " ".join("".join(char if char.isprintable() else " " for char in generated).split())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -51,9 +52,14 @@ def tiny_models(tiny_mllm_dir: Path, tiny_sam2_dir: Path) -> Decaf:
 
 
 class Run:
-    """Handlers with a record of their published messages and log lines, in order."""
+    """Handlers with a record of their published messages and log lines, in order.
 
-    def __init__(self, decaf: Decaf, **options) -> None:
+    between: called between two units of a grounding, as a live node. Without it a grounding takes no time.
+    """
+
+    def __init__(self, decaf: Decaf, between: Callable[[], None] | None = None, **options) -> None:
+        self.between = between
+        self.is_between = False
         self.published: list[tuple[str, object]] = []
         self.log: list[tuple[str, str]] = []
         self.handlers = Handlers(
@@ -61,17 +67,26 @@ class Run:
             make_message,
             lambda *output: self.published.append(output),
             lambda *line: self.log.append(line),
+            live=between is not None,
             **options,
         )
 
     def show(self, *messages: Image) -> None:
         for message in messages:
             self.handlers.on_image(message)
+            self.go_on()
 
     def ask(self, text: str) -> str:
         query = self.handlers.new_query(text, 0)
         self.handlers.on_query(query)
+        self.go_on()
         return query.id
+
+    def go_on(self) -> None:
+        while self.between is not None and not self.is_between and self.handlers.advance():
+            self.is_between = True
+            self.between()
+            self.is_between = False
 
     def on(self, topic: str) -> list:
         return [message for name, message in self.published if name == topic]

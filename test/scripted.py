@@ -16,6 +16,7 @@ from decaf_ros.config import DecafConfig, replace
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.segmentation.search import Example
 from decaf_ros.segmentation.tracker import TrackStep
+from decaf_ros.stages import Steps
 from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
 
 SIZE_HW = (24, 32)
@@ -47,7 +48,7 @@ class World:
             mask[corner[1] : corner[1] + SIDE, corner[0] : corner[0] + SIDE] = True
         return mask
 
-    def hold(self, frames: Sequence[Frame]) -> None:
+    def hold(self, owner: object, frames: Sequence[Frame]) -> None:
         """Stands in for `Sam2.hold`; there is no cache here."""
 
     def holding(self, frames: Sequence[Frame]) -> AbstractContextManager[None]:
@@ -97,7 +98,7 @@ class WorldTracker:
 
 
 class ScriptedDecaf:
-    """Decaf's interface. Each call of `segment` uses the next answer of `script` and repeats the last one.
+    """Decaf's interface. Each call of `steps` uses the next answer of `script` and repeats the last one.
 
     An answer is the names of the selected objects, best first, each from key frame `source`; or an exception to raise.
     """
@@ -119,11 +120,13 @@ class ScriptedDecaf:
     def release(self) -> None:
         self.released += 1
 
-    def segment(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Segmentation:
+    def steps(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Steps[Segmentation]:
+        """Each stage is a unit."""
         answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         self.windows.append(window)
         for number, stage in enumerate(self.stages):
             progress(stage, number / len(self.stages))
+            yield
         if isinstance(answer, Exception):
             raise answer
         count = len(window)
@@ -145,19 +148,33 @@ class ScriptedDecaf:
 
 
 class Recorder:
-    """An OnlineSegmenter and all its outputs, in order."""
+    """An OnlineSegmenter and all its outputs, in order.
 
-    def __init__(self, decaf, between_stages: Callable[[], None] = lambda: None, **options) -> None:
+    between: called between two units of a grounding, as a live stream; it may call `watch` and `ask`. Without it a
+    grounding takes no time.
+    """
+
+    def __init__(self, decaf, between: Callable[[], object] | None = None, **options) -> None:
         self.outputs: list = []
         self.decaf = decaf
-        self.online = OnlineSegmenter(decaf, self.outputs.append, between_stages, **options)
+        self.between = between
+        self.online = OnlineSegmenter(decaf, self.outputs.append, between is not None, **options)
+        self._is_between = False
 
     def watch(self, numbers: Sequence[int], **options) -> None:
         for number in numbers:
             self.online.observe(frame(number, **options))
+            self._go_on()
 
     def ask(self, query_id: str, text: str = "the thing") -> None:
         self.online.ask(Query(query_id, text))
+        self._go_on()
+
+    def _go_on(self) -> None:
+        while self.between is not None and not self._is_between and self.online.advance():
+            self._is_between = True
+            self.between()
+            self._is_between = False
 
     @property
     def events(self) -> list[tuple[str, str]]:

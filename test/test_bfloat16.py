@@ -18,6 +18,7 @@ from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl
 from tiny_models.llava_onevision import write_tiny_llava_onevision
@@ -50,7 +51,7 @@ def test_maps_in_bfloat16(tmp_path, write, kind, device):
         if kind == "frames":
             layout = mllm.layout("frames", 1, (96, 128))
             views = [View(layout, (frame,)) for frame in frames]
-        results = Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2, max_new_tokens=2))
+        results = finish(Engine(mllm, EngineConfig()).ask(views, TEXTS, ReadOptions(2, max_new_tokens=2)))
         found[dtype] = np.stack([[result.map for result in text_results] for text_results in results])
     exact, rounded = found.values()
     assert rounded.dtype == np.float32 and exact.std() > 0
@@ -71,7 +72,7 @@ def test_auto_is_bfloat16_on_a_cpu_with_matrix_units_for_it(tiny_mllm_dir, monke
     view = View(
         mllm.layout("video", 2, (96, 128)), tuple(Frame(image, place + 1) for place, image in enumerate(images))
     )
-    engine.ask([view], TEXTS, ReadOptions(2))
+    finish(engine.ask([view], TEXTS, ReadOptions(2)))
     (attention,) = (engine.prefixes.peek(key).attention for key in engine.prefixes)
     assert {layer.query.dtype for layer in attention.layers} == {dtype}
     statistics = [*attention.strength.values(), *attention.log_total.values()]

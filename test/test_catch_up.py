@@ -49,7 +49,8 @@ def _candidate(key: int, name: str, window: Window, source: int) -> Candidate:
 
 
 def _run(tracker, candidates, window, buffer, compared=(), pause=lambda: None, **changes):
-    catch_up(tracker, candidates, window, buffer, settings(**changes).tracking, lambda: compared, pause)
+    for _ in catch_up(tracker, candidates, window, buffer, settings(**changes).tracking, lambda: compared):
+        pause()
 
 
 @pytest.mark.parametrize("count", [1, 2, 7, 64, 65, 129, 600])
@@ -137,7 +138,7 @@ def test_frames_that_arrive_meanwhile_are_caught_up_with():
             break
 
     _run(tracker, [_candidate(0, "a", window, 0)], window, buffer, pause=pause)
-    assert tracker.steps == [*range(1, 9), 9, 10]  # one frame arrives in each pause, after steps 4 and 8
+    assert tracker.steps == [*range(1, 12)]  # one frame arrives in each of the first three pauses
 
 
 def test_the_catch_up_ends_even_if_the_stream_is_faster():

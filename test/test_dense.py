@@ -10,6 +10,7 @@ from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.stages import finish
 from decaf_ros.types import Tracklet, TrackletScores, Window
 
 FRAMES = moving_scene(7)
@@ -29,7 +30,7 @@ def tracklet(source: int, mask: np.ndarray) -> Tracklet:
 
 def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
     left, right, low = (disc(WINDOW.size_hw, x, y, 0.18) for x, y in ((0.4, 0.5), (0.6, 0.45), (0.5, 0.6)))
-    found = dense_labels(sam2, WINDOW, [tracklet(2, left), tracklet(0, right), tracklet(2, low)], FRAMES)
+    found = finish(dense_labels(sam2, WINDOW, [tracklet(2, left), tracklet(0, right), tracklet(2, low)], FRAMES))
     assert found.shape == (7, *WINDOW.size_hw) and found.dtype == np.uint8
     late = propagate(sam2, FRAMES, 5, torch.from_numpy(np.stack([left, low])))
     early = propagate(sam2, FRAMES, 1, torch.from_numpy(right[None]))
@@ -43,7 +44,7 @@ def test_each_tracklet_of_two_source_frames_has_its_label(sam2):
 def test_more_targets_than_labels_are_refused(sam2):
     mask = disc(WINDOW.size_hw, 0.5, 0.5, 0.2)
     with pytest.raises(ValueError, match="at most 255, got 256; raise segmentation.tracklet_threshold"):
-        dense_labels(sam2, WINDOW, [tracklet(0, mask)] * 256, FRAMES)
+        finish(dense_labels(sam2, WINDOW, [tracklet(0, mask)] * 256, FRAMES))
 
 
 def test_each_frame_is_embedded_once(sam2):
@@ -52,19 +53,19 @@ def test_each_frame_is_embedded_once(sam2):
     sam2.model.forward_image = lambda batch: encoded.append(1) or forward_image(batch)
     clip = moving_scene(7)
     right = disc(WINDOW.size_hw, 0.75, 0.4, 0.18)
-    dense_labels(sam2, WINDOW, [tracklet(0, right), tracklet(1, right), tracklet(2, right)], clip)
+    finish(dense_labels(sam2, WINDOW, [tracklet(0, right), tracklet(1, right), tracklet(2, right)], clip))
     del sam2.model.forward_image
     assert len(encoded) == len(clip)
 
 
 def test_nothing_selected_is_empty_masks(sam2):
-    found = dense_labels(sam2, WINDOW, [], FRAMES)
+    found = finish(dense_labels(sam2, WINDOW, [], FRAMES))
     assert found.shape == (7, *WINDOW.size_hw) and not found.any()
 
 
 def test_missing_key_frames_and_other_sizes_are_named(sam2):
     mask = disc(WINDOW.size_hw, 0.5, 0.5, 0.2)
     with pytest.raises(ValueError, match=f"stamp {FRAMES[3].stamp_ns} ns"):
-        dense_labels(sam2, WINDOW, [tracklet(1, mask)], FRAMES[:3])
+        finish(dense_labels(sam2, WINDOW, [tracklet(1, mask)], FRAMES[:3]))
     with pytest.raises(ValueError, match=r"size \(120, 200\), got \[\(60, 80\)\]"):
-        dense_labels(sam2, WINDOW, [], moving_scene(2, (60, 80)))
+        finish(dense_labels(sam2, WINDOW, [], moving_scene(2, (60, 80))))

@@ -18,7 +18,7 @@ from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import forward
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
 
 TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
@@ -58,8 +58,8 @@ def full_pass(mllm, view, text, method, start_layer):
 def test_maps_equal_one_full_pass(mllm, frames, kind, method):
     engine = Engine(mllm, EngineConfig())
     some = views(mllm, frames[:5], kind)
-    together = engine.ask(some, TEXTS, ReadOptions(2, method, block=7))
-    later = engine.ask(some, ["And this?"], ReadOptions(2, method, block=64))
+    together = finish(engine.ask(some, TEXTS, ReadOptions(2, method, block=7)))
+    later = finish(engine.ask(some, ["And this?"], ReadOptions(2, method, block=64)))
     for text, results in zip([*TEXTS, "And this?"], [*together, *later]):
         for view, result in zip(some, results):
             expected = full_pass(mllm, view, text, method, 2)
@@ -72,7 +72,7 @@ def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, fram
     some = views(mllm, frames[:2], "video")
     encoded = record_encoding(monkeypatch, mllm)
     for start in (2, 1, 3):
-        result = engine.ask(some, TEXTS[:1], ReadOptions(start))[0][0]
+        result = finish(engine.ask(some, TEXTS[:1], ReadOptions(start)))[0][0]
         assert np.abs(result.map - full_pass(mllm, some[0], TEXTS[0], "v_max", start)).max() <= 1e-6
     prefix = engine.prefixes.get((some[0].key,))
     assert (
@@ -99,9 +99,9 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames,
     head = mllm.model.get_output_embeddings().register_forward_hook(lambda *_: calls.append(1))
     try:
         engine = Engine(mllm, EngineConfig())
-        engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2))
+        finish(engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2)))
         assert not calls
-        engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2, max_new_tokens=1))
+        finish(engine.ask(views(mllm, frames[:4], "video"), TEXTS, ReadOptions(2, max_new_tokens=1)))
         assert calls
     finally:
         handle.remove(), head.remove()
@@ -131,7 +131,7 @@ def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
     grounders = [Grounder(mllm, engine) for engine in (EngineConfig(prefix_cache_mib=64), off, tight, EngineConfig())]
     for window in (Window(frames[:6]), Window(frames[2:8]), Window(frames[3:9])):
         for query in ("the red ball", "what was put down"):
-            found = [one.ground(window, query, config, StageClock(STAGES)) for one in grounders]
+            found = [finish(one.ground(window, query, config, StageClock(STAGES))) for one in grounders]
             for other in found[1:]:
                 assert (other.category, other.answers) == (found[0].category, found[0].answers)
                 for branch in ("video", "frames"):
@@ -147,16 +147,16 @@ def test_caches_change_nothing(mllm, frames, monkeypatch, mode):
 def test_an_overlapping_window_encodes_only_its_new_frames(mllm, frames, monkeypatch):
     grounder = Grounder(mllm)
     config = replace(DecafConfig(), {"grounding.mode": "fast"})
-    grounder.ground(Window(frames[:6]), "the red ball", config, StageClock(STAGES))
+    finish(grounder.ground(Window(frames[:6]), "the red ball", config, StageClock(STAGES)))
     encoded = record_encoding(monkeypatch, mllm)
-    grounder.ground(Window(frames[2:8]), "the red ball", config, StageClock(STAGES))
+    finish(grounder.ground(Window(frames[2:8]), "the red ball", config, StageClock(STAGES)))
     assert sorted(encoded) == [("frames", 2), ("video", 1)]
     encoded.clear()
     # Another query reuses the features; a repeated query runs nothing.
-    grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES))
+    finish(grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES)))
     assert encoded == []
     with record_attention(0) as recording:
-        grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES))
+        finish(grounder.ground(Window(frames[2:8]), "the blue cube", config, StageClock(STAGES)))
     assert recording.layers == []
 
 
@@ -164,29 +164,101 @@ def test_equal_images_share_entries_despite_different_stamps(mllm, frames, monke
     encoded = record_encoding(monkeypatch, mllm)
     engine = Engine(mllm, EngineConfig())
     again = [Frame(frame.image.copy(), frame.stamp_ns + 10**9) for frame in frames[:2]]
-    first = engine.ask(views(mllm, frames[:2], "frames"), TEXTS[:1], ReadOptions(2))
-    second = engine.ask(views(mllm, tuple(again), "frames"), TEXTS[:1], ReadOptions(2))
+    first = finish(engine.ask(views(mllm, frames[:2], "frames"), TEXTS[:1], ReadOptions(2)))
+    second = finish(engine.ask(views(mllm, tuple(again), "frames"), TEXTS[:1], ReadOptions(2)))
     assert len(encoded) == 1 and all((a.map == b.map).all() for a, b in zip(first[0], second[0]))
 
 
-def test_an_aborted_call_leaves_a_working_engine(mllm, frames):
+@pytest.mark.parametrize("units", [1, 2, 4, 8])
+def test_an_abandoned_call_leaves_a_working_engine(mllm, frames, units):
     engine = Engine(mllm, EngineConfig(batch_tokens=1))
     some = views(mllm, frames[:3], "frames")
-
-    def abort():
-        raise InterruptedError
-
-    with pytest.raises(InterruptedError):
-        engine.ask(some, TEXTS, ReadOptions(2), abort)
-    results = engine.ask(some, TEXTS, ReadOptions(2))
-    fresh = Engine(mllm, EngineConfig(batch_tokens=1)).ask(some, TEXTS, ReadOptions(2))
+    task = engine.ask(some, TEXTS, ReadOptions(2, max_new_tokens=2))
+    for _ in range(units):
+        next(task)
+    task.close()
+    results = finish(engine.ask(some, TEXTS, ReadOptions(2)))
+    fresh = finish(Engine(mllm, EngineConfig(batch_tokens=1)).ask(some, TEXTS, ReadOptions(2)))
     for ours, theirs in zip(results, fresh):
         assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
 
 
+def _counted_passes(monkeypatch):
+    """Lengths of the passes through the language model."""
+    lengths = []
+
+    def counted(model, inputs, *args, **kwargs):
+        lengths.append(inputs["inputs_embeds"].shape[1])
+        return forward(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
+    return lengths
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_a_prepared_view_needs_its_suffixes_only(mllm, frames, kind, monkeypatch):
+    some = views(mllm, frames[:4], kind)
+    fresh = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))
+    engine = Engine(mllm, EngineConfig())
+    assert not any(engine.is_ready(view, ReadOptions(2)) for view in some)
+    finish(engine.prepare(some, "anything", ReadOptions(2)))
+    assert all(engine.is_ready(view, ReadOptions(2)) for view in some)
+    assert not engine.is_ready(some[0], ReadOptions(1)), "its lower layers are not recorded"
+    encoded, lengths = record_encoding(monkeypatch, mllm), _counted_passes(monkeypatch)
+    finish(engine.prepare(some, "anything", ReadOptions(2)))
+    assert not lengths
+    found = finish(engine.ask(some, TEXTS, ReadOptions(2)))
+    whole = len(mllm.prompt(some[0].layout, TEXTS[0]).ids)
+    assert not encoded and len(lengths) == len(TEXTS) and max(lengths) < whole - int(np.prod(some[0].layout.grid))
+    for ours, theirs in zip(found, fresh):
+        for one, other in zip(ours, theirs):
+            np.testing.assert_allclose(one.map, other.map, atol=1e-7)
+
+
+def test_preparation_ends_where_the_cache_has_no_room(mllm, frames, monkeypatch):
+    some = views(mllm, frames, "frames")
+    one = Engine(mllm, EngineConfig(batch_tokens=1))
+    finish(one.prepare(some[:1], "anything", ReadOptions(2)))
+    engine = Engine(mllm, EngineConfig(batch_tokens=1, prefix_cache_mib=1))
+    engine.prefixes.max_bytes = round(2.5 * one.prefixes.held_bytes)
+    lengths = _counted_passes(monkeypatch)
+    finish(engine.prepare(some, "anything", ReadOptions(2)))
+    assert [engine.is_ready(view, ReadOptions(2)) for view in some] == [True, True, *[False] * (len(some) - 2)]
+    assert len(lengths) == 2
+    # The window moves on: what left it gives way.
+    engine.new_round(some[1:], "anything")
+    finish(engine.prepare(some[1:], "anything", ReadOptions(2)))
+    assert [engine.is_ready(view, ReadOptions(2)) for view in some[:4]] == [False, True, True, False]
+    assert len(lengths) == 3
+
+
+@pytest.mark.parametrize("kind", ["video", "frames"])
+def test_chunks_of_a_prefix_change_nothing(mllm, frames, kind, monkeypatch):
+    """As on a slow device: every unit has the least size."""
+    some = views(mllm, frames[:4], kind)
+    options = ReadOptions(1, max_new_tokens=2)
+    whole = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, options))
+    engine = Engine(mllm, EngineConfig())
+    sizes = []
+    monkeypatch.setattr("decaf_ros.grounding.pace.STEP_TOKENS", 7)
+    engine.pace.unit_ms = 1e-6
+
+    def counted(model, inputs, *args, **kwargs):
+        sizes.append(inputs["inputs_embeds"].shape[1])
+        return forward(model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
+    parts = finish(engine.ask(some, TEXTS, options))
+    assert len(sizes) > 4 + len(TEXTS)
+    for ours, theirs in zip(parts, whole):
+        for one, other in zip(ours, theirs):
+            assert one.answer == other.answer
+            np.testing.assert_allclose(one.map, other.map, atol=1e-7)
+
+
 def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = engine.ask(some, TEXTS[:1], ReadOptions(2))[0][0].map
+    expected = finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))[0][0].map
 
     def failing_decode(*_):
         raise RuntimeError("out of memory")
@@ -194,10 +266,10 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr("decaf_ros.grounding.engine.decode", failing_decode)
         with pytest.raises(RuntimeError, match="out of memory"):
-            engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4))
+            finish(engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4)))
     engine.results.drop((some[0].key, TEXTS[0], ReadOptions(2)))
     hits = engine.prefixes.hits
-    np.testing.assert_allclose(engine.ask(some, TEXTS[:1], ReadOptions(2))[0][0].map, expected, atol=1e-7)
+    np.testing.assert_allclose(finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))[0][0].map, expected, atol=1e-7)
     assert engine.prefixes.hits == hits + 1
 
 
@@ -205,13 +277,13 @@ def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
     """Frames of one batch stay together in later windows; equal frames count once."""
     some = views(mllm, (*frames, frames[0]), "frames")
     engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[1]).ids)))
-    engine.ask(some[:6], TEXTS[1:], ReadOptions(2))
+    finish(engine.ask(some[:6], TEXTS[1:], ReadOptions(2)))
     assert [len(key) for key in engine.prefixes] == [3, 3]
     encoded = record_encoding(monkeypatch, mllm)
-    found = engine.ask(some[1:], TEXTS[:1], ReadOptions(2))
+    found = finish(engine.ask(some[1:], TEXTS[:1], ReadOptions(2)))
     # Two of the first three are wanted and cached, and the last frame equals the first.
     assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
-    fresh = Engine(mllm, EngineConfig()).ask(some[1:], TEXTS[:1], ReadOptions(2))
+    fresh = finish(Engine(mllm, EngineConfig()).ask(some[1:], TEXTS[:1], ReadOptions(2)))
     for ours, theirs in zip(found[0], fresh[0]):
         np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
         assert ours.map.base is None, "a slice would keep the whole batch's array"
@@ -219,8 +291,8 @@ def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
 
 def test_out_of_memory_frees_the_cached_prefix(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))[1]
-    engine.ask(some, TEXTS[:1], ReadOptions(2))
+    expected = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))[1]
+    finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))
     prefix = weakref.ref(engine.prefixes.peek((some[0].key,)))
     alive = []
 
@@ -231,15 +303,15 @@ def test_out_of_memory_frees_the_cached_prefix(mllm, frames, monkeypatch):
         return forward(model, inputs, *args, **kwargs)
 
     monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_first)
-    found = engine.ask(some, TEXTS[1:], ReadOptions(2))[0]
+    found = finish(engine.ask(some, TEXTS[1:], ReadOptions(2)))[0]
     assert alive == [True, False, False]
     np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
 
 
 def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
     engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "frames")
-    expected = Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2))
-    engine.ask(some[:2], TEXTS[:1], ReadOptions(2))
+    expected = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))
+    finish(engine.ask(some[:2], TEXTS[:1], ReadOptions(2)))
     sizes = []
 
     def with_room_for_one(model, inputs, *args, **kwargs):
@@ -249,7 +321,7 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
         return forward(model, inputs, *args, **kwargs)
 
     monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_one)
-    found = engine.ask(some, TEXTS, ReadOptions(2))
+    found = finish(engine.ask(some, TEXTS, ReadOptions(2)))
     assert max(sizes) > 1 and len(found[0]) == 4
     # The retry caches nothing: the next view may need the memory.
     assert not engine.prefixes.held_bytes and not engine.features.held_bytes
@@ -261,7 +333,7 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
 
     monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_none)
     with pytest.raises(torch.OutOfMemoryError):
-        engine.ask(some[:1], ["something new"], ReadOptions(2))
+        finish(engine.ask(some[:1], ["something new"], ReadOptions(2)))
 
 
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
@@ -270,7 +342,7 @@ def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
     # Every answer ends at once.
     monkeypatch.setattr(mllm.model.generation_config, "eos_token_id", list(range(len(mllm.tokenizer))))
     config = replace(DecafConfig(), {"grounding.mode": "paper"})
-    found = Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES))
+    found = finish(Grounder(mllm).ground(Window(frames[:2]), "the red ball", config, StageClock(STAGES)))
     assert found.category == "a ball" and set(found.answers) == {"a ball"}
 
 
@@ -287,7 +359,7 @@ def test_an_answer_is_finished_if_its_end_token_came(mllm, monkeypatch, configur
         if not configured:
             mllm.tokenizer.eos_token = mllm.tokenizer.convert_ids_to_tokens(end)
         for limit, finished in ((3, False), (4, True), (128, True)):
-            assert engine.answer(TEXTS[0], limit) == (text, finished)
+            assert finish(engine.answer(TEXTS[0], limit)) == (text, finished)
     finally:
         mllm.tokenizer.eos_token = own_end
 
@@ -298,7 +370,7 @@ def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
     grounder, config = Grounder(mllm), replace(DecafConfig(), {"grounding.mode": "fast"})
     held = []
     for count in (4, 9, 4):
-        grounder.ground(Window(frames[:count]), "the red ball", config, StageClock(STAGES))
+        finish(grounder.ground(Window(frames[:count]), "the red ball", config, StageClock(STAGES)))
         held.append(grounder.engine.prefixes.held_bytes)
     assert 0 < held[0] < held[1] == held[2] <= grounder.engine.prefixes.max_bytes < 1.3 * held[1]
     messages = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]
@@ -308,12 +380,12 @@ def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
 def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypatch, caplog):
     window, config = Window(frames), replace(DecafConfig(), {"grounding.mode": "fast"})
     whole = Grounder(mllm)
-    expected = whole.ground(window, "the red ball", config, StageClock(STAGES))
+    expected = finish(whole.ground(window, "the red ball", config, StageClock(STAGES)))
     size = whole.engine.prefixes.held_bytes
     monkeypatch.setattr("decaf_ros.grounding.caches.free_bytes", lambda device: size)
     caplog.clear()
     short = Grounder(mllm, EngineConfig(batch_tokens=1))
-    found = short.ground(window, "the red ball", config, StageClock(STAGES))
+    found = finish(short.ground(window, "the red ball", config, StageClock(STAGES)))
     assert 0 < short.engine.prefixes.held_bytes <= short.engine.prefixes.max_bytes < 0.8 * size
     assert "so some of its prefixes run again" in caplog.text
     np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)

@@ -18,7 +18,7 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2 import load_sam2
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, finish
 
 LAYERS = 4
 # The tiny model's maps are noise: with few candidates, of which several pass, the scores differ.
@@ -88,7 +88,7 @@ def test_shared_passes_do_not_change_results(models, window, fits, monkeypatch):
     for variant in (Variant("", ""), *VARIANTS.values()):
         config = variant_config(CONFIG, variant, LAYERS)
         ours, theirs = (
-            grounder.ground(window, "the red ball", config, StageClock(STAGES)) for grounder in (shared, alone)
+            finish(grounder.ground(window, "the red ball", config, StageClock(STAGES))) for grounder in (shared, alone)
         )
         assert (ours.category, ours.answers) == (theirs.category, theirs.answers)
         np.testing.assert_allclose(ours.maps.fused, theirs.maps.fused, atol=1e-5)

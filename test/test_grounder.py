@@ -8,7 +8,7 @@ from decaf_ros.grounding.grounder import STAGES, Grounder, category_of
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Answer
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
 
 
@@ -34,7 +34,7 @@ def ground(grounder, window, query="The red ball", **changes):
     config = replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
     progress = []
     clock = StageClock(STAGES, lambda stage, fraction: progress.append((stage, fraction)))
-    return grounder.ground(window, query, config, clock), progress
+    return finish(grounder.ground(window, query, config, clock)), progress
 
 
 def test_paper_mode_decodes_a_category_and_maps_have_the_grids(grounder, window):
@@ -76,8 +76,9 @@ def test_the_question_is_one_more_suffix_and_changes_nothing_else(mllm, window, 
 def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeypatch):
     asked = []
 
-    def margins(views, text, options, tick):
+    def margins(views, text, options):
         asked.append((len(views), text))
+        yield
         return [-2.0, 1.0, -1.0, 0.0, -3.0][: len(views)]
 
     monkeypatch.setattr(grounder.engine, "yes_margins", margins)
@@ -138,7 +139,7 @@ def test_the_most_frequent_candidate_takes_the_place_of_a_choice_that_was_cut_of
     def answer(text, max_new_tokens, answer=grounder.engine.answer):
         with monkeypatch.context() as patch:
             patch.setattr(mllm.model.generation_config, "eos_token_id", mllm.tokenizer.eos_token_id)
-            found = answer(text, max_new_tokens)
+            found = yield from answer(text, max_new_tokens)
         assert not found.finished
         return found
 
@@ -153,14 +154,14 @@ def test_every_prompt_has_the_configured_wording(grounder, window, monkeypatch, 
     """The real model answers; its candidates and its choice are then replaced."""
     asked, ask, answer = [], grounder.engine.ask, grounder.engine.answer
 
-    def spy(views, texts, options, tick):
+    def spy(views, texts, options):
         asked.extend(texts)
-        answers = ask(views, texts, options, tick)
+        answers = yield from ask(views, texts, options)
         return [[result._replace(answer="A Ball", finished=True) for result in results] for results in answers]
 
     def choose(text, max_new_tokens):
         asked.append(text)
-        assert answer(text, max_new_tokens).text
+        assert (yield from answer(text, max_new_tokens)).text
         return Answer("Red Ball.", True)
 
     monkeypatch.setattr(grounder.engine, "ask", spy)
@@ -203,7 +204,11 @@ def test_ablations(grounder, window):
 
 
 def test_every_prompt_variant_runs(grounder, window, monkeypatch):
-    monkeypatch.setattr(grounder.engine, "answer", lambda *_: Answer("ball", True))
+    def answer(*_):
+        yield
+        return Answer("ball", True)
+
+    monkeypatch.setattr(grounder.engine, "answer", answer)
     maps = []
     for variant in ("original", "v1", "v2", "v3"):
         changes = {f"grounding__{kind}_prompt": variant for kind in ("object", "background", "choice")}
@@ -224,4 +229,4 @@ def test_a_listener_may_abort(grounder, window):
             raise InterruptedError(stage)
 
     with pytest.raises(InterruptedError):
-        grounder.ground(window, "it", DecafConfig(), StageClock(STAGES, abort))
+        finish(grounder.ground(window, "it", DecafConfig(), StageClock(STAGES, abort)))

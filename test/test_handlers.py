@@ -171,11 +171,11 @@ def test_a_very_long_query_is_refused_and_the_current_one_continues(run):
 def test_a_second_query_during_a_grounding_supersedes_the_first(models):
     query_ids: list[str] = []
 
-    def between_stages() -> None:
+    def between() -> None:
         if not query_ids:
             query_ids.append(run.ask("the blue box"))
 
-    run = Run(models, between_stages=between_stages)
+    run = Run(models, between=between)
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     assert run.states("q1") == [QueryStatus.RECEIVED, QueryStatus.GROUNDING, QueryStatus.SUPERSEDED]
@@ -184,7 +184,7 @@ def test_a_second_query_during_a_grounding_supersedes_the_first(models):
 
 def test_a_model_error_fails_only_the_query(models):
     class OutOfMemory(Decaf):
-        def segment(self, *args, **options):
+        def steps(self, *args, **options):
             raise RuntimeError("CUDA out of memory")
 
     run = Run(OutOfMemory(models.grounder.mllm, models.sam2, models.config))

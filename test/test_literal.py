@@ -25,7 +25,7 @@ from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import BranchMaps, Window
 
 OPTIONS = SegmentationConfig(point_threshold=0.7)
@@ -63,7 +63,7 @@ def planted(window):
 def test_grounding(mllm, window, mode):
     config = replace(DecafConfig(), {"grounding.mode": mode, "mllm.max_new_tokens": 4})
     mllm.config = config.mllm
-    ours = Grounder(mllm).ground(window, "the red ball", config, StageClock(STAGES))
+    ours = finish(Grounder(mllm).ground(window, "the red ball", config, StageClock(STAGES)))
     theirs = literal_grounding(mllm, window, "the red ball", config)
     assert (ours.category, ours.answers) == (theirs.category, theirs.answers)
     assert bool(ours.answers) == (mode == "paper")
@@ -92,7 +92,7 @@ def test_tracklets_and_scores(sam2, window, planted):
     assert len(points) > 20
     for name in ("frame", "xy", "value"):
         np.testing.assert_array_equal(getattr(ours, name), getattr(points, name))
-    found = propose_tracklets(sam2, window, ours, OPTIONS)
+    found = finish(propose_tracklets(sam2, window, ours, OPTIONS))
     expected = literal_tracklets(sam2, window, points, OPTIONS)
     assert len(found) == len(expected) >= 2
     for one, other in zip(found, expected):

@@ -18,6 +18,7 @@ from decaf_ros.config import EngineConfig, MllmConfig
 from decaf_ros.grounding import loading
 from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl
 from tiny_models.llava_onevision import write_tiny_llava_onevision
@@ -234,7 +235,9 @@ def maps(mllm):
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
     layout = mllm.layout("video", 2, (96, 128))
     view = View(layout, tuple(Frame(image, number + 1) for number, image in enumerate(images)))
-    return Engine(mllm, EngineConfig()).ask([view], ["where is it?"], ReadOptions(2, max_new_tokens=3))[0][0].map
+    return finish(Engine(mllm, EngineConfig()).ask([view], ["where is it?"], ReadOptions(2, max_new_tokens=3)))[0][
+        0
+    ].map
 
 
 def effective_weight(layer):

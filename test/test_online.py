@@ -23,9 +23,9 @@ def _scripted_tracker(monkeypatch):
     monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
 
-def _recorder(*script, between_stages=lambda: None, world=TWO, options=None, **changes) -> Recorder:
+def _recorder(*script, between=None, world=TWO, options=None, **changes) -> Recorder:
     decaf = ScriptedDecaf(world, settings(**changes), script or [["a"]])
-    return Recorder(decaf, between_stages, **options or {})
+    return Recorder(decaf, between, **options or {})
 
 
 def test_a_query_before_any_frame_waits_for_the_window():
@@ -160,7 +160,7 @@ def test_a_model_error_fails_the_query_and_the_stream_continues():
 
 
 @pytest.mark.parametrize("error, releases", [(RuntimeError, 0), (torch.OutOfMemoryError, 1)])
-@pytest.mark.parametrize("where", ["segment", "catch_up"])
+@pytest.mark.parametrize("where", ["steps", "catch_up"])
 def test_memory_is_released_after_an_out_of_memory_error(monkeypatch, where, error, releases):
     class Work:
         """Stands for the tensors of the failed grounding."""
@@ -173,7 +173,7 @@ def test_memory_is_released_after_an_out_of_memory_error(monkeypatch, where, err
         raise error("no room")
 
     run = _recorder(["a"])
-    monkeypatch.setattr(*((run.decaf, "segment", broken) if where == "segment" else (segmenter, "catch_up", broken)))
+    monkeypatch.setattr(*((run.decaf, "steps", broken) if where == "steps" else (segmenter, "catch_up", broken)))
     alive_at_release = []
     monkeypatch.setattr(run.decaf, "release", lambda: alive_at_release.append(works[-1]()))
     run.watch(range(16))
@@ -209,7 +209,7 @@ def test_cancel_while_tracked_stops_without_a_second_answer():
 
 
 class Between:
-    """Runs functions at chosen calls of between_stages, counted from 0."""
+    """Runs functions at chosen calls, counted from 0."""
 
     def __init__(self) -> None:
         self.at: dict[int, Callable[[], None]] = {}
@@ -224,7 +224,7 @@ class Between:
 @pytest.mark.parametrize("call", [0, 1, 2, 3])  # 3: at the start of the catch-up
 def test_a_query_during_a_grounding_supersedes_at_once(call):
     between = Between()
-    run = _recorder(["a"], ["b"], between_stages=between)
+    run = _recorder(["a"], ["b"], between=between)
     run.watch(range(16))
     between.at = {call: lambda: run.ask("q2", "other")}
     run.ask("q1")
@@ -245,10 +245,10 @@ def test_a_query_during_a_grounding_supersedes_at_once(call):
 
 def test_many_queries_during_groundings_do_not_recurse():
     between = Between()
-    run = _recorder(between_stages=between)
+    run = _recorder(between=between)
     run.watch(range(16))
     numbers = iter(range(2, 3000))  # more than Python's recursion limit
-    run.online._between_stages = lambda: next((run.ask(f"q{number}") for number in numbers), None)
+    run.between = lambda: next((run.ask(f"q{number}") for number in numbers), None)
     run.ask("q1")
     answers = [event for event in run.of(QueryEvent) if event.state.is_answer]
     assert len(answers) == len({event.query.id for event in answers}) == 2999
@@ -258,7 +258,7 @@ def test_many_queries_during_groundings_do_not_recurse():
 @pytest.mark.parametrize("call", [0, 3])
 def test_cancel_during_a_grounding_abandons_it(call):
     between = Between()
-    run = _recorder(between_stages=between)
+    run = _recorder(between=between)
     run.watch(range(16))
     between.at = {call: lambda: run.online.cancel("q1")}
     run.ask("q1")
@@ -270,7 +270,7 @@ def test_cancel_during_a_grounding_abandons_it(call):
 
 def test_an_empty_query_during_a_grounding_abandons_it():
     between = Between()
-    run = _recorder(between_stages=between)
+    run = _recorder(between=between)
     run.watch(range(16))
     between.at = {1: lambda: run.ask("q2", "")}
     run.ask("q1")
@@ -279,9 +279,9 @@ def test_an_empty_query_during_a_grounding_abandons_it():
 
 def test_frames_during_a_grounding_get_a_result_and_do_not_ground_again():
     between = Between()
-    run = _recorder(between_stages=between)
+    run = _recorder(between=between)
     run.watch(range(16))
-    # A key frame arrives before the first stage and at the start of the catch-up, a frame after its fourth step.
+    # A key frame arrives after the first stage and after the first step of the catch-up, a frame after its first step.
     between.at = {0: lambda: run.watch(range(16, 22)), 3: lambda: run.watch(range(22, 27)), 4: lambda: run.watch([27])}
     run.ask("q1")
     assert run.events == [("q1", "RECEIVED"), ("q1", "GROUNDING"), ("q1", "TRACKING")]
@@ -292,29 +292,33 @@ def test_frames_during_a_grounding_get_a_result_and_do_not_ground_again():
     assert all(result.targets == () for result in run.results[:28]) and run.states() == {1: "TENTATIVE"}
 
 
-def test_an_exception_in_between_stages_fails_the_grounding():
-    def broken():
-        raise OSError("inbox broken")
-
-    run = _recorder(between_stages=broken)
-    run.watch(range(16))
-    run.ask("q1")
-    assert run.events[-1] == ("q1", "FAILED") and run.of(QueryEvent)[-1].text == "OSError: inbox broken"
-
-
-def test_an_exception_in_between_stages_does_not_fail_a_query_asked_just_before():
-    between = Between()
-    run = _recorder(between_stages=between)
+def test_an_output_may_make_a_grounding_obsolete():
+    """Whoever receives an event may answer with another query, in the middle of a unit."""
+    run = _recorder(["a"], ["b"])
     run.watch(range(16))
 
-    def ask_and_break():
-        run.ask("q2")
-        raise OSError("inbox broken")
+    def emit(output):
+        run.outputs.append(output)
+        if isinstance(output, StageEvent) and output.stage == "points" and output.query.id == "q1":
+            run.ask("q2")
 
-    between.at = {0: ask_and_break}
+    run.online._emit = emit
     run.ask("q1")
     assert run.answers("q1") == [QueryState.SUPERSEDED] and run.answers("q2") == [QueryState.TRACKING]
-    assert run.notices == ["error: grounding of query q1 failed: OSError: inbox broken"]
+    assert len(run.decaf.windows) == 2
+
+
+def test_a_live_grounding_begins_in_ask_and_goes_on_in_advance():
+    run = _recorder(between=lambda: None)
+    run.watch(range(16))
+    run.online.ask(Query("q1", "it"))
+    assert run.events == [("q1", "RECEIVED")] and run.decaf.windows == []
+    units = 1
+    while run.online.advance():
+        units += 1
+    # Three stages, from the last of them to the start of the catch-up, and from there to the answer.
+    assert units == 5 and run.answers("q1") == [QueryState.TRACKING]
+    assert not run.online.advance()
 
 
 @pytest.mark.parametrize("again", [{"start_s": 50.0}, {"size_hw": (30, 40), "start_s": 110.0}], ids=["jump", "size"])
@@ -338,7 +342,7 @@ def test_a_broken_stream_is_reset_and_keeps_the_query(again):
 
 def test_after_a_reset_during_a_grounding_the_query_is_grounded_on_the_new_stream():
     between = Between()
-    run = _recorder(between_stages=between)
+    run = _recorder(between=between)
     run.watch(range(16))
     between.at = {1: lambda: run.watch(range(3), size_hw=(30, 40), start_s=200.0)}
     run.ask("q1")

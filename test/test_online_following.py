@@ -26,10 +26,10 @@ def world_tracker(monkeypatch):
     monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
 
 
-def _tracking(*script, world=THREE, between_stages=lambda: None, **changes) -> Recorder:
+def _tracking(*script, world=THREE, between=None, **changes) -> Recorder:
     """A query answered on frame 15 and grounded again every second (10 frames), unless `changes` override that."""
     config = settings(**{"regrounding__stride": 2, "regrounding__policy": "refresh"} | changes)
-    run = Recorder(ScriptedDecaf(world, config, script), between_stages)
+    run = Recorder(ScriptedDecaf(world, config, script), between)
     run.watch(range(16))
     run.ask("q1")
     assert run.answers("q1") == [QueryState.TRACKING]
@@ -228,7 +228,7 @@ def test_a_search_does_not_ask_whether_the_target_is_there(world_tracker, policy
 
 def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_tracker):
     arriving = []
-    run = _tracking(["a", "b"], between_stages=lambda: [run.watch([arriving.pop(0)]) for _ in arriving[:1]])
+    run = _tracking(["a", "b"], between=lambda: [run.watch([arriving.pop(0)]) for _ in arriving[:1]])
     arriving += range(26, 40)
     run.watch(range(16, 26))  # key frame 25 starts a regrounding; one frame arrives between two stages
     assert len(run.decaf.windows) == 2
@@ -242,7 +242,7 @@ def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_t
 
 def test_a_new_query_during_a_regrounding(world_tracker):
     pending = []
-    run = _tracking(["a"], ["a"], ["b"], between_stages=lambda: pending and run.online.ask(pending.pop()))
+    run = _tracking(["a"], ["a"], ["b"], between=lambda: pending and run.online.ask(pending.pop()))
     pending.append(Query("q2", "other"))
     run.watch(range(16, 28))
     assert run.events[3:] == [("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING")]
@@ -382,7 +382,7 @@ def test_a_grounding_slower_than_its_stride_does_not_repeat_at_once(world_tracke
     run.ask("q1")
     groundings = []
     for _ in range(30):
-        run.online.observe(frame(next(number)))
+        run.watch([next(number)])
         groundings.append(len(decaf.windows))
     # A stride of two key frames is ten frames, counted from the end of the slow grounding.
     assert [groundings.count(count) for count in sorted(set(groundings))][1:-1] == [10, 10]

@@ -152,18 +152,20 @@ def test_a_grounding_that_a_restart_ends_costs_no_patience(models):
     before = models.config
     late = iter([image(60, (48, 72))])
 
-    def between_stages() -> None:
+    def between() -> None:
         for message in late:
             run.handlers.on_image(message, ARRIVALS[60] + 10**11)
 
-    run = Run(models, between_stages=between_stages)
+    run = Run(models, between=between)
     run.handlers.change_config(replace(before, {"window.patience_s": 2.0}))
     try:
         query = run.ask("the red disc")
         for number in range(3):
             run.handlers.on_image(image(number), ARRIVALS[number])
+            run.go_on()
         assert any("stream reset" in text for text in run.warnings()) and run.handlers.is_waiting
         run.handlers.on_image(image(64, (48, 72)), ARRIVALS[64] + 10**11)
+        run.go_on()
         assert run.answers(query) == [QueryStatus.TRACKING]
     finally:
         run.handlers.change_config(before)

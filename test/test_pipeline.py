@@ -155,7 +155,7 @@ def test_the_category_none_means_not_found_with_a_presence_threshold(models, mon
     ground = Grounder.ground
 
     def answers_none(*arguments):
-        return dataclasses.replace(ground(*arguments), category="none")
+        return dataclasses.replace((yield from ground(*arguments)), category="none")
 
     monkeypatch.setattr(Grounder, "ground", answers_none)
     for threshold, is_selected in ((0.0, True), (1e-6, False)):

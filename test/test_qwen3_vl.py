@@ -28,6 +28,7 @@ from decaf_ros.grounding.engine import Engine, ReadOptions
 from decaf_ros.grounding.grounder import video_view
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame, Window
 from tiny_models.qwen3_vl import write_tiny_qwen3_vl
 
@@ -161,7 +162,7 @@ def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm):
     calls = []
     handle = mllm.model.get_decoder().layers[-1].mlp.register_forward_hook(lambda *_: calls.append(1))
     try:
-        Engine(mllm, EngineConfig()).ask([view(mllm, "video", noise(5, (90, 130)))], [TEXT], ReadOptions(2))
+        finish(Engine(mllm, EngineConfig()).ask([view(mllm, "video", noise(5, (90, 130)))], [TEXT], ReadOptions(2)))
     finally:
         handle.remove()
     assert not calls

@@ -17,6 +17,7 @@ from decaf_ros.grounding.engine import Engine, ReadOptions, View
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.qwen_vl import write_tiny_mllm
 
@@ -132,7 +133,9 @@ def test_decoding_equals_generate(mllm, kind):
         layout, used = view(mllm, kind, pictures)
         count = 1 if kind == "video" else 3
         views = [View(layout, tuple(map(Frame, pictures[k : k + len(used)], range(1, 9)))) for k in range(count)]
-        answers = [result.answer for result in engine.ask(views, ["where is it?"], ReadOptions(2, max_new_tokens=6))[0]]
+        answers = [
+            result.answer for result in finish(engine.ask(views, ["where is it?"], ReadOptions(2, max_new_tokens=6)))[0]
+        ]
         expected = [processed(mllm, layout, pictures[k : k + len(used)], "where is it?") for k in range(count)]
     for answer, inputs in zip(answers, expected):
         tokens = mllm.model.generate(**inputs, max_new_tokens=6, do_sample=False)[0]

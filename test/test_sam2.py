@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import shutil
 from pathlib import Path
 
@@ -269,17 +270,22 @@ def test_embeddings_are_cached_by_frame_up_to_the_limit(tiny_sam2_dir):
     assert len(encoded) == 5
 
 
+class Stream:
+    """Holds frames."""
+
+
 def test_held_frames_outlast_others(tiny_sam2_dir):
     sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=3))
     encoded = []
     sam2._encode = lambda image: encoded.append(1) or object()
     frames = moving_scene(9)
-    sam2.hold(frames[:2])
+    stream = Stream()
+    sam2.hold(stream, frames[:2])
     kept = [sam2.embed(frame) for frame in frames[:2]]
     for frame in frames[2:]:
         assert sam2.embed(frame) is sam2.embed(frame), "the newest frame is cached too"
     assert [sam2.embed(frame) for frame in frames[:2]] == kept and len(encoded) == 9
-    sam2.hold(frames[:4])  # more than fit: all are kept, and the newest frame
+    sam2.hold(stream, frames[:4])  # more than fit: all are kept, and the newest frame
     for _ in range(2):
         for frame in frames[:4]:
             sam2.embed(frame)
@@ -287,23 +293,40 @@ def test_held_frames_outlast_others(tiny_sam2_dir):
     for frame in frames[4:6]:
         assert sam2.embed(frame) is sam2.embed(frame)
     assert set(sam2._cache) == {*frames[:4], frames[5]}
-    sam2.hold(())
+    sam2.hold(stream, ())
     assert set(sam2._cache) == {frames[2], frames[3], frames[5]}
 
 
 def test_a_block_keeps_its_frames_whatever_the_stream_holds(tiny_sam2_dir):
     sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=1))
     sam2._encode = lambda image: object()
+    stream = Stream()
     frames = moving_scene(6)
     with pytest.raises(InterruptedError), sam2.holding(frames[:2]):
         with sam2.holding(frames[2:4]):
             for frame in frames:
                 sam2.embed(frame)
-            sam2.hold(frames[4:5])
+            sam2.hold(stream, frames[4:5])
             assert set(sam2._cache) == {*frames[:4], frames[5]}
         assert set(sam2._cache) == {*frames[:2], frames[5]}
         raise InterruptedError
     assert set(sam2._cache) == {frames[5]}
+
+
+def test_two_streams_do_not_undo_each_other(tiny_sam2_dir):
+    sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", embedding_cache=1))
+    sam2._encode = lambda image: object()
+    left, right = Stream(), Stream()
+    frames = moving_scene(6)
+    sam2.hold(left, frames[:2])
+    sam2.hold(right, frames[2:4])
+    for frame in frames:
+        sam2.embed(frame)
+    assert set(sam2._cache) == {*frames[:4], frames[5]}
+    del left
+    gc.collect()
+    sam2.embed(frames[4])
+    assert set(sam2._cache) == {*frames[2:5]}, "a stream that is gone holds nothing"
 
 
 def test_images_that_are_views_embed_as_their_copies(sam2):

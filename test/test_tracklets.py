@@ -13,6 +13,7 @@ from decaf_ros.segmentation.overlap import PackedMasks, mask_iou, pairwise_iou
 from decaf_ros.segmentation.sam2 import Sam2, load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame, PointPrompts, Window
 
 
@@ -82,7 +83,9 @@ def points(*rows: tuple[int, float, float, float]) -> PointPrompts:
 
 def test_tracklets_over_the_window(sam2):
     window = Window(tuple(moving_scene(4)))
-    found = propose_tracklets(sam2, window, points((1, 0.3, 0.5, 0.9), (1, 0.75, 0.4, 1.0)), SegmentationConfig())
+    found = finish(
+        propose_tracklets(sam2, window, points((1, 0.3, 0.5, 0.9), (1, 0.75, 0.4, 1.0)), SegmentationConfig())
+    )
     assert [proposal.source for proposal in found] == [1, 1]
     assert {round(proposal.attention, 3) for proposal in found} == {0.9, 1.0}
     assert found[0].score >= found[1].score
@@ -105,7 +108,7 @@ def test_candidates_take_the_same_memory_for_images_of_every_size(sam2, monkeypa
     places = [(frame, x, y, 1.0) for frame in (0, 1) for x in at for y in at]
     small_batches = Sam2(sam2.model, Sam2Config(device="cpu", object_batch=4))
     tracemalloc.start()
-    found = propose_tracklets(small_batches, window, points(*places), SegmentationConfig(suppression_iou=1.0))
+    found = finish(propose_tracklets(small_batches, window, points(*places), SegmentationConfig(suppression_iou=1.0)))
     kept, peak = (number / (height * width) for number in tracemalloc.get_traced_memory())
     tracemalloc.stop()
     grid = sam2.image_size // 4
@@ -119,9 +122,9 @@ def test_the_same_object_on_a_later_frame_is_suppressed_or_replaces(sam2):
     window = Window(tuple(moving_scene(3)))
     config = SegmentationConfig(suppression_iou=0.3)
     weak, strong = (0.3, 0.5, 0.5), (0.3, 0.5, 0.95)
-    first = propose_tracklets(sam2, window, points((0, *strong), (2, *weak)), config)
+    first = finish(propose_tracklets(sam2, window, points((0, *strong), (2, *weak)), config))
     assert [proposal.source for proposal in first] == [0]
-    second = propose_tracklets(sam2, window, points((0, *weak), (2, *strong)), config)
+    second = finish(propose_tracklets(sam2, window, points((0, *weak), (2, *strong)), config))
     assert [proposal.source for proposal in second] == [2]
 
 
@@ -129,14 +132,17 @@ def test_suppression_looks_at_the_earlier_tracklet_where_it_is_now(sam2, monkeyp
     """The earlier tracklet moved half an image to the right: a later point at its old place is a new object."""
 
     def moved(sam2, frames, source, masks):
+        yield
         moved = [masks.roll((index - source) * masks.shape[2] // 4, dims=2) for index in range(3)]
         return signed(torch.stack(moved, dim=1))
 
-    monkeypatch.setattr(tracklets, "propagate", moved)
+    monkeypatch.setattr(tracklets, "propagate_steps", moved)
     window = Window(tuple(moving_scene(3)))
     old_place, new_place = (0.3, 0.5, 0.9), (0.8, 0.5, 0.5)
     config = SegmentationConfig(suppression_iou=0.2)
-    found = propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (2, *old_place), (2, *new_place)), config)
+    found = finish(
+        propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (2, *old_place), (2, *new_place)), config)
+    )
     assert [(proposal.source, proposal.point_xy[0]) for proposal in found] == [
         (0, pytest.approx(0.3)),
         (2, pytest.approx(0.3)),
@@ -152,7 +158,9 @@ def test_a_point_without_a_mask_makes_no_candidate(sam2, monkeypatch):
 
     monkeypatch.setattr(sam2, "masks_at_points", blind_on_the_left)
     window = Window(tuple(moving_scene(2)))
-    (found,) = propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9)), SegmentationConfig())
+    (found,) = finish(
+        propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9)), SegmentationConfig())
+    )
     assert found.point_xy == pytest.approx((0.8, 0.4)) and found.attention == pytest.approx(0.9)
 
 
@@ -164,7 +172,7 @@ def test_points_that_show_nothing_are_blank_candidates_if_configured(tiny_sam2_d
         sam2 = load_sam2(Sam2Config(str(tiny_sam2_dir), device="cpu", blank_unseen=blank))
         with torch.no_grad():
             sam2.model.sam_mask_decoder.pred_obj_score_head.layers[-1].bias.fill_(-50)
-        found[blank] = propose_tracklets(sam2, window, here, SegmentationConfig(suppression_iou=0.3))
+        found[blank] = finish(propose_tracklets(sam2, window, here, SegmentationConfig(suppression_iou=0.3)))
     (kept,) = found[False]
     assert kept.object_score < 0 and kept.masks[1].any()
     assert [proposal.attention for proposal in found[True]] == pytest.approx([1.0, 0.9]), "empty masks do not overlap"
@@ -175,9 +183,9 @@ def test_points_that_show_nothing_are_blank_candidates_if_configured(tiny_sam2_d
 
 
 def test_no_points_no_tracklets(sam2):
-    assert propose_tracklets(sam2, Window(tuple(moving_scene(2))), points(), SegmentationConfig()) == []
+    assert finish(propose_tracklets(sam2, Window(tuple(moving_scene(2))), points(), SegmentationConfig())) == []
 
 
 def test_points_outside_the_window_are_named(sam2):
     with pytest.raises(ValueError, match="window of 2"):
-        propose_tracklets(sam2, Window(tuple(moving_scene(2))), points((2, 0.5, 0.5, 1)), SegmentationConfig())
+        finish(propose_tracklets(sam2, Window(tuple(moving_scene(2))), points((2, 0.5, 0.5, 1)), SegmentationConfig()))

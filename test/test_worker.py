@@ -6,28 +6,61 @@ import threading
 import time
 from collections.abc import Callable
 
+import pytest
+
 from decaf_ros.nodes.worker import Worker
 
 
 class _Stream:
-    """A worker that records its work in `done`. The image "ground" holds a grounding stage open until `go_on`."""
+    """A worker that records its work in `done`. The image "ground" begins a grounding of three units; each unit that
+    `held` allows for waits for `go_on`.
+    """
 
-    def __init__(self, keep_latest: bool = True) -> None:
+    def __init__(self, keep_latest: bool = False, slice_s: float = 0.0) -> None:
         self.done: list = []
         self.errors: list[Exception] = []
-        self.in_stage = threading.Semaphore(0)
+        self.units = 0
+        self.held = 0
+        self.prepared: int | None = None
+        self.in_unit = threading.Semaphore(0)
         self.go_on = threading.Semaphore(0)
-        self.worker = Worker(keep_latest, self._on_image, lambda: self.done.append("stop"), self.errors.append)
+        self.worker = Worker(
+            keep_latest,
+            self._on_image,
+            self._advance,
+            self._prepare,
+            lambda: slice_s,
+            self._on_stop,
+            self.errors.append,
+        )
 
     def _on_image(self, image: str) -> None:
         if image == "bad":
             raise RuntimeError("unexpected")
         self.done.append(image)
         if image == "ground":
-            self.in_stage.release()
+            self.units = 3
+
+    def _advance(self) -> bool:
+        if self.units == 0:
+            return False
+        if self.held:
+            self.held -= 1
+            self.in_unit.release()
             assert self.go_on.acquire(timeout=5)
-            self.worker.between_stages()
-            self.done.append("grounded")
+        self.units -= 1
+        self.done.append("unit")
+        return self.units > 0
+
+    def _prepare(self) -> bool:
+        if self.prepared is None:
+            return False
+        self.prepared += 1
+        return True
+
+    def _on_stop(self) -> None:
+        self.units = 0
+        self.done.append("stop")
 
 
 def _wait(condition: Callable[[], bool]) -> None:
@@ -37,36 +70,84 @@ def _wait(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
-def test_between_stages_commands_and_at_most_one_image_run():
-    stream = _Stream(keep_latest=False)
+@pytest.mark.parametrize(
+    ("slice_s", "expected"),
+    [
+        # A command and an image come in the first unit. Then every image waits for one unit, or for the slice.
+        (0.0, ["ground", "unit", "query", "unit", "a", "unit", "b", "stop"]),
+        (60.0, ["ground", "unit", "query", "unit", "unit", "a", "b", "stop"]),
+    ],
+)
+def test_images_wait_for_a_slice_of_the_grounding_and_commands_for_a_unit(slice_s, expected):
+    stream = _Stream(slice_s=slice_s)
+    stream.held = 1
     stream.worker.start()
     stream.worker.put_image("ground")
-    assert stream.in_stage.acquire(timeout=5)
+    assert stream.in_unit.acquire(timeout=5)
     stream.worker.put_image("a")
     stream.worker.put_image("b")
     stream.worker.put_command(lambda: stream.done.append("query"))
     stream.go_on.release()
     _wait(lambda: "b" in stream.done)
     stream.worker.stop()
-    assert stream.done == ["ground", "query", "a", "grounded", "b", "stop"]
+    assert stream.done == expected
 
 
-def test_stopping_ends_a_grounding_between_two_stages():
+def test_a_grounding_goes_on_without_images():
     stream = _Stream()
     stream.worker.start()
     stream.worker.put_image("ground")
-    assert stream.in_stage.acquire(timeout=5)
+    _wait(lambda: stream.done == ["ground", "unit", "unit", "unit"])
+    stream.worker.stop()
+
+
+def test_what_a_later_question_needs_is_prepared_while_nothing_else_is_to_do():
+    stream = _Stream()
+    stream.prepared = 0
+    stream.worker.start()
+    stream.worker.put_image("a")
+    _wait(lambda: stream.prepared > 10)
+    stream.worker.put_image("ground")
+    _wait(lambda: stream.done == ["a", "ground", "unit", "unit", "unit"])
+    stream.worker.put_command(lambda: stream.done.append("query"))
+    _wait(lambda: stream.done[-1] == "query")
+    stream.worker.stop()
+    assert stream.done[-1] == "stop" and not stream.errors
+
+
+def test_stopping_ends_a_grounding_after_the_next_unit():
+    stream = _Stream()
+    stream.held = 1
+    stream.worker.start()
+    stream.worker.put_image("ground")
+    assert stream.in_unit.acquire(timeout=5)
     stopper = threading.Thread(target=stream.worker.stop)
     stopper.start()
     _wait(lambda: not stream.worker.put_command(lambda: None))
     stream.go_on.release()
     stopper.join(timeout=5)
     assert not stopper.is_alive()
-    assert stream.done == ["ground", "stop", "grounded", "stop"]
+    assert stream.done == ["ground", "unit", "stop"]
+
+
+def test_an_error_in_a_unit_is_reported_and_the_thread_goes_on():
+    stream = _Stream()
+
+    def advance():
+        raise RuntimeError("unit")
+
+    stream.worker._advance = advance
+    stream.worker.start()
+    stream.worker.put_image("a")
+    _wait(lambda: stream.errors)
+    stream.worker.put_image("b")
+    _wait(lambda: "b" in stream.done)
+    stream.worker.stop()
+    assert {str(error) for error in stream.errors} == {"unit"}
 
 
 def test_an_error_is_reported_and_the_thread_goes_on():
-    stream = _Stream(keep_latest=False)
+    stream = _Stream()
     stream.worker.start()
     stream.worker.put_image("bad")
     stream.worker.put_image("good")
@@ -76,7 +157,7 @@ def test_an_error_is_reported_and_the_thread_goes_on():
 
 
 def test_it_can_be_started_again():
-    stream = _Stream(keep_latest=False)
+    stream = _Stream()
     for image in ("a", "b"):
         stream.worker.start()
         assert stream.worker.put_command(lambda image=image: stream.done.append(image))

@@ -7,6 +7,7 @@ import torch
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.rollout import _attend, _ranges
 from decaf_ros.grounding.rollout_triton import attend
+from decaf_ros.stages import finish
 
 generator = torch.Generator().manual_seed(0)
 # Batch, heads, key heads, queries, tokens, head size, vectors: sizes that are no multiple of a block, and suffixes.
@@ -23,7 +24,7 @@ for batch, heads, key_heads, count, tokens, size, vectors in (
     rows = torch.rand(vectors, batch, count, generator=generator)
     visual = torch.zeros(tokens, dtype=torch.bool)
     visual[3:40] = visual[50:60] = True
-    expected = _attend(layer, rows, _ranges(visual), 16)
+    expected = finish(_attend(layer, rows, _ranges(visual), 16))
     for ours, theirs in zip(attend(layer, rows, visual), expected):
         torch.testing.assert_close(ours, theirs, atol=5e-6, rtol=1e-5)
     print("agree")

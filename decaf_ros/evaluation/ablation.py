@@ -22,6 +22,7 @@ from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.resizing import GridMasks
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import Proposal
+from decaf_ros.stages import finish
 from decaf_ros.types import Segmentation
 
 FULL = "full"
@@ -119,7 +120,7 @@ def ablate(
     def score(answer: Segmentation) -> VariantScore:
         clicks = _clicks(answer)
         if clicks not in scores_by_clicks:
-            labels = dense_labels(decaf.sam2, found.window, answer.selected, clip.frames)
+            labels = finish(dense_labels(decaf.sam2, found.window, answer.selected, clip.frames))
             scores_by_clicks[clicks] = mask_score(labels > 0, truth)
         fused = answer.grounding.maps.fused
         return VariantScore(

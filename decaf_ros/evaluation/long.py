@@ -259,9 +259,9 @@ class _CountingDecaf:
         self._decaf = decaf
         self.groundings = 0
 
-    def segment(self, *args: Any, **kwargs: Any) -> Any:
+    def steps(self, *args: Any, **kwargs: Any) -> Any:
         self.groundings += 1
-        return self._decaf.segment(*args, **kwargs)
+        return self._decaf.steps(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._decaf, name)

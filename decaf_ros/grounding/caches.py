@@ -61,12 +61,17 @@ class ByteCache(Generic[Key, Value]):
         """As `get`, but does not count as a use."""
         return self._entries[key][0] if key in self._entries else None
 
+    @property
+    def free_bytes(self) -> int:
+        """What `put` can store now."""
+        evictable = sum(size for _, size, last_round in self._entries.values() if last_round < self._round)
+        return self.max_bytes - self.held_bytes + evictable
+
     def put(self, key: Key, value: Value, size: int) -> bool:
         """Stores a value of `size` bytes if it fits. Returns whether it does."""
         self.drop(key)
         evictable = [old for old, (_, _, last_round) in self._entries.items() if last_round < self._round]
-        free = self.max_bytes - self.held_bytes + sum(self._entries[old][1] for old in evictable)
-        if size > free:
+        if size > self.free_bytes:
             return False
         for old in evictable:
             if self.held_bytes + size <= self.max_bytes:

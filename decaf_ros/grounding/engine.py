@@ -1,5 +1,8 @@
 """Runs prompts through a multimodal LLM without repeated work (paper, Sec. 3.2; docs/architecture.md, "The engine").
 
+All work is a task (`Steps`) of bounded units: a batch of vision features, a chunk of a prefix, a suffix, a token of an
+answer, a block of rows of the rollout.
+
 Visual tokens come before the text, so all prompts about the same images share a prefix. The prefix runs once. Each text
 is a short suffix on its KV cache, and all suffixes share one rollout over the prefix. Vision features of units,
 prefixes, and finished maps are cached for later windows and queries.
@@ -30,8 +33,11 @@ from decaf_ros.grounding.mllm import (
     answer_margin,
     decode,
     forward,
+    part_of,
 )
-from decaf_ros.grounding.rollout import PrefixAttention, rollout_of_suffixes
+from decaf_ros.grounding.pace import Pace
+from decaf_ros.grounding.rollout import PrefixAttention, prepare_rollout, rollout_steps
+from decaf_ros.stages import Steps
 from decaf_ros.types import Frame
 
 _T = TypeVar("_T")
@@ -171,6 +177,9 @@ class Engine:
         self.prefixes: ByteCache[tuple[Hashable, ...], _Prefix] = ByteCache(max(0, config.prefix_cache_mib) * _MIB)
         self._budget = PrefixBudget(mllm.model.device) if config.prefix_cache_mib < 0 else None
         self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
+        self.pace = Pace(mllm.model.device)
+        # Of the prefixes so far; 0 before the first one.
+        self._bytes_per_token = 0.0
         self._prompt = lru_cache(maxsize=64)(mllm.prompt)
 
     def new_round(self, views: Sequence[View], text: str) -> None:
@@ -183,17 +192,49 @@ class Engine:
         self.prefixes.new_round()
         self.results.new_round()
 
+    def prepare(self, views: Sequence[View], text: str, options: ReadOptions) -> Steps[None]:
+        """Makes what any text about these views needs of them, as far as the prefix cache has room for it beside the
+        prefixes used in this round: features, prefixes, and the top layer's statistics. text: any prompt."""
+        self._expect(views, text)
+        missing = {}
+        for view in views:
+            if (key := self._prefix_key(view, options)) is None:
+                missing[view.key] = view
+            else:
+                self.prefixes.get(key)  # it is used in this round
+        for batch in self._batches(missing, text, options):
+            prompt = self._prompt(batch.views[0].layout, text)
+            tokens = len(batch.views) * _prefix_length(prompt)
+            if self._bytes_per_token * tokens > self.prefixes.free_bytes:
+                return
+            prefix = yield from self._prefix(batch, prompt, options, keep=True)
+            yield from prepare_rollout(
+                prefix.attention,
+                options.method,
+                options.block,
+                options.start_layer - prefix.first_layer,
+                options.kernel,
+            )
+            yield
+
+    def is_ready(self, view: View, options: ReadOptions) -> bool:
+        """Whether a question about this view needs its suffix only."""
+        return self._prefix_key(view, options) is not None
+
+    def _prefix_key(self, view: View, options: ReadOptions) -> tuple[Hashable, ...] | None:
+        """Key of a usable cached prefix that contains this view."""
+        return next((key for key in self.prefixes if view.key in key and self._is_usable(key, options)), None)
+
     def ask(
         self,
         views: Sequence[View],
         texts: Sequence[str],
         options: ReadOptions,
-        tick: Callable[[], None] = lambda: None,
-    ) -> list[list[ViewResult]]:
+    ) -> Steps[list[list[ViewResult]]]:
         """Asks the model every text about every view. All views have the same layout.
 
-        tick: called between batches. It may raise, which leaves the engine in a valid state.
-        Returns for each text the results of the views, in order.
+        Returns for each text the results of the views, in order. Another task of this engine may begin when this one
+        has ended or is closed, which leaves the engine in a valid state.
         """
         self._expect(views, texts[0])
         results: dict[tuple[Hashable, str], ViewResult] = {}
@@ -205,36 +246,36 @@ class Engine:
                     results[view.key, text] = result
             if any((view.key, text) not in results for text in texts):
                 missing[view.key] = view
-        for number, batch in enumerate(self._batches(missing, texts[0], options)):
-            if number:
-                tick()
-            batch_results = self._within_memory(batch, lambda batch, keep: self._ask(batch, texts, options, keep))
+        for batch in self._batches(missing, texts[0], options):
+            batch_results = yield from self._within_memory(
+                batch, lambda batch, keep: self._ask(batch, texts, options, keep)
+            )
+            yield
             for text, text_results in zip(texts, zip(*batch_results)):
                 for view, result in zip(batch.views, text_results):
                     self.results.put((view.key, text, options), result, result.map.nbytes + 1024)
                     results[view.key, text] = result
         return [[results[view.key, text] for view in views] for text in texts]
 
-    def yes_margins(
-        self, views: Sequence[View], text: str, options: ReadOptions, tick: Callable[[], None] = lambda: None
-    ) -> list[float]:
+    def yes_margins(self, views: Sequence[View], text: str, options: ReadOptions) -> Steps[list[float]]:
         """Log-odds of "yes" against "no" as the first token of the answer about each view.
 
         One suffix on the views' prefixes, without a rollout. Uncached, because an equal question about equal images is
         rare. options: those of earlier calls of `ask`, whose prefixes are used.
         """
         margins: dict[Hashable, float] = {}
-        for number, batch in enumerate(self._batches({view.key: view for view in views}, text, options)):
-            if number:
-                tick()
-            values = self._within_memory(batch, lambda batch, keep: self._yes_margins(batch, text, options, keep))
+        for batch in self._batches({view.key: view for view in views}, text, options):
+            values = yield from self._within_memory(
+                batch, lambda batch, keep: self._yes_margins(batch, text, options, keep)
+            )
             margins.update(zip([view.key for view in batch.views], values))
+            yield
         return [margins[view.key] for view in views]
 
-    def answer(self, text: str, max_new_tokens: int) -> Answer:
+    def answer(self, text: str, max_new_tokens: int) -> Steps[Answer]:
         """The model's answer to a text without images."""
         prompt, cache, logits = self._read(text)
-        return decode(self.mllm, prompt, cache, logits, max_new_tokens)[0]
+        return (yield from decode(self.mllm, prompt, cache, logits, max_new_tokens))[0]
 
     def margin(self, text: str, answer: str, other: str) -> float:
         """Log-odds of one answer against another as the first token of the answer to a text without images."""
@@ -273,18 +314,21 @@ class Engine:
         prefix = self.prefixes.peek(key)
         return prefix is not None and prefix.first_layer <= self._first_layer(options)
 
-    def _within_memory(self, batch: _Batch, run: Callable[[_Batch, bool], list[_T]]) -> list[_T]:
+    def _within_memory(self, batch: _Batch, run: Callable[[_Batch, bool], Steps[list[_T]]]) -> Steps[list[_T]]:
         """One result per view. On out of memory, frees the caches on the device and retries view by view.
 
         run: runs a batch; its second argument says whether to cache prefix and features.
         """
         try:
-            return run(batch, True)
+            return (yield from run(batch, True))
         except torch.OutOfMemoryError as error:
             _log.warning("out of memory: dropping prefixes and features, then retrying view by view (%s)", str(error))
         # Outside the handler, where the error no longer keeps the tensors of the failed pass alive.
         self.release()
-        return [result for view in batch.views for result in run(_Batch([view]), False)]
+        results = []
+        for view in batch.views:
+            results += yield from run(_Batch([view]), False)
+        return results
 
     def release(self) -> None:
         """Frees the caches on the device, for a caller that ran out of memory."""
@@ -293,9 +337,9 @@ class Engine:
         torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _yes_margins(self, batch: _Batch, text: str, options: ReadOptions, keep: bool) -> list[float]:
+    def _yes_margins(self, batch: _Batch, text: str, options: ReadOptions, keep: bool) -> Steps[list[float]]:
         prompt = self._prompt(batch.views[0].layout, text)
-        prefix = self._prefix(batch, prompt, options, keep)
+        prefix = yield from self._prefix(batch, prompt, options, keep)
         try:
             # Past the last layer: no attention of this prompt is recorded.
             output = self._forward_suffix(prefix, prompt, self.mllm.layers, wants_token=True)
@@ -308,18 +352,19 @@ class Engine:
     @torch.inference_mode()
     def _ask(
         self, batch: _Batch, texts: Sequence[str], options: ReadOptions, keep: bool
-    ) -> list[tuple[ViewResult, ...]]:
+    ) -> Steps[list[tuple[ViewResult, ...]]]:
         """The results of each view, by text."""
         prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
-        prefix = self._prefix(batch, prompts[0], options, keep)
+        prefix = yield from self._prefix(batch, prompts[0], options, keep)
         suffixes, answers = [], []
         for prompt in prompts:
-            layers, prompt_answers = self._suffix(prefix, prompt, options)
+            layers, prompt_answers = yield from self._suffix(prefix, prompt, options)
             suffixes.append(layers)
             answers.append(prompt_answers)
+            yield
         skipped = options.start_layer - prefix.first_layer
         attention = prefix.attention
-        rows = rollout_of_suffixes(attention, suffixes, options.method, options.block, skipped, options.kernel)
+        rows = yield from rollout_steps(attention, suffixes, options.method, options.block, skipped, options.kernel)
         places = [prefix.views.index(view.key) for view in batch.views]
         results = []
         for prompt, row, prompt_answers in zip(prompts, rows, answers):
@@ -328,23 +373,34 @@ class Engine:
             results.append([ViewResult(maps[place].copy(), *prompt_answers[place]) for place in places])
         return list(zip(*results))
 
-    def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
+    def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[_Prefix]:
         """The batch's cached prefix, or a new one."""
         prefix = self.prefixes.get(batch.prefix_key) if batch.prefix_key else None
-        return prefix or self._new_prefix(batch.views, prompt, options, keep)
+        return prefix or (yield from self._new_prefix(batch.views, prompt, options, keep))
 
     def _first_layer(self, options: ReadOptions) -> int:
         return options.start_layer if self.record_from is None else min(options.start_layer, self.record_from)
 
-    def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> _Prefix:
-        """Runs the prefix of these views as one batch. keep: cache it, and the features, where they fit."""
+    def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[_Prefix]:
+        """Runs the prefix of these views as one batch, in chunks of `pace`. keep: cache it, and the features, where
+        they fit."""
         key = tuple(view.key for view in views)
         length = _prefix_length(prompt)
-        inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], self._features(views, keep))
+        features = yield from self._features(views, keep)
+        inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], features)
         cache, first_layer = DynamicCache(), self._first_layer(options)
-        positions = prompt.positions[..., :length]
-        output = forward(self.mllm.model, inputs, positions, cache, first_layer, wants_token=False)
-        prefix = _Prefix(key, prompt, length, cache, output.layers)
+        chunks: list[list[LayerAttention]] = []
+        start = 0
+        while start < length:
+            stop = start + -(-self.pace.size("prefix", (length - start) * len(views)) // len(views))
+            with self.pace.measured("prefix", (stop - start) * len(views)):
+                positions = prompt.positions[..., start:stop]
+                part = part_of(inputs, start, stop)
+                chunks.append(forward(self.mllm.model, part, positions, cache, first_layer, wants_token=False).layers)
+            start = stop
+            yield
+        prefix = _Prefix(key, prompt, length, cache, [_joined(layer) for layer in zip(*chunks)])
+        self._bytes_per_token = prefix.bytes / (length * len(views))
         if keep:
             if self._budget:
                 self._budget.apply(self.prefixes, prefix.bytes, prefix.length * len(views))
@@ -353,15 +409,15 @@ class Engine:
 
     def _suffix(
         self, prefix: _Prefix, prompt: Prompt, options: ReadOptions
-    ) -> tuple[list[LayerAttention], list[Answer]]:
+    ) -> Steps[tuple[list[LayerAttention], list[Answer]]]:
         """Attention among the tokens after the prefix, and the answer of each sequence."""
         wants_answer, answers = options.max_new_tokens > 0, [Answer("", True)] * len(prefix.views)
         try:
             output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
             if output.logits is not None:
-                answers = decode(self.mllm, prompt, prefix.cache, output.logits, options.max_new_tokens)
+                answers = yield from decode(self.mllm, prompt, prefix.cache, output.logits, options.max_new_tokens)
         finally:
-            # Also after a failure such as out of memory: the prefix stays valid for the next text.
+            # Also after a failure such as out of memory, or if abandoned: the prefix stays valid for the next text.
             prefix.truncate()
         layers = [
             LayerAttention(layer.query, layer.key[:, :, prefix.length :].clone(), layer.scaling)
@@ -376,7 +432,7 @@ class Engine:
         positions = prompt.positions[..., prefix.length :]
         return forward(self.mllm.model, inputs, positions, prefix.cache, first_layer, wants_token)
 
-    def _features(self, views: list[View], keep: bool) -> list[list[Features]]:
+    def _features(self, views: list[View], keep: bool) -> Steps[list[list[Features]]]:
         """The features of every unit of every view. Units without cached features are encoded in batches."""
         layout = views[0].layout
         units = {self._unit_key(layout, unit): unit for view in views for unit in view.units}
@@ -389,18 +445,31 @@ class Engine:
             else:
                 found[key] = cached
         tokens_per_unit = max(1, layout.grid[0] * layout.grid[1] * layout.grid[2] // layout.units)
-        size = max(1, self.config.batch_tokens // tokens_per_unit)
-        for start in range(0, len(missing), size):
-            keys = missing[start : start + size]
+        most = max(1, self.config.batch_tokens // tokens_per_unit)
+        start = 0
+        while start < len(missing):
+            fitting = self.pace.size("vision", (len(missing) - start) * tokens_per_unit) // tokens_per_unit
+            keys = missing[start : start + max(1, min(most, fitting))]
+            start += len(keys)
             images = np.stack([np.stack([frame.image for frame in units[key]]) for key in keys])
-            for key, (tokens, deep) in zip(keys, self.mllm.encode(layout, images)):
+            with self.pace.measured("vision", len(keys) * tokens_per_unit):
+                encoded = self.mllm.encode(layout, images)
+            for key, (tokens, deep) in zip(keys, encoded):
                 # Clone: a cached slice would keep the whole batch's tensor.
                 features = found[key] = Features(tokens.clone(), tuple(part.clone() for part in deep))
                 tensors = (features.tokens, *features.deep)
                 if keep:
                     self.features.put(key, features, sum(part.numel() * part.element_size() for part in tensors))
+            yield
         return [[found[self._unit_key(layout, unit)] for unit in view.units] for view in views]
 
     @staticmethod
     def _unit_key(layout: Layout, unit: tuple[Frame, ...]) -> Hashable:
         return layout.kind, layout.size_hw, layout.grid[1:], tuple(frame.digest for frame in unit)
+
+
+def _joined(chunks: Sequence[LayerAttention]) -> LayerAttention:
+    """One layer's attention of a prefix that ran in chunks: the last chunk has all keys."""
+    if len(chunks) == 1:
+        return chunks[0]
+    return LayerAttention(torch.cat([chunk.query for chunk in chunks], dim=2), chunks[-1].key, chunks[-1].scaling)

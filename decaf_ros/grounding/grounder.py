@@ -14,7 +14,7 @@ from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
 
 STAGES = (
@@ -38,7 +38,7 @@ class Grounder:
         self.mllm = mllm
         self.engine = Engine(mllm, config or EngineConfig(), record_from)
 
-    def ground(self, window: Window, query: str, config: DecafConfig, clock: StageClock) -> Grounding:
+    def ground(self, window: Window, query: str, config: DecafConfig, clock: StageClock) -> Steps[Grounding]:
         """Object and background maps of the video and of its frames, fused.
 
         Mode `paper` decodes the category (candidates from the video and every frame, then one choice) and names it in
@@ -48,6 +48,42 @@ class Grounder:
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
         return _GroundingRun(self, window, query, config, clock).run()
+
+    def prepare(self, window: Window, config: DecafConfig) -> Steps[None]:
+        """Makes what a question about this window will need of it, whatever it is: the frame branch first, which is
+        most of the work and stays useful when the window moves on, then the video branch."""
+        looks = _Looks(self.mllm, window, config.grounding)
+        text = object_prompt("it", config.grounding.object_prompt, config.grounding.wording)
+        self.engine.new_round([*looks.frames, *looks.video], text)
+        for views in (looks.frames, looks.video):
+            if views:
+                yield from self.engine.prepare(views, text, looks.read_options)
+
+    def ready_share(self, window: Window, config: DecafConfig) -> float:
+        """Share of the window's visual tokens of which a question needs nothing any more, in [0, 1]."""
+        looks = _Looks(self.mllm, window, config.grounding)
+        views = [*looks.video, *looks.frames]
+        tokens = np.array([np.prod(view.layout.grid) for view in views])
+        ready = np.array([self.engine.is_ready(view, looks.read_options) for view in views])
+        return float(tokens[ready].sum() / tokens.sum())
+
+
+class _Looks:
+    """What the model looks at, and how its attention is read.
+
+    video: one view, or none without the branch. frames: one view per key frame, or none without the branch.
+    """
+
+    def __init__(self, mllm: Mllm, window: Window, options: GroundingConfig) -> None:
+        # On a CPU a block should fit into the CPU caches; a GPU prefers few large blocks.
+        block = options.query_block or (64 if mllm.model.device.type == "cpu" else 512)
+        start_layer = resolve_start_layer(options.start_layer, mllm.layers)
+        self.read_options = ReadOptions(start_layer, options.rollout, block, options.rollout_kernel)
+        self.video = [video_view(mllm, window)] if options.branches != "frames" else []
+        self.frames: list[View] = []
+        if options.branches != "video":
+            layout = mllm.layout("frames", 1, window.size_hw)
+            self.frames = [View(layout, (frame,)) for frame in window.frames]
 
 
 class _GroundingRun:
@@ -61,20 +97,10 @@ class _GroundingRun:
         self.max_new_tokens = config.mllm.max_new_tokens
         self.clock = clock
         self.frame_count = len(window)
-        mllm = grounder.mllm
-        # On a CPU a block should fit into the CPU caches; a GPU prefers few large blocks.
-        block = self.options.query_block or (64 if mllm.model.device.type == "cpu" else 512)
-        start_layer = resolve_start_layer(self.options.start_layer, mllm.layers)
-        self.read_options = ReadOptions(start_layer, self.options.rollout, block, self.options.rollout_kernel)
-        self.video: list[View] = []
-        self.frames: list[View] = []
-        if self.options.branches != "frames":
-            self.video = [video_view(mllm, window)]
-        if self.options.branches != "video":
-            layout = mllm.layout("frames", 1, window.size_hw)
-            self.frames = [View(layout, (frame,)) for frame in window.frames]
+        looks = _Looks(grounder.mllm, window, self.options)
+        self.video, self.frames, self.read_options = looks.video, looks.frames, looks.read_options
 
-    def run(self) -> Grounding:
+    def run(self) -> Steps[Grounding]:
         options = self.options
         text = object_prompt(self.query, options.object_prompt, options.wording)
         self.engine.new_round([*self.video, *self.frames], text)
@@ -83,19 +109,19 @@ class _GroundingRun:
         if options.mode == "fast":
             background = background_prompt(self.query, "", "v3", options.wording)
             texts = [text, background] if options.contrast else [text]
-            video = self._ask("video_object", self.video, texts)
-            frames = self._ask("frames_object", self.frames, texts)
+            video = yield from self._ask("video_object", self.video, texts)
+            frames = yield from self._ask("frames_object", self.frames, texts)
         else:
-            video = self._ask("video_object", self.video, [text], decodes=True)
-            frames = self._ask("frames_object", self.frames, [text], decodes=True)
+            video = yield from self._ask("video_object", self.video, [text], decodes=True)
+            frames = yield from self._ask("frames_object", self.frames, [text], decodes=True)
             candidates = [Answer(result.answer.lower(), result.finished) for result in (*video[0], *frames[0])]
             answers = tuple(candidate.text for candidate in candidates)
-            category = self._choose(candidates)
+            category = yield from self._choose(candidates)
             if options.contrast:
                 text = background_prompt(self.query, category, options.background_prompt, options.wording)
-                video += self._ask("video_background", self.video, [text])
-                frames += self._ask("frames_background", self.frames, [text])
-        asked = self._ask_presence() if self.asks_presence else None
+                video += yield from self._ask("video_background", self.video, [text])
+                frames += yield from self._ask("frames_background", self.frames, [text])
+        asked = (yield from self._ask_presence()) if self.asks_presence else None
         means_several = self._ask_number() if options.number == "ask" else _NUMBERS[options.number]
 
         self.clock.start("fusion")
@@ -105,28 +131,30 @@ class _GroundingRun:
             None if frame_maps is None else contrast(frame_maps, FRAME_KERNEL, per_frame=True),
             self.frame_count,
         )
+        self.clock.pause()
         return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers, asked, means_several)
 
-    def _ask(self, stage: str, views: list[View], texts: list[str], decodes: bool = False) -> list[list[ViewResult]]:
+    def _ask(
+        self, stage: str, views: list[View], texts: list[str], decodes: bool = False
+    ) -> Steps[list[list[ViewResult]]]:
         """Results of the views for each text; empty lists without views."""
         if not views:
             return [[] for _ in texts]
-        self.clock.start(stage)
         options = self.read_options
         if decodes:
             options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
-        return self.engine.ask(views, texts, options, self.clock.tick)
+        return (yield from self.clock.run(stage, self.engine.ask(views, texts, options)))
 
-    def _ask_presence(self) -> float:
+    def _ask_presence(self) -> Steps[float]:
         """The model's probability of "yes" (against "no") when asked whether the target is there.
 
         Asked about the video, because one frame does not show an event. Without the video branch: about every frame;
         the highest probability counts.
         """
-        self.clock.start("questions")
         views, medium = (self.video, "video") if self.video else (self.frames, "image")
         text = presence_prompt(self.query, medium)
-        margin = max(self.engine.yes_margins(views, text, self.read_options, self.clock.tick))
+        margins = yield from self.clock.run("questions", self.engine.yes_margins(views, text, self.read_options))
+        margin = max(margins)
         return 1 / (1 + math.exp(-min(max(margin, -60.0), 60.0)))
 
     def _ask_number(self) -> bool:
@@ -134,12 +162,12 @@ class _GroundingRun:
         self.clock.start("questions")
         return self.engine.margin(number_prompt(self.query), "several", "one") > 0
 
-    def _choose(self, candidates: list[Answer]) -> str:
+    def _choose(self, candidates: list[Answer]) -> Steps[str]:
         """The model's choice of a category, from the query and all candidates (text only)."""
-        self.clock.start("category")
         texts = tuple(candidate.text for candidate in candidates)
         text = choice_prompt(self.query, texts, self.options.choice_prompt, self.options.wording)
-        return category_of(self.engine.answer(text, self.max_new_tokens), candidates, self.options.wording)
+        choice = yield from self.clock.run("category", self.engine.answer(text, self.max_new_tokens))
+        return category_of(choice, candidates, self.options.wording)
 
 
 def category_of(choice: Answer, candidates: Sequence[Answer], wording: str = "paper") -> str:

@@ -15,6 +15,7 @@ import torch
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin, RepetitionPenaltyLogitsProcessor
 
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
+from decaf_ros.stages import Steps
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,18 @@ def embed_tokens(
     return {"inputs_embeds": torch.stack(rows)}
 
 
+def part_of(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The tokens `start` to `stop` of the result of `Mllm.embed`."""
+    part = {name: value[:, start:stop] for name, value in inputs.items() if torch.is_tensor(value)}
+    if "deepstack_visual_embeds" in inputs:
+        # One row for every visual token of every sequence.
+        columns = torch.arange(inputs["inputs_embeds"].shape[1], device=inputs["inputs_embeds"].device)
+        slots = inputs["visual_pos_masks"]
+        wanted = ((columns >= start) & (columns < stop)).expand(slots.shape)[slots]
+        part["deepstack_visual_embeds"] = [layer[wanted] for layer in inputs["deepstack_visual_embeds"]]
+    return part
+
+
 @torch.inference_mode()
 def forward(
     model: PreTrainedModel,
@@ -190,8 +203,11 @@ class Answer(NamedTuple):
 
 
 @torch.inference_mode()
-def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int) -> list[Answer]:
-    """Greedy decoding of B sequences of one prompt, each up to its end token, as transformers' `generate` does it.
+def decode(
+    mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int
+) -> Steps[list[Answer]]:
+    """Greedy decoding of B sequences of one prompt, each up to its end token, as transformers' `generate` does it. A
+    unit is a token.
 
     cache: KV cache of the whole prompt; it is extended. logits: (B, V), from the pass over the prompt.
     """
@@ -204,6 +220,7 @@ def decode(mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor
     tokens = [penalise(sequences, logits.float()).argmax(dim=-1)]
     done = torch.isin(tokens[-1], ends)
     while not bool(done.all()) and len(tokens) < max_new_tokens:
+        yield
         position += 1
         inputs = {"inputs_embeds": embedding(tokens[-1])[:, None]}
         positions = torch.full_like(one_position, position)

@@ -17,6 +17,7 @@ from collections.abc import Hashable, Sequence
 import torch
 
 from decaf_ros.grounding.attention_tap import LayerAttention
+from decaf_ros.stages import Steps, finish
 
 METHODS = ("v_max", "max", "mean")
 KERNELS = ("auto", "torch", "triton")
@@ -52,6 +53,18 @@ def rollout_of_suffixes(
     skipped: int = 0,
     kernel: str = "auto",
 ) -> torch.Tensor:
+    """As `rollout_steps`, at once."""
+    return finish(rollout_steps(prefix, suffixes, method, block, skipped, kernel))
+
+
+def rollout_steps(
+    prefix: PrefixAttention,
+    suffixes: Sequence[Sequence[LayerAttention]],
+    method: str = "v_max",
+    block: int = 64,
+    skipped: int = 0,
+    kernel: str = "auto",
+) -> Steps[torch.Tensor]:
     """Rollout from the last token of each prompt to every token of their common prefix.
 
     Args:
@@ -78,13 +91,13 @@ def rollout_of_suffixes(
     for index in reversed(range(skipped, len(prefix.layers))):
         layer = prefix.layers[index]
         ranges = _ranges(prefix.visual) if method == "v_max" else [(0, tokens)]
-        strength, products = _prefix_rows(prefix, index, rows, ranges, method, block, kernel)
+        strength, products = yield from _prefix_rows(prefix, index, rows, ranges, method, block, kernel)
         new_rows = []
         for place, (suffix, vector) in enumerate(zip(suffixes, vectors)):
             query, key, scaling = suffix[index - skipped]
             whole = LayerAttention(query, torch.cat([layer.key, key], dim=2), scaling)
             suffix_ranges = ranges if method == "v_max" else [(0, whole.key.shape[2])]
-            suffix_strength, product, _ = _attend(whole, vector[None], suffix_ranges, block, kernel)
+            suffix_strength, product, _ = yield from _attend(whole, vector[None], suffix_ranges, block, kernel)
             assert suffix_strength is not None
             weight = _weights(strength + suffix_strength, method)
             product = product[0]
@@ -94,6 +107,26 @@ def rollout_of_suffixes(
             new_rows.append((rows[place] + mean[:, :tokens]) / 2)
         rows = torch.stack(new_rows)
     return rows
+
+
+def prepare_rollout(
+    prefix: PrefixAttention, method: str = "v_max", block: int = 64, skipped: int = 0, kernel: str = "auto"
+) -> Steps[None]:
+    """Computes the top layer's statistics of the prefix, with which a rollout skips the prefix in that layer.
+
+    Arguments and errors as `rollout_steps`.
+    """
+    _check(method, len(prefix.layers), prefix.visual)
+    index = len(prefix.layers) - 1
+    if (index, method) in prefix.strength:
+        return
+    layer, tokens = prefix.layers[index], len(prefix.visual)
+    kernel = _resolve_kernel(kernel, prefix.layers[skipped], block)
+    rows = torch.zeros(1, len(layer.query), tokens, device=prefix.visual.device)
+    ranges = _ranges(prefix.visual) if method == "v_max" else [(0, tokens)]
+    strength, _, log_total = yield from _attend(layer, rows, ranges, block, kernel)
+    assert strength is not None
+    prefix.log_total[index], prefix.strength[index, method] = log_total, strength
 
 
 def rollout_last_row(
@@ -140,7 +173,7 @@ def rollout_last_row(
         ranges = _ranges(visual[place, first:end]) if method == "v_max" else [(0, end - first)]
         vector = _unit_vector(sequence[0])
         for layer in reversed(sequence):
-            strength, products, _ = _attend(layer, vector[None], ranges, block, kernel)
+            strength, products, _ = finish(_attend(layer, vector[None], ranges, block, kernel))
             assert strength is not None
             weight = _weights(strength, method)
             vector = (vector + torch.einsum("bh,bhn->bn", weight, products[0]) / weight.shape[1]) / 2
@@ -172,13 +205,13 @@ def _weights(strength: torch.Tensor, method: str) -> torch.Tensor:
 
 def _prefix_rows(
     prefix: PrefixAttention, index: int, rows: torch.Tensor, ranges: ColumnRanges, method: str, block: int, kernel: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> Steps[tuple[torch.Tensor, torch.Tensor]]:
     """The prefix's share of a layer's head strengths (B, H), and rows (S, B, P) @ A as (S, B, H, P)."""
     layer, known_strength = prefix.layers[index], prefix.strength.get((index, method))
     if known_strength is not None and not bool(rows.any()):
         # At the top layer no weight has reached the prefix yet.
         return known_strength, rows.new_zeros(()).expand(len(rows), *layer.query.shape[:3])
-    strength, products, log_total = _attend(
+    strength, products, log_total = yield from _attend(
         layer, rows, ranges if known_strength is None else None, block, kernel, prefix.log_total.get(index)
     )
     prefix.log_total[index] = log_total
@@ -213,7 +246,7 @@ def _measure_kernels(layer: LayerAttention, block: int) -> str:
     milliseconds: dict[str, float] = {}
     for kernel in ("torch", "triton"):
         try:
-            _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
+            finish(_attend(layer, rows, [(0, layer.key.shape[2])], block, kernel))
         except Exception as error:
             # Out of memory does not depend on the kernel.
             if kernel == "torch" or isinstance(error, torch.OutOfMemoryError):
@@ -225,7 +258,7 @@ def _measure_kernels(layer: LayerAttention, block: int) -> str:
         with torch.cuda.device(layer.query.device):
             start.record()
             for _ in range(3):
-                _attend(layer, rows, [(0, layer.key.shape[2])], block, kernel)
+                finish(_attend(layer, rows, [(0, layer.key.shape[2])], block, kernel))
             stop.record()
             stop.synchronize()
         milliseconds[kernel] = start.elapsed_time(stop) / 3
@@ -241,8 +274,9 @@ def _attend(
     block: int,
     kernel: str = "torch",
     log_total: torch.Tensor | None = None,
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
-    """One pass over a layer's attention A. Its n queries belong to the last n of N tokens.
+) -> Steps[tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]]:
+    """One pass over a layer's attention A. Its n queries belong to the last n of N tokens. A unit is a block of rows
+    (`torch`), or the pass (`triton`).
 
     Args:
         layer: the layer's queries and keys.
@@ -262,7 +296,10 @@ def _attend(
     if kernel == "triton":
         from decaf_ros.grounding.rollout_triton import attend
 
-        return attend(layer, rows, None if ranges is None else _columns(ranges, tokens, rows.device), log_total)
+        columns = None if ranges is None else _columns(ranges, tokens, rows.device)
+        found = attend(layer, rows, columns, log_total)
+        yield
+        return found
     earlier = tokens - count
     key = layer.key.float().transpose(2, 3)
     strength = None if ranges is None else rows.new_zeros(batch, heads)
@@ -304,6 +341,8 @@ def _attend(
         if needs_product:
             weighted = by_query[:, None, start:stop] / total_column
             products[..., :end] += weighted.transpose(2, 3) @ attention
+        del scores, attention  # nothing large may wait for the next unit
+        yield
     return strength, products.permute(2, 0, 1, 3), new_log_total
 
 

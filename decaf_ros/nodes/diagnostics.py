@@ -88,6 +88,7 @@ def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int
         ("query state", event.state.name if event else ""),
         ("query answer", event.text if event else ""),
         ("targets", str(statistics.targets)),
+        ("window prepared for a question", f"{statistics.ready:.0%}"),
         ("last stage", f"{stage.stage} ({stage.progress:.0%})" if stage else ""),
         ("decoding (ms a frame)", f"{statistics.decode_ms:.2f}"),
         ("tracking (ms a frame)", f"{statistics.track_ms:.2f}"),

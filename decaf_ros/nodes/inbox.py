@@ -87,6 +87,14 @@ class Inbox:
             self._changed.notify_all()
 
     @property
+    def has_command(self) -> bool:
+        return bool(self._commands)
+
+    @property
+    def has_image(self) -> bool:
+        return bool(self._images)
+
+    @property
     def closed(self) -> bool:
         return self._closed
 

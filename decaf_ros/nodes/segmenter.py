@@ -129,14 +129,23 @@ class Segmenter(LifecycleNode):
         convert = choose_converter(config.node.image_backend, self._log)
         self.get_logger().info(f"loading {config.mllm.checkpoint} and {config.sam2.checkpoint}")
         decaf = Decaf.from_config(config)
-        self._worker = Worker(config.node.drop_frames, self._handle_image, self._end_stream, self._report_error)
+        decaf.grounder.engine.pace.unit_ms = config.engine.unit_ms
+        self._worker = Worker(
+            config.node.drop_frames,
+            self._handle_image,
+            self._advance,
+            self._prepare,
+            lambda: decaf.config.engine.unit_ms / 1e3,
+            self._end_stream,
+            self._report_error,
+        )
         self._handlers = Handlers(
             decaf,
             make_message,
             self._publish,
             self._log,
             self._is_wanted,
-            self._worker.between_stages,
+            True,
             self._action.watch,
             self._query_numbers,
             self._target_ids,
@@ -282,6 +291,14 @@ class Segmenter(LifecycleNode):
     def _handle_image(self, item: tuple[Any, int]) -> None:
         assert self._handlers is not None, _CONFIGURED
         self._handlers.on_image(*item)
+
+    def _advance(self) -> bool:
+        assert self._handlers is not None, _CONFIGURED
+        return self._handlers.advance()
+
+    def _prepare(self) -> bool:
+        assert self._handlers is not None, _CONFIGURED
+        return self._handlers.prepare()
 
     def _end_stream(self) -> None:
         try:

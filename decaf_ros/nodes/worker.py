@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ class Worker:
     Args:
         keep_latest: see `Inbox`.
         on_image: handles an image message.
-        on_stop: ends the stream. Called when the worker stops, and before that in a running grounding, to end it.
+        advance: runs the next unit of a grounding; returns whether there is another.
+        prepare: runs a unit of work for a later grounding, while nothing else is to do; returns whether it ran one.
+        slice_s: how long groundings may go on while an image waits. Read at each use.
+        on_stop: ends the stream. Called when the worker stops.
         on_error: reports an exception from a callback or command. The thread goes on.
     """
 
@@ -23,10 +27,16 @@ class Worker:
         self,
         keep_latest: bool,
         on_image: Callable[[Any], None],
+        advance: Callable[[], bool],
+        prepare: Callable[[], bool],
+        slice_s: Callable[[], float],
         on_stop: Callable[[], None],
         on_error: Callable[[Exception], None],
     ) -> None:
         self._inbox = Inbox(on_image, keep_latest)
+        self._advance = advance
+        self._prepare = prepare
+        self._slice_s = slice_s
         self._on_stop = on_stop
         self._on_error = on_error
         self._thread: threading.Thread | None = None
@@ -48,28 +58,41 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the stream and waits for the thread. Does not interrupt a stage of a grounding."""
+        """Ends the stream and waits for the thread. Does not interrupt a unit of a grounding."""
         if self._thread is not None:
             self._inbox.close()
             self._thread.join()
             self._thread = None
 
-    def between_stages(self) -> None:
-        """Runs waiting work between two stages of a grounding. To be called on the thread.
-
-        Stops after one image: otherwise a tracker slower than the camera would block the grounding.
-        """
-        if self._inbox.closed:
-            self._on_stop()
-        while (work := self._inbox.take(wait=False)) is not None:
-            self._do(work.run)
-            if work.is_image:
-                break
-
     def _run(self) -> None:
-        while (work := self._inbox.take()) is not None:
-            self._do(work.run)
+        busy = False
+        while (work := self._inbox.take(wait=not busy)) is not None or not self._inbox.closed:
+            if work is not None:
+                self._do(work.run)
+            busy = self._go_on()
         self._do(self._on_stop)
+
+    def _go_on(self) -> bool:
+        """Advances groundings until something else is to do. Returns whether they go on.
+
+        Images wait for at most a slice, so the camera is tracked; groundings have a slice after each image, so a
+        tracker slower than the camera does not block them. Commands, and the end, take effect after the next unit.
+        """
+        until_s = time.monotonic() + self._slice_s()
+        inbox = self._inbox
+        while self._step(self._advance):
+            if inbox.closed or inbox.has_command or (inbox.has_image and time.monotonic() >= until_s):
+                return True
+        while not (inbox.closed or inbox.has_command or inbox.has_image) and self._step(self._prepare):
+            pass
+        return False
+
+    def _step(self, run: Callable[[], bool]) -> bool:
+        try:
+            return run()
+        except Exception as error:  # the stream must survive unexpected errors
+            self._on_error(error)
+            return False
 
     def _do(self, run: Callable[[], None]) -> None:
         try:

@@ -11,11 +11,11 @@ from decaf_ros.config import TrackingConfig
 from decaf_ros.online.tracks import Candidate, is_seen
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
+from decaf_ros.stages import Steps
 from decaf_ros.types import Frame, Window
 
 # A round covers the frames that arrived during the previous round. The last round does not pause, so it ends.
 _ROUNDS = 8
-_STEPS_BETWEEN_PAUSES = 4
 
 
 def thin(frames: Sequence[Frame], max_count: int) -> list[Frame]:
@@ -31,16 +31,15 @@ def catch_up(
     buffer: FrameBuffer,
     config: TrackingConfig,
     comparison_frames: Callable[[], Collection[Frame]],
-    pause: Callable[[], None],
-) -> None:
+) -> Steps[None]:
     """Starts each candidate in `tracker` on its source key frame and steps it to the newest frame of `buffer`.
 
     A mask that cannot be the candidate's object (`Appearance.contradicts`) counts as unseen. The tracker learns only
     from sure masks.
 
     Each round steps through at most `tracking.catch_up_frames` evenly spread frames, plus `comparison_frames()`, on
-    which each candidate's mask is stored. Key frames of the window that have left the buffer are included. `pause()` is
-    called every few steps and may push frames, which the next round covers.
+    which each candidate's mask is stored. Key frames of the window that have left the buffer are included. A unit is a
+    step. Frames that arrive between two units are covered by the next round; the last round is one unit.
     """
     pending = defaultdict(list)
     for candidate in candidates:
@@ -59,21 +58,20 @@ def catch_up(
     first = min(candidate.tracklet.source for candidate in candidates)
     reached = window.frames[first]
     start(reached)
+    yield
     remaining = buffer.after(reached)
     buffered = set(remaining)
     remaining = [frame for frame in window.frames[first + 1 :] if frame not in buffered] + remaining
     for rounds_left in reversed(range(_ROUNDS)):
         compared = set(comparison_frames())
         stepped = set(thin(remaining, config.catch_up_frames)) | compared.intersection(remaining)
-        step_count = 0
         for frame in remaining:
             if frame in stepped:
                 _step(tracker, started, frame, frame in compared, config)
-                step_count += 1
             if frame in pending:
                 start(frame)
-            if frame in stepped and step_count % _STEPS_BETWEEN_PAUSES == 0 and rounds_left:
-                pause()
+            if frame in stepped and rounds_left:
+                yield
             reached = frame
         remaining = buffer.after(reached)
         if not remaining:

@@ -56,7 +56,7 @@ class Handlers:
         publish: called with topic and message for every output, in order.
         log: called with level ("info", "warn", "error") and text.
         is_wanted: whether `overlay` or `heatmaps` has a consumer; the other topics are always published.
-        between_stages: see `OnlineSegmenter`.
+        live: see `OnlineSegmenter`.
         watch: called with every output of the core after it was published.
         query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
         target_ids: the same for target ids.
@@ -70,7 +70,7 @@ class Handlers:
         publish: Callable[[str, Any], None],
         log: Callable[[str, str], None],
         is_wanted: Callable[[str], bool] = lambda topic: True,
-        between_stages: Callable[[], None] = lambda: None,
+        live: bool = False,
         watch: Callable[[Output], None] = lambda output: None,
         query_numbers: Iterator[int] | None = None,
         target_ids: Iterator[int] | None = None,
@@ -84,9 +84,7 @@ class Handlers:
         self._is_wanted = is_wanted
         self._watch = watch
         self._convert = convert
-        self._online = OnlineSegmenter(
-            decaf, self._on_output, between_stages, lambda: is_wanted("heatmaps"), target_ids
-        )
+        self._online = OnlineSegmenter(decaf, self._on_output, live, lambda: is_wanted("heatmaps"), target_ids)
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
@@ -128,6 +126,17 @@ class Handlers:
         self.statistics.average("decode_ms", self._frame_began - began)
         self._online.observe(frame)
         self.check_patience()
+
+    def advance(self) -> bool:
+        """Runs the next unit of a running grounding. Returns whether there is another. See `OnlineSegmenter`."""
+        return self._online.advance()
+
+    def prepare(self) -> bool:
+        """Runs a unit of work for the next question. Returns whether it ran one. See `OnlineSegmenter`."""
+        ran = self._online.prepare()
+        if not ran:
+            self.statistics.ready = self._online.ready_share
+        return ran
 
     def reject_image(self, error: ValueError, arrival_ns: int | None = None) -> None:
         """Counts and reports an image that cannot be used. arrival_ns: see `on_image`."""

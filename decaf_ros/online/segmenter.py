@@ -4,7 +4,8 @@ The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it.
 soon as that has enough key frames, catches up with the stream and answers. `_follow` tracks the targets on every frame.
 `_ground` repeats periodically and keeps target ids. Another query, `cancel` or an empty query ends it.
 
-The outputs depend only on the order of frames and queries; the clock is read only to measure stage times. This module
+A grounding is a task of bounded units (`decaf_ros.stages.Steps`). A live stream calls `advance` for each, and goes on
+between them. The outputs depend only on the order of calls; the clock is read only to measure stage times. This module
 uses neither ROS nor threads.
 """
 
@@ -15,6 +16,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ import torch
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.config import POLICIES, DecafConfig
 from decaf_ros.io.sizes import at_camera_size, bounded
+from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.catch_up import catch_up
 from decaf_ros.online.targets import Targets
@@ -29,16 +32,12 @@ from decaf_ros.online.tracks import Candidate
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
 from decaf_ros.segmentation.tracker import StreamingTracker
-from decaf_ros.stages import StageClock
+from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
 
 _log = logging.getLogger(__name__)
 RESET_NOTICE = "stream reset"
 _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
-
-
-class _AbandonedError(Exception):
-    """The running grounding is obsolete. The caller that made it so has emitted the event."""
 
 
 @dataclass(eq=False)
@@ -66,9 +65,8 @@ class OnlineSegmenter:
 
     Args:
         emit: called with every output, in order.
-        between_stages: called between the stages of a grounding and every few steps of the catch-up. It may call
-            observe, ask, cancel and reset, which take effect at once: frames are tracked, and an obsolete grounding is
-            abandoned. If it raises, the grounding fails.
+        live: a grounding begins in `observe` or `ask` and goes on in `advance`. Otherwise it ends within the call that
+            began it, as if it took no time.
         want_heatmaps: called after each grounding; whether to emit heatmaps.
         target_ids: supply of target ids. Share one between several segmenters with one consumer, so ids stay unique.
     """
@@ -77,21 +75,22 @@ class OnlineSegmenter:
         self,
         decaf: Decaf,
         emit: Callable[[Output], None],
-        between_stages: Callable[[], None] = lambda: None,
+        live: bool = False,
         want_heatmaps: Callable[[], bool] = lambda: True,
         target_ids: Iterator[int] | None = None,
     ) -> None:
         self.buffer = FrameBuffer()
         self._decaf = decaf
         self._emit = emit
-        self._between_stages = between_stages
+        self._live = live
         self._want_heatmaps = want_heatmaps
         self._current: _Current | None = None
         self._targets = Targets(target_ids)
         self._tracker = StreamingTracker(decaf.sam2)
         self._keys = itertools.count()
-        self._grounding = False
-        self._abandoned = False
+        self._ahead = Ahead(decaf)
+        self._task: Steps[None] | None = None
+        self._in_unit = False
         self._warned_about_stamps = False
 
     @property
@@ -104,7 +103,7 @@ class OnlineSegmenter:
         """The current query if it has no answer and there are too few key frames to ground it."""
         current = self._current
         too_few = self.buffer.keyframe_count < self._config.window.min_frames
-        return current.query if current and not current.answered and too_few and not self._grounding else None
+        return current.query if current and not current.answered and too_few and self._task is None else None
 
     # Inputs
 
@@ -126,11 +125,11 @@ class OnlineSegmenter:
         is_keyframe = self.buffer.push(frame, self._config.window)
         if is_keyframe:
             # The next grounding reuses the image embeddings that tracking computes now.
-            self._decaf.sam2.hold((*self.buffer.window().frames, *self._anchors()))
+            self._decaf.sam2.hold(self, (*self.buffer.window().frames, *self._anchors()))
             if self._current:
                 self._current.due_in = max(0, self._current.due_in - 1)
         self._follow(frame, is_keyframe, camera_frame)
-        self._ground_if_due()
+        self._begin_if_due()
 
     def ask(self, query: Query) -> None:
         """Starts a new query and ends the current one. Grounds it at once if there are enough key frames, else later.
@@ -159,7 +158,7 @@ class OnlineSegmenter:
         count, needed = self.buffer.keyframe_count, self._config.window.min_frames
         waiting = f"waiting for key frames: {count} of {needed}" if count < needed else ""
         self._emit_event(query, QueryState.RECEIVED, waiting)
-        self._ground_if_due()
+        self._begin_if_due()
 
     def cancel(self, query_id: str, reason: str = "cancelled on request") -> None:
         """Ends the current query. If it was already answered, tracking stops with a notice and without a second answer.
@@ -183,29 +182,65 @@ class OnlineSegmenter:
         """Restarts the stream: clears window, buffer and targets. The query stays and is grounded on the new window."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
-        self._decaf.sam2.hold(())
+        self._ahead.stop()
+        self._decaf.sam2.hold(self, ())
         self._warned_about_stamps = False
         self._lose_all_targets()
         self._targets.forget_missing()
-        self._abandoned = True
+        self._abandon()
         if self._current:
             self._current.fresh, self._current.due_in, self._current.anchors = True, 0, ()
 
     # Grounding
 
-    def _ground_if_due(self) -> None:
-        """Grounds the query if that is due, then each new query that arrived meanwhile. A call during a grounding does
-        nothing: the outer call grounds the new query."""
-        current = None if self._grounding else self._due_query()
-        if current is None:
-            return
-        self._grounding = True
+    def advance(self) -> bool:
+        """Runs the next unit of the grounding, if one is running. Returns whether there is another."""
+        task = self._task
+        if task is None or self._in_unit:
+            return False
+        self._in_unit = True
         try:
-            self._ground(current)
-            while (current := self._due_query()) and current.fresh:
-                self._ground(current)
+            next(task)
+        except StopIteration:
+            self._task = None if self._task is task else self._task
         finally:
-            self._grounding = False
+            self._in_unit = False
+        if self._task is not task:
+            task.close()  # an output of the unit made it obsolete, or it has ended
+            # A query that arrived in the unit. Other groundings wait for the next key frame.
+            if (current := self._due_query()) and current.fresh:
+                self._task = self._ground(current)
+        return self._task is not None
+
+    def prepare(self) -> bool:
+        """Runs a unit of work that the next question will need, if any is left and its time has come. To be called
+        while nothing else is due. Returns whether it ran one."""
+        if self._task is not None or self._in_unit or not self.buffer.keyframe_count:
+            return False
+        return self._ahead.advance(self.buffer.window(), self._config)
+
+    @property
+    def ready_share(self) -> float:
+        """How much of the window is prepared for a question, in [0, 1]."""
+        if not self.buffer.keyframe_count:
+            return 0.0
+        return self._decaf.grounder.ready_share(self.buffer.window(), self._config)
+
+    def _begin_if_due(self) -> None:
+        """Begins a grounding if one is due and none is running."""
+        if self._task is not None or self._in_unit:
+            return
+        if (current := self._due_query()) is not None:
+            self._ahead.stop()
+            self._task = self._ground(current)
+            while not self._live and self.advance():
+                pass
+
+    def _abandon(self) -> None:
+        """Abandons the running grounding. Its caller has emitted the event that made it obsolete."""
+        task, self._task = self._task, None
+        if task is not None and not self._in_unit:
+            task.close()
 
     def _due_query(self) -> _Current | None:
         """The current query if its grounding is due and there are enough key frames."""
@@ -227,33 +262,33 @@ class OnlineSegmenter:
             return ()
         return (*current.anchors, *self._targets.last_key_frames)
 
-    def _ground(self, current: _Current) -> None:
+    def _ground(self, current: _Current) -> Steps[None]:
         """Grounds the query on the window, catches up with the stream, and answers the query or updates its targets."""
         config = self._config
         window = anchored(self.buffer.window(), self._anchors(), config.window.min_frames)
         may_join = current.fresh or config.regrounding.policy == "refresh"
         current.fresh, current.due_in = False, config.regrounding.stride
-        self._abandoned = False
         if not current.answered:
             short = f" (window.size is {config.window.size})" if len(window) < config.window.size else ""
             text = f"looking back over {len(window)} key frames{short}"
             self._emit_event(current.query, QueryState.GROUNDING, text, window)
-        clock = StageClock(_STAGES, self._checkpoint)
+        clock = StageClock(_STAGES, partial(self._report_stage, current.query))
         tracker = StreamingTracker(self._decaf.sam2)
         failed = out_of_memory = False
         try:
             # The stream's window moves on meanwhile; the catch-up still needs the key frames of this one.
             with self._decaf.sam2.holding(window.frames):
-                found = self._decaf.segment(window, current.query.text.strip(), progress=self._checkpoint)
+                found = yield from self._decaf.steps(
+                    window, current.query.text.strip(), progress=partial(self._report_stage, current.query)
+                )
                 if self._want_heatmaps():
                     for heatmap in heatmaps(found, current.query):
                         self._emit(heatmap)
                 missing = absence(found, config)
                 if not may_join:
                     found = even_if_absent(found, config)
-                candidates = [] if missing and may_join else self._catch_up(tracker, found, clock)
-        except _AbandonedError:
-            return
+                is_over = bool(missing) and may_join
+                candidates = [] if is_over else (yield from self._catch_up(tracker, found, clock))
         except Exception as error:  # any model error, including out of memory: the stream continues
             self._fail(current, error)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
@@ -274,25 +309,18 @@ class OnlineSegmenter:
         if not current.answered:
             self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
 
-    def _checkpoint(self, stage: str, progress: float) -> None:
-        """Between two stages: calls `between_stages`, and abandons the grounding if that made it obsolete."""
-        assert self._current is not None
-        self._emit(StageEvent(self._current.query, stage, progress))
-        self._between_stages()
-        if self._abandoned:
-            raise _AbandonedError
-
-    def _catch_up(self, tracker: StreamingTracker, found: Segmentation, clock: StageClock) -> list[Candidate]:
+    def _catch_up(self, tracker: StreamingTracker, found: Segmentation, clock: StageClock) -> Steps[list[Candidate]]:
         """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame."""
-        clock.start("catch_up")
         config = self._config.tracking
         selected, frames = found.selected[: config.max_targets], found.window.frames
         candidates = [Candidate(next(self._keys), tracklet, frames) for tracklet in selected]
-        if not candidates:
-            return []
-        catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames, clock.tick)
-        clock.pause()
+        if candidates:
+            steps = catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames)
+            yield from clock.run("catch_up", steps)
         return candidates
+
+    def _report_stage(self, query: Query, stage: str, progress: float) -> None:
+        self._emit(StageEvent(query, stage, progress))
 
     def _last_seen_frames(self) -> set[Frame]:
         return {target.sure_frame for target in self._targets.living}
@@ -366,7 +394,7 @@ class OnlineSegmenter:
     def _end_current(self, state: QueryState, text: str) -> None:
         """Ends the current query, if any: drops its targets and emits `state` unless it was already answered."""
         ended, self._current = self._current, None
-        self._abandoned = True
+        self._abandon()
         self._targets.clear()
         self._tracker = StreamingTracker(self._decaf.sam2)
         if ended and not ended.answered:

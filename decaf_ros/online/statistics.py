@@ -24,6 +24,7 @@ class Statistics:
         publish_ms: the same for publishing.
         result_ns: stamp of the last published frame; 0 before the first.
         targets: targets in the last published frame.
+        ready: share of the window that is prepared for a question, in [0, 1]; 0 if nothing is prepared ahead.
         event: last event of the current query; without a current query, the last event.
         stage: last stage reached by a grounding.
         stage_ms: stage times of the last answer that had any.
@@ -39,6 +40,7 @@ class Statistics:
     publish_ms: float = 0.0
     result_ns: int = 0
     targets: int = 0
+    ready: float = 0.0
     event: QueryEvent | None = None
     stage: StageEvent | None = None
     stage_ms: tuple[tuple[str, float], ...] = ()

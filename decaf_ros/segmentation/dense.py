@@ -12,13 +12,16 @@ from decaf_ros.devices import free_bytes
 from decaf_ros.segmentation.memory import ObjectMemory, StepMasks
 from decaf_ros.segmentation.resizing import masks_in_parts
 from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.stages import Steps
 from decaf_ros.types import Frame, Tracklet, Window
 
 MAX_TARGETS = 255  # 8-bit labels, 0 is the background
 MEMORY_SHARE = 0.25
 
 
-def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frames: Sequence[Frame]) -> np.ndarray:
+def dense_labels(
+    sam2: Sam2, window: Window, selected: Sequence[Tracklet], frames: Sequence[Frame]
+) -> Steps[np.ndarray]:
     """Label images of all frames: (F, H, W) uint8, 0 background, k the k-th of `selected`.
 
     Tracklets with the same source key frame form a group and are propagated together, forwards over all frames, then
@@ -54,12 +57,14 @@ def dense_labels(sam2: Sam2, window: Window, selected: Sequence[Tracklet], frame
     twice = frames[min(groups) : max(groups)]
     room = int(MEMORY_SHARE * free_bytes(sam2.device)) // sam2.embed(frames[min(groups)]).nbytes
     with sam2.holding(twice[max(0, len(twice) - room) :]):
-        _propagate(sam2, frames, groups, labels)
+        yield from _propagate(sam2, frames, groups, labels)
     return labels
 
 
-def _propagate(sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, Tracklet]], labels: np.ndarray) -> None:
-    """Paints the masks of all groups (source frame index -> label -> tracklet) into `labels`."""
+def _propagate(
+    sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, Tracklet]], labels: np.ndarray
+) -> Steps[None]:
+    """Paints the masks of all groups (source frame index -> label -> tracklet) into `labels`. A unit is a frame."""
     memories: dict[int, ObjectMemory] = {}
     for index in range(min(groups), len(frames)):
         embedding = sam2.embed(frames[index])
@@ -70,6 +75,7 @@ def _propagate(sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, 
             prompts = torch.from_numpy(source_masks).to(sam2.device)
             memories[index] = ObjectMemory.start(sam2, embedding, prompts, index, len(frames))
             _paint(labels[index], groups[index], memories[index].latest)
+        yield
     for memory in memories.values():
         memory.rewind()
     for index in reversed(range(max(groups))):
@@ -77,6 +83,7 @@ def _propagate(sam2: Sam2, frames: Sequence[Frame], groups: dict[int, dict[int, 
         for source, memory in memories.items():
             if index < source:
                 _paint(labels[index], groups[source], memory.step(embedding))
+        yield
 
 
 def _paint(image: np.ndarray, labels: Iterable[int], step: StepMasks) -> None:

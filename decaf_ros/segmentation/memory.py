@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import FrameEmbedding, Sam2
+from decaf_ros.stages import Steps, finish
 from decaf_ros.types import Frame
 
 
@@ -207,7 +208,14 @@ class ObjectMemory:
 
 
 def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> torch.Tensor:
+    """As `propagate_steps`, at once."""
+    return finish(propagate_steps(sam2, frames, source, masks))
+
+
+def propagate_steps(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Tensor) -> Steps[torch.Tensor]:
     """Follows K objects over a clip, forwards from the source frame, then backwards; sam2.object_batch at a time.
+
+    A unit is one frame.
 
     Args:
         frames: T frames of one size, in time order.
@@ -225,9 +233,11 @@ def propagate(sam2: Sam2, frames: Sequence[Frame], source: int, masks: torch.Ten
         memory = ObjectMemory.start(sam2, sam2.embed(frames[source]), prompts, source, len(frames))
         steps = [memory.latest.logits]
         for index in range(source + 1, len(frames)):
+            yield
             steps.append(memory.step(sam2.embed(frames[index])).logits)
         memory.rewind()
         for index in reversed(range(source)):
+            yield
             steps.insert(0, memory.step(sam2.embed(frames[index])).logits)
         tracks.append(torch.stack(steps, dim=1))
     return torch.cat(tracks)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import sam2
@@ -82,6 +83,10 @@ class FrameEmbedding:
         return sum(level.nbytes for level in self.features)
 
 
+class _Owner:
+    """Holds frames for a `holding` block."""
+
+
 class PointMasks(NamedTuple):
     """Masks of P points, on the model's device.
 
@@ -121,8 +126,8 @@ class Sam2:
         self._cache_size = config.embedding_cache
         # Frames are keys by identity; the cache keeps them alive, so an identity cannot be reused.
         self._cache: OrderedDict[Frame, FrameEmbedding] = OrderedDict()
-        self._held: frozenset[Frame] = frozenset()
-        self._in_use: frozenset[Frame] = frozenset()
+        # Frames whose features are kept, until their owner is gone.
+        self._held: WeakKeyDictionary[object, frozenset[Frame]] = WeakKeyDictionary()
         self._mean = torch.tensor(IMAGE_MEAN, device=self.device)[:, None, None]
         self._std = torch.tensor(IMAGE_STD, device=self.device)[:, None, None]
         self._position: torch.Tensor | None = None
@@ -143,28 +148,32 @@ class Sam2:
         self._evict()
         return embedding
 
-    def hold(self, frames: Iterable[Frame]) -> None:
-        """Replaces the set of frames whose cached features are kept: a stream's key frames, which are reused, while
-        most camera frames between them are embedded once."""
-        self._held = frozenset(frames)
+    def hold(self, owner: object, frames: Iterable[Frame]) -> None:
+        """Replaces the frames whose cached features are kept for one owner, such as a stream: its key frames are
+        reused, while most camera frames between them are embedded once.
+
+        owner: anything that can be referred to weakly.
+        """
+        self._held.pop(owner, None)
+        if kept := frozenset(frames):
+            self._held[owner] = kept
         self._evict()
 
     @contextlib.contextmanager
     def holding(self, frames: Iterable[Frame]) -> Iterator[None]:
-        """Also keeps the cached features of these frames until the end of the block, whatever `hold` says."""
-        before = self._in_use
-        self._in_use = before | frozenset(frames)
+        """Keeps the cached features of these frames until the end of the block, or of the task that contains it."""
+        owner = _Owner()
+        self.hold(owner, frames)
         try:
             yield
         finally:
-            self._in_use = before
-            self._evict()
+            self.hold(owner, ())
 
     def _evict(self) -> None:
         """Drops the least recently used frames over the limit, but no kept frame and not the newest one."""
         excess = len(self._cache) - self._cache_size
         if excess > 0:
-            kept = self._held | self._in_use
+            kept = frozenset[Frame]().union(*self._held.values())
             droppable = [frame for frame in list(self._cache)[:-1] if frame not in kept]
             for frame in droppable[:excess]:
                 del self._cache[frame]

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.memory import propagate
+from decaf_ros.segmentation.memory import propagate_steps
 from decaf_ros.segmentation.overlap import PackedMasks, pairwise_iou
 from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.stages import Steps
 from decaf_ros.types import PointPrompts, Window
 
 
@@ -87,8 +87,7 @@ def propose_tracklets(
     window: Window,
     points: PointPrompts,
     config: SegmentationConfig,
-    between_frames: Callable[[], None] = lambda: None,
-) -> list[Proposal]:
+) -> Steps[list[Proposal]]:
     """Prompts SAM 2 key frame by key frame, suppresses duplicates and propagates the survivors over the window.
 
     For each key frame in order: get masks at its points; suppress among them and against the tracklets of earlier key
@@ -98,7 +97,6 @@ def propose_tracklets(
 
     Args:
         points: Eq. 5, each point a separate object.
-        between_frames: called before each key frame with points; may raise to abort.
 
     Returns:
         The remaining tracklets by source frame, best first within a frame.
@@ -110,7 +108,7 @@ def propose_tracklets(
         raise ValueError(f"points: expected frames of the window of {len(window)}, got {sorted(set(points.frame))}")
     proposals: list[Proposal] = []
     for source in np.unique(points.frame).tolist():
-        between_frames()
+        yield
         here = np.flatnonzero(points.frame == source)
         found = sam2.masks_at_points(sam2.embed(window.frames[source]), points.xy[here])
         masks = PackedMasks.of(found.logits, window.size_hw)
@@ -126,7 +124,9 @@ def propose_tracklets(
         for start in range(0, len(keep), sam2.object_batch):
             batch = keep[start : start + sam2.object_batch]
             prompts = masks_of_size(logits[batch], window.size_hw)
-            for index, track in zip(batch, propagate(sam2, window.frames, source, prompts)):
+            yield
+            tracks = yield from propagate_steps(sam2, window.frames, source, prompts)
+            for index, track in zip(batch, tracks):
                 x, y = points.xy[here[index]].tolist()
                 attention = float(points.value[here[index]])
                 # Cloned: a view would keep the masks of the whole batch in memory.
