@@ -27,6 +27,7 @@ from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.tracklets import Proposal
+from decaf_ros.stages import finish
 from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, PointPrompts, Window
 
 
@@ -69,7 +70,7 @@ def literal_ask(
     row = literal_rollout(output.layers, prompt.visual[None], method)[0]
     answer = Answer("", True)
     if max_new_tokens:
-        (answer,) = decode(mllm, prompt, cache, output.logits, max_new_tokens)
+        (answer,) = finish(decode(mllm, prompt, cache, output.logits, max_new_tokens))
     return row[prompt.cells].reshape(prompt.grid).cpu().numpy(), answer
 
 
