@@ -137,7 +137,7 @@ def _choice(mllm: Mllm, text: str, max_new_tokens: int) -> Answer:
     prompt, cache = mllm.prompt(None, text), DynamicCache()
     inputs = mllm.embed(prompt.ids, prompt.slots, [()])
     output = forward(mllm.model, inputs, prompt.positions, cache, mllm.layers, wants_token=True)
-    return decode(mllm, prompt, cache, output.logits, max_new_tokens)[0]
+    return finish(decode(mllm, prompt, cache, output.logits, max_new_tokens))[0]
 
 
 def literal_predictor(sam2: Sam2, frame: Frame) -> SAM2ImagePredictor:

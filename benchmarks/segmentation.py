@@ -27,6 +27,7 @@ from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.stages import Steps
 from decaf_ros.types import AttentionMaps, Grounding, Window
 
 
@@ -106,8 +107,8 @@ class PlantedGrounder:
         self.mllm, self.engine = grounder.mllm, grounder.engine
         self.grounder, self.planted = grounder, planted
 
-    def ground(self, *args: object) -> Grounding:
-        return with_fused_map(self.grounder.ground(*args), self.planted)
+    def ground(self, *args: object) -> Steps[Grounding]:
+        return with_fused_map((yield from self.grounder.ground(*args)), self.planted)
 
 
 def with_fused_map(grounding: Grounding, planted: np.ndarray) -> Grounding:

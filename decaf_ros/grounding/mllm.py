@@ -146,7 +146,7 @@ def embed_tokens(
 
 def part_of(inputs: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
     """The tokens `start` to `stop` of the result of `Mllm.embed`."""
-    part = {name: value[:, start:stop] for name, value in inputs.items() if torch.is_tensor(value)}
+    part: dict[str, Any] = {name: value[:, start:stop] for name, value in inputs.items() if torch.is_tensor(value)}
     if "deepstack_visual_embeds" in inputs:
         # One row for every visual token of every sequence.
         columns = torch.arange(inputs["inputs_embeds"].shape[1], device=inputs["inputs_embeds"].device)
