@@ -308,6 +308,46 @@ def test_an_output_may_make_a_grounding_obsolete():
     assert len(run.decaf.windows) == 2
 
 
+@pytest.mark.parametrize("end", ["cancel", "ask", "reset"])
+def test_an_output_of_the_last_unit_may_end_the_query(end):
+    run = _recorder([], ["a"])
+    run.watch(range(16))
+    acts = {
+        "cancel": lambda: run.online.cancel("q1"),
+        "ask": lambda: run.ask("q2"),
+        "reset": lambda: run.online.reset("x"),
+    }
+
+    def emit(output):
+        run.outputs.append(output)
+        if isinstance(output, Heatmap) and acts:
+            act = acts[end]
+            acts.clear()
+            act()
+
+    run.online._emit = emit
+    run.ask("q1")
+    expected = {"cancel": [QueryState.CANCELLED], "ask": [QueryState.SUPERSEDED], "reset": []}
+    assert run.answers("q1") == expected[end]
+    assert run.answers("q2") == ([QueryState.TRACKING] if end == "ask" else [])
+
+
+def test_an_error_of_a_listener_does_not_stop_later_groundings():
+    run = _recorder()
+    run.watch(range(16))
+
+    def emit(output):
+        run.outputs.append(output)
+        if isinstance(output, QueryEvent) and output.query.id == "q1" and output.state is QueryState.TRACKING:
+            raise OSError("disk full")
+
+    run.online._emit = emit
+    with pytest.raises(OSError, match="disk full"):
+        run.ask("q1")
+    run.ask("q2")
+    assert run.answers("q2") == [QueryState.TRACKING]
+
+
 def test_a_live_grounding_begins_in_ask_and_goes_on_in_advance():
     run = _recorder(between=lambda: None)
     run.watch(range(16))

@@ -104,6 +104,11 @@ def test_one_object_is_the_densest_with_all_tracklets_on_it():
     assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [small.masks]
     ranked = score_tracklets([large, weak, part], STRIP, SegmentationConfig())
     assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [large.masks, part.masks]
+    # The best comes first and stays, however many better ranked ones are on it.
+    whole = [strip(0, 1, 2, 3, 4, attention=0.8) for _ in range(4)]
+    ranked = score_tracklets([*whole, small], STRIP, SegmentationConfig())
+    chosen = select_tracklets(ranked, SegmentationConfig(), False)
+    assert ranked[0].masks is not small.masks and chosen[0].masks is small.masks and len(chosen) == 3
     ranked = score_tracklets([both, weak], STRIP, SegmentationConfig())
     assert [one.masks for one in select_tracklets(ranked, SegmentationConfig(), False)] == [both.masks]
 
@@ -120,6 +125,9 @@ def test_several_objects_are_all_that_are_dense_enough():
     ranked = score_tracklets([large, small, drifted, *again], STRIP, SegmentationConfig())
     several = select_tracklets(ranked, SegmentationConfig(), True)
     assert [one.masks for one in several] == [large.masks, again[0].masks, again[1].masks, small.masks]
+    # Nothing lies on the map: the best is still an answer, which the presence score judges.
+    far = score_tracklets([strip(8, attention=0.5)], STRIP, SegmentationConfig())
+    assert far[0].density < 0 and select_tracklets(far, SegmentationConfig(), True) == far
     for means_several in (None, False, True):
         assert select_tracklets([], SegmentationConfig(), means_several) == []
 

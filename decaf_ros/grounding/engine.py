@@ -196,6 +196,8 @@ class Engine:
         """Makes what any text about these views needs of them, as far as the prefix cache has room for it beside the
         prefixes used in this round: features, prefixes, and the top layer's statistics. text: any prompt."""
         self._expect(views, text)
+        if self._budget is None and not self.prefixes.max_bytes:
+            return
         missing = {}
         for view in views:
             if (key := self._prefix_key(view, options)) is None:
@@ -205,7 +207,10 @@ class Engine:
         for batch in self._batches(missing, text, options):
             prompt = self._prompt(batch.views[0].layout, text)
             tokens = len(batch.views) * _prefix_length(prompt)
-            if self._bytes_per_token * tokens > self.prefixes.free_bytes:
+            size = round(self._bytes_per_token * tokens)
+            if self._budget and size:
+                self._budget.apply(self.prefixes, size, tokens)
+            if size > self.prefixes.free_bytes:
                 return
             prefix = yield from self._prefix(batch, prompt, options, keep=True)
             yield from prepare_rollout(
@@ -389,17 +394,25 @@ class Engine:
         features = yield from self._features(views, keep)
         inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], features)
         cache, first_layer = DynamicCache(), self._first_layer(options)
-        chunks: list[list[LayerAttention]] = []
+        queries: list[list[torch.Tensor]] = []
+        layers: list[LayerAttention] = []
         start = 0
         while start < length:
             stop = start + -(-self.pace.size("prefix", (length - start) * len(views)) // len(views))
             with self.pace.measured("prefix", (stop - start) * len(views)):
                 positions = prompt.positions[..., start:stop]
                 part = part_of(inputs, start, stop)
-                chunks.append(forward(self.mllm.model, part, positions, cache, first_layer, wants_token=False).layers)
+                # Of earlier chunks only the queries: the last one has all keys.
+                layers = forward(self.mllm.model, part, positions, cache, first_layer, wants_token=False).layers
+                queries.append([layer.query for layer in layers])
             start = stop
             yield
-        prefix = _Prefix(key, prompt, length, cache, [_joined(layer) for layer in zip(*chunks)])
+        if len(queries) > 1:
+            layers = [
+                LayerAttention(torch.cat(parts, dim=2), layer.key, layer.scaling)
+                for parts, layer in zip(zip(*queries), layers)
+            ]
+        prefix = _Prefix(key, prompt, length, cache, layers)
         self._bytes_per_token = prefix.bytes / (length * len(views))
         if keep:
             if self._budget:
@@ -466,10 +479,3 @@ class Engine:
     @staticmethod
     def _unit_key(layout: Layout, unit: tuple[Frame, ...]) -> Hashable:
         return layout.kind, layout.size_hw, layout.grid[1:], tuple(frame.digest for frame in unit)
-
-
-def _joined(chunks: Sequence[LayerAttention]) -> LayerAttention:
-    """One layer's attention of a prefix that ran in chunks: the last chunk has all keys."""
-    if len(chunks) == 1:
-        return chunks[0]
-    return LayerAttention(torch.cat([chunk.query for chunk in chunks], dim=2), chunks[-1].key, chunks[-1].scaling)

@@ -66,9 +66,14 @@ class Worker:
 
     def _run(self) -> None:
         busy = False
-        while (work := self._inbox.take(wait=not busy)) is not None or not self._inbox.closed:
+        while True:
+            # Read first: a command that was accepted before the inbox closed still runs.
+            closed = self._inbox.closed
+            work = self._inbox.take(wait=not busy)
             if work is not None:
                 self._do(work.run)
+            elif closed:
+                break
             busy = self._go_on()
         self._do(self._on_stop)
 

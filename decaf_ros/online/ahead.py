@@ -6,6 +6,8 @@ import logging
 import time
 from collections.abc import Callable
 
+import torch
+
 from decaf_ros.config import DecafConfig
 from decaf_ros.pipeline import Decaf
 from decaf_ros.stages import Steps
@@ -43,13 +45,15 @@ class Ahead:
         started_s, share = self._clock(), self._share(config)
         if self._task is None or share == 0 or self._spent_s > share * (started_s - self._since_s):
             return False
+        out_of_memory = False
         try:
             next(self._task)
         except StopIteration:
             self._task = None
-        except Exception as error:  # such as out of memory: a question will meet it again, and report it
+        except Exception as error:  # a question will meet it again, and report it
             _log.warning("preparation of a window failed: %s", str(error))
-            self._task = None
+            self._task, out_of_memory = None, isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
         self._spent_s += self._clock() - started_s
         return True

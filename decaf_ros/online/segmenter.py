@@ -201,8 +201,10 @@ class OnlineSegmenter:
         self._in_unit = True
         try:
             next(task)
-        except StopIteration:
+        except BaseException as end:
             self._task = None if self._task is task else self._task
+            if not isinstance(end, StopIteration):
+                raise
         finally:
             self._in_unit = False
         if self._task is not task:
@@ -296,6 +298,8 @@ class OnlineSegmenter:
             self._decaf.release()
         if failed:
             return
+        if current is not self._current or current.fresh:
+            return  # an output of this unit ended the query, or reset the stream
         # No frame can arrive from here on, so both trackers are at the newest frame.
         newest = self.buffer.newest
         assert newest is not None
@@ -350,6 +354,8 @@ class OnlineSegmenter:
 
     def _fail(self, current: _Current, error: Exception) -> None:
         _log.debug("grounding failed", exc_info=error)
+        if current is not self._current:
+            return
         current.due_in = self._config.regrounding.stride
         self._emit(Notice("error", f"grounding of query {current.query.id} failed: {first_line(error)}"))
         if current is self._current and not current.answered:

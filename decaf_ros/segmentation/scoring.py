@@ -61,11 +61,14 @@ def select_tracklets(
         the best PER_OBJECT stay.
     """
     if tracklets and means_several is not None:
-        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
         if means_several:
-            floor = config.several_share * max(tracklet.density for tracklet in tracklets)
+            densest = max(tracklet.density for tracklet in tracklets)
+            floor = min(config.several_share * densest, densest)
             return _thinned([tracklet for tracklet in tracklets if tracklet.density >= floor])
-        return _thinned([one for one in tracklets if not were_apart(_on_grid(one), _on_grid(leader))])
+        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
+        others = (one for one in tracklets if one is not leader)
+        on_it = [one for one in others if not were_apart(_on_grid(one), _on_grid(leader))]
+        return [leader, *on_it[: PER_OBJECT - 1]]
     passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
     if not passed and config.fallback == "best":
         return list(tracklets[:1])
