@@ -200,10 +200,10 @@ def test_a_prepared_view_needs_its_suffixes_only(mllm, frames, kind, monkeypatch
     some = views(mllm, frames[:4], kind)
     fresh = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))
     engine = Engine(mllm, EngineConfig())
-    assert not any(engine.is_ready(view, ReadOptions(2)) for view in some)
+    assert not any(engine.are_ready(some, ReadOptions(2)))
     finish(engine.prepare(some, "anything", ReadOptions(2)))
-    assert all(engine.is_ready(view, ReadOptions(2)) for view in some)
-    assert not engine.is_ready(some[0], ReadOptions(1)), "its lower layers are not recorded"
+    assert all(engine.are_ready(some, ReadOptions(2)))
+    assert not any(engine.are_ready(some, ReadOptions(1))), "its lower layers are not recorded"
     encoded, lengths = record_encoding(monkeypatch, mllm), _counted_passes(monkeypatch)
     finish(engine.prepare(some, "anything", ReadOptions(2)))
     assert not lengths
@@ -223,12 +223,12 @@ def test_preparation_ends_where_the_cache_has_no_room(mllm, frames, monkeypatch)
     engine.prefixes.max_bytes = round(2.5 * one.prefixes.held_bytes)
     lengths = _counted_passes(monkeypatch)
     finish(engine.prepare(some, "anything", ReadOptions(2)))
-    assert [engine.is_ready(view, ReadOptions(2)) for view in some] == [True, True, *[False] * (len(some) - 2)]
+    assert engine.are_ready(some, ReadOptions(2)) == [True, True, *[False] * (len(some) - 2)]
     assert len(lengths) == 2
     # The window moves on: what left it gives way.
     engine.new_round(some[1:], "anything")
     finish(engine.prepare(some[1:], "anything", ReadOptions(2)))
-    assert [engine.is_ready(view, ReadOptions(2)) for view in some[:4]] == [False, True, True, False]
+    assert engine.are_ready(some[:4], ReadOptions(2)) == [False, True, True, False]
     assert len(lengths) == 3
 
 

@@ -97,6 +97,11 @@ class ViewResult(NamedTuple):
     finished: bool
 
 
+def _is_wanted(wanted: int, total: int) -> bool:
+    """Whether a prefix of so many views is used for so many wanted ones: the others run through the suffix too."""
+    return wanted > 0 and 2 * wanted >= total
+
+
 def _prefix_length(prompt: Prompt) -> int:
     """Number of tokens up to the last visual one."""
     return int(prompt.slots.nonzero()[-1, 0]) + 1
@@ -198,12 +203,10 @@ class Engine:
         self._expect(views, text)
         if self._budget is None and not self.prefixes.max_bytes:
             return
-        missing = {}
-        for view in views:
-            if (key := self._prefix_key(view, options)) is None:
-                missing[view.key] = view
-            else:
-                self.prefixes.get(key)  # it is used in this round
+        usable = self._usable_prefixes(views, options)
+        for key in usable:
+            self.prefixes.get(key)  # it is used in this round
+        missing = {view.key: view for view in views if not any(view.key in key for key in usable)}
         for batch in self._batches(missing, text, options):
             prompt = self._prompt(batch.views[0].layout, text)
             tokens = len(batch.views) * _prefix_length(prompt)
@@ -222,13 +225,19 @@ class Engine:
             )
             yield
 
-    def is_ready(self, view: View, options: ReadOptions) -> bool:
-        """Whether a question about this view needs its suffix only."""
-        return self._prefix_key(view, options) is not None
+    def are_ready(self, views: Sequence[View], options: ReadOptions) -> list[bool]:
+        """For each of these views, which a question asks about together, whether it needs its suffix only."""
+        usable = self._usable_prefixes(views, options)
+        return [any(view.key in key for key in usable) for view in views]
 
-    def _prefix_key(self, view: View, options: ReadOptions) -> tuple[Hashable, ...] | None:
-        """Key of a usable cached prefix that contains this view."""
-        return next((key for key in self.prefixes if view.key in key and self._is_usable(key, options)), None)
+    def _usable_prefixes(self, views: Sequence[View], options: ReadOptions) -> list[tuple[Hashable, ...]]:
+        """Keys of the cached prefixes that a question about these views uses."""
+        wanted = {view.key for view in views}
+        return [
+            key
+            for key in self.prefixes
+            if self._is_usable(key, options) and _is_wanted(len(wanted.intersection(key)), len(key))
+        ]
 
     def ask(
         self,
@@ -305,8 +314,7 @@ class Engine:
         """Splits these views into batches; views with a cached common prefix stay together."""
         for key in self.prefixes:
             wanted = [view_key for view_key in key if view_key in views]
-            # Unwanted views of the prefix run through the suffix too: accept at most half.
-            if 2 * len(wanted) >= len(key) and self._is_usable(key, options):
+            if _is_wanted(len(wanted), len(key)) and self._is_usable(key, options):
                 yield _Batch([views.pop(view_key) for view_key in wanted], key)
         rest = list(views.values())
         if not rest:

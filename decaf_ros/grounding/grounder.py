@@ -62,9 +62,10 @@ class Grounder:
     def ready_share(self, window: Window, config: DecafConfig) -> float:
         """Share of the window's visual tokens of which a question needs nothing any more, in [0, 1]."""
         looks = _Looks(self.mllm, window, config.grounding)
-        views = [*looks.video, *looks.frames]
-        tokens = np.array([np.prod(view.layout.grid) for view in views])
-        ready = np.array([self.engine.is_ready(view, looks.read_options) for view in views])
+        tokens = np.array([np.prod(view.layout.grid) for view in (*looks.video, *looks.frames)])
+        ready = np.array(
+            [one for views in (looks.video, looks.frames) for one in self.engine.are_ready(views, looks.read_options)]
+        )
         return float(tokens[ready].sum() / tokens.sum())
 
 
