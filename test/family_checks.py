@@ -130,7 +130,7 @@ def check_decoding(mllm, view, text, expected):
     """The answer equals that of `generate`. expected: the processor's output, for the text only if `view` is None."""
     engine = Engine(mllm, EngineConfig())
     if view is None:
-        answer = engine.answer(text, 6).text
+        answer = finish(engine.answer(text, 6)).text
     else:
         answer = finish(engine.ask([view], [text], ReadOptions(mllm.layers // 2, max_new_tokens=6)))[0][0].answer
     tokens = mllm.model.generate(**expected, max_new_tokens=6, do_sample=False)[0]

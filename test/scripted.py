@@ -16,7 +16,7 @@ from decaf_ros.config import DecafConfig, replace
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.segmentation.search import Example
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.stages import Steps
+from decaf_ros.stages import Steps, finish
 from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
 
 SIZE_HW = (24, 32)
@@ -140,6 +140,9 @@ class ScriptedDecaf:
         return Segmentation(
             window, query, grounding, points, points, tracklets, tracklets, self.presence, stage_ms=self.stage_ms
         )
+
+    def segment(self, *args, **options) -> Segmentation:
+        return finish(self.steps(*args, **options))
 
     def _tracklet(self, name: str, window: types.Window, combined: float) -> Tracklet:
         masks = np.stack([self.masks.mask(name, where) for where in window.frames])

@@ -126,7 +126,7 @@ def test_decoding_equals_generate(mllm, kind):
     pictures = images()
     engine = Engine(mllm, EngineConfig())
     if kind == "text":
-        answers = [engine.answer("where is it?", 6).text]
+        answers = [finish(engine.answer("where is it?", 6)).text]
         ids = mllm.prompt(None, "where is it?").ids
         expected = [{"input_ids": ids[None]}]
     else:
@@ -151,7 +151,7 @@ def test_repetition_penalty_of_the_checkpoint(mllm, monkeypatch):
         monkeypatch.setattr(mllm.model.generation_config, "repetition_penalty", penalty)
         tokens = mllm.model.generate(input_ids=prompt.ids[None], max_new_tokens=12, do_sample=False)[0]
         expected = mllm.tokenizer.decode(tokens[len(prompt.ids) :], skip_special_tokens=True)
-        answers.append(Engine(mllm, EngineConfig()).answer("where is it?", 12).text)
+        answers.append(finish(Engine(mllm, EngineConfig()).answer("where is it?", 12)).text)
         assert answers[-1] == " ".join("".join(char if char.isprintable() else " " for char in expected).split())
     assert answers[0] == answers[1] != answers[2]
 
