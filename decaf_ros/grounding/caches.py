@@ -63,7 +63,7 @@ class ByteCache(Generic[Key, Value]):
 
     @property
     def free_bytes(self) -> int:
-        """What `put` can store now."""
+        """Largest size that `put` can store now."""
         evictable = sum(size for _, size, last_round in self._entries.values() if last_round < self._round)
         return self.max_bytes - self.held_bytes + evictable
 

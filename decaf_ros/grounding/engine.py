@@ -183,7 +183,7 @@ class Engine:
         self._budget = PrefixBudget(mllm.model.device) if config.prefix_cache_mib < 0 else None
         self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
         self.pace = Pace(mllm.model.device)
-        # Of the prefixes so far; 0 before the first one.
+        # Size of the newest prefix; 0 before the first one.
         self._bytes_per_token = 0.0
         self._prompt = lru_cache(maxsize=64)(mllm.prompt)
 
@@ -410,7 +410,7 @@ class Engine:
             with self.pace.measured("prefix", (stop - start) * len(views)):
                 positions = prompt.positions[..., start:stop]
                 part = part_of(inputs, start, stop)
-                # Of earlier chunks only the queries: the last one has all keys.
+                # Earlier chunks need to keep their queries only: the last one has all keys.
                 layers = forward(self.mllm.model, part, positions, cache, first_layer, wants_token=False).layers
                 queries.append([layer.query for layer in layers])
             start = stop

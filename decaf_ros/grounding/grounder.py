@@ -70,7 +70,7 @@ class Grounder:
 
 
 class _Looks:
-    """What the model looks at, and how its attention is read.
+    """The views that the model looks at, and how its attention is read.
 
     video: one view, or none without the branch. frames: one view per key frame, or none without the branch.
     """
