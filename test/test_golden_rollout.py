@@ -16,7 +16,8 @@ from decaf_ros.grounding.attention_tap import LayerAttention, record_attention
 from decaf_ros.grounding.families.llava_onevision import LlavaOnevision, remove_final_norm, tile_tokens
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.mllm import Features, prepare_model
-from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
+from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_steps
+from decaf_ros.stages import finish
 
 CASES = sorted(folder.parent.name for folder in GOLDEN_DIR.glob("*/case.npz"))
 
@@ -111,5 +112,7 @@ def by_suffix(layers, visual, valid, place, block):
     prefix = [LayerAttention(q[one, :, first:length], k[one, :, first:length], scaling) for q, k, scaling in layers]
     suffix = [LayerAttention(q[one, :, length:last], k[one, :, length:last], scaling) for q, k, scaling in layers]
     row = torch.zeros(len(visual))
-    row[first:length] = rollout_of_suffixes(PrefixAttention(prefix, visual[first:length]), [suffix], block=block)[0, 0]
+    row[first:length] = finish(rollout_steps(PrefixAttention(prefix, visual[first:length]), [suffix], block=block))[
+        0, 0
+    ]
     return row

@@ -14,7 +14,8 @@ from packaging.version import Version
 
 from benchmarks.literal import literal_rollout
 from decaf_ros.grounding.attention_tap import LayerAttention
-from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_of_suffixes
+from decaf_ros.grounding.rollout import PrefixAttention, rollout_last_row, rollout_steps
+from decaf_ros.stages import finish
 
 
 def random_layers(batch=2, layers=3, heads=4, key_heads=2, tokens=11, size=8, seed=0):
@@ -84,9 +85,9 @@ def test_prompts_that_share_a_prefix():
     visual[2:5] = visual[7:9] = True
     for method in ("v_max", "max", "mean"):
         shared = PrefixAttention(prefix, visual)
-        together = rollout_of_suffixes(shared, suffixes, method, block=4)
-        again = rollout_of_suffixes(shared, suffixes[1:], method, block=64)
-        higher = rollout_of_suffixes(shared, [suffix[1:] for suffix in suffixes], method, block=4, skipped=1)
+        together = finish(rollout_steps(shared, suffixes, method, block=4))
+        again = finish(rollout_steps(shared, suffixes[1:], method, block=64))
+        higher = finish(rollout_steps(shared, [suffix[1:] for suffix in suffixes], method, block=4, skipped=1))
         for layers, row, above in zip(whole, together, higher):
             padded = torch.nn.functional.pad(visual, (0, layers[0].query.shape[2] - 11)).expand(2, -1)
             torch.testing.assert_close(row, literal_rollout(layers, padded, method)[:, :11], atol=1e-6, rtol=0)

@@ -70,9 +70,9 @@ class ReadOptions:
 
     Attributes:
         start_layer: first layer of the rollout, from 0.
-        method: see `rollout_of_suffixes`.
-        block: see `rollout_of_suffixes`.
-        kernel: see `rollout_of_suffixes`.
+        method: see `rollout_steps`.
+        block: see `rollout_steps`.
+        kernel: see `rollout_steps`.
         max_new_tokens: length limit of the answer; 0 decodes nothing.
     """
 

@@ -45,18 +45,6 @@ class PrefixAttention:
         self.strength: dict[tuple[int, str], torch.Tensor] = {}
 
 
-def rollout_of_suffixes(
-    prefix: PrefixAttention,
-    suffixes: Sequence[Sequence[LayerAttention]],
-    method: str = "v_max",
-    block: int = 64,
-    skipped: int = 0,
-    kernel: str = "auto",
-) -> torch.Tensor:
-    """As `rollout_steps`, at once."""
-    return finish(rollout_steps(prefix, suffixes, method, block, skipped, kernel))
-
-
 def rollout_steps(
     prefix: PrefixAttention,
     suffixes: Sequence[Sequence[LayerAttention]],
@@ -143,15 +131,15 @@ def rollout_last_row(
         layers: layers of the rollout, bottom to top.
         visual: (B, N) bool, the visual tokens.
         valid: (B, N) bool, False at padding (left or right). The row is that of the last valid token.
-        method: see `rollout_of_suffixes`.
-        block: see `rollout_of_suffixes`.
-        kernel: see `rollout_of_suffixes`.
+        method: see `rollout_steps`.
+        block: see `rollout_steps`.
+        kernel: see `rollout_steps`.
 
     Returns:
         (B, N) float32, 0 at padding.
 
     Raises:
-        ValueError: shapes that do not fit, or as `rollout_of_suffixes`.
+        ValueError: shapes that do not fit, or as `rollout_steps`.
     """
     _check(method, len(layers), visual)
     batch, tokens = visual.shape
