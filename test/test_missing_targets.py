@@ -51,7 +51,7 @@ def test_the_tracker_finds_a_missing_target_again():
     assert states_of(follow(targets, 22, {0: again}, config)) == [(1, "TENTATIVE")]
     result = follow(targets, 23, {0: again}, config)
     assert states_of(result) == [(1, "TRACKED")] and result.targets[0].area_px == 64
-    assert not targets.need_search(frame(23), 0.5)
+    assert not targets.sought(frame(23), 0.5)
 
 
 @pytest.mark.parametrize("look, ids", [(SIMILAR, [1]), (OTHER, []), (None, [])])
@@ -91,7 +91,7 @@ def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
         now = frame(number)
         assert targets.update(now, {0: doubtful}, config) == [0], "SAM 2 does not learn it"
         assert targets.publish(now, QUERY).targets[0].area_px == 64
-        assert targets.need_search(now, 0.95) == (number == 20)
+        assert bool(targets.sought(now, 0.95)) == (number == 20)
 
 
 @pytest.mark.parametrize(("left", "key"), [(0, 5), (20, 0)])
@@ -124,7 +124,7 @@ def test_a_target_found_by_its_looks_keeps_its_id_unless_another_is_there():
     assert targets.find(missing, 9, now, TrackStep(make_mask(5), 1.0, LOOK), config)
     result = targets.publish(now, QUERY)
     assert sorted(states_of(result)) == [(1, "TENTATIVE"), (2, "TENTATIVE")] and targets.tracker_keys == {5, 9}
-    assert not targets.need_search(now, 0.5)
+    assert not targets.sought(now, 0.5)
 
 
 def test_keys_of_hidden_and_rejected_targets_are_returned():

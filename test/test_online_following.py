@@ -170,6 +170,20 @@ def test_at_most_max_targets_are_tracked(world_tracker):
     assert _keys(run) == {1: 0, 2: 1} and sorted(run.online._tracker.ids) == [0, 1]
 
 
+def test_hold_searches_less_often_for_what_it_does_not_find(world_tracker):
+    """Each stride of two key frames at first, then every second one, then every fourth; at once for another target."""
+    hidden = {"a": 102.05, "b": 113.05}
+    world = World(
+        a=lambda time_s: (0, 0) if time_s < hidden["a"] else None,
+        b=lambda time_s: (20, 0) if time_s < hidden["b"] else None,
+        c=THREE.paths["c"],
+    )
+    run = _tracking(["a", "b"], ["c"], world=world, regrounding__policy="hold", tracking__lost_after_s=60.0)
+    run.watch(range(16, 160))
+    grounded = [window.frames[-1].index for window in run.decaf.windows]
+    assert grounded == [15, 30, 40, 60, 100, 140]
+
+
 def test_a_target_keeps_its_id_after_occlusion(world_tracker):
     world = World(a=lambda time_s: None if 101.95 < time_s < 102.75 else (round((time_s - 100) * 2), 0))
     run = _tracking(["a"], world=world, regrounding__stride=100)

@@ -132,13 +132,16 @@ def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
         (1, 1, "LOST"),
         (2, 2, "TENTATIVE"),
     ]
-    assert targets.need_search(hidden, 60.0)
+    assert targets.sought(hidden, 60.0)
     # Found again while label 1 is taken: the same id with another label.
     targets.merge([make_candidate(3, 12), make_candidate(4, 20)], QUERY, "", hidden, config)
     again = [make_candidate(5, 0), make_candidate(6, 12), make_candidate(7, 20)]
     targets.merge(again, QUERY, "", hidden, config, may_join=False)
+    assert [target.id for target in targets.living] == [2, 3], "SAM 2 lost the candidate before the newest frame"
+    again[0].seen_frame = hidden
+    targets.merge(again, QUERY, "", hidden, config, may_join=False)
     assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1), (1, 3)]
-    assert not targets.need_search(hidden, 60.0)
+    assert not targets.sought(hidden, 60.0)
     targets.clear()
     targets.merge([make_candidate(8, 0)], QUERY, "", frame(2), config)
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
@@ -162,7 +165,7 @@ def test_after_a_reset_nothing_is_searched_for():
     targets.lose_all()
     targets.forget_missing()
     targets.publish(NOW, QUERY)
-    assert not targets.need_search(frame(99), 0.0) and targets.last_key_frames == []
+    assert not targets.sought(frame(99), 0.0) and targets.last_key_frames == []
 
 
 def test_max_targets_prefers_living_targets_then_the_best_candidates():
@@ -362,3 +365,60 @@ def test_a_query_for_one_object_has_one_target():
     again = Targets()
     again.merge(both, QUERY, "", NOW, settings())
     assert len(again.living) == 2
+
+
+def _looking_alike(left: int, width: int = 8) -> TrackStep:
+    return TrackStep(make_mask(left, width), 3.0, np.array([1, 0], np.float32))
+
+
+def _two_of_one_kind(config, second=20):
+    """Targets 1 and 2, apart and tracked, at 0 and at `second`."""
+    targets = Targets()
+    targets.merge([make_candidate(0, 0), make_candidate(1, second)], QUERY, "mug", NOW, config)
+    for number in range(1, 6):
+        follow(targets, number, {0: _looking_alike(0), 1: _looking_alike(second)}, config)
+    return targets
+
+
+def test_a_target_that_goes_over_to_another_one_is_occluded():
+    """The one that was there keeps its place, also if the other has the older id."""
+    config = settings(tracking__lost_after_s=0.35)
+    targets = _two_of_one_kind(config)
+    there = _looking_alike(20)
+    rejected = targets.update(frame(6), {0: _looking_alike(19), 1: there}, config)
+    result = targets.publish(frame(6), QUERY)
+    assert rejected == [0] and states_of(result) == [(1, "OCCLUDED"), (2, "TRACKED")]
+    assert result.targets[0].area_px == 0
+    for number in range(7, 12):
+        result = follow(targets, number, {0: there, 1: there}, config)
+    assert states_of(result) == [(2, "TRACKED")], "a missing one does not come back there either"
+    result = follow(targets, 12, {0: _looking_alike(2), 1: there}, config)
+    assert states_of(result) == [(2, "TRACKED"), (1, "TENTATIVE")]
+
+
+def test_a_mask_that_spreads_over_another_target_gives_way():
+    config = settings()
+    targets = _two_of_one_kind(config, 10)
+    result = follow(targets, 6, {0: _looking_alike(0), 1: _looking_alike(2, 16)}, config)
+    assert states_of(result) == [(1, "TRACKED"), (2, "OCCLUDED")]
+    result = follow(targets, 7, {0: _looking_alike(0), 1: _looking_alike(10)}, config)
+    assert states_of(result) == [(1, "TRACKED"), (2, "TRACKED")]
+
+
+def test_a_visible_target_does_not_go_on_with_a_candidate_that_was_lost_on_the_way():
+    """Both match it. The better match was last seen on an old key frame."""
+    config = settings()
+    targets = Targets()
+    targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
+    follow(targets, 1, {0: _looking_alike(0)}, config)
+    now = frame(2)
+    targets.update(now, {0: TrackStep(make_mask(0), 3.0, np.array([0.93, 0.37], np.float32))}, config)
+    assert targets.living[0].seen_frame is now and targets.living[0].sure_frame is not now
+    old, late = make_candidate_on(targets, 5, 0), make_candidate_on(targets, 6, 1)
+    old.masks = late.masks = {targets.living[0].sure_frame: make_mask(0)}
+    old.seen_frame = targets.living[0].sure_frame
+    targets.merge([old], QUERY, "", now, config, may_join=False)
+    assert targets.living[0].key == 0
+    late.see(now, _looking_alike(1), config.tracking)
+    targets.merge([old, late], QUERY, "", now, config, may_join=False)
+    assert targets.living[0].key == 6

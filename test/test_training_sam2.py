@@ -357,7 +357,7 @@ def test_the_check_counts_a_perfect_and_an_empty_answer(clip):
             on_object = torch.from_numpy(ids > 0).float()
             return PointMasks(masks.float() * 2 - 1, on_object, on_object * 10 - 5, (240, 320))
 
-    means = score_clicks(Oracle(), [clip], frames=(0, 3)).means()
+    means = score_clicks(Oracle(), [clip]).means()
     assert means["one_click_iou"] == means["score_right_on"] == means["score_right_beside"] == 1
     assert means["predicted_beside"] == 0 and means["correlation"] == pytest.approx(1)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
@@ -15,28 +17,35 @@ _FIRST, _SAMPLES = 3, 12
 _SAMPLE_EVERY = 5
 # Share of the typical area that has to be visible to learn from a mask: a sliver beside an occluder is no good sample.
 _LEARN_AREA = 0.6
-# A mask may have this multiple of the largest typical area. Its centre may move by this many typical widths at once,
-# if the target was visible at most _RECENT_S ago.
-_MAX_AREA, _MAX_STEP, _RECENT_S = 2.0, 2.0, 0.5
+# Accepted masks from which on the size of a target is known.
+_SIZE_KNOWN = 5
+# A mask may have this multiple of the largest typical area, at first and once the size is known.
+_MAX_AREA_AT_FIRST, _MAX_AREA = 2.0, 1.5
+# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, as a camera may come
+# near, and its centre may move by _MAX_STEP typical widths.
+_MAX_GROWTH, _MAX_STEP, _RECENT_S = 1.3, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
 # A target that is found again may have an area between these shares of the largest typical one: it may be nearer, or
 # turned.
-_LEAST_FOUND, _MOST_FOUND = 0.2, 3.0
+_LEAST_FOUND, _MOST_FOUND, _MOST_FOLLOWED = 0.2, 2.0, 3.0
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
 
 class Appearance:
-    """Memory of one target's confirmed masks, bounded."""
+    """Memory of one target's confirmed masks, bounded.
 
-    def __init__(self) -> None:
+    area_px: how large it may be besides: the first mask may show a part of it, at the border of the image.
+    """
+
+    def __init__(self, area_px: float = 0.0) -> None:
         self._samples: list[np.ndarray] = []
         self._learned = 0
         self._accepted = 0
         self._usual_similarity = 1.0
-        self._typical_area = self._largest_area = 0.0
+        self._typical_area, self._largest_area, self._area = 0.0, area_px, 0.0
         self._centre_xy = np.zeros(2)
         self._seen_ns = 0
 
@@ -70,31 +79,55 @@ class Appearance:
         if not self._samples and not self._typical_area:
             return False
         is_doubtful = self.is_doubtful(look, config)
-        most = (_DOUBTFUL_AREA if is_doubtful else _MAX_AREA) * self._largest_area
+        is_recent = (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S
+        largest = _MAX_AREA if self._accepted >= _SIZE_KNOWN else _MAX_AREA_AT_FIRST
+        most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
+        if is_recent and not is_doubtful:
+            most = max(most, _MAX_GROWTH * self._area)
         if self.looks_different(look, config) or np.count_nonzero(mask) > most:
             return True
-        if (frame.stamp_ns - self._seen_ns) / 1e9 > _RECENT_S:
+        if not is_recent:
             return is_doubtful
         return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
 
+    def is_too_large(self, area_px: float) -> bool:
+        """Whether a mask that was found elsewhere is too large to be the target, as far as its size is known."""
+        return self._accepted >= _SIZE_KNOWN and area_px > _MOST_FOUND * self._largest_area
+
     @property
-    def knows_one_mask(self) -> bool:
-        """Whether it has accepted a single sure mask."""
-        return self._accepted == 1
+    def count(self) -> int:
+        """Number of sure masks it has accepted."""
+        return self._accepted
 
     @property
     def example(self) -> Example | None:
         """The object to look for; None without a descriptor."""
         return Example(np.mean(self._samples, axis=0), self._typical_area) if self._samples else None
 
-    def choose(self, masks: np.ndarray, looks: np.ndarray, config: TrackingConfig) -> int | None:
-        """Which of (K, H, W) bool masks with their (K, C) descriptors is the target: the one that looks most like it,
-        if it has a usual size and is similar up to a twelfth of the margin, as nothing else speaks for it. None if
-        there is no such mask, or if two that are apart qualify."""
+    def choose(
+        self,
+        masks: np.ndarray,
+        looks: np.ndarray,
+        config: TrackingConfig,
+        in_place: Collection[int] = (),
+        followed: Collection[int] = (),
+    ) -> int | None:
+        """Which of (K, H, W) bool masks with their (K, C) descriptors is the target: the one that looks most like it.
+
+        One that nothing else speaks for has to have a usual size and be similar up to a twelfth of the margin. With the
+        mask that the target last had (`in_place`, by index) it may be less similar, by the margin. With the mask that
+        SAM 2 gives for the target now (`followed`), by a sixth, and it may be larger: the target was never seen whole.
+        None if there is no such mask, or if two that are apart qualify.
+        """
         areas = masks.sum(axis=(1, 2))
-        usual = (areas >= self._largest_area * _LEAST_FOUND) & (areas <= self._largest_area * _MOST_FOUND)
-        margin = config.appearance_margin / 12
-        fit = [index for index in np.flatnonzero(usual).tolist() if self._is_within(margin, looks[index])]
+        fit = []
+        for index in np.flatnonzero(areas >= self._largest_area * _LEAST_FOUND).tolist():
+            is_followed = index in followed
+            share = 1 if index in in_place else 6 if is_followed else 12
+            most = _MOST_FOLLOWED if is_followed else _MOST_FOUND
+            is_usual = areas[index] <= self._largest_area * most
+            if is_usual and self._is_within(config.appearance_margin / share, looks[index]):
+                fit.append(index)
         best = max(fit, key=lambda index: self.similarity(looks[index]) or 0.0, default=None)
         if best is None or any(are_apart(masks[best], masks[other]) for other in fit):
             return None
@@ -114,7 +147,7 @@ class Appearance:
         Learns only from sure masks, so that doubtful ones cannot shift the memory to another object.
         """
         area = float(np.count_nonzero(mask))
-        self._centre_xy, self._seen_ns = _centre(mask), frame.stamp_ns
+        self._centre_xy, self._seen_ns, self._area = _centre(mask), frame.stamp_ns, area
         similarity = self.similarity(look)
         is_sliver = area < _LEARN_AREA * self._typical_area
         is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))

@@ -1,9 +1,9 @@
 """Detects targets that are one object: duplicate suppression for tracklets that come together after the window.
 
 Tracklets of a part and of the whole object may differ too much on the key frames to be suppressed and coincide from
-some later frame on. They are merged. If masks of two different objects coincide, the tracker has drifted and the wrong
-one is unknown, so both stay. Two tracklets are different objects if they were apart on a key frame of their grounding,
-or on a frame on which both were followed.
+some later frame on. They are merged. If masks of two different objects coincide, the tracker has drifted, and one of
+them gives way (`Targets.update`). Two tracklets are different objects if they were apart on a key frame of their
+grounding, or on a frame on which both were followed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def were_apart(first: Candidate, second: Candidate) -> bool:
 def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> list[list[Candidate]]:
     """Groups candidates of one grounding, best first, that are on the object of the group's best candidate.
 
-    In each group the one that was surely seen last comes first: the best candidate's source may be inexact, so that the
+    In each group the one that was seen last comes first: the best candidate's source may be inexact, so that the
     tracker loses it. iou_threshold: mask IoU above which two masks are one object.
     """
     groups: list[list[Candidate]] = []
@@ -40,16 +40,19 @@ def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> li
             groups.append([candidate])
         else:
             group.append(candidate)
-    return [sorted(group, key=lambda candidate: -candidate.sure_frame.stamp_ns) for group in groups]
+    return [sorted(group, key=lambda candidate: -candidate.seen_frame.stamp_ns) for group in groups]
 
 
 def _is_duplicate(first: Candidate, second: Candidate, iou_threshold: float) -> bool:
-    pairs = zip(first.tracklet.masks, second.tracklet.masks)
-    overlaps = [mask_iou(one, other) > iou_threshold for one, other in pairs if one.any() and other.any()]
-    coincide = 2 * sum(overlaps) > len(overlaps)
-    if first.seen_frame is second.seen_frame:
-        coincide = mask_iou(first.seen_mask, second.seen_mask) > iou_threshold
-    return coincide and not were_apart(first, second)
+    """Whether both are one object: on most key frames that show both, or else where they are now. One that has been on
+    the object for most of the window and is elsewhere now has drifted."""
+    both = zip(first.tracklet.masks, second.tracklet.masks)
+    pairs = [(one, other) for one, other in both if one.any() and other.any()]
+    if any(are_apart(one, other) for one, other in pairs):
+        return False
+    if 2 * sum(mask_iou(one, other) > iou_threshold for one, other in pairs) > len(pairs):
+        return True
+    return first.seen_frame is second.seen_frame and mask_iou(first.seen_mask, second.seen_mask) > iou_threshold
 
 
 class DuplicateDetector:
@@ -62,6 +65,10 @@ class DuplicateDetector:
     def mark_distinct(self, first_id: int, second_id: int) -> None:
         """Records that two targets are different objects, even if their masks match later."""
         self._frames[min(first_id, second_id), max(first_id, second_id)] = _DISTINCT
+
+    def are_distinct(self, first_id: int, second_id: int) -> bool:
+        """Whether two targets are known to be different objects."""
+        return self._frames.get((min(first_id, second_id), max(first_id, second_id))) == _DISTINCT
 
     def restart(self, target_id: int) -> None:
         """Resets the frame counts of a target whose tracker memory was renewed."""

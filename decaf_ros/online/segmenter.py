@@ -37,6 +37,8 @@ from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState
 
 _log = logging.getLogger(__name__)
 RESET_NOTICE = "stream reset"
+# Most strides between two groundings that search for the same targets.
+_MOST_STRIDES = 4
 _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
 
 
@@ -48,6 +50,9 @@ class _Current:
         answered: answered with TRACKING (any other answer ends the query).
         fresh: not grounded yet on this stream.
         due_in: key frames until the next grounding may begin.
+        sought: ids of the targets that the last grounding did not find.
+        rest: key frames until these alone are a reason for the next one.
+        fruitless: groundings in a row that found none of the targets they sought.
         anchors: key frames of the answer, which later groundings see too.
     """
 
@@ -55,6 +60,9 @@ class _Current:
     answered: bool = False
     fresh: bool = True
     due_in: int = 0
+    sought: frozenset[int] = frozenset()
+    rest: int = 0
+    fruitless: int = 0
     anchors: tuple[Frame, ...] = ()
 
 
@@ -128,6 +136,7 @@ class OnlineSegmenter:
             self._decaf.sam2.hold(self, (*self.buffer.window().frames, *self._anchors()))
             if self._current:
                 self._current.due_in = max(0, self._current.due_in - 1)
+                self._current.rest = max(0, self._current.rest - 1)
         self._follow(frame, is_keyframe, camera_frame)
         self._begin_if_due()
 
@@ -254,7 +263,10 @@ class OnlineSegmenter:
         regrounding, newest = config.regrounding, self.buffer.newest
         if regrounding.policy == "off" or current.due_in > 0 or newest is None:
             return None
-        is_wanted = regrounding.policy == "refresh" or self._targets.need_search(newest, regrounding.search_after_s)
+        if regrounding.policy == "refresh":
+            return current
+        sought = self._targets.sought(newest, regrounding.search_after_s)
+        is_wanted = bool(sought) and (current.rest == 0 or not sought <= current.sought)
         return current if is_wanted else None
 
     def _anchors(self) -> tuple[Frame, ...]:
@@ -304,7 +316,9 @@ class OnlineSegmenter:
         newest = self.buffer.newest
         assert newest is not None
         means_one, category = found.grounding.means_several is False, found.grounding.category
+        sought = self._targets.sought(newest, config.regrounding.search_after_s)
         self._targets.merge(candidates, current.query, category, newest, self._config, may_join, means_one)
+        self._rest(current, sought, newest)
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
@@ -312,6 +326,13 @@ class OnlineSegmenter:
         current.due_in = config.regrounding.stride
         if not current.answered:
             self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
+
+    def _rest(self, current: _Current, sought: frozenset[int], newest: Frame) -> None:
+        """Sets when to look again for targets that the grounding has `sought` in vain: they may be gone for long."""
+        regrounding = self._config.regrounding
+        current.sought = sought & self._targets.sought(newest, regrounding.search_after_s)
+        current.fruitless = current.fruitless + 1 if sought and current.sought == sought else 0
+        current.rest = regrounding.stride * min(2 ** max(current.fruitless - 1, 0), _MOST_STRIDES)
 
     def _catch_up(self, tracker: StreamingTracker, found: Segmentation, clock: StageClock) -> Steps[list[Candidate]]:
         """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were_apart
-from decaf_ros.online.tracks import Candidate, LivingTarget
+from decaf_ros.online.tracks import Candidate, LivingTarget, is_seen
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
 from decaf_ros.types import Frame, FrameResult, Query, TargetState
@@ -17,6 +17,7 @@ from decaf_ros.types import Frame, FrameResult, Query, TargetState
 _LABELS = range(1, 256)
 # Missing targets that are still looked for, the newest ones: each costs a tracker step per frame.
 _MAX_MISSING = 16
+_HIDDEN = TrackStep(np.zeros((0, 0), bool), -1.0)
 
 
 class Targets:
@@ -46,6 +47,10 @@ class Targets:
         Returns the keys of the targets that were not surely seen on it, which the tracker must not learn from. If two
         targets turn out to be one object, one is lost (`DuplicateDetector.update`), unless `regrounding.policy` is off.
         """
+        for target in (*self.living, *self._missing):
+            if target.key in steps:
+                target.claim = steps[target.key].mask
+        steps = {**steps, **{target.key: _HIDDEN for target in self._intruders(steps, config.tracking)}}
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
         for target in [target for target in self._missing if target.key in steps]:
@@ -61,6 +66,26 @@ class Targets:
             for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
                 target.state, target.is_given_up = TargetState.LOST, True
         return rejected
+
+    def _intruders(self, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
+        """Targets whose new masks lie on a different target that has the better claim to the place: it was seen a frame
+        ago, and its mask is where it was. SAM 2 went over to it from an object of the same looks."""
+        claims = []
+        newest = max((target.seen_frame.stamp_ns for target in self.living), default=0)
+        for target in (*self.living, *self._missing):
+            step = steps.get(target.key)
+            if step is not None and is_seen(step, config):
+                was_seen = target.state is not TargetState.LOST and target.seen_frame.stamp_ns == newest
+                claims.append((was_seen, mask_iou(step.mask, target.mask), -target.id, target, step.mask))
+        claims.sort(key=lambda claim: claim[:3], reverse=True)
+        kept: list[tuple[LivingTarget, np.ndarray]] = []
+        intruders = []
+        for *_, target, mask in claims:
+            if any(self._duplicates.are_distinct(target.id, one.id) and not are_apart(mask, its) for one, its in kept):
+                intruders.append(target)
+            else:
+                kept.append((target, mask))
+        return intruders
 
     def unsure(self, frame: Frame, search_after_s: float) -> list[LivingTarget]:
         """Living and missing targets that were not surely seen for at least `search_after_s` at `frame`."""
@@ -79,7 +104,13 @@ class Targets:
             if (example := target.appearance.example) is None:
                 continue
             masks, looks = tracker.search(frame, example)
-            if (chosen := target.appearance.choose(masks, looks, config.tracking)) is None:
+            free = [index for index, mask in enumerate(masks) if self._is_free(target, frame, mask)]
+            masks, looks = masks[free], looks[free]
+            least, most = config.regrounding.match_iou, config.segmentation.suppression_iou
+            in_place = [index for index, mask in enumerate(masks) if mask_iou(mask, target.mask) > least]
+            followed = [index for index, mask in enumerate(masks) if mask_iou(mask, target.claim) > most]
+            chosen = target.appearance.choose(masks, looks, config.tracking, in_place, followed)
+            if chosen is None:
                 continue
             step = TrackStep(masks[chosen], 1.0, looks[chosen])
             if self.find(target, key := next(keys), frame, step, config):
@@ -88,8 +119,7 @@ class Targets:
     def find(self, target: LivingTarget, key: int, frame: Frame, step: TrackStep, config: DecafConfig) -> bool:
         """An unsure target was found on `frame`, the last followed one, by what it looks like; `key` follows it from
         there. Returns False if there is no room for it, or if another target is there."""
-        others = [other for other in self.living if other is not target and other.seen_frame is frame]
-        if any(not are_apart(step.mask, other.mask) for other in others):
+        if not self._is_free(target, frame, step.mask):
             return False
         if target in self._missing:
             if not self._has_room(config):
@@ -98,6 +128,11 @@ class Targets:
         target.find(key, frame, step, config.tracking)
         self._duplicates.restart(target.id)
         return True
+
+    def _is_free(self, target: LivingTarget, frame: Frame, mask: np.ndarray) -> bool:
+        """Whether a (H, W) bool mask on the last followed frame is empty or apart from all other targets there."""
+        others = [other for other in self.living if other is not target and other.seen_frame is frame]
+        return not mask.any() or all(are_apart(mask, other.mask) for other in others)
 
     def lose_all(self) -> None:
         """Loses all living targets, for example because tracking failed."""
@@ -114,9 +149,10 @@ class Targets:
         """Forgets all targets without publishing their loss: their query has ended."""
         self._targets, self._missing = [], []
 
-    def need_search(self, frame: Frame, search_after_s: float) -> bool:
-        """Whether a target is missing, or not surely seen for at least `search_after_s` at `frame`."""
-        return bool(self._missing) or bool(self.unsure(frame, search_after_s))
+    def sought(self, frame: Frame, search_after_s: float) -> frozenset[int]:
+        """Ids of the targets that are missing, or not surely seen for at least `search_after_s` at `frame`."""
+        lost = (target for target in (*self._targets, *self._missing) if target.is_missing)
+        return frozenset(target.id for target in (*lost, *self.unsure(frame, search_after_s)))
 
     @property
     def tracker_keys(self) -> set[int]:
@@ -152,7 +188,12 @@ class Targets:
             groups = group_by_object(candidates, config.segmentation.suppression_iou)
         candidates = [group[0] for group in groups]
         known = [*self.living, *self._missing]
-        matches = dict(assign(_overlaps(known, groups, config.tracking), config.regrounding.match_iou))
+        overlaps = _overlaps(known, groups, config.tracking)
+        # First those that are surely seen now: one that SAM 2 has lost on the way would lose the target.
+        is_sure = np.array([candidate.sure_frame is newest for candidate in candidates], bool)
+        matches = dict(assign(overlaps * is_sure, config.regrounding.match_iou))
+        overlaps[list(matches)] = overlaps[:, list(matches.values())] = 0
+        matches.update(assign(overlaps, config.regrounding.match_iou))
         sources: dict[int, Candidate] = {}
         for row, target in enumerate(known):
             if row in matches:
@@ -162,13 +203,15 @@ class Targets:
             if row in matches:
                 candidate = candidates[matches[row]]
                 target.misses = 0
+                if target.seen_frame is newest and candidate.seen_frame is not newest:
+                    continue
                 if target.appearance.is_doubtful(candidate.look, config.tracking):
-                    if not _agree(target, candidate, newest, config.segmentation.suppression_iou):
+                    if not _agree(target, candidate, newest, config):
                         continue
                     target.learn_anew(candidate)
                 elif target not in self._missing:
                     target.renew(candidate)
-                elif self._has_room(config):
+                elif candidate.seen_frame is newest and self._has_room(config):
                     self._revive(target, candidate, newest)
                 self._duplicates.restart(target.id)
             elif target not in self._missing and target.seen_frame is not newest:
@@ -225,11 +268,13 @@ def _overlaps(
     living: Sequence[LivingTarget], groups: Sequence[Sequence[Candidate]], config: TrackingConfig
 ) -> np.ndarray:
     """(targets, groups) float64 mask IoU, the maximum over a group; 0 if its best candidate looks different from the
-    target. Without a frame for the comparison: the similarity of a candidate that clearly looks like the target."""
+    target, or is too large. Without a frame for the comparison: the similarity of a candidate that clearly looks like
+    the target."""
     overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
         for column, group in enumerate(groups):
-            if target.appearance.looks_different(group[0].look, config):
+            area_px = float(np.count_nonzero(group[0].seen_mask))
+            if target.appearance.looks_different(group[0].look, config) or target.appearance.is_too_large(area_px):
                 continue
             mask_pairs = [masks for masks in (_comparable_masks(target, candidate) for candidate in group) if masks]
             overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs), default=0.0)
@@ -238,10 +283,13 @@ def _overlaps(
     return overlaps
 
 
-def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, iou_threshold: float) -> bool:
-    """Whether a visible target and a surely seen candidate of a grounding have the same mask on the newest frame."""
-    both_seen = target.seen_frame is newest and candidate.sure_frame is newest
-    return both_seen and mask_iou(target.mask, candidate.seen_mask) > iou_threshold
+def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, config: DecafConfig) -> bool:
+    """Whether a candidate of a grounding is seen on the newest frame, with the mask that the target has or last had:
+    surely seen, if the target is visible."""
+    overlap = mask_iou(target.mask, candidate.seen_mask)
+    if target.seen_frame is newest:
+        return candidate.sure_frame is newest and overlap > config.segmentation.suppression_iou
+    return candidate.seen_frame is newest and overlap > config.regrounding.match_iou
 
 
 def _comparable_masks(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:

@@ -11,7 +11,7 @@ from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.tracker import TrackStep
 from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
 
-# So many masks in a row that are unlike the only known one, the source's: that one was inexact, not they.
+# So many masks in a row that are unlike fewer known ones, those at the source: these were inexact or showed a part.
 _SOURCE_OUTVOTED = 5
 
 
@@ -45,7 +45,7 @@ class Candidate:
     masks: dict[Frame, np.ndarray] = field(init=False)
     unsure_count: int = field(init=False, default=0)
     look: np.ndarray | None = field(init=False, default=None)
-    appearance: Appearance = field(init=False, default_factory=Appearance)
+    appearance: Appearance = field(init=False)
 
     def __post_init__(self) -> None:
         # Full-size masks, made once: they are compared with those of other candidates and targets.
@@ -53,6 +53,8 @@ class Candidate:
         self.seen_frame, self.seen_mask = self.source, self.tracklet.masks[self.tracklet.source]
         self.sure_frame = self.source
         self.masks = {frame: mask for frame, mask in zip(self.frames, self.tracklet.masks) if mask.any()}
+        areas = [np.count_nonzero(mask) for mask in self.masks.values()]
+        self.appearance = Appearance(float(np.median(areas)) if areas else 0.0)
 
     @property
     def source(self) -> Frame:
@@ -64,7 +66,7 @@ class Candidate:
         is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
         if not is_sure:
             self.unsure_count += 1
-            if self.unsure_count == _SOURCE_OUTVOTED and self.appearance.knows_one_mask:
+            if self.unsure_count == _SOURCE_OUTVOTED > self.appearance.count:
                 self.appearance = Appearance()
                 is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
         if is_sure:
@@ -86,6 +88,7 @@ class LivingTarget:
         sure_mask: (H, W) bool on `sure_frame`.
         unsure_since_ns: as `unseen_since_ns`, for being surely seen.
         seen_count: followed frames on which it was seen, without the catch-up.
+        claim: (H, W) bool, SAM 2's mask on the last followed frame, also if it was rejected.
         misses: consecutive groundings that did not find it.
         key_frame: last key frame on which it was surely seen.
         key_mask: (H, W) bool on `key_frame`.
@@ -106,6 +109,7 @@ class LivingTarget:
     sure_frame: Frame
     sure_mask: np.ndarray
     unsure_since_ns: int
+    claim: np.ndarray
     state: TargetState = TargetState.TENTATIVE
     seen_count: int = 0
     misses: int = 0
@@ -134,6 +138,7 @@ class LivingTarget:
             sure_frame=candidate.seen_frame,
             sure_mask=candidate.seen_mask,
             unsure_since_ns=newest.stamp_ns,
+            claim=candidate.seen_mask,
             appearance=candidate.appearance,
         )
         target._set_key_frame(candidate)
@@ -191,9 +196,10 @@ class LivingTarget:
         return True
 
     def find(self, key: int, frame: Frame, step: TrackStep, config: TrackingConfig) -> None:
-        """It was found on `frame` by what it looks like, and has to be confirmed anew."""
-        self.key, self.source_stamp_ns = key, frame.stamp_ns
-        self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
+        """It was found on `frame` by what it looks like, and has to be confirmed anew unless it was visible there."""
+        self.key, self.source_stamp_ns, self.misses = key, frame.stamp_ns, 0
+        if self.seen_frame is not frame:
+            self.state, self.seen_count = TargetState.TENTATIVE, 1
         self.appearance.find(step.mask)
         self._see(frame, step, config, is_keyframe=True)
 

@@ -87,12 +87,13 @@ class TrackScores:
         }
 
 
-def score_clicks(sam2: Sam2, clips: Sequence[TabletopClip], frames: Sequence[int] = (0, 15, 31)) -> ClickScores:
-    """One click on a random visible pixel of every object, and one away from all, on these frames of every clip."""
+def score_clicks(sam2: Sam2, clips: Sequence[TabletopClip]) -> ClickScores:
+    """One click on a random visible pixel of every object, and one away from all, on the first, middle and last frame
+    of every clip."""
     result = ClickScores()
     for clip in clips:
         sequence = clip.frames()
-        for index in frames:
+        for index in (0, (len(clip) - 1) // 2, len(clip) - 1):
             labels, rng = clip.labels[index], np.random.default_rng((clip.seed, index))
             height, width = labels.shape
             objects = [label for label in range(1, len(clip.objects) + 1) if (labels == label).sum() >= CLICK_AREA]
