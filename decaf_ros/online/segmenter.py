@@ -302,7 +302,7 @@ class OnlineSegmenter:
                 if not may_join:
                     found = even_if_absent(found, config)
                 is_over = bool(missing) and may_join
-                candidates = [] if is_over else (yield from self._catch_up(tracker, found, clock))
+                candidates = [] if is_over else (yield from self._catch_up(tracker, found, clock, may_join))
         except Exception as error:  # any model error, including out of memory: the stream continues
             self._fail(current, error)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
@@ -334,10 +334,18 @@ class OnlineSegmenter:
         current.fruitless = current.fruitless + 1 if sought and current.sought == sought else 0
         current.rest = regrounding.stride * min(2 ** max(current.fruitless - 1, 0), _MOST_STRIDES)
 
-    def _catch_up(self, tracker: StreamingTracker, found: Segmentation, clock: StageClock) -> Steps[list[Candidate]]:
-        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame."""
+    def _catch_up(
+        self, tracker: StreamingTracker, found: Segmentation, clock: StageClock, may_join: bool
+    ) -> Steps[list[Candidate]]:
+        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame. If nothing
+        may join, without those of targets that need no search."""
         config = self._config.tracking
-        selected, frames = found.selected[: config.max_targets], found.window.frames
+        frames, newest = found.window.frames, self.buffer.newest
+        assert newest is not None
+        selected = found.selected
+        if not may_join:
+            selected = tuple(one for one in selected if not self._targets.is_settled(one, frames, newest, self._config))
+        selected = selected[: config.max_targets]
         candidates = [Candidate(next(self._keys), tracklet, frames) for tracklet in selected]
         if candidates:
             steps = catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames)

@@ -12,7 +12,7 @@ from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were
 from decaf_ros.online.tracks import Candidate, LivingTarget, is_seen
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
-from decaf_ros.types import Frame, FrameResult, Query, TargetState
+from decaf_ros.types import Frame, FrameResult, Query, TargetState, Tracklet
 
 _LABELS = range(1, 256)
 # Missing targets that are still looked for, the newest ones: each costs a tracker step per frame.
@@ -153,6 +153,15 @@ class Targets:
         """Ids of the targets that are missing, or not surely seen for at least `search_after_s` at `frame`."""
         lost = (target for target in (*self._targets, *self._missing) if target.is_missing)
         return frozenset(target.id for target in (*lost, *self.unsure(frame, search_after_s)))
+
+    def is_settled(self, tracklet: Tracklet, frames: Sequence[Frame], newest: Frame, config: DecafConfig) -> bool:
+        """Whether a tracklet over key frames is on a target that is surely seen on the newest frame."""
+        for target in self.living:
+            if target.sure_frame is newest and target.key_frame in frames and target.key_mask is not None:
+                mask = tracklet.masks[frames.index(target.key_frame)]
+                if mask_iou(mask, target.key_mask) > config.regrounding.match_iou:
+                    return True
+        return False
 
     @property
     def tracker_keys(self) -> set[int]:
