@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
+import cv2
 import numpy as np
 
 from decaf_ros.config import TrackingConfig
-from decaf_ros.segmentation.overlap import are_apart
+from decaf_ros.segmentation.overlap import are_apart, mask_iou
 from decaf_ros.segmentation.search import Example
 from decaf_ros.types import Frame
 
@@ -20,10 +21,10 @@ _LEARN_AREA = 0.6
 # Accepted masks from which on the size of a target is known.
 _SIZE_KNOWN = 5
 # A mask may have this multiple of the largest typical area, at first and once the size is known.
-_MAX_AREA_AT_FIRST, _MAX_AREA = 2.0, 1.5
-# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, as a camera may come
-# near, and its centre may move by _MAX_STEP typical widths.
-_MAX_GROWTH, _MAX_STEP, _RECENT_S = 1.3, 2.0, 0.5
+_MAX_AREA_AT_FIRST, _MAX_AREA = 2.0, 1.3
+# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, with the same shape
+# (IoU), as a camera may come near; and its centre may move by _MAX_STEP typical widths.
+_MAX_GROWTH, _SAME_SHAPE, _MAX_STEP, _RECENT_S = 1.3, 0.8, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
@@ -45,7 +46,8 @@ class Appearance:
         self._learned = 0
         self._accepted = 0
         self._usual_similarity = 1.0
-        self._typical_area, self._largest_area, self._area = 0.0, area_px, 0.0
+        self._typical_area, self._largest_area = 0.0, area_px
+        self._mask = np.zeros((0, 0), bool)
         self._centre_xy = np.zeros(2)
         self._seen_ns = 0
 
@@ -82,9 +84,9 @@ class Appearance:
         is_recent = (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S
         largest = _MAX_AREA if self._accepted >= _SIZE_KNOWN else _MAX_AREA_AT_FIRST
         most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
-        if is_recent and not is_doubtful:
-            most = max(most, _MAX_GROWTH * self._area)
-        if self.looks_different(look, config) or np.count_nonzero(mask) > most:
+        area = np.count_nonzero(mask)
+        comes_near = is_recent and not is_doubtful and area <= _MAX_GROWTH * np.count_nonzero(self._mask)
+        if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._mask))):
             return True
         if not is_recent:
             return is_doubtful
@@ -147,7 +149,7 @@ class Appearance:
         Learns only from sure masks, so that doubtful ones cannot shift the memory to another object.
         """
         area = float(np.count_nonzero(mask))
-        self._centre_xy, self._seen_ns, self._area = _centre(mask), frame.stamp_ns, area
+        self._centre_xy, self._seen_ns, self._mask = _centre(mask), frame.stamp_ns, mask
         similarity = self.similarity(look)
         is_sliver = area < _LEARN_AREA * self._typical_area
         is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
@@ -169,7 +171,19 @@ class Appearance:
         self._learned += 1
 
 
+def _same_shape(mask: np.ndarray, before: np.ndarray) -> bool:
+    """Whether two non-empty (H, W) bool masks are the same but for place and size: a leak grows to one side."""
+    crop, old = mask[_box(mask)], before[_box(before)].astype(np.uint8)
+    return mask_iou(cv2.resize(old, crop.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0, crop) >= _SAME_SHAPE
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """Rows and columns of a non-empty (H, W) bool mask."""
+    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
+    return np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
 def _centre(mask: np.ndarray) -> np.ndarray:
     """(x, y) of a non-empty (H, W) bool mask, in pixels."""
-    rows, columns = mask.any(axis=1).nonzero()[0], mask.any(axis=0).nonzero()[0]
-    return np.array([columns[0] + columns[-1], rows[0] + rows[-1]]) / 2
+    rows, columns = _box(mask)
+    return np.array([columns.start + columns.stop - 1, rows.start + rows.stop - 1]) / 2
