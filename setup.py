@@ -28,6 +28,7 @@ setup(
     data_files=[
         ("share/decaf_ros/config", glob("config/*")),
         ("share/decaf_ros/msg", glob("msg/*.msg")),
+        ("share/decaf_ros/srv", glob("srv/*.srv")),
         ("share/decaf_ros/action", glob("action/*.action")),
     ],
     entry_points=f"[console_scripts]\ndecaf = decaf_ros.cli.main:main\n\n{PLUGINS}",

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from decaf_ros.pipeline import Decaf
     from decaf_ros.types import Frame, FrameResult, Query, QueryEvent, Segmentation, Target, Window
 
-# In a source checkout the generated `decaf_ros.msg` and `decaf_ros.action` are in another folder of the Python path.
+# In a source checkout the generated `decaf_ros.msg`, `.srv` and `.action` are in another folder of the Python path.
 __path__ = extend_path(__path__, __name__)
 
 _MODULES = {

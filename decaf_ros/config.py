@@ -65,6 +65,7 @@ class _Checked:
 
 PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
 POLICIES = ("hold", "refresh", "off")
+QUERY_MODES = ("replace", "add")
 NUMBERS = ("any", "ask", "one", "several")
 
 
@@ -359,6 +360,25 @@ class RegroundingConfig(_Checked):
 
 
 @dataclass(frozen=True)
+class QueriesConfig(_Checked):
+    """How many queries a stream has at once."""
+
+    mode: str = _option(
+        "replace",
+        "what a new query does to the present ones; replace: ends them; add: they go on, each with its own answer",
+        choices=QUERY_MODES,
+        live=True,
+    )
+    most: int = _option(
+        8,
+        "mode add: most queries at once; beyond it the oldest one of the lowest priority ends",
+        1,
+        64,
+        live=True,
+    )
+
+
+@dataclass(frozen=True)
 class NodeConfig(_Checked):
     """The ROS node alone."""
 
@@ -400,6 +420,7 @@ class DecafConfig(_Checked):
     window: WindowConfig = WindowConfig()
     tracking: TrackingConfig = TrackingConfig()
     regrounding: RegroundingConfig = RegroundingConfig()
+    queries: QueriesConfig = QueriesConfig()
     node: NodeConfig = NodeConfig()
 
     def __post_init__(self) -> None:

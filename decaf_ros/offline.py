@@ -103,7 +103,7 @@ def _frame_result(found: Segmentation, query: Query, frame: Frame, labels: np.nd
             Target(
                 id=label,
                 label=label,
-                query_id=query.id,
+                query_ids=(query.id,),
                 category=found.grounding.category,
                 state=TargetState.TRACKED if mask.any() else TargetState.OCCLUDED,
                 mask=mask,
@@ -111,7 +111,7 @@ def _frame_result(found: Segmentation, query: Query, frame: Frame, labels: np.nd
                 source_stamp_ns=found.window.frames[tracklet.source].stamp_ns,
             )
         )
-    result = FrameResult(frame, labels, query if targets else None, tuple(targets))
+    result = FrameResult(frame, labels, (query,) if targets else (), tuple(targets))
     return at_camera_size(result, enlarged(frame))
 
 

@@ -266,12 +266,14 @@ class Segmentation:
 @dataclass(frozen=True)
 class Query:
     """A user's query. id: unique within one stream. stamp_ns: time of asking (0: unknown). policy: replaces
-    `regrounding.policy` for this query, unless it is empty."""
+    `regrounding.policy` for this query, unless it is empty. priority: of several queries, one of higher priority is
+    grounded earlier and gives way later."""
 
     id: str
     text: str
     stamp_ns: int = 0
     policy: str = ""
+    priority: int = 0
 
 
 class Keypoint(NamedTuple):
@@ -330,6 +332,8 @@ class Target:
 
     id: never reused for another object.
     label: its value in the label image, 1..255.
+    query_ids: the queries that mean it, at least one.
+    category: the first query's.
     mask: (H, W) bool.
     source_stamp_ns: stamp of the key frame with the point that started it.
     box_xywh, area_px, centroid_xy: geometry of the mask in pixels; zeros if it is empty.
@@ -337,7 +341,7 @@ class Target:
 
     id: int
     label: int
-    query_id: str
+    query_ids: tuple[str, ...]
     category: str
     state: TargetState
     mask: np.ndarray
@@ -374,17 +378,28 @@ class FrameResult:
     """The targets on one frame; exactly one result per processed frame.
 
     labels: (H, W) uint8, 0 background, k the target with label k. Where masks overlap, the higher combined score wins.
-    query: the tracked query, or None.
+    queries: the tracked ones, in the order of asking.
     targets: empty if nothing is tracked.
     """
 
     frame: Frame
     labels: np.ndarray
-    query: Query | None = None
+    queries: tuple[Query, ...] = ()
     targets: tuple[Target, ...] = ()
 
     def __post_init__(self) -> None:
         _check_array("FrameResult.labels", self.labels, np.uint8, self.frame.size_hw)
+
+    @property
+    def query(self) -> Query | None:
+        """The newest tracked query, or None."""
+        return self.queries[-1] if self.queries else None
+
+    def of(self, query: Query) -> FrameResult:
+        """The part of the result that belongs to one query."""
+        targets = tuple(target for target in self.targets if query.id in target.query_ids)
+        is_meant = np.isin(self.labels, [target.label for target in targets])
+        return FrameResult(self.frame, np.where(is_meant, self.labels, np.uint8(0)), (query,), targets)
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,14 +115,15 @@ def plan(python: str) -> list[Step]:
 
     # Not built in place: CMake does not export include folders inside the source folder, such as NumPy's in .venv.
     source = BUILD / "ros-source" / "decaf_ros"
-    parts = ("CMakeLists.txt", "package.xml", "msg", "action", "bin", "config", "launch", "decaf_ros", "decaf_tabletop")
+    kinds = ("msg", "srv", "action")
+    parts = ("CMakeLists.txt", "package.xml", *kinds, "bin", "config", "launch", "decaf_ros", "decaf_tabletop")
     build = [
         *("colcon", "--log-base", str(BUILD / "log" / "colcon"), "build", "--paths", str(source)),
         *("--build-base", str(BUILD / "ros"), "--install-base", str(ROOT / "install")),
         *("--merge-install", "--symlink-install", "--event-handlers", "console_direct+"),
         *("--cmake-args", "-DBUILD_TESTING=OFF", f"-DPython3_EXECUTABLE={VENV_PYTHON}"),
     ]
-    interfaces = [*sorted(ROOT.glob("msg/*.msg")), *sorted(ROOT.glob("action/*.action"))]
+    interfaces = [file for kind in kinds for file in sorted(ROOT.glob(f"{kind}/*.{kind}"))]
     helper = Path(__file__).with_name("patch_cmake_paths.py")
     tools = [[*pip, *requirement("tools.txt")]]
     if shutil.which("cmake") is None:
@@ -146,7 +147,7 @@ def plan(python: str) -> list[Step]:
         Step("ros", "ROS 2 (30 s to 2 min)", inputs("ros.txt"), [[*pinned, *requirement("ros.txt")]]),
         Step(
             "messages",
-            "messages and action of decaf_ros (20 s to 1 min)",
+            "messages, services and action of decaf_ros (20 s to 1 min)",
             [*interfaces, ROOT / "CMakeLists.txt", ROOT / "package.xml", helper],
             [
                 # From scratch: colcon --symlink-install keeps links to deleted files.

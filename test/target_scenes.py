@@ -46,7 +46,7 @@ def follow(targets: Targets, number: int, steps: dict[int, TrackStep], config: D
     """Updates the targets with the tracker's results on one more frame and publishes it."""
     now = frame(number)
     targets.update(now, steps, config)
-    return targets.publish(now, QUERY)
+    return targets.publish(now, [QUERY])
 
 
 def states_of(result: FrameResult) -> list[tuple[int, str]]:

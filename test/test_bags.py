@@ -208,7 +208,7 @@ def outputs() -> list:
     mask = np.zeros((6, 8), bool)
     mask[2:4, 3:6] = True
     scores = TrackletScores(0.9, 0.8, 0.7, 0.8)
-    target = Target(7, 2, "q1", "mug", TargetState.TRACKED, mask, scores, START_NS - 10**9)
+    target = Target(7, 2, ("q1",), "mug", TargetState.TRACKED, mask, scores, START_NS - 10**9)
     event = QueryEvent(
         query,
         QueryState.TRACKING,
@@ -224,7 +224,7 @@ def outputs() -> list:
         (Keypoint(START_NS, 3.5, 2.25, 0.875),),
     )
     received = QueryEvent(query, QueryState.RECEIVED)
-    result = FrameResult(frame, mask.astype(np.uint8) * 2, query, (target,))
+    result = FrameResult(frame, mask.astype(np.uint8) * 2, (query,), (target,))
     empty = FrameResult(frame, np.zeros((6, 8), np.uint8))
     heatmap = Heatmap(frame, query, np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8))
     return [received, event, result, empty, heatmap, Notice("warn", "not a message")]

@@ -41,13 +41,13 @@ MINE, OTHER, THIRD = square(4, 4), square(30, 20), square(44, 4)
 
 def result(*published: tuple[np.ndarray, str]) -> FrameResult:
     targets = tuple(
-        Target(number, number, "q", "", TargetState[state], mask, SCORES, 0)
+        Target(number, number, ("q",), "", TargetState[state], mask, SCORES, 0)
         for number, (mask, state) in enumerate(published, 1)
     )
     labels = np.zeros(SIZE_HW, np.uint8)
     for target in targets:
         labels[target.mask] = target.label
-    return FrameResult(IMAGE, labels, None, targets)
+    return FrameResult(IMAGE, labels, (), targets)
 
 
 def score(objects, targets, *published):
@@ -129,7 +129,7 @@ MUG = Referral("the mug", "explicit", (0,), "mug", asked_s=2.0)
 def small(monkeypatch):
     """Objects of the scripted world have 64 pixels."""
     monkeypatch.setattr(long, "VISIBLE_PX", 40)
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", WorldTracker)
 
 
 def clip_of(world=WORLD, expressions=(MUG,), count=FRAMES) -> EvaluationClip:
@@ -143,7 +143,7 @@ def clip_of(world=WORLD, expressions=(MUG,), count=FRAMES) -> EvaluationClip:
 
 def watched(*script, tracker=None, monkeypatch=None, presence=None, **changes) -> Watched:
     if tracker:
-        monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", tracker)
+        monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", tracker)
     decaf = ScriptedDecaf(
         WORLD, settings(**{"regrounding__stride": 4, "regrounding__policy": "refresh"} | changes), script
     )

@@ -25,7 +25,7 @@ CROSSING_FRAMES, CROSSING_SETTINGS = 32, {"window__keyframe_period_s": 0.2, "reg
 
 @pytest.fixture(autouse=True)
 def _scripted_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", WorldTracker)
 
 
 def clip_of(world, count=FRAMES):
@@ -77,7 +77,7 @@ def test_an_early_occlusion_is_asked_for_before_it_starts(monkeypatch):
     score = play(segmenter, clip, BALL)
     assert (score.frames, score.hidden, score.j, score.switches) == (25, True, 1.0, 0)
     assert [window.frames[-1].index for window in segmenter.windows] == [6, 22]
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", DriftingTracker)
     lost = play(segmenter, clip, BALL)
     assert (lost.tracked, lost.hidden, lost.switches) == (True, True, 1) and 0 < lost.j < 1
     # The id moved to the mug, which is no target; a grounding then gave the ball a new id.

@@ -93,7 +93,7 @@ def test_stamps_are_exact_to_the_nanosecond(nanoseconds):
 
 def _target(target_id: int, label: int, mask: np.ndarray, state: TargetState = TargetState.TRACKED) -> Target:
     scores = TrackletScores(0.5, 0.75, -2.5, -0.4166)
-    return Target(target_id, label, "q1", "mug", state, mask, scores, STAMP_NS - 5)
+    return Target(target_id, label, ("q1",), "mug", state, mask, scores, STAMP_NS - 5)
 
 
 def _result() -> FrameResult:
@@ -101,7 +101,7 @@ def _result() -> FrameResult:
     mask[1:3, 2:5] = True
     hidden = np.zeros((4, 6), bool)
     targets = (_target(12, 2, mask), _target(300, 255, hidden, TargetState.OCCLUDED))
-    return FrameResult(FRAME, np.where(mask, 2, 0).astype(np.uint8), Query("q1", "the mug"), targets)
+    return FrameResult(FRAME, np.where(mask, 2, 0).astype(np.uint8), (Query("q1", "the mug"),), targets)
 
 
 def test_masks_hold_labels_and_the_target_mask_their_union():

@@ -51,7 +51,7 @@ def test_the_tracker_finds_a_missing_target_again():
     assert states_of(follow(targets, 22, {0: again}, config)) == [(1, "TENTATIVE")]
     result = follow(targets, 23, {0: again}, config)
     assert states_of(result) == [(1, "TRACKED")] and result.targets[0].area_px == 64
-    assert not targets.sought(frame(23), 0.5)
+    assert not targets.sought(frame(23), 0.5, QUERY)
 
 
 @pytest.mark.parametrize("look, ids", [(SIMILAR, [1]), (OTHER, []), (None, [])])
@@ -90,8 +90,8 @@ def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
     for number in range(11, 21):
         now = frame(number)
         assert targets.update(now, {0: doubtful}, config) == [0], "SAM 2 does not learn it"
-        assert targets.publish(now, QUERY).targets[0].area_px == 64
-        assert bool(targets.sought(now, 0.95)) == (number == 20)
+        assert targets.publish(now, [QUERY]).targets[0].area_px == 64
+        assert bool(targets.sought(now, 0.95, QUERY)) == (number == 20)
 
 
 @pytest.mark.parametrize(("left", "key"), [(0, 5), (20, 0)])
@@ -122,9 +122,9 @@ def test_a_target_found_by_its_looks_keeps_its_id_unless_another_is_there():
     (missing,) = [target for target in targets.unsure(now, 0.5) if target.id == 1]
     assert not targets.find(missing, 8, now, TrackStep(make_mask(21), 1.0, LOOK), config)
     assert targets.find(missing, 9, now, TrackStep(make_mask(5), 1.0, LOOK), config)
-    result = targets.publish(now, QUERY)
+    result = targets.publish(now, [QUERY])
     assert sorted(states_of(result)) == [(1, "TENTATIVE"), (2, "TENTATIVE")] and targets.tracker_keys == {5, 9}
-    assert not targets.sought(now, 0.5)
+    assert not targets.sought(now, 0.5, QUERY)
 
 
 def test_keys_of_hidden_and_rejected_targets_are_returned():

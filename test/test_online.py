@@ -12,7 +12,7 @@ import pytest
 import torch
 from scripted import ABSENT, PRESENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
-from decaf_ros.online import segmenter
+from decaf_ros.online import follower
 from decaf_ros.types import FrameResult, Heatmap, Query, QueryEvent, QueryState, StageEvent
 
 TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
@@ -20,7 +20,7 @@ TWO = World(a=lambda time_s: (0, 0), b=lambda time_s: (16, 8))
 
 @pytest.fixture(autouse=True)
 def _scripted_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", WorldTracker)
 
 
 def _recorder(*script, between=None, world=TWO, options=None, **changes) -> Recorder:
@@ -77,7 +77,7 @@ def test_every_frame_has_one_result_with_its_own_stamp():
     for result in run.results[:16]:
         assert result.targets == () and not result.labels.any() and result.query is None
     for result in run.results[16:]:
-        assert {target.query_id for target in result.targets} == {"q1"}
+        assert {target.query_ids for target in result.targets} == {("q1",)}
         for target in result.targets:
             assert (target.mask == TWO.mask("ab"[target.id - 1], result.frame)).all()
             assert (result.labels[target.mask] == target.label).all()
@@ -173,7 +173,7 @@ def test_memory_is_released_after_an_out_of_memory_error(monkeypatch, where, err
         raise error("no room")
 
     run = _recorder(["a"])
-    monkeypatch.setattr(*((run.decaf, "steps", broken) if where == "steps" else (segmenter, "catch_up", broken)))
+    monkeypatch.setattr(*((run.decaf, "steps", broken) if where == "steps" else (follower, "catch_up", broken)))
     alive_at_release = []
     monkeypatch.setattr(run.decaf, "release", lambda: alive_at_release.append(works[-1]()))
     run.watch(range(16))

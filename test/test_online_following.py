@@ -23,7 +23,7 @@ THREE = World(
 
 @pytest.fixture
 def world_tracker(monkeypatch):
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", WorldTracker)
 
 
 def _tracking(*script, world=THREE, between=None, **changes) -> Recorder:
@@ -143,7 +143,7 @@ def test_a_hidden_target_is_lost_after_a_while_and_regrounded_at_the_next_key_fr
     world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None)
     run = _tracking(["a"], [], world=world, tracking__lost_after_s=1.0, regrounding__stride=7)
     run.watch(range(16, 75))
-    assert run.online._tracker.ids == (0,)  # it goes on looking for it
+    assert run.online._follower.tracker.ids == (0,)  # it goes on looking for it
     states = [run.states(number) for number in range(16, 75)]
     assert states[0] == {1: "TENTATIVE"} and states[1:5] == [{1: "TRACKED"}] * 4
     assert states[5:15] == [{1: "OCCLUDED"}] * 10 and states[15] == {1: "LOST"} and states[16:] == [{}] * 43
@@ -159,15 +159,15 @@ def test_two_targets_whose_masks_come_together_merge(world_tracker):
     assert run.states(22) == {1: "TRACKED", 2: "TRACKED"}
     assert run.states(23) == {1: "TRACKED", 2: "LOST"} and run.results[23].labels.max() == 1
     assert run.states(24) == run.states() == {1: "TRACKED"}
-    assert run.online._tracker.ids == (0,)
+    assert run.online._follower.tracker.ids == (0,)
 
 
 def test_at_most_max_targets_are_tracked(world_tracker):
     run = _tracking(["a", "b", "c"], ["b", "a"], ["c", "a", "b"], tracking__max_targets=2)
-    assert _keys(run) == {1: 0, 2: 1} and run.online._tracker.ids == (0, 1)
+    assert _keys(run) == {1: 0, 2: 1} and run.online._follower.tracker.ids == (0, 1)
     run.watch(range(16, 26))
     run.watch(range(26, 36))  # c and a are the best now, but there is no room for c
-    assert _keys(run) == {1: 0, 2: 1} and sorted(run.online._tracker.ids) == [0, 1]
+    assert _keys(run) == {1: 0, 2: 1} and sorted(run.online._follower.tracker.ids) == [0, 1]
 
 
 def test_hold_searches_less_often_for_what_it_does_not_find(world_tracker):
@@ -207,7 +207,7 @@ class DriftingTracker(WorldTracker):
 @pytest.mark.parametrize("margin, state", [(0.1, "OCCLUDED"), (2.0, "TRACKED")])
 def test_a_mask_on_another_object_counts_as_occluded(monkeypatch, margin, state):
     """b touches a, so that nothing but its look gives the drift away."""
-    monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", DriftingTracker)
+    monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", DriftingTracker)
     world = World(a=lambda time_s: (0, 0) if time_s < 102.05 else None, b=lambda time_s: (3, 0))
     run = _tracking(["a"], world=world, regrounding__policy="off", tracking__appearance_margin=margin)
     run.watch(range(16, 26))
@@ -220,7 +220,7 @@ def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
     run = _tracking(["a"], world=world, regrounding__stride=3)
     run.decaf.source = 2
     run.watch(range(16, 20))
-    run.online._tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
+    run.online._follower.tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
     run.watch(range(20, 31))
     assert run.states(30) == {1: "OCCLUDED"}
     run.watch(range(31, 34))  # grounded on frame 30 with source frame 15, so the catch-up covers frame 19
@@ -235,7 +235,7 @@ def test_a_search_does_not_ask_whether_the_target_is_there(world_tracker, policy
     run.decaf.source = 2
     run.watch(range(16, 20))
     run.decaf.presence = ABSENT
-    run.online._tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
+    run.online._follower.tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
     run.watch(range(20, 60))
     assert len(run.decaf.windows) > 1 and run.states() == found
 
@@ -273,7 +273,7 @@ def test_a_tracker_error_loses_all_targets_and_grounds_again(world_tracker, monk
     def broken(where):
         raise error("cuDNN error\nmore")
 
-    monkeypatch.setattr(run.online._tracker, "step", broken)
+    monkeypatch.setattr(run.online._follower.tracker, "step", broken)
     run.watch(range(18, 24))
     assert run.notices == [f"error: tracking failed, all targets are lost: {error.__name__}: cuDNN error"]
     assert run.decaf.released == releases, "only out of memory releases memory"
@@ -293,10 +293,10 @@ def test_memory_is_bounded(world_tracker):
         run.outputs.clear()
         run.decaf.windows.clear()
         targets = online._targets
-        target_sizes = len(targets._targets), len(online._tracker.ids), len(targets._duplicates._frames)
+        target_sizes = len(targets._targets), len(online._follower.tracker.ids), len(targets._duplicates._frames)
         sizes.append((len(online.buffer), online.buffer.keyframe_count, *target_sizes))
         assert online.buffer.nbytes == len(online.buffer) * 24 * 32 * 3
-        assert {target.key for target in targets.living} == set(online._tracker.ids)
+        assert {target.key for target in targets.living} == set(online._follower.tracker.ids)
     assert np.max(sizes, axis=0).tolist() == [20, 6, 3, 3, 3]
 
 
@@ -313,7 +313,7 @@ def test_two_runs_give_the_same_bytes(real, request, monkeypatch):
         sam2 = load_sam2(Sam2Config(checkpoint=str(request.getfixturevalue("tiny_sam2_dir")), device="cpu"))
     else:
         sam2 = THREE
-        monkeypatch.setattr("decaf_ros.online.segmenter.StreamingTracker", WorldTracker)
+        monkeypatch.setattr("decaf_ros.online.follower.StreamingTracker", WorldTracker)
 
     def run() -> Recorder:
         decaf = ScriptedDecaf(
@@ -354,7 +354,7 @@ def test_with_the_real_tracker(tiny_sam2_dir):
         run.online.observe(_picture(number))
     assert [result.frame.index for result in run.results] == list(range(30))
     assert len(decaf.windows) == 2
-    assert set(run.online._tracker.ids) == {target.key for target in run.online._targets.living}
+    assert set(run.online._follower.tracker.ids) == {target.key for target in run.online._targets.living}
     for result in run.results[16:]:
         assert len(result.targets) >= 2
         painted = {int(value) for value in np.unique(result.labels)} - {0}

@@ -38,9 +38,9 @@ def test_one_version():
 
 
 def test_cmake_generates_every_definition():
-    files = [*ROOT.glob("msg/*.msg"), *ROOT.glob("action/*.action")]
+    files = [file for kind in ("msg", "srv", "action") for file in ROOT.glob(f"{kind}/*.{kind}")]
     definitions = {f"{file.parent.name}/{file.name}" for file in files}
-    assert set(re.findall(r"^\s+((?:msg|action)/\S+)$", CMAKE, re.MULTILINE)) == definitions
+    assert set(re.findall(r"^\s+((?:msg|srv|action)/\S+)$", CMAKE, re.MULTILINE)) == definitions
 
 
 def test_cmake_installs_every_executable():

@@ -96,8 +96,8 @@ def test_geometry_is_in_pixels_of_the_camera():
     kept = bounded(camera, 30)
     mask = np.zeros(kept.size_hw, bool)
     mask[4:8, 10:16] = True
-    target = Target(3, 9, "q1", "ball", TargetState.TRACKED, mask, TrackletScores(1, 1, 1, 1), 0)
-    result = at_camera_size(FrameResult(kept, mask * np.uint8(9), None, (target,)), camera)
+    target = Target(3, 9, ("q1",), "ball", TargetState.TRACKED, mask, TrackletScores(1, 1, 1, 1), 0)
+    result = at_camera_size(FrameResult(kept, mask * np.uint8(9), (), (target,)), camera)
     (found,) = result.targets
     assert result.frame is camera and (found.id, found.label, found.state) == (3, 9, TargetState.TRACKED)
     assert (found.box_xywh, found.area_px, found.centroid_xy) == ((20, 8, 12, 8), 96, (25.5, 11.5))

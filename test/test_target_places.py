@@ -39,7 +39,7 @@ def test_a_target_that_goes_over_to_another_one_is_occluded():
     targets = _two_of_one_kind(config)
     there = _looking_alike(20)
     rejected = targets.update(frame(6), {0: _looking_alike(19), 1: there}, config)
-    result = targets.publish(frame(6), QUERY)
+    result = targets.publish(frame(6), [QUERY])
     assert rejected == [0] and states_of(result) == [(1, "OCCLUDED"), (2, "TRACKED")]
     assert result.targets[0].area_px == 0
     for number in range(7, 12):

@@ -127,12 +127,12 @@ def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
     assert [target.id for target in targets.living] == [1]
     targets.merge([make_candidate(2, 20)], QUERY, "", hidden, config)
     assert [target.id for target in targets.living] == [2]
-    result = targets.publish(hidden, QUERY)
+    result = targets.publish(hidden, [QUERY])
     assert [(target.id, target.label, target.state.name) for target in result.targets] == [
         (1, 1, "LOST"),
         (2, 2, "TENTATIVE"),
     ]
-    assert targets.sought(hidden, 60.0)
+    assert targets.sought(hidden, 60.0, QUERY)
     # Found again while label 1 is taken: the same id with another label.
     targets.merge([make_candidate(3, 12), make_candidate(4, 20)], QUERY, "", hidden, config)
     again = [make_candidate(5, 0), make_candidate(6, 12), make_candidate(7, 20)]
@@ -141,8 +141,8 @@ def test_consecutive_misses_lose_a_hidden_target_and_its_id_waits_for_it():
     again[0].seen_frame = hidden
     targets.merge(again, QUERY, "", hidden, config, may_join=False)
     assert [(target.id, target.label) for target in targets.living] == [(2, 2), (3, 1), (1, 3)]
-    assert not targets.sought(hidden, 60.0)
-    targets.clear()
+    assert not targets.sought(hidden, 60.0, QUERY)
+    targets.drop(QUERY)
     targets.merge([make_candidate(8, 0)], QUERY, "", frame(2), config)
     assert [(target.id, target.label) for target in targets.living] == [(4, 1)]
 
@@ -164,8 +164,8 @@ def test_after_a_reset_nothing_is_searched_for():
     targets.merge([make_candidate(0, 0), make_candidate(1, 20)], QUERY, "", NOW, settings())
     targets.lose_all()
     targets.forget_missing()
-    targets.publish(NOW, QUERY)
-    assert not targets.sought(frame(99), 0.0) and targets.last_key_frames == []
+    targets.publish(NOW, [QUERY])
+    assert not targets.sought(frame(99), 0.0, QUERY) and targets.last_key_frames(QUERY) == []
 
 
 def test_max_targets_prefers_living_targets_then_the_best_candidates():

@@ -32,7 +32,7 @@ def test_window_needs_one_size_and_increasing_stamps():
 
 
 def target(mask, label=1):
-    return Target(1, label, "q1", "ball", TargetState.TRACKED, mask, SCORES, 0)
+    return Target(1, label, ("q1",), "ball", TargetState.TRACKED, mask, SCORES, 0)
 
 
 def test_target_geometry():

@@ -15,7 +15,7 @@ def target(target_id: int, box: tuple[int, int, int, int], **changes) -> Target:
     fields = {
         "id": target_id,
         "label": target_id,
-        "query_id": "q",
+        "query_ids": ("q",),
         "category": "mug",
         "state": TargetState.TRACKED,
         "mask": mask,
@@ -29,7 +29,7 @@ def result(*targets: Target) -> FrameResult:
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     for each in targets:
         labels[each.mask] = each.label
-    return FrameResult(Frame(GREY.copy(), 0), labels, Query("q", "the mug") if targets else None, targets)
+    return FrameResult(Frame(GREY.copy(), 0), labels, (Query("q", "the mug"),) if targets else (), targets)
 
 
 def test_overlay_draws_on_a_copy_of_the_frame():
@@ -81,7 +81,7 @@ def test_long_texts_fit_into_a_small_frame():
     tiny = np.zeros((24, 32, 3), np.uint8)
     mask = np.ones((24, 32), bool)
     mug = target(1, (0, 0, 1, 1), mask=mask, category="x" * 300)
-    frame_result = FrameResult(Frame(tiny, 0), mask.astype(np.uint8), Query("q", "word " * 300), (mug,))
+    frame_result = FrameResult(Frame(tiny, 0), mask.astype(np.uint8), (Query("q", "word " * 300),), (mug,))
     assert overlay(frame_result, "TRACKING").shape == tiny.shape
 
 

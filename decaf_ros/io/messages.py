@@ -137,7 +137,8 @@ def _tracklet(make: Make, target: Target) -> Any:
         "decaf_ros/msg/Tracklet",
         id=target.id,
         label=target.label,
-        query_id=target.query_id,
+        query_id=target.query_ids[0],
+        query_ids=list(target.query_ids),
         category=target.category,
         state=int(target.state),
         box=make(

@@ -36,7 +36,7 @@ def target_color(target_id: int) -> tuple[int, int, int]:
 def overlay(result: FrameResult, state: str = "", query: str = "") -> np.ndarray:
     """Draws targets on a copy of the frame: tinted masks with outlines and tags (id, category, score).
 
-    A bar at the top shows the query and `state`. Hidden targets are listed at the bottom.
+    A bar at the top shows the queries and `state`. Hidden targets are listed at the bottom.
 
     query: shown in the bar if the result has no query (not tracked yet, or not found).
     """
@@ -46,7 +46,7 @@ def overlay(result: FrameResult, state: str = "", query: str = "") -> np.ndarray
     for target in result.targets:
         _outline(image, target)
     size = _text_size(image)
-    bar_height = _bar(image, result.query.text if result.query else query or "no query", state, size)
+    bar_height = _bar(image, "; ".join(one.text for one in result.queries) or query or "no query", state, size)
     taken: list[tuple[int, int, int, int]] = []
     for target in result.targets:
         if target.area_px:

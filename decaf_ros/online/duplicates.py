@@ -80,13 +80,13 @@ class DuplicateDetector:
         """Forgets all pairs with an id that is not in `living_ids`."""
         self._frames = {pair: count for pair, count in self._frames.items() if set(pair) <= set(living_ids)}
 
-    def update(self, visible: Iterable[LivingTarget], iou_threshold: float) -> list[LivingTarget]:
-        """Adds one frame. Returns the targets that are duplicates, after MERGE_FRAMES frames: of two, the younger one,
-        or the older one if that alone is not surely seen.
+    def update(self, visible: Iterable[LivingTarget], iou_threshold: float) -> list[tuple[LivingTarget, LivingTarget]]:
+        """Adds one frame. Returns the targets that are duplicates, after MERGE_FRAMES frames, each with the target that
+        stays: of two, the older one, or the younger one if that alone is surely seen.
 
         visible: the targets seen on the frame. iou_threshold: mask IoU above which two masks are one object.
         """
-        duplicates: list[LivingTarget] = []
+        duplicates: dict[LivingTarget, LivingTarget] = {}
         for older, younger in itertools.combinations(sorted(visible, key=lambda target: target.id), 2):
             pair = older.id, younger.id
             count = self._frames.get(pair, 0)
@@ -99,5 +99,6 @@ class DuplicateDetector:
             self._frames[pair] = count
             if count >= MERGE_FRAMES:
                 only_younger_is_sure = younger.is_sure and not older.is_sure
-                duplicates.append(older if only_younger_is_sure else younger)
-        return duplicates
+                duplicate, kept = (older, younger) if only_younger_is_sure else (younger, older)
+                duplicates[duplicate] = kept
+        return list(duplicates.items())

@@ -89,7 +89,8 @@ class Handlers:
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
         self._stamps = StreamStamps(self._warn_once)
-        self._patience = Patience()
+        # Of the queries that have no answer yet.
+        self._patience: dict[str, Patience] = {}
         self._warned: set[str] = set()
         self._frame_began = 0.0
         self._stopping = False
@@ -98,9 +99,9 @@ class Handlers:
         """Sets the configuration, from any thread. Takes effect at its next use."""
         self._decaf.config = config
 
-    def new_query(self, text: str, stamp_ns: int, policy: str = "") -> Query:
+    def new_query(self, text: str, stamp_ns: int, policy: str = "", priority: int = 0) -> Query:
         """Makes a query with id q1, q2, ... in call order and with its text stripped. stamp_ns: time of the query."""
-        return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns, policy)
+        return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns, policy, priority)
 
     def on_image(self, message: Any, arrival_ns: int | None = None) -> None:
         """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it.
@@ -120,7 +121,7 @@ class Handlers:
         except ValueError as error:
             self.reject_image(error, arrival_ns)
             return
-        self._patience.image(arrival_ns, self.is_waiting)
+        self._time_waiting(arrival_ns)
         self.statistics.used += 1
         self._frame_began = time.perf_counter()
         self.statistics.average("decode_ms", self._frame_began - began)
@@ -142,63 +143,75 @@ class Handlers:
         """Counts and reports an image that cannot be used. arrival_ns: see `on_image`."""
         self.statistics.rejected += 1
         arrival_ns = time.time_ns() if arrival_ns is None else arrival_ns
-        self._patience.image(arrival_ns, self.is_waiting, str(error))
+        self._time_waiting(arrival_ns, str(error))
         # The kind is the expectation in the error text, without numbers and the part that was received.
         self.report(Notice("warn", f"image rejected: {error}"), kind=re.sub(r"[,;].*|\d+", "", str(error)))
         self.check_patience()
 
     def check_patience(self) -> None:
-        """Answers a query with FAILED that has waited for key frames longer than `window.patience_s`. To be called now
+        """Answers queries with FAILED that have waited for key frames longer than `window.patience_s`. To be called now
         and then if no image comes."""
-        waiting, window = self._online.waiting, self._decaf.config.window
-        if waiting is not None and self._patience.is_over(waiting.id, window.patience_s):
-            self._online.fail_waiting(
-                f"expected {window.min_frames} key frames within {window.patience_s:g} s (window.patience_s), got "
-                f"{self._online.buffer.keyframe_count}: {self._patience.missing}"
-            )
+        window = self._decaf.config.window
+        for query in self._online.queries.waiting:
+            patience = self._patience[query.id]
+            if patience.is_over(window.patience_s):
+                reason = (
+                    f"expected {window.min_frames} key frames within {window.patience_s:g} s (window.patience_s), got "
+                    f"{self._online.buffer.keyframe_count}: {patience.missing}"
+                )
+                self._online.fail(query, reason)
+
+    def _time_waiting(self, arrival_ns: int, rejected: str = "") -> None:
+        """An image came. rejected: why it could not be used."""
+        waiting = {query.id for query in self._online.queries.waiting}
+        for query_id, patience in self._patience.items():
+            patience.image(arrival_ns, query_id in waiting, rejected)
 
     @property
     def is_waiting(self) -> bool:
         """Whether a query waits for key frames. From any thread."""
-        return self._online.waiting is not None
+        return bool(self._online.queries.waiting)
 
     def on_query(self, query: Query) -> None:
-        """Passes a query to the core. An empty text ends the current query. The answer is published on `status`."""
+        """Passes a query to the core. An empty text ends the current ones. The answer is published on `status`."""
         self.statistics.queries += 1
         self._log("info", f"query {query.id}: {shortened(query.text)!r}")
         self._online.ask(query)
-        if self._online.query is query:  # a refused one leaves the current one waiting
-            self._patience.ask(query.id)
+        self._note_queries()
 
-    def cancel(self, query_id: str, reason: str) -> None:
-        """Ends the query if it is the current one. Does nothing for one that has ended."""
-        query = self._online.query
-        if query is not None and query.id == query_id:
-            self._end_query(query, reason)
+    def cancel(self, query_id: str, reason: str) -> list[str]:
+        """Ends a current query, or all if the id is empty. Returns the ids of those that it ended."""
+        if query_id and query_id not in self._online.queries:
+            return []
+        before = self.statistics.event
+        ended = self._online.cancel(query_id, reason)
+        self._note_queries()
+        if not self.statistics.live and self.statistics.event is before:  # an answered one ends without another event
+            self.statistics.event = None
+        return ended
 
     def cancel_unanswered(self, reason: str) -> None:
-        """Ends the query that has no answer yet, if any, so that it is answered with CANCELLED."""
+        """Ends the queries that have no answer yet, so that they are answered with CANCELLED."""
         for query_id in list(self._unanswered):
             self.cancel(query_id, reason)
 
     def stop(self, reason: str) -> None:
-        """Ends the stream intentionally, without a warning: ends the current query, clears frames and targets."""
+        """Ends the stream intentionally, without a warning: ends the current queries, clears frames and targets."""
         self._stopping = True
         try:
-            query = self._online.query
-            if query is not None:
-                self._end_query(query, reason)
+            if self._online.query is not None:
+                self.cancel("", reason)
             if self._online.buffer.newest is not None:
                 self._online.reset(reason)
         finally:
             self._stopping = False
         self.statistics.targets = 0
 
-    def _end_query(self, query: Query, reason: str) -> None:
-        event = self.statistics.event
-        self._online.cancel(query.id, reason)
-        if self.statistics.event is event:  # an answered query ends without another event
-            self.statistics.event = None
+    def _note_queries(self) -> None:
+        """Notes the last events of the current queries, of which some may have ended without one."""
+        self.statistics.live = self._online.queries.events
+        if self.statistics.live:
+            self.statistics.event = self.statistics.live[-1]
 
     def report(self, notice: Notice, kind: str) -> None:
         """Reports a notice in the diagnostics and, throttled by kind, in the log."""
@@ -219,7 +232,8 @@ class Handlers:
         elif not self._stopping:  # `stop` is intentional, so its notices are no problem
             kind, _, reason = output.text.partition(": ")
             if kind == RESET_NOTICE:
-                self._patience.reset(reason)
+                for patience in self._patience.values():
+                    patience.reset(reason)
             self.report(output, kind=kind)
         self._watch(output)
 
@@ -234,11 +248,13 @@ class Handlers:
         self._publish_all(event)
         failed, is_first = event.state == QueryState.FAILED, query.id not in self._unanswered
         self._unanswered.add(query.id)
+        if event.state == QueryState.RECEIVED:
+            self._patience[query.id] = Patience()
         if event.state.is_answer:
             self._unanswered.remove(query.id)
-        # A refused query leaves the current one unchanged.
-        if self._online.query in (None, query):
-            self.statistics.event = event
+            self._patience.pop(query.id, None)
+        self.statistics.event = event
+        self._note_queries()  # a refused query leaves the current ones unchanged
         self.statistics.stage_ms = event.stage_ms or self.statistics.stage_ms
         # A failed grounding was already reported by a notice. FAILED as the first event is a refused query.
         if is_first or not failed:

@@ -6,7 +6,7 @@ import time
 
 
 class Patience:
-    """Measures how long the current query has waited, and what came meanwhile.
+    """Measures from now on how long a query has waited, and what came meanwhile.
 
     While images come, their times of arrival are the clock, from the first image after the query on: the same bag gives
     the same answers. While none comes, or their time stands still (a paused simulation), it is the wall clock. The time
@@ -14,20 +14,11 @@ class Patience:
     """
 
     def __init__(self) -> None:
-        self._query_id = ""
-        self._start()
-
-    def _start(self) -> None:
         self._waited_ns = 0
         self._arrival_ns: int | None = None
         self._moved_at = time.monotonic()
         self._images = self._rejected = self._resets = 0
         self._reason = ""
-
-    def ask(self, query_id: str) -> None:
-        """A query was received."""
-        self._query_id = query_id
-        self._start()
 
     def image(self, arrival_ns: int, is_waiting: bool, rejected: str = "") -> None:
         """An image came. is_waiting: whether the query has waited since the one before. rejected: why it could not be
@@ -47,10 +38,8 @@ class Patience:
         self._resets += 1
         self._reason = reason
 
-    def is_over(self, query_id: str, patience_s: float) -> bool:
+    def is_over(self, patience_s: float) -> bool:
         """Whether the query has waited for too long, by either clock."""
-        if query_id != self._query_id:
-            return False
         return self._waited_ns >= patience_s * 1e9 or time.monotonic() - self._moved_at >= patience_s
 
     @property

@@ -2,11 +2,12 @@
 
 The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it. `_ground` grounds it on the window as
 soon as that has enough key frames, catches up with the stream and answers. `_follow` tracks the targets on every frame.
-`_ground` repeats periodically and keeps target ids. Another query, `cancel` or an empty query ends it.
+`_ground` repeats periodically and keeps target ids. `cancel`, an empty query or, by `queries.mode`, another query ends
+it. What each query remembers, and whose turn it is: `decaf_ros.online.query`.
 
-A grounding is a task of bounded units (`decaf_ros.stages.Steps`). A live stream calls `advance` for each, and goes on
-between them. The outputs depend only on the order of calls; the clock is read only to measure stage times. This module
-uses neither ROS nor threads.
+A grounding is a task of bounded units (`decaf_ros.stages.Steps`), one at a time. A live stream calls `advance` for
+each, and goes on between them. The outputs depend only on the order of calls; the clock is read only to measure stage
+times. This module uses neither ROS nor threads.
 """
 
 from __future__ import annotations
@@ -15,59 +16,29 @@ import dataclasses
 import itertools
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
-from decaf_ros.config import POLICIES, DecafConfig
 from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.anchors import anchored, choose_anchors
-from decaf_ros.online.catch_up import catch_up
-from decaf_ros.online.targets import Targets
-from decaf_ros.online.tracks import Candidate
+from decaf_ros.online.follower import Follower
+from decaf_ros.online.query import LiveQuery, Queries, refusal
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
-from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
 
 _log = logging.getLogger(__name__)
 RESET_NOTICE = "stream reset"
-# Most strides between two groundings that search for the same targets.
-_MOST_STRIDES = 4
 _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
 
 
-@dataclass(eq=False)
-class _Current:
-    """The current query.
-
-    Attributes:
-        answered: answered with TRACKING (any other answer ends the query).
-        fresh: not grounded yet on this stream.
-        due_in: key frames until the next grounding may begin.
-        sought: ids of the targets that the last grounding did not find.
-        rest: key frames until these alone are a reason for the next one.
-        fruitless: groundings in a row that found none of the targets they sought.
-        anchors: key frames of the answer, which later groundings see too.
-    """
-
-    query: Query
-    answered: bool = False
-    fresh: bool = True
-    due_in: int = 0
-    sought: frozenset[int] = frozenset()
-    rest: int = 0
-    fruitless: int = 0
-    anchors: tuple[Frame, ...] = ()
-
-
 class OnlineSegmenter:
-    """One camera stream with at most one query at a time. Call all methods from one thread.
+    """One camera stream and its queries. Call all methods from one thread; the properties may be read from any.
 
     `decaf.config` is read at each use, so it may change at any time.
 
@@ -88,30 +59,25 @@ class OnlineSegmenter:
         target_ids: Iterator[int] | None = None,
     ) -> None:
         self.buffer = FrameBuffer()
+        self.queries = Queries()
         self._decaf = decaf
         self._emit = emit
         self._live = live
         self._want_heatmaps = want_heatmaps
-        self._current: _Current | None = None
-        self._targets = Targets(target_ids)
-        self._tracker = StreamingTracker(decaf.sam2)
-        self._keys = itertools.count()
+        self._follower = Follower(decaf.sam2, target_ids)
+        self._targets = self._follower.targets
         self._ahead = Ahead(decaf)
         self._task: Steps[None] | None = None
+        # The query that the task grounds, and the number of the grounding.
+        self._grounded: LiveQuery | None = None
+        self._turns = itertools.count(1)
         self._in_unit = False
         self._warned_about_stamps = False
 
     @property
     def query(self) -> Query | None:
-        """The current query: waiting, being grounded or tracked."""
-        return self._current.query if self._current else None
-
-    @property
-    def waiting(self) -> Query | None:
-        """The current query if it has no answer and there are too few key frames to ground it."""
-        current = self._current
-        too_few = self.buffer.keyframe_count < self._config.window.min_frames
-        return current.query if current and not current.answered and too_few and self._task is None else None
+        """The newest current query: waiting, being grounded or tracked."""
+        return self.queries.newest
 
     # Inputs
 
@@ -122,83 +88,88 @@ class OnlineSegmenter:
         an equal or slightly earlier stamp is tracked as usual, but is never a key frame. A smaller copy of an image
         larger than `window.max_side` is kept; its result is on `frame` itself.
         """
-        camera_frame, frame = frame, bounded(frame, self._config.window.max_side)
-        if reason := self.buffer.break_before(frame, self._config.window):
+        camera_frame, frame = frame, bounded(frame, self._decaf.config.window.max_side)
+        if reason := self.buffer.break_before(frame, self._decaf.config.window):
             self.reset(reason)
         newest = self.buffer.newest
         if newest is not None and frame.stamp_ns <= newest.stamp_ns and not self._warned_about_stamps:
             self._warned_about_stamps = True
             text = f"stamp {frame.stamp_ns} ns comes after {newest.stamp_ns} ns: only frames in order can be key frames"
             self._emit(Notice("warn", text))
-        is_keyframe = self.buffer.push(frame, self._config.window)
+        is_keyframe = self.buffer.push(frame, self._decaf.config.window)
         if is_keyframe:
-            # The next grounding reuses the image embeddings that tracking computes now.
-            self._decaf.sam2.hold(self, (*self.buffer.window().frames, *self._anchors()))
-            if self._current:
-                self._current.due_in = max(0, self._current.due_in - 1)
-                self._current.rest = max(0, self._current.rest - 1)
+            # The next groundings reuse the image embeddings that tracking computes now.
+            needed = [key for live in self.queries for key in (*self._anchors(live), *live.window_frames)]
+            self._decaf.sam2.hold(self, (*self.buffer.window().frames, *needed))
+            for live in self.queries:
+                live.on_key_frame()
         self._follow(frame, is_keyframe, camera_frame)
         self._begin_if_due()
 
     def ask(self, query: Query) -> None:
-        """Starts a new query and ends the current one. Grounds it at once if there are enough key frames, else later.
+        """Starts a new query. Grounds it at once if there are enough key frames and it is its turn, else later.
 
-        An empty text only ends the current query. A text over `node.max_query_chars` or an unknown policy is answered
-        with FAILED and changes nothing. Raises ValueError for the id of the current query.
+        With `queries.mode` replace it ends the current ones; with add, only one if there are more than `queries.most`.
+        An empty text only ends all current queries. A text over `node.max_query_chars` or an unknown policy is answered
+        with FAILED and changes nothing. Raises ValueError for the id of a current query.
         """
-        if query.id == (self.query and self.query.id):
-            raise ValueError(f"query id: expected a new one, got {query.id!r}, the current query's")
-        text, max_chars = query.text.strip(), self._config.node.max_query_chars
-        if len(text) > max_chars:
-            self._emit_event(
-                query, QueryState.FAILED, f"query: expected at most {max_chars} characters, got {len(text)}"
-            )
-            return
-        if query.policy not in ("", *POLICIES):
-            expected = f"expected one of {', '.join(POLICIES)}, or nothing"
-            self._emit_event(query, QueryState.FAILED, f"policy: {expected}, got {query.policy!r}")
+        if query.id in self.queries:
+            raise ValueError(f"query id: expected a new one, got {query.id!r}, a current query's")
+        text, config = query.text.strip(), self._decaf.config
+        if reason := refusal(text, query.policy, config):
+            self._emit_event(query, QueryState.FAILED, reason)
             return
         if not text:
-            self._end_current(QueryState.CANCELLED, "cleared by an empty query")
+            for live in self.queries:
+                self._end(live, QueryState.CANCELLED, "cleared by an empty query")
             self._emit_event(query, QueryState.CANCELLED, "the query was empty: targets cleared")
             return
-        self._end_current(QueryState.SUPERSEDED, f"superseded by query {query.id}")
-        self._current = _Current(query)
-        count, needed = self.buffer.keyframe_count, self._config.window.min_frames
+        for live in self.queries if config.queries.mode == "replace" else ():
+            self._end(live, QueryState.SUPERSEDED, f"superseded by query {query.id}")
+        if self._task is not None and self._grounded and self._grounded.answered:
+            # A search waits for a question.
+            self._abandon()
+            self._grounded.due_in = 0
+        self.queries.add(query)
+        count, needed = self.buffer.keyframe_count, config.window.min_frames
         waiting = f"waiting for key frames: {count} of {needed}" if count < needed else ""
         self._emit_event(query, QueryState.RECEIVED, waiting)
+        while len(self.queries) > config.queries.most:
+            reason = f"gave way to query {query.id}: at most {config.queries.most} (queries.most)"
+            self._stop(self.queries.who_gives_way(), QueryState.SUPERSEDED, reason)
         self._begin_if_due()
 
-    def cancel(self, query_id: str, reason: str = "cancelled on request") -> None:
-        """Ends the current query. If it was already answered, tracking stops with a notice and without a second answer.
+    def cancel(self, query_id: str = "", reason: str = "cancelled on request") -> list[str]:
+        """Ends a current query, or all of them. Returns their ids.
 
-        Raises ValueError if `query_id` is not the id of the current query.
+        Where a query was already answered, tracking stops with a notice and without a second answer. Raises ValueError
+        if `query_id` is neither empty nor the id of a current query.
         """
-        current = self._current
-        if current is None or query_id != current.query.id:
-            expected = repr(current.query.id) if current else "no query is current"
-            raise ValueError(f"query id: expected that of the current query ({expected}), got {query_id!r}")
-        if current.answered:
-            self._emit(Notice("warn", f"query {query_id}: tracking stopped: {reason}"))
-        self._end_current(QueryState.CANCELLED, reason)
+        if query_id and query_id not in self.queries:
+            ids = ", ".join(repr(live.query.id) for live in self.queries) or "no query is current"
+            raise ValueError(f"query id: expected that of a current query ({ids}), got {query_id!r}")
+        ended = [live for live in self.queries if query_id in ("", live.query.id)]
+        for live in ended:
+            self._stop(live, QueryState.CANCELLED, reason)
+        self._begin_if_due()
+        return [live.query.id for live in ended]
 
-    def fail_waiting(self, reason: str) -> None:
-        """Answers the current query with FAILED if it waits for key frames; else does nothing."""
-        if self.waiting:
-            self._end_current(QueryState.FAILED, reason)
+    def fail(self, query: Query, reason: str) -> None:
+        """Answers a current query that has no answer yet with FAILED."""
+        self._end(self.queries[query.id], QueryState.FAILED, reason)
 
     def reset(self, reason: str) -> None:
-        """Restarts the stream: clears window, buffer and targets. The query stays and is grounded on the new window."""
+        """Restarts the stream: clears window, buffer and targets. The queries stay and are grounded again."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
         self._ahead.stop()
         self._decaf.sam2.hold(self, ())
         self._warned_about_stamps = False
-        self._lose_all_targets()
+        self._follower.lose_all()
         self._targets.forget_missing()
         self._abandon()
-        if self._current:
-            self._current.fresh, self._current.due_in, self._current.anchors = True, 0, ()
+        for live in self.queries:
+            live.restart()
 
     # Grounding
 
@@ -218,9 +189,9 @@ class OnlineSegmenter:
             self._in_unit = False
         if self._task is not task:
             task.close()  # an output of the unit made it obsolete, or it has ended
-            # A query that arrived in the unit. Other groundings wait for the next key frame.
-            if (current := self._due_query()) and current.fresh:
-                self._task = self._ground(current)
+            # A query that waits, or arrived in the unit. Other groundings wait for the next frame.
+            if (live := self._next()) and live.fresh:
+                self._begin(live)
         return self._task is not None
 
     def prepare(self) -> bool:
@@ -228,24 +199,43 @@ class OnlineSegmenter:
         while nothing else is due. Returns whether it ran one."""
         if self._task is not None or self._in_unit or not self.buffer.keyframe_count:
             return False
-        return self._ahead.advance(self.buffer.window(), self._config)
+        return self._ahead.advance(self.buffer.window(), self._decaf.config)
 
     @property
     def ready_share(self) -> float:
         """How much of the window is prepared for a question, in [0, 1]."""
         if not self.buffer.keyframe_count:
             return 0.0
-        return self._decaf.grounder.ready_share(self.buffer.window(), self._config)
+        return self._decaf.grounder.ready_share(self.buffer.window(), self._decaf.config)
 
     def _begin_if_due(self) -> None:
         """Begins a grounding if one is due and none is running."""
+        if self.buffer.keyframe_count >= self._decaf.config.window.min_frames:
+            self.queries.fix_windows(self.buffer.window())
         if self._task is not None or self._in_unit:
             return
-        if (current := self._due_query()) is not None:
+        if (live := self._next()) is not None:
             self._ahead.stop()
-            self._task = self._ground(current)
+            self._begin(live)
             while not self._live and self.advance():
                 pass
+
+    def _next(self) -> LiveQuery | None:
+        """The query whose grounding is due."""
+        config, newest = self._decaf.config, self.buffer.newest
+        if newest is None or self.buffer.keyframe_count < config.window.min_frames:
+            return None
+        search_after_s = config.regrounding.search_after_s
+
+        def is_due(live: LiveQuery) -> bool:
+            sought = self._targets.sought(newest, search_after_s, live.query)
+            return live.is_due(live.config(config).regrounding.policy, sought)
+
+        return self.queries.whose_turn(is_due)
+
+    def _begin(self, live: LiveQuery) -> None:
+        live.turn = next(self._turns)
+        self._task, self._grounded = self._ground(live), live
 
     def _abandon(self) -> None:
         """Abandons the running grounding. Its caller has emitted the event that made it obsolete."""
@@ -253,210 +243,148 @@ class OnlineSegmenter:
         if task is not None and not self._in_unit:
             task.close()
 
-    def _due_query(self) -> _Current | None:
-        """The current query if its grounding is due and there are enough key frames."""
-        config, current = self._config, self._current
-        if current is None or self.buffer.keyframe_count < config.window.min_frames:
-            return None
-        if current.fresh:
-            return current
-        regrounding, newest = config.regrounding, self.buffer.newest
-        if regrounding.policy == "off" or current.due_in > 0 or newest is None:
-            return None
-        if regrounding.policy == "refresh":
-            return current
-        sought = self._targets.sought(newest, regrounding.search_after_s)
-        is_wanted = bool(sought) and (current.rest == 0 or not sought <= current.sought)
-        return current if is_wanted else None
-
-    def _anchors(self) -> tuple[Frame, ...]:
-        """Older key frames that a later grounding of the current query sees besides the newest ones."""
-        current = self._current
-        if current is None or not current.answered or self._config.regrounding.policy == "off":
+    def _anchors(self, live: LiveQuery) -> tuple[Frame, ...]:
+        """Older key frames that a later grounding of a query sees besides the newest ones."""
+        if not live.answered or live.config(self._decaf.config).regrounding.policy == "off":
             return ()
-        return (*current.anchors, *self._targets.last_key_frames)
+        return (*live.anchors, *self._targets.last_key_frames(live.query))
 
-    def _ground(self, current: _Current) -> Steps[None]:
+    def _ground(self, live: LiveQuery) -> Steps[None]:
         """Grounds the query on the window, catches up with the stream, and answers the query or updates its targets."""
-        config = self._config
-        window = anchored(self.buffer.window(), self._anchors(), config.window.min_frames)
-        may_join = current.fresh or config.regrounding.policy == "refresh"
-        current.fresh, current.due_in = False, config.regrounding.stride
-        if not current.answered:
+        config = live.config(self._decaf.config)
+        window = live.window or anchored(self.buffer.window(), self._anchors(live), config.window.min_frames)
+        may_join = live.fresh or config.regrounding.policy == "refresh"
+        live.fresh, live.window, live.due_in = False, None, config.regrounding.stride
+        if not live.answered:
             short = f" (window.size is {config.window.size})" if len(window) < config.window.size else ""
             text = f"looking back over {len(window)} key frames{short}"
-            self._emit_event(current.query, QueryState.GROUNDING, text, window)
-        clock = StageClock(_STAGES, partial(self._report_stage, current.query))
-        tracker = StreamingTracker(self._decaf.sam2)
+            self._emit_event(live.query, QueryState.GROUNDING, text, window)
+        clock = StageClock(_STAGES, partial(self._report_stage, live.query))
         failed = out_of_memory = False
         try:
             # The stream's window moves on meanwhile; the catch-up still needs the key frames of this one.
             with self._decaf.sam2.holding(window.frames):
                 found = yield from self._decaf.steps(
-                    window, current.query.text.strip(), progress=partial(self._report_stage, current.query)
+                    window, live.query.text.strip(), progress=partial(self._report_stage, live.query)
                 )
                 if self._want_heatmaps():
-                    for heatmap in heatmaps(found, current.query):
+                    for heatmap in heatmaps(found, live.query):
                         self._emit(heatmap)
                 missing = absence(found, config)
                 if not may_join:
                     found = even_if_absent(found, config)
-                is_over = bool(missing) and may_join
-                candidates = [] if is_over else (yield from self._catch_up(tracker, found, clock, may_join))
+                if missing and may_join:
+                    found = dataclasses.replace(found, selected=())
+                caught = yield from self._follower.catch_up(found, self.buffer, config, clock, may_join)
         except Exception as error:  # any model error, including out of memory: the stream continues
-            self._fail(current, error)
+            self._fail(live, error)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
-        if failed:
-            return
-        if current is not self._current or current.fresh:
+        if failed or live not in self.queries or live.fresh:
             return  # an output of this unit ended the query, or reset the stream
         # No frame can arrive from here on, so both trackers are at the newest frame.
         newest = self.buffer.newest
         assert newest is not None
         means_one, category = found.grounding.means_several is False, found.grounding.category
-        sought = self._targets.sought(newest, config.regrounding.search_after_s)
-        self._targets.merge(candidates, current.query, category, newest, self._config, may_join, means_one)
-        self._rest(current, sought, newest)
-        self._forget_untracked(self._tracker)
-        self._forget_untracked(tracker)
-        self._tracker.absorb(tracker)
+        # Read again: live options may have changed.
+        config = live.config(self._decaf.config)
+        search_after_s, stride = config.regrounding.search_after_s, config.regrounding.stride
+        sought = self._targets.sought(newest, search_after_s, live.query)
+        self._follower.merge(caught, live.query, category, newest, config, may_join, means_one)
+        live.rest_after(sought, sought & self._targets.sought(newest, search_after_s, live.query), stride)
         # Key frames during the grounding do not count, or a slow grounding would always be due again at once.
-        current.due_in = config.regrounding.stride
-        if not current.answered:
-            self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
-
-    def _rest(self, current: _Current, sought: frozenset[int], newest: Frame) -> None:
-        """Sets when to look again for targets that the grounding has `sought` in vain: they may be gone for long."""
-        regrounding = self._config.regrounding
-        current.sought = sought & self._targets.sought(newest, regrounding.search_after_s)
-        current.fruitless = current.fruitless + 1 if sought and current.sought == sought else 0
-        current.rest = regrounding.stride * min(2 ** max(current.fruitless - 1, 0), _MOST_STRIDES)
-
-    def _catch_up(
-        self, tracker: StreamingTracker, found: Segmentation, clock: StageClock, may_join: bool
-    ) -> Steps[list[Candidate]]:
-        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame. If nothing
-        may join, without those of targets that need no search."""
-        config = self._config.tracking
-        frames, newest = found.window.frames, self.buffer.newest
-        assert newest is not None
-        selected = found.selected
-        if not may_join:
-            selected = tuple(one for one in selected if not self._targets.is_settled(one, frames, newest, self._config))
-        selected = selected[: config.max_targets]
-        candidates = [Candidate(next(self._keys), tracklet, frames) for tracklet in selected]
-        if candidates:
-            steps = catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames)
-            yield from clock.run("catch_up", steps)
-        return candidates
+        live.due_in = stride
+        if not live.answered:
+            self._answer(live, found, missing, (*found.stage_ms, *clock.stage_ms))
 
     def _report_stage(self, query: Query, stage: str, progress: float) -> None:
         self._emit(StageEvent(query, stage, progress))
 
-    def _last_seen_frames(self) -> set[Frame]:
-        return {target.sure_frame for target in self._targets.living}
-
-    def _answer(self, found: Segmentation, missing: str, stage_ms: tuple[tuple[str, float], ...]) -> None:
+    def _answer(
+        self, live: LiveQuery, found: Segmentation, missing: str, stage_ms: tuple[tuple[str, float], ...]
+    ) -> None:
         """Answers after the first grounding: NOT_FOUND with the reason `missing`, or TRACKING if that is empty."""
-        current, category = self._current, found.grounding.category
-        assert current is not None
-        query = current.query
-        ids = tuple(target.id for target in self._targets.living)
+        category = found.grounding.category
+        ids = tuple(target.id for target in self._targets.living_of(live.query))
+        details: dict[str, Any] = {
+            "window": found.window,
+            "category": category,
+            "presence": found.presence,
+            "stage_ms": stage_ms,
+            "target_ids": ids,
+            "keypoints": tuple(pixel_keypoints(found)),
+        }
+        left_out = left_out_text(found.points)
         if missing:
-            self._current = None
-        else:
-            current.answered = True
-            current.anchors = choose_anchors(found, self._config.regrounding.anchors)
-        self._emit_event(
-            query,
-            QueryState.NOT_FOUND if missing else QueryState.TRACKING,
-            (missing or tracking_text(len(ids), category)) + left_out_text(found.points),
-            found.window,
-            category=category,
-            presence=found.presence,
-            stage_ms=stage_ms,
-            target_ids=ids,
-            keypoints=tuple(pixel_keypoints(found)),
-        )
-
-    def _fail(self, current: _Current, error: Exception) -> None:
-        _log.debug("grounding failed", exc_info=error)
-        if current is not self._current:
+            self._end(live, QueryState.NOT_FOUND, missing + left_out, **details)
             return
-        current.due_in = self._config.regrounding.stride
-        self._emit(Notice("error", f"grounding of query {current.query.id} failed: {first_line(error)}"))
-        if current is self._current and not current.answered:
-            self._end_current(QueryState.FAILED, first_line(error))
+        live.answered, live.anchors = True, choose_anchors(found, self._decaf.config.regrounding.anchors)
+        text = tracking_text(len(ids), category)
+        if not ids:
+            text += f" (all {self._decaf.config.tracking.max_targets} places are taken: tracking.max_targets)"
+        self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
+
+    def _fail(self, live: LiveQuery, error: Exception) -> None:
+        _log.debug("grounding failed", exc_info=error)
+        if live not in self.queries:
+            return
+        live.due_in = live.config(self._decaf.config).regrounding.stride
+        self._emit(Notice("error", f"grounding of query {live.query.id} failed: {first_line(error)}"))
+        if live in self.queries and not live.answered:
+            self._end(live, QueryState.FAILED, first_line(error))
 
     # Tracking
 
     def _follow(self, frame: Frame, is_keyframe: bool, camera_frame: Frame) -> None:
         """Tracks the targets on `frame` and emits the result on `camera_frame`. If the tracker raises, all are lost."""
-        had_targets, out_of_memory = bool(self._targets.living), False
-        if self._tracker.ids:
-            try:
-                rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
-                self._tracker.reject(rejected)
-                if is_keyframe:
-                    self._targets.search(frame, self._tracker, self._keys, self._config)
-            except Exception as error:  # as in _ground
-                _log.debug("tracking failed", exc_info=error)
-                self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
-                self._lose_all_targets()
-                out_of_memory = isinstance(error, torch.OutOfMemoryError)
-            if out_of_memory:  # after the except block, as in _ground
-                self._decaf.release()
-            self._forget_untracked(self._tracker)
-        current = self._current
-        if had_targets and not self._targets.living:
-            assert current is not None
-            current.due_in = min(current.due_in, 1)
-        tracked_query = current.query if current and current.answered else None
-        self._emit(at_camera_size(self._targets.publish(frame, tracked_query), camera_frame))
-
-    def _lose_all_targets(self) -> None:
-        self._targets.lose_all()
-        self._tracker = StreamingTracker(self._decaf.sam2)
-
-    def _forget_untracked(self, tracker: StreamingTracker) -> None:
-        keys = self._targets.tracker_keys
-        tracker.remove([key for key in tracker.ids if key not in keys])
+        tracked, out_of_memory = [live for live in self.queries if self._targets.living_of(live.query)], False
+        try:
+            self._follower.step(frame, is_keyframe, self._decaf.config)
+        except Exception as error:  # as in _ground
+            _log.debug("tracking failed", exc_info=error)
+            self._emit(Notice("error", f"tracking failed, all targets are lost: {first_line(error)}"))
+            self._follower.lose_all()
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+        if out_of_memory:  # after the except block, as in _ground
+            self._decaf.release()
+        for live in tracked:
+            if not self._targets.living_of(live.query):
+                live.due_in = min(live.due_in, 1)
+        answered = [live.query for live in self.queries if live.answered]
+        self._emit(at_camera_size(self._targets.publish(frame, answered), camera_frame))
 
     # Outputs
 
-    def _end_current(self, state: QueryState, text: str) -> None:
-        """Ends the current query, if any: drops its targets and emits `state` unless it was already answered."""
-        ended, self._current = self._current, None
-        self._abandon()
-        self._targets.clear()
-        self._tracker = StreamingTracker(self._decaf.sam2)
-        if ended and not ended.answered:
-            self._emit_event(ended.query, state, text)
+    def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
+        """Ends a query: drops its targets and emits `state` unless it was already answered. details: see below."""
+        self.queries.remove(live)
+        if self._grounded is live:
+            self._abandon()
+        self._follower.drop(live.query)
+        if not live.answered:
+            self._emit_event(live.query, state, text, **details)
+
+    def _stop(self, live: LiveQuery, state: QueryState, reason: str) -> None:
+        """Ends a query as `_end`; if it was already answered, a notice tells it."""
+        self._end(live, state, reason)
+        if live.answered:
+            self._emit(Notice("warn", f"query {live.query.id}: tracking stopped: {reason}"))
 
     def _emit_event(
         self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any
     ) -> None:
         """Emits a QueryEvent with the stamp and frame_id of the newest frame. details: further fields of it."""
         newest = self.buffer.newest
-        self._emit(
-            QueryEvent(
-                query,
-                state,
-                text,
-                stamp_ns=newest.stamp_ns if newest else 0,
-                frame_id=newest.frame_id if newest else "",
-                window_start_ns=window.frames[0].stamp_ns if window else 0,
-                window_end_ns=window.frames[-1].stamp_ns if window else 0,
-                **details,
-            )
+        event = QueryEvent(
+            query,
+            state,
+            text,
+            stamp_ns=newest.stamp_ns if newest else 0,
+            frame_id=newest.frame_id if newest else "",
+            window_start_ns=window.frames[0].stamp_ns if window else 0,
+            window_end_ns=window.frames[-1].stamp_ns if window else 0,
+            **details,
         )
-
-    @property
-    def _config(self) -> DecafConfig:
-        """The configuration, with the policy of the current query."""
-        config, policy = self._decaf.config, self.query.policy if self.query else ""
-        if policy in ("", config.regrounding.policy):
-            return config
-        return dataclasses.replace(config, regrounding=dataclasses.replace(config.regrounding, policy=policy))
+        self.queries.note(event)
+        self._emit(event)

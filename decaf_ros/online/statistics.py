@@ -25,7 +25,8 @@ class Statistics:
         result_ns: stamp of the last published frame; 0 before the first.
         targets: targets in the last published frame.
         ready: share of the window that is prepared for a question, in [0, 1]; 0 if nothing is prepared ahead.
-        event: last event of the current query; without a current query, the last event.
+        event: last event of the newest current query; without a current query, the last event.
+        live: last event of each current query, in the order of asking.
         stage: last stage reached by a grounding.
         stage_ms: stage times of the last answer that had any.
         problem: the last notice.
@@ -42,6 +43,7 @@ class Statistics:
     targets: int = 0
     ready: float = 0.0
     event: QueryEvent | None = None
+    live: tuple[QueryEvent, ...] = ()
     stage: StageEvent | None = None
     stage_ms: tuple[tuple[str, float], ...] = ()
     problem: Notice | None = None

@@ -1,4 +1,4 @@
-"""The targets of the current query: ids, labels, states, and their re-identification by a new grounding."""
+"""The targets of a stream's queries: ids, labels, states, and their re-identification by a new grounding."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _HIDDEN = TrackStep(np.zeros((0, 0), bool), -1.0)
 
 
 class Targets:
-    """All targets of the current query.
+    """All targets of the present queries. An object that several queries mean is one target.
 
     A lost target keeps its label until its loss is published. Then it is missing: the tracker and later groundings
     still look for it, and it keeps its id when it is found.
@@ -45,7 +45,8 @@ class Targets:
         """Applies the tracker's results (by key) on the next frame.
 
         Returns the keys of the targets that were not surely seen on it, which the tracker must not learn from. If two
-        targets turn out to be one object, one is lost (`DuplicateDetector.update`), unless `regrounding.policy` is off.
+        targets turn out to be one object, one is lost (`DuplicateDetector.update`) and the other belongs to the queries
+        of both, unless the policy of all queries of one is off.
         """
         for target in (*self.living, *self._missing):
             if target.key in steps:
@@ -61,10 +62,12 @@ class Targets:
             for target in (*self.living, *self._missing)
             if target.key in steps and target.sure_frame is not frame
         ]
-        if config.regrounding.policy != "off":
-            visible = [target for target in self.living if target.seen_frame is frame]
-            for target in self._duplicates.update(visible, config.segmentation.suppression_iou):
-                target.state, target.is_given_up = TargetState.LOST, True
+        policy = config.regrounding.policy
+        visible = [target for target in self.living if target.seen_frame is frame and target.is_held(policy)]
+        for target, kept in self._duplicates.update(visible, config.segmentation.suppression_iou):
+            target.state, target.is_given_up = TargetState.LOST, True
+            for query, category in target.queries.items():
+                kept.queries.setdefault(query, category)
         return rejected
 
     def _intruders(self, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
@@ -92,16 +95,18 @@ class Targets:
         return [target for target in (*self.living, *self._missing) if target.unsure_s(frame) >= search_after_s]
 
     def search(self, frame: Frame, tracker: StreamingTracker, keys: Iterator[int], config: DecafConfig) -> None:
-        """Looks on a key frame for the targets that `tracker` does not surely see, by what they look like.
+        """Looks on a key frame for the targets that `tracker` does not surely see, by what they look like, unless the
+        policy of all their queries is off.
 
         SAM 2 may miss an object that comes back elsewhere, and a new grounding of an old question may mean another.
 
         keys: supply of keys of `tracker`, which follows what was found.
         """
-        if config.regrounding.policy == "off" or config.tracking.appearance_margin >= 2:
+        if config.tracking.appearance_margin >= 2:
             return
         for target in self.unsure(frame, config.regrounding.search_after_s):
-            if (example := target.appearance.example) is None:
+            example = target.appearance.example
+            if example is None or not target.is_held(config.regrounding.policy):
                 continue
             masks, looks = tracker.search(frame, example)
             free = [index for index, mask in enumerate(masks) if self._is_free(target, frame, mask)]
@@ -145,14 +150,21 @@ class Targets:
         for target in self._targets:
             target.is_given_up = target.is_given_up or target.state is TargetState.LOST
 
-    def clear(self) -> None:
-        """Forgets all targets without publishing their loss: their query has ended."""
-        self._targets, self._missing = [], []
+    def drop(self, query: Query) -> None:
+        """A query has ended: forgets the targets that no other query means, without publishing their loss."""
+        for target in (*self._targets, *self._missing):
+            target.queries.pop(query, None)
+        self._targets = [target for target in self._targets if target.queries]
+        self._missing = [target for target in self._missing if target.queries]
 
-    def sought(self, frame: Frame, search_after_s: float) -> frozenset[int]:
-        """Ids of the targets that are missing, or not surely seen for at least `search_after_s` at `frame`."""
+    def living_of(self, query: Query) -> list[LivingTarget]:
+        return [target for target in self.living if query in target.queries]
+
+    def sought(self, frame: Frame, search_after_s: float, query: Query) -> frozenset[int]:
+        """Ids of a query's targets that are missing, or not surely seen for at least `search_after_s` at `frame`."""
         lost = (target for target in (*self._targets, *self._missing) if target.is_missing)
-        return frozenset(target.id for target in (*lost, *self.unsure(frame, search_after_s)))
+        sought = (*lost, *self.unsure(frame, search_after_s))
+        return frozenset(target.id for target in sought if query in target.queries)
 
     def is_settled(self, tracklet: Tracklet, frames: Sequence[Frame], newest: Frame, config: DecafConfig) -> bool:
         """Whether a tracklet over key frames is on a target that is surely seen on the newest frame."""
@@ -168,10 +180,10 @@ class Targets:
         """Keys of the objects that the tracker has to follow: living and missing targets."""
         return {target.key for target in (*self._targets, *self._missing) if not target.is_given_up}
 
-    @property
-    def last_key_frames(self) -> list[Frame]:
-        """The last key frame of each living or missing target on which it was seen."""
-        return [target.key_frame for target in (*self.living, *self._missing) if target.key_frame is not None]
+    def last_key_frames(self, query: Query) -> list[Frame]:
+        """The last key frame of each living or missing target of a query on which it was seen."""
+        own = [target for target in (*self.living, *self._missing) if query in target.queries]
+        return [target.key_frame for target in own if target.key_frame is not None]
 
     def merge(
         self,
@@ -183,14 +195,18 @@ class Targets:
         may_join: bool = True,
         means_one: bool = False,
     ) -> None:
-        """Merges the candidates of one grounding, best first, caught up to `newest`.
+        """Merges the candidates of one grounding of `query`, best first, caught up to `newest`.
 
         Each candidate is matched with at most one living or missing target. A target that is surely seen stays as it
         is. Any other continues with the candidate's memory; a missing one is then revived with its id. If the candidate
         is doubtful by its looks, that holds only where both have the same mask now: then the target's looks were
-        inexact. A hidden target without a match counts a miss. With `may_join`, candidates without a match become new
-        targets, at most `tracking.max_targets`; if the query `means_one` object, one where there is none. Other
-        candidates on the same object (`group_by_object`) only help to match it.
+        inexact. A hidden target of the query without a match counts a miss. With `may_join`, a living target of another
+        query that has a match belongs to this query too, and candidates without a match become new targets, at most
+        `tracking.max_targets` of all queries; if the query `means_one` object, the best candidate alone, where the
+        query has no target. Without it, targets of other queries stay as they are. Other candidates on the same object
+        (`group_by_object`) only help to match it.
+
+        config: with the query's policy.
         """
         groups = [[candidate] for candidate in candidates]
         if config.regrounding.policy != "off":
@@ -204,35 +220,30 @@ class Targets:
         overlaps[list(matches)] = overlaps[:, list(matches.values())] = 0
         matches.update(assign(overlaps, config.regrounding.match_iou))
         sources: dict[int, Candidate] = {}
+        # Candidates that may become targets of the query, and those that are now.
+        has_any = any(query in target.queries for target in known)
+        joining = range(len(candidates) if may_join else 0)
+        if means_one:
+            joining = joining[: int(not has_any)]
+        taken = set()
         for row, target in enumerate(known):
-            if row in matches:
-                sources[target.id] = candidates[matches[row]]
-            if target.sure_frame is newest:
+            is_own, column = query in target.queries, matches.get(row)
+            if column is None:
+                if is_own and target not in self._missing and target.seen_frame is not newest:
+                    target.miss(config.regrounding)
                 continue
-            if row in matches:
-                candidate = candidates[matches[row]]
-                target.misses = 0
-                if target.seen_frame is newest and candidate.seen_frame is not newest:
-                    continue
-                if target.appearance.is_doubtful(candidate.look, config.tracking):
-                    if not _agree(target, candidate, newest, config):
-                        continue
-                    target.learn_anew(candidate)
-                elif target not in self._missing:
-                    target.renew(candidate)
-                elif candidate.seen_frame is newest and self._has_room(config):
-                    self._revive(target, candidate, newest)
-                self._duplicates.restart(target.id)
-            elif target not in self._missing and target.seen_frame is not newest:
-                target.misses += 1
-                if target.misses >= config.regrounding.max_misses:
-                    target.state = TargetState.LOST
-        matched = set(matches.values())
-        unmatched = [candidate for column, candidate in enumerate(candidates) if column not in matched]
-        most = int(not known) if means_one else config.tracking.max_targets - len(self.living)
-        free_places = max(most, 0) if may_join else 0
+            candidate = sources[target.id] = candidates[column]
+            if not is_own and column not in joining:
+                continue
+            if target.sure_frame is not newest:
+                self._continue(target, candidate, newest, config)
+            if is_own or target not in self._missing or target.key == candidate.key:
+                taken.add(column)
+                target.queries.setdefault(query, category)
+        unmatched = [candidates[column] for column in joining if column not in taken]
+        free_places = max(config.tracking.max_targets - len(self.living), 0)
         for label, candidate in zip(self._free_labels()[:free_places], unmatched):
-            target = LivingTarget.start(next(self._ids), label, query.id, category, candidate, newest)
+            target = LivingTarget.start(next(self._ids), label, query, category, candidate, newest)
             # Compare now: for a hidden target, later frames may give no evidence.
             for other in self.living:
                 if (masks := _comparable_masks(other, candidate)) and are_apart(*masks):
@@ -243,9 +254,21 @@ class Targets:
             if were_apart(first, second):
                 self._duplicates.mark_distinct(first_id, second_id)
 
-    def _revive(self, target: LivingTarget, candidate: Candidate, newest: Frame) -> None:
-        self._return_to_view(target)
-        target.revive(candidate, newest)
+    def _continue(self, target: LivingTarget, candidate: Candidate, newest: Frame, config: DecafConfig) -> None:
+        """Continues a target that is not surely seen with its match, where that has the better evidence."""
+        target.misses = 0
+        if target.seen_frame is newest and candidate.seen_frame is not newest:
+            return
+        if target.appearance.is_doubtful(candidate.look, config.tracking):
+            if not _agree(target, candidate, newest, config):
+                return
+            target.learn_anew(candidate)
+        elif target not in self._missing:
+            target.renew(candidate)
+        elif candidate.seen_frame is newest and self._has_room(config):
+            self._return_to_view(target)
+            target.revive(candidate, newest)
+        self._duplicates.restart(target.id)
 
     def _return_to_view(self, target: LivingTarget) -> None:
         """A missing target lives again, under its old label if that is free."""
@@ -261,8 +284,11 @@ class Targets:
         used = {target.label for target in self._targets}
         return [label for label in _LABELS if label not in used]
 
-    def publish(self, frame: Frame, query: Query | None) -> FrameResult:
-        """The result for `frame`, after `update` on it. A lost target appears in one result only."""
+    def publish(self, frame: Frame, queries: Sequence[Query]) -> FrameResult:
+        """The result for `frame`, after `update` on it. A lost target appears in one result only.
+
+        queries: the tracked ones.
+        """
         labels = np.zeros(frame.size_hw, np.uint8)
         targets = tuple(target.on(frame) for target in self._targets)
         for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
@@ -270,7 +296,7 @@ class Targets:
         self._missing = [*self._missing, *(target for target in self._targets if target.is_missing)][-_MAX_MISSING:]
         self._targets = self.living
         self._duplicates.retain({target.id for target in (*self._targets, *self._missing)})
-        return FrameResult(frame, labels, query, targets)
+        return FrameResult(frame, labels, tuple(queries), targets)
 
 
 def _overlaps(

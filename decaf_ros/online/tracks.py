@@ -6,10 +6,10 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from decaf_ros.config import TrackingConfig
+from decaf_ros.config import RegroundingConfig, TrackingConfig
 from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.types import Frame, Target, TargetState, Tracklet, TrackletScores
+from decaf_ros.types import Frame, Query, Target, TargetState, Tracklet, TrackletScores
 
 # So many masks in a row that are unlike fewer known ones, those at the source: these were inexact or showed a part.
 _SOURCE_OUTVOTED = 5
@@ -80,6 +80,7 @@ class LivingTarget:
 
     Attributes:
         key: id in the tracker; changes when a grounding renews the memory.
+        queries: the queries that mean it, each with the category that it has there.
         source_stamp_ns: stamp of the key frame whose point started the current memory.
         seen_frame: last frame on which it was seen.
         mask: (H, W) bool on `seen_frame`.
@@ -89,7 +90,7 @@ class LivingTarget:
         unsure_since_ns: as `unseen_since_ns`, for being surely seen.
         seen_count: followed frames on which it was seen, without the catch-up.
         claim: (H, W) bool, SAM 2's mask on the last followed frame, also if it was rejected.
-        misses: consecutive groundings that did not find it.
+        misses: consecutive groundings of its queries that did not find it.
         key_frame: last key frame on which it was surely seen.
         key_mask: (H, W) bool on `key_frame`.
         is_given_up: not searched for once it is lost: a duplicate of an older target, or lost in a stream reset.
@@ -99,8 +100,7 @@ class LivingTarget:
     id: int
     label: int
     key: int
-    query_id: str
-    category: str
+    queries: dict[Query, str]
     scores: TrackletScores
     source_stamp_ns: int
     seen_frame: Frame
@@ -120,7 +120,7 @@ class LivingTarget:
 
     @classmethod
     def start(
-        cls, target_id: int, label: int, query_id: str, category: str, candidate: Candidate, newest: Frame
+        cls, target_id: int, label: int, query: Query, category: str, candidate: Candidate, newest: Frame
     ) -> LivingTarget:
         """A new target from a candidate that was propagated to `newest`."""
         key, scores, source_stamp_ns = origin(candidate)
@@ -128,8 +128,7 @@ class LivingTarget:
             id=target_id,
             label=label,
             key=key,
-            query_id=query_id,
-            category=category,
+            queries={query: category},
             scores=scores,
             source_stamp_ns=source_stamp_ns,
             seen_frame=candidate.seen_frame,
@@ -169,6 +168,12 @@ class LivingTarget:
             if is_keyframe:
                 self.key_mask, self.key_frame = step.mask, frame
         return is_sure
+
+    def miss(self, config: RegroundingConfig) -> None:
+        """A grounding of one of its queries did not find it, and it is hidden."""
+        self.misses += 1
+        if self.misses >= config.max_misses:
+            self.state = TargetState.LOST
 
     def renew(self, candidate: Candidate) -> None:
         """Continues with a new grounding's memory and scores; keeps id, label and category."""
@@ -230,13 +235,16 @@ class LivingTarget:
         """Seconds since it was last surely seen, at `frame`."""
         return max(frame.stamp_ns - self.unsure_since_ns, 0) / 1e9
 
+    def is_held(self, default_policy: str) -> bool:
+        """Whether a query that means it has another policy than off. default_policy: of queries without their own."""
+        return any((query.policy or default_policy) != "off" for query in self.queries)
+
     def on(self, frame: Frame) -> Target:
         """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""
         is_visible = self.seen_frame is frame and self.state is not TargetState.LOST
         mask = self.mask if is_visible else np.zeros(frame.size_hw, bool)
-        return Target(
-            self.id, self.label, self.query_id, self.category, self.state, mask, self.scores, self.source_stamp_ns
-        )
+        query_ids, category = tuple(query.id for query in self.queries), next(iter(self.queries.values()))
+        return Target(self.id, self.label, query_ids, category, self.state, mask, self.scores, self.source_stamp_ns)
 
 
 def origin(candidate: Candidate) -> tuple[int, TrackletScores, int]:
