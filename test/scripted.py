@@ -97,8 +97,13 @@ class WorldTracker:
         other._names = {}
 
 
+Answer = "Sequence[str] | Exception"
+Script = "Sequence[Answer] | dict[str, Answer]"
+
+
 class ScriptedDecaf:
-    """Decaf's interface. Each call of `steps` uses the next answer of `script` and repeats the last one.
+    """Decaf's interface. Each call of `steps` uses the next answer of `script` and repeats the last one; a dict has one
+    answer for each query's text.
 
     An answer is the names of the selected objects, best first, each from key frame `source`; or an exception to raise.
     """
@@ -106,11 +111,12 @@ class ScriptedDecaf:
     stages = ("prefill", "points", "tracklets")
     stage_ms = (("prefill", 1.0), ("points", 1.0), ("tracklets", 1.0))
 
-    def __init__(self, world: object, config: DecafConfig, script: Sequence[Sequence[str] | Exception]) -> None:
+    def __init__(self, world: object, config: DecafConfig, script: Script) -> None:
         self.sam2 = world
         self.config = config
-        self.script = list(script)
+        self.script = script if isinstance(script, dict) else list(script)
         self.windows: list[types.Window] = []
+        self.asked: list[str] = []
         self.presence = PRESENT
         self.category = "thing"
         self.source = -1
@@ -122,8 +128,12 @@ class ScriptedDecaf:
 
     def steps(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Steps[Segmentation]:
         """Each stage is a unit."""
-        answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
+        if isinstance(self.script, dict):
+            answer = self.script[query]
+        else:
+            answer = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         self.windows.append(window)
+        self.asked.append(query)
         for number, stage in enumerate(self.stages):
             progress(stage, number / len(self.stages))
             yield
@@ -169,8 +179,8 @@ class Recorder:
             self.online.observe(frame(number, **options))
             self._go_on()
 
-    def ask(self, query_id: str, text: str = "the thing") -> None:
-        self.online.ask(Query(query_id, text))
+    def ask(self, query_id: str, text: str = "the thing", **options) -> None:
+        self.online.ask(Query(query_id, text, **options))
         self._go_on()
 
     def _go_on(self) -> None:

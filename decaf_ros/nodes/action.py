@@ -53,6 +53,7 @@ class _Goal:
         self.tracked = event.state == QueryState.TRACKING
 
     def set_frame(self, result: FrameResult) -> None:
+        result = result.of(self.query)
         self.result.tracklets = tracklet_array(make_message, result)
         self.result.masks = frame_image(make_message, result.labels, result.frame)
 
@@ -202,7 +203,7 @@ class SegmentAction:
                 if output.state.is_answer and not goal.tracked:
                     self._wake(goal)
             elif isinstance(output, FrameResult) and goal.tracked:
-                if output.query is None or output.query.id != goal.query.id:
+                if goal.query not in output.queries:
                     self._finish(goal, QueryState.CANCELLED, "tracking ended before its first frame")
                     continue
                 goal.set_frame(output)

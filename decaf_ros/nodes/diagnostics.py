@@ -12,7 +12,7 @@ from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.nodes.message_factory import time_message
 from decaf_ros.online.statistics import Statistics
-from decaf_ros.types import QueryState
+from decaf_ros.types import QueryEvent, QueryState
 
 # A notice is reported as a current problem for this long.
 PROBLEM_S = 10.0
@@ -62,13 +62,15 @@ def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCount
     age_s = (now_ns - statistics.result_ns) / 1e9
     if statistics.result_ns and age_s > SILENCE_S:
         return DiagnosticStatus.WARN, f"the last published frame is {age_s:.1f} s old"
-    event = statistics.event
-    if event is None:
-        return DiagnosticStatus.OK, "waiting for a query"
-    text = f"query {event.query.id}: {event.state.name}"
-    if event.state == QueryState.RECEIVED and event.text:  # it waits for key frames, which may never come
-        return DiagnosticStatus.WARN, f"{text}: {event.text}"
-    return DiagnosticStatus.OK, text
+    events = statistics.live or [event for event in (statistics.event,) if event]
+    waiting = next((event for event in events if event.state == QueryState.RECEIVED and event.text), None)
+    if waiting is not None:  # it waits for key frames, which may never come
+        return DiagnosticStatus.WARN, f"{_state_text(waiting)}: {waiting.text}"
+    return DiagnosticStatus.OK, ", ".join(map(_state_text, events)) or "waiting for a query"
+
+
+def _state_text(event: QueryEvent) -> str:
+    return f"query {event.query.id}: {event.state.name}"
 
 
 def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> list[tuple[str, str]]:
@@ -87,6 +89,7 @@ def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int
         ("query", shortened(event.query.text) if event else ""),
         ("query state", event.state.name if event else ""),
         ("query answer", event.text if event else ""),
+        *((f"query {one.query.id}", f"{one.state.name}: {shortened(one.query.text)}") for one in statistics.live),
         ("targets", str(statistics.targets)),
         ("window prepared for a question", f"{statistics.ready:.0%}"),
         ("last stage", f"{stage.stage} ({stage.progress:.0%})" if stage else ""),

@@ -28,6 +28,7 @@ from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.nodes.message_factory import CLASSES, make_message
 from decaf_ros.nodes.params import Parameters
+from decaf_ros.nodes.queries import QueryServices
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
@@ -44,7 +45,7 @@ _CONFIGURED = "the node is configured"
 
 
 class Segmenter(LifecycleNode):
-    """Lifecycle node `segmenter`. Topics, parameters and the action: see the README.
+    """Lifecycle node `segmenter`. Topics, services, parameters and the action: see the README.
 
     Configuring loads the models. Activating starts the worker thread and the subscriptions. The worker thread owns the
     models and the stream; ROS callbacks only put messages into its inbox. Images are converted on the worker thread, so
@@ -64,7 +65,8 @@ class Segmenter(LifecycleNode):
         self._worker: Worker | None = None
         self._inputs: list[Subscription[Any]] = []
         self._outputs: dict[str, Publisher[Any]] = {}
-        self._action = SegmentAction(self, self._new_query, lambda: self._phase == "active", self._ask, self._cancel)
+        self._action = SegmentAction(self, self._new_query, self._is_active, self._ask, self._cancel)
+        QueryServices(self, lambda: self._options.config, self._is_active, self._new_query, self._ask, self._command)
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady time: diagnostics must also be published while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -200,6 +202,9 @@ class Segmenter(LifecycleNode):
             del self._action
         super().destroy_node()
 
+    def _is_active(self) -> bool:
+        return self._phase == "active"
+
     # Topics
 
     def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
@@ -259,30 +264,30 @@ class Segmenter(LifecycleNode):
             self._worker.put_image((message, arrival_ns))
 
     def _check_patience(self) -> None:
-        if self._phase == "active" and self._worker and self._handlers and self._handlers.is_waiting:
-            self._worker.put_command(self._handlers.check_patience)
+        if self._is_active() and self._handlers and self._handlers.is_waiting:
+            self._command(lambda handlers: handlers.check_patience())
 
     def _take_query(self, message: String) -> None:
         self._ask(self._new_query(message.data))
 
-    def _new_query(self, text: str, policy: str = "") -> Query:
+    def _new_query(self, text: str, policy: str = "", priority: int = 0) -> Query:
         assert self._handlers is not None, _CONFIGURED
-        return self._handlers.new_query(text, self.get_clock().now().nanoseconds, policy)
+        return self._handlers.new_query(text, self.get_clock().now().nanoseconds, policy, priority)
 
     def _ask(self, query: Query) -> bool:
-        assert self._worker is not None and self._handlers is not None, _CONFIGURED
-        handlers = self._handlers
-        return self._worker.put_command(lambda: handlers.on_query(query))
+        return self._command(lambda handlers: handlers.on_query(query))
 
     def _cancel(self, query_id: str, reason: str, then: Callable[[], None]) -> bool:
-        assert self._worker is not None and self._handlers is not None, _CONFIGURED
-        handlers = self._handlers
-
-        def cancel() -> None:
+        def cancel(handlers: Handlers) -> None:
             handlers.cancel(query_id, reason)
             then()
 
-        return self._worker.put_command(cancel)
+        return self._command(cancel)
+
+    def _command(self, run: Callable[[Handlers], None]) -> bool:
+        """Runs a function on the worker thread. Returns False if there is none; the function will not run then."""
+        worker, handlers = self._worker, self._handlers
+        return worker is not None and handlers is not None and worker.put_command(lambda: run(handlers))
 
     def _change_config(self, config: DecafConfig) -> None:
         if self._handlers is not None:

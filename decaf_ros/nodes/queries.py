@@ -1,0 +1,116 @@
+"""The services `~/add_query`, `~/cancel_query` and `~/list_queries`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from rclpy.callback_groups import ReentrantCallbackGroup
+from rclpy.node import Node
+from rclpy.task import Future
+
+from decaf_ros.config import DecafConfig
+from decaf_ros.online.query import refusal
+from decaf_ros.srv import AddQuery, CancelQuery, ListQueries
+from decaf_ros.types import Query
+
+if TYPE_CHECKING:
+    # mypy does not see the nested classes of services.
+    from decaf_ros.online.handlers import Handlers
+    from decaf_ros.srv._add_query import AddQuery_Request, AddQuery_Response
+    from decaf_ros.srv._cancel_query import CancelQuery_Request, CancelQuery_Response
+    from decaf_ros.srv._list_queries import ListQueries_Request, ListQueries_Response
+
+
+class QueryServices:
+    """Serves the queries of a node.
+
+    A request to add a query is answered at once, the others as soon as the worker thread has come to them: after the
+    commands before them and a unit of a grounding. The executor does not wait for it.
+
+    Args:
+        node: the node.
+        config: returns the configuration.
+        is_active: whether the node is active.
+        new_query: makes a query from its text, policy and priority.
+        ask: passes a query to the worker thread; returns False if there is none.
+        command: runs a function on the worker thread; returns False if there is none.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        config: Callable[[], DecafConfig],
+        is_active: Callable[[], bool],
+        new_query: Callable[[str, str, int], Query],
+        ask: Callable[[Query], bool],
+        command: Callable[[Callable[[Handlers], None]], bool],
+    ) -> None:
+        self._node = node
+        self._config = config
+        self._is_active = is_active
+        self._new_query = new_query
+        self._ask = ask
+        self._command = command
+        # A callback that waits for the worker thread would keep the others of an exclusive group waiting.
+        group = ReentrantCallbackGroup()
+        # Any: rclpy does not annotate that a callback may be a coroutine.
+        callbacks: dict[str, tuple[Any, Any]] = {
+            "~/add_query": (AddQuery, self._add),
+            "~/cancel_query": (CancelQuery, self._cancel),
+            "~/list_queries": (ListQueries, self._list),
+        }
+        for name, (kind, callback) in callbacks.items():
+            node.create_service(kind, name, callback, callback_group=group)
+
+    def _add(self, request: AddQuery_Request, response: AddQuery_Response) -> AddQuery_Response:
+        text, config = request.text.strip(), self._config()
+        if not self._is_active():
+            response.text = "the node is not active"
+        elif config.queries.mode != "add":
+            response.text = f"queries.mode: expected add, got {config.queries.mode}"
+        elif not text:
+            response.text = "text: expected a question, got an empty text"
+        else:
+            response.text = refusal(text, request.policy, config)
+        if response.text:
+            return response
+        query = self._new_query(text, request.policy, request.priority)
+        response.accepted, response.query_id = self._ask(query), query.id
+        return response
+
+    async def _cancel(self, request: CancelQuery_Request, response: CancelQuery_Response) -> CancelQuery_Response:
+        def cancel(handlers: Handlers) -> None:
+            response.cancelled = handlers.cancel(request.query_id, "cancelled by the service cancel_query")
+
+        await self._on_worker(cancel)
+        return response
+
+    async def _list(self, request: ListQueries_Request, response: ListQueries_Response) -> ListQueries_Response:
+        def fill(handlers: Handlers) -> None:
+            events, default_policy = handlers.statistics.live, self._config().regrounding.policy
+            response.query_ids = [event.query.id for event in events]
+            response.texts = [event.query.text for event in events]
+            response.states = [int(event.state) for event in events]
+            response.policies = [event.query.policy or default_policy for event in events]
+            response.priorities = [event.query.priority for event in events]
+
+        await self._on_worker(fill)
+        return response
+
+    async def _on_worker(self, run: Callable[[Handlers], None]) -> None:
+        """Returns when the worker thread has run it, or at once without a worker."""
+        done: Future[None] = Future()
+
+        def command(handlers: Handlers) -> None:
+            try:
+                run(handlers)
+            finally:
+                done.set_result(None)
+                # The executor resumes a waiting coroutine only when it wakes up.
+                executor = self._node.executor
+                assert executor is not None, "requests come only while the node spins"
+                executor.wake()
+
+        if self._command(command):
+            await done

@@ -1,0 +1,89 @@
+"""Questions that are asked together run the model once over what they have in common: the frames."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from scripted import settings
+
+from decaf_ros.config import replace
+from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.pipeline import Decaf
+from decaf_ros.types import Frame, Query, QueryEvent, QueryState
+
+PERIOD_NS = 100_000_000
+
+
+def picture(number: int) -> Frame:
+    image = np.random.default_rng(number).integers(0, 255, (48, 64, 3), np.uint8)
+    return Frame(image, (number + 1) * PERIOD_NS, "camera", number)
+
+
+@pytest.mark.parametrize("before", [0, 4])  # 0: they wait for key frames
+def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
+    """The camera goes on while they are grounded."""
+    engine, decaf = tiny_decaf.grounder.engine, tiny_decaf
+    engine.release()
+    made, suffixes, outputs = [], [], []
+    new_prefix, forward_suffix = engine._new_prefix, engine._forward_suffix
+
+    def counted_prefix(views, *args):
+        made.append([[frame.index for frame in view.frames] for view in views])
+        return (yield from new_prefix(views, *args))
+
+    def counted_suffix(*args, **options):
+        suffixes.append(args)
+        return forward_suffix(*args, **options)
+
+    monkeypatch.setattr(engine, "_new_prefix", counted_prefix)
+    monkeypatch.setattr(engine, "_forward_suffix", counted_suffix)
+    online, numbers = OnlineSegmenter(decaf, outputs.append, live=True), itertools.count()
+
+    def show(count: int) -> None:
+        for _ in range(count):
+            online.observe(picture(next(numbers)))
+
+    def finish(count: int) -> None:
+        """Advances until so many questions are answered, a frame between two units."""
+        while sum(isinstance(one, QueryEvent) and one.state.is_answer for one in outputs) < count:
+            if not online.advance():
+                show(1)
+            elif next(units) % 3 == 0:
+                show(1)
+
+    units = itertools.count()
+    show(before)
+    for number in (1, 2, 3):
+        online.ask(Query(f"q{number}", f"object {before + number}"))
+    show(4 - before)
+    finish(1)
+    first_prefixes, first_suffixes = list(made), len(suffixes)
+    assert [len(views) for views in first_prefixes] == [1, 4], "the video, and all key frames as one batch"
+    finish(3)
+    assert made == first_prefixes and len(suffixes) == 3 * first_suffixes
+    assert online.buffer.newest.index > 3, "the stream has moved on"
+    states = [one.state for one in outputs if isinstance(one, QueryEvent) and one.state.is_answer]
+    assert states == [QueryState.TRACKING] * 3
+
+
+@pytest.fixture(scope="module")
+def tiny_decaf(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
+    changes = {
+        "mllm.checkpoint": str(tiny_mllm_dir),
+        "mllm.local_files_only": True,
+        "mllm.device": "cpu",
+        "mllm.video_tokens": 16,
+        "sam2.checkpoint": str(tiny_sam2_dir),
+        "sam2.device": "cpu",
+        "grounding.mode": "fast",
+        "window.size": 4,
+        "window.keyframe_period_s": 0.1,
+        "segmentation.max_points": 2,
+        "segmentation.fallback": "best",
+        "presence.threshold": 0.0,
+        "regrounding.policy": "off",
+        "queries.mode": "add",
+    }
+    return Decaf.from_config(replace(settings(), changes))
