@@ -242,6 +242,13 @@ class Robot:
         wait_for(future.done, client.srv_name)
         return future.result()
 
+    def call(self, kind, name: str, **fields):
+        """Calls the service `name` of the segmenter, of a type `kind`, and returns the response."""
+        client = self.node.create_client(kind, f"segmenter/{name}")
+        response = self._call(client, kind.Request(**fields))
+        self.node.destroy_client(client)
+        return response
+
     def change_state(self, name: str) -> bool:
         transition = Transition(id=getattr(Transition, f"TRANSITION_{name.upper()}"))
         return self._call(self._change_state, ChangeState.Request(transition=transition)).success
