@@ -147,6 +147,19 @@ def test_a_superseding_query_has_its_own_patience(patient):
     assert patient.answers(second) == [QueryStatus.FAILED]
 
 
+def test_questions_that_wait_at_the_same_time_have_their_own_patience(patient, models):
+    patient.handlers.change_config(replace(models.config, {"queries.mode": "add"}))
+    first = patient.ask("the red disc")
+    for number in range(60):
+        if number == 30:
+            second = patient.ask("the blue disc")
+        patient.handlers.on_image(image(number, data=array.array("B")), ARRIVALS[number])
+    assert patient.answers(first) == [QueryStatus.FAILED] and patient.answers(second) == []
+    for number in range(60, 75):
+        patient.handlers.on_image(image(number, data=array.array("B")), ARRIVALS[number])
+    assert patient.answers(second) == [QueryStatus.FAILED] and not patient.handlers.is_waiting
+
+
 def test_a_grounding_that_a_restart_ends_costs_no_patience(models):
     """A slow one: images of the restarted stream come minutes after the query."""
     before = models.config

@@ -103,9 +103,11 @@ def _states(bag: Path, query_id: str) -> list[int]:
     return [status.state for status in _messages(bag, "status") if status.query_id == query_id]
 
 
-def test_two_replays_give_the_same_bytes(play, tmp_path):
+@pytest.mark.parametrize("mode", ["replace", "add"])
+def test_two_replays_give_the_same_bytes(play, tmp_path, mode):
     bag = _write(tmp_path / "bag", _camera(*range(12)))
     queries = ["--query", "the red disc", "--query", "the other disc", "--query-at", "0.3"]
+    queries += ["--set", f"queries.mode={mode}"]
     runs = []
     for name in ("first", "second"):
         code, out = play(bag, *queries, name=name)
@@ -121,6 +123,11 @@ def test_two_replays_give_the_same_bytes(play, tmp_path):
     }
     # Empty masks would be equal trivially.
     assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
+    last = _messages(tmp_path / "first", "tracklets")[-1]
+    meant = {query_id for tracklet in last.tracklets for query_id in tracklet.query_ids}
+    assert last.query_id == "q2" and meant == ({"q2"} if mode == "replace" else {"q1", "q2"})
+    for query_id in ("q1", "q2"):
+        assert [state >= QueryState.TRACKING for state in _states(tmp_path / "first", query_id)].count(True) == 1
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])

@@ -165,6 +165,24 @@ def test_a_question_has_its_own_policy_and_anchors():
     assert [key.index for key in second.anchors] == [10, 15, 20, 35]
 
 
+def test_a_question_that_holds_nothing_searches_for_nothing():
+    """Both objects come back elsewhere, and neither the tracker nor a grounding finds them."""
+    paths = {name: lambda time_s, name=name: SCENE[name](0) if time_s < 102 else None for name in "ab"}
+    world = World(c=SCENE["c"], **paths)
+    world.looks = dict(zip("abc", np.eye(3, dtype=np.float32)))
+    run = _recorder(world=world)
+    run.watch(range(16))
+    run.ask("q1", "one")
+    run.ask("q2", "other", policy="off")
+    run.decaf.script = {"one": [], "other": []}
+    run.watch(range(16, 90))
+    assert run.results[-1].targets == () and run.decaf.asked.count("other") == 1
+    for name, place in (("a", (12, 12)), ("b", (22, 12))):
+        world.paths[f"{name}2"], world.looks[f"{name}2"] = (lambda time_s, place=place: place), world.looks[name]
+    run.watch(range(90, 110))
+    assert _meant(run) == {1: ("q1",)} and run.states() == {1: "TRACKED"}
+
+
 def test_fresh_questions_come_first_by_priority_and_age():
     run = _recorder(lambda: None)
     for number, priority in enumerate([0, 1, 0, 1], start=1):

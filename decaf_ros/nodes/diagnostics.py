@@ -62,7 +62,7 @@ def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCount
     age_s = (now_ns - statistics.result_ns) / 1e9
     if statistics.result_ns and age_s > SILENCE_S:
         return DiagnosticStatus.WARN, f"the last published frame is {age_s:.1f} s old"
-    events = statistics.live or [event for event in (statistics.event,) if event]
+    events = statistics.events
     waiting = next((event for event in events if event.state == QueryState.RECEIVED and event.text), None)
     if waiting is not None:  # it waits for key frames, which may never come
         return DiagnosticStatus.WARN, f"{_state_text(waiting)}: {waiting.text}"

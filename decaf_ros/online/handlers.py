@@ -266,9 +266,9 @@ class Handlers:
         self.statistics.average("track_ms", tracking_ended - self._frame_began)
         self._publish_all(result)
         if self._is_wanted("overlay"):
-            event = self.statistics.event
-            text, state = (shortened(event.query.text), event.state.name) if event else ("", "")
-            picture = overlay(result, state, text)
+            events = self.statistics.events
+            states = ", ".join(dict.fromkeys(event.state.name for event in events))
+            picture = overlay(result, states, "; ".join(shortened(event.query.text) for event in events))
             self._publish("overlay", frame_image(self._make, picture, result.frame))
         self.statistics.result_ns = result.frame.stamp_ns
         self.statistics.targets = len(result.targets)

@@ -127,7 +127,7 @@ class OnlineSegmenter:
         for live in self.queries if config.queries.mode == "replace" else ():
             self._end(live, QueryState.SUPERSEDED, f"superseded by query {query.id}")
         if self._task is not None and self._grounded and self._grounded.answered:
-            # A search waits for a question.
+            # Later groundings of an answered query wait for a new one.
             self._abandon()
             self._grounded.due_in = 0
         self.queries.add(query)

@@ -49,6 +49,11 @@ class Statistics:
     problem: Notice | None = None
     problem_at: float = 0.0
 
+    @property
+    def events(self) -> tuple[QueryEvent, ...]:
+        """The last event of each current query; without a current query, the last event, if any."""
+        return self.live or ((self.event,) if self.event else ())
+
     def average(self, name: str, seconds: float) -> None:
         """Updates the moving average `name` with one wall time."""
         mean, newest = getattr(self, name), 1000 * seconds
