@@ -234,6 +234,18 @@ def test_a_question_does_not_wait_for_a_search():
     assert run.answers("q2") == [QueryState.TRACKING] and run.answers("q1") == [QueryState.TRACKING]
 
 
+def test_a_question_waits_for_one_that_is_grounded_again_after_a_restart():
+    run = _recorder(lambda: run.decaf.asked == ["one", "one"] and "q2" not in run.online.queries and _ask_other(run))
+    run.watch(range(16))
+    run.ask("q1", "one")
+    run.watch(range(18), start_s=50.0)
+    assert run.decaf.asked == ["one", "one", "other"] and _meant(run) == {2: ("q1",), 3: ("q2",)}
+
+
+def _ask_other(run: Recorder) -> None:
+    run.online.ask(Query("q2", "other"))
+
+
 def test_the_oldest_of_the_lowest_priority_gives_way_and_is_told():
     run = _recorder(queries__most=2)
     run.watch(range(16))
@@ -241,7 +253,7 @@ def test_the_oldest_of_the_lowest_priority_gives_way_and_is_told():
     run.ask("q2", "other")
     run.ask("q3", "third")
     assert _ids(run) == ["q1", "q3"]
-    reason = "gave way to query q3: at most 2 (queries.most)"
+    reason = "gave way: at most 2 queries at once (queries.most)"
     assert run.notices == [f"warn: query q2: tracking stopped: {reason}"]
     run.watch(range(16, 20))
     assert _meant(run) == {1: ("q1",), 3: ("q3",)}

@@ -38,7 +38,7 @@ _STAGES = (*(stage for stage in STAGES if stage != "dense"), "catch_up")
 
 
 class OnlineSegmenter:
-    """One camera stream and its queries. Call all methods from one thread; the properties may be read from any.
+    """One camera stream and its queries. Call all methods from one thread; `queries` may be read from any.
 
     `decaf.config` is read at each use, so it may change at any time.
 
@@ -68,8 +68,9 @@ class OnlineSegmenter:
         self._targets = self._follower.targets
         self._ahead = Ahead(decaf)
         self._task: Steps[None] | None = None
-        # The query that the task grounds, and the number of the grounding.
+        # The query that the task grounds, and whether a new question comes first.
         self._grounded: LiveQuery | None = None
+        self._can_wait = False
         self._turns = itertools.count(1)
         self._in_unit = False
         self._warned_about_stamps = False
@@ -126,8 +127,7 @@ class OnlineSegmenter:
             return
         for live in self.queries if config.queries.mode == "replace" else ():
             self._end(live, QueryState.SUPERSEDED, f"superseded by query {query.id}")
-        if self._task is not None and self._grounded and self._grounded.answered:
-            # Later groundings of an answered query wait for a new one.
+        if self._task is not None and self._grounded and self._can_wait:
             self._abandon()
             self._grounded.due_in = 0
         self.queries.add(query)
@@ -135,7 +135,7 @@ class OnlineSegmenter:
         waiting = f"waiting for key frames: {count} of {needed}" if count < needed else ""
         self._emit_event(query, QueryState.RECEIVED, waiting)
         while len(self.queries) > config.queries.most:
-            reason = f"gave way to query {query.id}: at most {config.queries.most} (queries.most)"
+            reason = f"gave way: at most {config.queries.most} queries at once (queries.most)"
             self._stop(self.queries.who_gives_way(), QueryState.SUPERSEDED, reason)
         self._begin_if_due()
 
@@ -235,7 +235,7 @@ class OnlineSegmenter:
 
     def _begin(self, live: LiveQuery) -> None:
         live.turn = next(self._turns)
-        self._task, self._grounded = self._ground(live), live
+        self._task, self._grounded, self._can_wait = self._ground(live), live, not live.fresh
 
     def _abandon(self) -> None:
         """Abandons the running grounding. Its caller has emitted the event that made it obsolete."""
@@ -320,9 +320,9 @@ class OnlineSegmenter:
             self._end(live, QueryState.NOT_FOUND, missing + left_out, **details)
             return
         live.answered, live.anchors = True, choose_anchors(found, self._decaf.config.regrounding.anchors)
-        text = tracking_text(len(ids), category)
-        if not ids:
-            text += f" (all {self._decaf.config.tracking.max_targets} places are taken: tracking.max_targets)"
+        text, places = tracking_text(len(ids), category), self._decaf.config.tracking.max_targets
+        if not ids and len(self._targets.living) >= places:
+            text += f" (all {places} places are taken: tracking.max_targets)"
         self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
 
     def _fail(self, live: LiveQuery, error: Exception) -> None:
