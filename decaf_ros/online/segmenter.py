@@ -14,11 +14,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
@@ -26,11 +27,12 @@ from decaf_ros.config import POLICIES, DecafConfig
 from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.anchors import anchored, choose_anchors
-from decaf_ros.online.catch_up import catch_up
+from decaf_ros.online.catch_up import apart_from, catch_up
 from decaf_ros.online.targets import Targets
-from decaf_ros.online.tracks import Candidate
+from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
+from decaf_ros.segmentation.scoring import PER_OBJECT
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
@@ -258,14 +260,17 @@ class OnlineSegmenter:
         config, current = self._config, self._current
         if current is None or self.buffer.keyframe_count < config.window.min_frames:
             return None
+        regrounding, newest = config.regrounding, self.buffer.newest
+        if current.due_in > 0 or newest is None:
+            return None
         if current.fresh:
             return current
-        regrounding, newest = config.regrounding, self.buffer.newest
-        if regrounding.policy == "off" or current.due_in > 0 or newest is None:
-            return None
-        if regrounding.policy == "refresh":
-            return current
+        if regrounding.policy != "hold":
+            return current if regrounding.policy == "refresh" else None
         sought = self._targets.sought(newest, regrounding.search_after_s)
+        current.sought &= sought
+        if not current.sought:
+            current.rest = current.fruitless = 0
         is_wanted = bool(sought) and (current.rest == 0 or not sought <= current.sought)
         return current if is_wanted else None
 
@@ -280,7 +285,8 @@ class OnlineSegmenter:
         """Grounds the query on the window, catches up with the stream, and answers the query or updates its targets."""
         config = self._config
         window = anchored(self.buffer.window(), self._anchors(), config.window.min_frames)
-        may_join = current.fresh or config.regrounding.policy == "refresh"
+        was_fresh, known = current.fresh, self._targets.key_masks
+        may_join = was_fresh or config.regrounding.policy == "refresh"
         current.fresh, current.due_in = False, config.regrounding.stride
         if not current.answered:
             short = f" (window.size is {config.window.size})" if len(window) < config.window.size else ""
@@ -302,9 +308,11 @@ class OnlineSegmenter:
                 if not may_join:
                     found = even_if_absent(found, config)
                 is_over = bool(missing) and may_join
-                candidates = [] if is_over else (yield from self._catch_up(tracker, found, clock, may_join))
+                candidates = (
+                    [] if is_over else (yield from self._catch_up(tracker, found, clock, [] if may_join else known))
+                )
         except Exception as error:  # any model error, including out of memory: the stream continues
-            self._fail(current, error)
+            self._fail(current, error, was_fresh)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
@@ -317,8 +325,8 @@ class OnlineSegmenter:
         assert newest is not None
         means_one, category = found.grounding.means_several is False, found.grounding.category
         sought = self._targets.sought(newest, config.regrounding.search_after_s)
-        self._targets.merge(candidates, current.query, category, newest, self._config, may_join, means_one)
-        self._rest(current, sought, newest)
+        matched = self._targets.merge(candidates, current.query, category, newest, self._config, may_join, means_one)
+        self._rest(current, sought, matched)
         self._forget_untracked(self._tracker)
         self._forget_untracked(tracker)
         self._tracker.absorb(tracker)
@@ -326,29 +334,31 @@ class OnlineSegmenter:
         current.due_in = config.regrounding.stride
         if not current.answered:
             self._answer(found, missing, (*found.stage_ms, *clock.stage_ms))
+        elif was_fresh:  # after a reset: without targets there is nothing to hold or to search for
+            current.fresh = not self._targets.living
 
-    def _rest(self, current: _Current, sought: frozenset[int], newest: Frame) -> None:
+    def _rest(self, current: _Current, sought: frozenset[int], matched: set[int]) -> None:
         """Sets when to look again for targets that the grounding has `sought` in vain: they may be gone for long."""
-        regrounding = self._config.regrounding
-        current.sought = sought & self._targets.sought(newest, regrounding.search_after_s)
+        current.sought = sought - matched
         current.fruitless = current.fruitless + 1 if sought and current.sought == sought else 0
-        current.rest = regrounding.stride * min(2 ** max(current.fruitless - 1, 0), _MOST_STRIDES)
+        current.rest = self._config.regrounding.stride * min(2 ** max(current.fruitless - 1, 0), _MOST_STRIDES)
 
     def _catch_up(
-        self, tracker: StreamingTracker, found: Segmentation, clock: StageClock, may_join: bool
+        self,
+        tracker: StreamingTracker,
+        found: Segmentation,
+        clock: StageClock,
+        known: Sequence[tuple[LivingTarget, Frame, np.ndarray]],
     ) -> Steps[list[Candidate]]:
-        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame. If nothing
-        may join, without those of targets that need no search."""
-        config = self._config.tracking
-        frames, newest = found.window.frames, self.buffer.newest
-        assert newest is not None
-        selected = found.selected
-        if not may_join:
-            selected = tuple(one for one in selected if not self._targets.is_settled(one, frames, newest, self._config))
-        selected = selected[: config.max_targets]
+        """Propagates the selected tracklets with `tracker` from their source key frames to the newest frame, without
+        those on a `known` target that is surely seen now (`Targets.key_masks`, as the grounding began)."""
+        config, frames, newest = self._config, found.window.frames, self.buffer.newest
+        settled = [(frame, mask) for target, frame, mask in known if target.sure_frame is newest]
+        selected = apart_from(found.selected, frames, settled, config.regrounding.match_iou)
+        selected = selected[: config.tracking.max_targets * PER_OBJECT]
         candidates = [Candidate(next(self._keys), tracklet, frames) for tracklet in selected]
         if candidates:
-            steps = catch_up(tracker, candidates, found.window, self.buffer, config, self._last_seen_frames)
+            steps = catch_up(tracker, candidates, found.window, self.buffer, config.tracking, self._last_seen_frames)
             yield from clock.run("catch_up", steps)
         return candidates
 
@@ -381,11 +391,11 @@ class OnlineSegmenter:
             keypoints=tuple(pixel_keypoints(found)),
         )
 
-    def _fail(self, current: _Current, error: Exception) -> None:
+    def _fail(self, current: _Current, error: Exception, was_fresh: bool) -> None:
         _log.debug("grounding failed", exc_info=error)
         if current is not self._current:
             return
-        current.due_in = self._config.regrounding.stride
+        current.fresh, current.due_in = was_fresh, self._config.regrounding.stride
         self._emit(Notice("error", f"grounding of query {current.query.id} failed: {first_line(error)}"))
         if current is self._current and not current.answered:
             self._end_current(QueryState.FAILED, first_line(error))
@@ -395,7 +405,7 @@ class OnlineSegmenter:
     def _follow(self, frame: Frame, is_keyframe: bool, camera_frame: Frame) -> None:
         """Tracks the targets on `frame` and emits the result on `camera_frame`. If the tracker raises, all are lost."""
         had_targets, out_of_memory = bool(self._targets.living), False
-        if self._tracker.ids:
+        if self._tracker.ids or self._targets.missing:
             try:
                 rejected = self._targets.update(frame, self._tracker.step(frame), self._config, is_keyframe)
                 self._tracker.reject(rejected)
