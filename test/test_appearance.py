@@ -156,6 +156,19 @@ def test_a_target_may_come_near_bit_by_bit_but_not_at_once(known):
     assert known.is_too_large(4 * side**2) and not known.is_too_large(side**2)
 
 
+def test_a_mask_that_grows_to_one_side_step_by_step_is_a_leak(known):
+    """Two touching boxes of one colour."""
+    for number, width in enumerate((9, 10), start=10):
+        known.accept(frame(number), _mask(40, width), LOOK, CONFIG)
+    assert known.contradicts(frame(12), _mask(40, 12), LOOK, CONFIG)
+
+
+def test_the_margin_can_be_off(known):
+    for number in (10, 30):
+        assert not known.contradicts(frame(number), _mask(40, 10), OTHER, OFF)
+    assert known.accept(frame(30), _mask(40), OTHER, OFF)
+
+
 def test_the_first_mask_may_show_a_part():
     """It touches the border of the image; the whole object is larger."""
     for area_px, contradicts in ((0.0, True), (64.0, False)):

@@ -107,9 +107,18 @@ The answer is none
 Answer: no mug
 object: none
 Unable to determine
+can't see it
+Cannot find the mug
+nobody entered
+The mug is out of view
+the mug is nowhere to be seen
+The mug does not appear in the video
 """.strip().splitlines()
 
 OBJECTS = """
+mug that does not appear broken
+glass that cannot be seen through
+there are no-entry signs
 mug
 the mug
 Notebook

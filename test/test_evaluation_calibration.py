@@ -135,6 +135,14 @@ def test_threshold_lies_in_the_middle_of_the_gap():
     assert best_threshold(np.array([0.1, 0.65, 0.6, 0.7]), np.array([True, False, True, True]), present) < 0.6
 
 
+def test_the_threshold_does_not_reject_everything_where_most_targets_are_absent():
+    rng = np.random.default_rng(2)
+    present = np.repeat([True, False], [30, 300])
+    scores = np.clip(0.4 + 0.1 * present + rng.normal(0, 0.1, 330), 0, 1)
+    threshold = best_threshold(scores, np.ones(330, bool), present)
+    assert 0.35 < threshold < 0.55 and (scores[present] >= threshold).mean() > 0.4
+
+
 def test_a_single_class_or_useless_evidence_is_refused():
     with pytest.raises(ValueError, match="expected present and absent targets"):
         calibrate([one for one in examples() if not one.present], CURRENT)

@@ -185,7 +185,7 @@ def test_a_tracker_that_moves_to_another_object(small, monkeypatch):
 
 def test_a_target_that_is_lost_and_found_again_later(small):
     """Lost a second after it is hidden. The scripted tracker has no descriptors, so that only a grounding finds it."""
-    found = watched(["mug"], [], [], ["mug"], tracking__lost_after_s=1.0, regrounding__policy="hold")
+    found = watched(["mug"], [], ["mug"], tracking__lost_after_s=1.0, regrounding__policy="hold")
     (back,) = found.returns
     assert back.seconds == pytest.approx(6.0) and back.delay_s > 0
     late = (found.seconds >= 6.0 - 1e-6) & (found.seconds < 6.0 + back.delay_s - 1e-6)

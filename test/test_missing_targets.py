@@ -80,7 +80,7 @@ def test_a_doubtful_candidate_does_not_continue_a_target():
         assert [(target.id, target.key, target.misses) for target in targets.living] == [(1, key, 0)]
 
 
-def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
+def test_a_target_of_doubtful_masks_is_visible_and_searched_for_by_its_looks():
     config = settings(tracking__appearance_margin=0.6)
     targets = Targets()
     targets.merge([make_candidate(0, 0)], QUERY, "mug", NOW, config)
@@ -91,7 +91,8 @@ def test_a_target_of_doubtful_masks_is_visible_and_searched_for():
         now = frame(number)
         assert targets.update(now, {0: doubtful}, config) == [0], "SAM 2 does not learn it"
         assert targets.publish(now, [QUERY]).targets[0].area_px == 64
-        assert bool(targets.sought(now, 0.95, QUERY)) == (number == 20)
+        assert bool(targets.unsure(now, 0.95)) == (number == 20)
+        assert not targets.sought(now, 0.0, QUERY), "nothing is grounded for a visible target"
 
 
 @pytest.mark.parametrize(("left", "key"), [(0, 5), (20, 0)])

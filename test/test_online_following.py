@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scripted import ABSENT, Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
+from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2 import load_sam2
@@ -87,17 +87,6 @@ def test_a_hidden_target_that_is_not_found_is_lost_once_and_keeps_its_id_when_it
     np.testing.assert_array_equal(run.results[-1].labels == lost.label, world.mask("a", frame(79)))
 
 
-def test_hold_searches_for_a_hidden_target_and_lets_nothing_else_join(world_tracker):
-    world = World(a=lambda time_s: None if 102.05 < time_s < 104.45 else (0, 0), b=THREE.paths["b"])
-    run = _tracking(["a"], ["b", "a"], world=world, regrounding__policy="hold", tracking__lost_after_s=60.0)
-    run.decaf.source = 0
-    run.watch(range(16, 60))
-    # Hidden for a second on frame 30; then every stride of two key frames, until it is visible again on frame 45.
-    assert [window.frames[-1].index for window in run.decaf.windows] == [15, 30, 40]
-    assert {id for result in run.results for id in (target.id for target in result.targets)} == {1}
-    assert run.states(44) == {1: "OCCLUDED"} and run.states(46) == {1: "TRACKED"}
-
-
 def test_a_query_may_have_its_own_policy(world_tracker):
     run = Recorder(ScriptedDecaf(THREE, settings(regrounding__stride=1), [["a"]]))
     run.watch(range(16))
@@ -170,20 +159,6 @@ def test_at_most_max_targets_are_tracked(world_tracker):
     assert _keys(run) == {1: 0, 2: 1} and sorted(run.online._follower.tracker.ids) == [0, 1]
 
 
-def test_hold_searches_less_often_for_what_it_does_not_find(world_tracker):
-    """Each stride of two key frames at first, then every second one, then every fourth; at once for another target."""
-    hidden = {"a": 102.05, "b": 113.05}
-    world = World(
-        a=lambda time_s: (0, 0) if time_s < hidden["a"] else None,
-        b=lambda time_s: (20, 0) if time_s < hidden["b"] else None,
-        c=THREE.paths["c"],
-    )
-    run = _tracking(["a", "b"], ["c"], world=world, regrounding__policy="hold", tracking__lost_after_s=60.0)
-    run.watch(range(16, 160))
-    grounded = [window.frames[-1].index for window in run.decaf.windows]
-    assert grounded == [15, 30, 40, 60, 100, 140]
-
-
 def test_a_target_keeps_its_id_after_occlusion(world_tracker):
     world = World(a=lambda time_s: None if 101.95 < time_s < 102.75 else (round((time_s - 100) * 2), 0))
     run = _tracking(["a"], world=world, regrounding__stride=100)
@@ -225,19 +200,6 @@ def test_regrounding_recovers_a_target_that_the_tracker_lost(world_tracker):
     assert run.states(30) == {1: "OCCLUDED"}
     run.watch(range(31, 34))  # grounded on frame 30 with source frame 15, so the catch-up covers frame 19
     assert run.states(31) == {1: "TRACKED"} and run.states() == {1: "TRACKED"}
-
-
-@pytest.mark.parametrize("policy, found", [("hold", {1: "TRACKED"}), ("refresh", {})])
-def test_a_search_does_not_ask_whether_the_target_is_there(world_tracker, policy, found):
-    """ "The one that fell" is gone from the newest frames with its fall; what fell is still there."""
-    world = World(a=THREE.paths["a"], nowhere=lambda time_s: None)
-    run = _tracking(["a"], world=world, regrounding__stride=3, regrounding__policy=policy, regrounding__max_misses=1)
-    run.decaf.source = 2
-    run.watch(range(16, 20))
-    run.decaf.presence = ABSENT
-    run.online._follower.tracker._names = {0: "nowhere"}  # the tracker loses it after frame 19
-    run.watch(range(20, 60))
-    assert len(run.decaf.windows) > 1 and run.states() == found
 
 
 def test_frames_during_a_regrounding_are_tracked_with_the_living_targets(world_tracker):

@@ -190,7 +190,7 @@ def fit_weights(parts: np.ndarray, present: np.ndarray) -> np.ndarray:
 
 
 def best_threshold(scores: np.ndarray, passed: np.ndarray, present: np.ndarray) -> float:
-    """The threshold with the largest F-measure of "not found", halfway between two scores.
+    """The threshold with the largest F-measure of "not found", halfway between two scores. Both classes count the same.
 
     passed: (N,) bool. A case that did not pass is "not found" at any threshold.
     """
@@ -198,8 +198,9 @@ def best_threshold(scores: np.ndarray, passed: np.ndarray, present: np.ndarray) 
     candidates = np.concatenate([[0.0], (values[1:] + values[:-1]) / 2, [1.0]])
 
     def f_measure(threshold: float) -> float:
-        precision, recall = precision_recall((scores < threshold) | ~passed, ~present)
-        return 2 * precision * recall / (precision + recall) if precision and recall else 0.0
+        rejected = (scores < threshold) | ~passed
+        recall, false_rate = float(np.mean(rejected[~present])), float(np.mean(rejected[present]))
+        return 2 * recall / (1 + recall + false_rate)
 
     return float(max(candidates, key=f_measure))
 

@@ -12,7 +12,7 @@ import re
 _CONTINUES = (
     r"(of|in|on|at|to|is|are|was|were|here|there|visible|present|found|seen|shown|detected|identified|listed|such|that|"
     r"which|like|matches|matching|fits|applies|applicable|else|else .*|exists?|appears?|moves|moved|moving|falls|fell|"
-    r"happens|happened|stops|stopped|specific|relevant|with|from|can|could|has|have)"
+    r"happens|happened|stops|stopped|specific|relevant|with|from|can|could|has|have|enters?|entered|leaves|left|drops|dropped|rolls|rolled|picks|picked|passes|passed)"
 )
 _STATES = (
     r"(visible|present|there|here|found|seen|shown|detected|identified|identifiable|recognizable|recognisable|depicted|"
@@ -34,7 +34,7 @@ _DENIALS = re.compile(
             # "not visible", "not in the video", "not a mug"; not "not-so-large ball".
             rf"not (currently |clearly |actually )?({_STATES}|any|a|an|the|existing|existent|enough)\b(?!-)",
             # "there is no mug", "there isn't one", "there are none".
-            r"there('s| is| are| was| were| seems to be| appears to be) (no|not|none|nothing|nobody)\b",
+            r"there('s| is| are| was| were| seems to be| appears to be) (no|not|none|nothing|nobody)\b(?!-)",
             r"there (is|are|was|were|do|does)n't\b|there (does|do) not\b",
             # "I don't see any mug", "sorry, I cannot find it", "I see no mug", "I'm not sure".
             rf"((i'm |i am )?sorry[,.]? |unfortunately,? )?(but )?"
@@ -45,8 +45,13 @@ _DENIALS = re.compile(
             r"contains?|includes?|depicts?) (no|nothing|none|nobody)\b|lacks?\b)",
             # "The mug is not visible", "mug not found", "the mug does not appear", "it cannot be determined".
             rf".*(\bnot|n't|\bnever|\bno longer) (currently |clearly |actually |be |been )*{_STATES}$",
-            r".*\b(does|do|did|has|have)(n't| not) (appear|exist|appeared|existed|occur|happen)\b",
-            r".*\b(cannot|can't|can not|could not|couldn't) be (seen|found|determined|identified|detected|located)\b",
+            r".*\b(does|do|did|has|have)(n't| not) (appear|exist|appeared|existed|occur|happen)"
+            r"( (in|on|at|here)\b.*)?$",
+            r".*\b(cannot|can't|can not|could not|couldn't) be (seen|found|determined|identified|detected|located)"
+            r"( (in|on|at|from|here)\b.*)?$",
+            # "Can't see it", "cannot find the mug".
+            r"(can't|cannot|can not|could not|couldn't) (see|find|identify|locate|detect|tell)\b",
+            r"\w+( \w+)* (is|are) (out of (view|sight|frame)|nowhere( to be (seen|found))?)$",
             r"\w+( \w+)* (is|are|was|were|seems|appears)( to be)? (absent|missing|nonexistent)$",
         )
     )

@@ -12,6 +12,8 @@ from decaf_ros.segmentation.overlap import are_apart, mask_iou
 from decaf_ros.segmentation.search import Example
 from decaf_ros.types import Frame
 
+# From this value on, `tracking.appearance_margin` is off.
+MARGIN_OFF = 2.0
 # Descriptors kept: the first ones for good, the others as a ring.
 _FIRST, _SAMPLES = 3, 12
 # Accepted frames between two samples.
@@ -22,9 +24,10 @@ _LEARN_AREA = 0.6
 _SIZE_KNOWN = 5
 # A mask may have this multiple of the largest typical area, at first and once the size is known.
 _MAX_AREA_AT_FIRST, _MAX_AREA = 2.0, 1.3
-# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, with the same shape
-# (IoU), as a camera may come near; and its centre may move by _MAX_STEP typical widths.
-_MAX_GROWTH, _SAME_SHAPE, _MAX_STEP, _RECENT_S = 1.3, 0.8, 2.0, 0.5
+# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, as a camera may come
+# near, with the same shape: an IoU of _SAME_SHAPE after stretching, by at most _MAX_STRETCH more on one axis than on
+# the other. Its centre may move by _MAX_STEP typical widths.
+_MAX_GROWTH, _SAME_SHAPE, _MAX_STRETCH, _MAX_STEP, _RECENT_S = 1.3, 0.8, 1.05, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
@@ -67,8 +70,9 @@ class Appearance:
         return self._is_within(config.appearance_margin / 6, look)
 
     def is_doubtful(self, look: np.ndarray | None, config: TrackingConfig) -> bool:
-        """Whether there is evidence, and it does not look alike."""
-        return self.similarity(look) is not None and not self.looks_alike(look, config)
+        """Whether there is evidence, and it does not look alike. Never if `appearance_margin` is off."""
+        is_off = config.appearance_margin >= MARGIN_OFF
+        return not is_off and self.similarity(look) is not None and not self.looks_alike(look, config)
 
     def _is_within(self, margin: float, look: np.ndarray | None) -> bool:
         similarity = self.similarity(look)
@@ -81,7 +85,7 @@ class Appearance:
         if not self._samples and not self._typical_area:
             return False
         is_doubtful = self.is_doubtful(look, config)
-        is_recent = (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S
+        is_recent = self.is_recent(frame)
         largest = _MAX_AREA if self._accepted >= _SIZE_KNOWN else _MAX_AREA_AT_FIRST
         most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
         area = np.count_nonzero(mask)
@@ -91,6 +95,10 @@ class Appearance:
         if not is_recent:
             return is_doubtful
         return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
+
+    def is_recent(self, frame: Frame) -> bool:
+        """Whether the target was visible a moment ago."""
+        return (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S
 
     def is_too_large(self, area_px: float) -> bool:
         """Whether a mask that was found elsewhere is too large to be the target, as far as its size is known."""
@@ -117,16 +125,17 @@ class Appearance:
         """Which of (K, H, W) bool masks with their (K, C) descriptors is the target: the one that looks most like it.
 
         One that nothing else speaks for has to have a usual size and be similar up to a twelfth of the margin. With the
-        mask that the target last had (`in_place`, by index) it may be less similar, by the margin. With the mask that
-        SAM 2 gives for the target now (`followed`), by a sixth, and it may be larger: the target was never seen whole.
-        None if there is no such mask, or if two that are apart qualify.
+        mask that the target had a moment ago (`in_place`, by index) it may be less similar, by the margin. With the
+        mask that SAM 2 gives for the target now (`followed`), by a sixth, and it may be larger: the target was never
+        seen whole. None if there is no such mask, or if two that are apart qualify.
         """
         areas = masks.sum(axis=(1, 2))
         fit = []
         for index in np.flatnonzero(areas >= self._largest_area * _LEAST_FOUND).tolist():
-            is_followed = index in followed
-            share = 1 if index in in_place else 6 if is_followed else 12
-            most = _MOST_FOLLOWED if is_followed else _MOST_FOUND
+            if index in in_place:
+                share, most = 1, _MAX_AREA
+            else:
+                share, most = (6, _MOST_FOLLOWED) if index in followed else (12, _MOST_FOUND)
             is_usual = areas[index] <= self._largest_area * most
             if is_usual and self._is_within(config.appearance_margin / share, looks[index]):
                 fit.append(index)
@@ -172,8 +181,11 @@ class Appearance:
 
 
 def _same_shape(mask: np.ndarray, before: np.ndarray) -> bool:
-    """Whether two non-empty (H, W) bool masks are the same but for place and size: a leak grows to one side."""
+    """Whether two non-empty (H, W) bool masks are the same but for place and size. A leak grows to one side."""
     crop, old = mask[_box(mask)], before[_box(before)].astype(np.uint8)
+    stretch = np.array(crop.shape) / old.shape
+    if stretch.max() > _MAX_STRETCH * stretch.min():
+        return False
     return mask_iou(cv2.resize(old, crop.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0, crop) >= _SAME_SHAPE
 
 

@@ -10,9 +10,10 @@ import numpy as np
 from decaf_ros.config import TrackingConfig
 from decaf_ros.online.tracks import Candidate, is_seen
 from decaf_ros.online.window import FrameBuffer
+from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
 from decaf_ros.stages import Steps
-from decaf_ros.types import Frame, Window
+from decaf_ros.types import Frame, Tracklet, Window
 
 # A round covers the frames that arrived during the previous round. The last round does not pause, so it ends.
 _ROUNDS = 8
@@ -22,6 +23,21 @@ def thin(frames: Sequence[Frame], max_count: int) -> list[Frame]:
     """At most `max_count` (>= 1) of the frames, evenly spread and in order, always including the last."""
     count = min(len(frames), max_count)
     return [frames[(index + 1) * len(frames) // count - 1] for index in range(count)]
+
+
+def apart_from(
+    tracklets: Sequence[Tracklet],
+    frames: Sequence[Frame],
+    settled: Sequence[tuple[Frame, np.ndarray]],
+    match_iou: float,
+) -> list[Tracklet]:
+    """The tracklets over key frames that are on none of the `settled` masks.
+
+    settled: frames with (H, W) bool masks of objects that need no search. One on another frame counts for nothing.
+    match_iou: mask IoU above which a tracklet is on the object.
+    """
+    shown = [(frames.index(frame), mask) for frame, mask in settled if frame in frames]
+    return [one for one in tracklets if not any(mask_iou(one.masks[at], mask) > match_iou for at, mask in shown)]
 
 
 def catch_up(

@@ -30,8 +30,8 @@ def were_apart(first: Candidate, second: Candidate) -> bool:
 def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> list[list[Candidate]]:
     """Groups candidates of one grounding, best first, that are on the object of the group's best candidate.
 
-    In each group the one that was seen last comes first: the best candidate's source may be inexact, so that the
-    tracker loses it. iou_threshold: mask IoU above which two masks are one object.
+    In each group one that is seen last comes first, if possible surely: the best candidate's source may be inexact, so
+    that the tracker loses it. iou_threshold: mask IoU above which two masks are one object.
     """
     groups: list[list[Candidate]] = []
     for candidate in candidates:
@@ -40,7 +40,11 @@ def group_by_object(candidates: Sequence[Candidate], iou_threshold: float) -> li
             groups.append([candidate])
         else:
             group.append(candidate)
-    return [sorted(group, key=lambda candidate: -candidate.seen_frame.stamp_ns) for group in groups]
+    return [sorted(group, key=_seen_last) for group in groups]
+
+
+def _seen_last(candidate: Candidate) -> tuple[int, bool]:
+    return -candidate.seen_frame.stamp_ns, candidate.sure_frame is not candidate.seen_frame
 
 
 def _is_duplicate(first: Candidate, second: Candidate, iou_threshold: float) -> bool:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from decaf_ros.config import DecafConfig
-from decaf_ros.online.catch_up import catch_up
+from decaf_ros.online.catch_up import apart_from, catch_up
 from decaf_ros.online.targets import Targets
-from decaf_ros.online.tracks import Candidate
+from decaf_ros.online.tracks import Candidate, LivingTarget
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.scoring import PER_OBJECT
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import Frame, Query, Segmentation
@@ -35,7 +38,7 @@ class Follower:
 
     def step(self, frame: Frame, is_keyframe: bool, config: DecafConfig) -> None:
         """Tracks the targets on the next frame."""
-        if not self.tracker.ids:
+        if not self.tracker.ids and not self.targets.missing:
             return
         rejected = self.targets.update(frame, self.tracker.step(frame), config, is_keyframe)
         self.tracker.reject(rejected)
@@ -54,15 +57,20 @@ class Follower:
         self._forget_untracked(self.tracker)
 
     def catch_up(
-        self, found: Segmentation, buffer: FrameBuffer, config: DecafConfig, clock: StageClock, may_join: bool
+        self,
+        found: Segmentation,
+        buffer: FrameBuffer,
+        config: DecafConfig,
+        clock: StageClock,
+        known: Sequence[tuple[LivingTarget, Frame, np.ndarray]],
     ) -> Steps[CaughtUp]:
-        """Propagates the selected tracklets from their source key frames to the newest frame. If nothing may join,
-        without those of targets that need no search."""
+        """Propagates the selected tracklets from their source key frames to the newest frame, without those on a
+        `known` target that is surely seen now (`Targets.key_masks`, as the grounding began)."""
         caught = CaughtUp([], StreamingTracker(self._sam2))
-        frames, newest, selected = found.window.frames, buffer.newest, found.selected
-        if not may_join and newest is not None:
-            selected = tuple(one for one in selected if not self.targets.is_settled(one, frames, newest, config))
-        for tracklet in selected[: config.tracking.max_targets]:
+        frames, newest = found.window.frames, buffer.newest
+        settled = [(frame, mask) for target, frame, mask in known if target.sure_frame is newest]
+        selected = apart_from(found.selected, frames, settled, config.regrounding.match_iou)
+        for tracklet in selected[: config.tracking.max_targets * PER_OBJECT]:
             caught.candidates.append(Candidate(next(self._keys), tracklet, frames))
         if caught.candidates:
             steps = catch_up(
@@ -80,12 +88,13 @@ class Follower:
         config: DecafConfig,
         may_join: bool,
         means_one: bool,
-    ) -> None:
+    ) -> set[int]:
         """Merges the candidates into the targets: see `Targets.merge`. Both trackers are at `newest`."""
-        self.targets.merge(caught.candidates, query, category, newest, config, may_join, means_one)
+        found = self.targets.merge(caught.candidates, query, category, newest, config, may_join, means_one)
         self._forget_untracked(self.tracker)
         self._forget_untracked(caught.tracker)
         self.tracker.absorb(caught.tracker)
+        return found
 
     def _last_seen_frames(self) -> set[Frame]:
         return {target.sure_frame for target in self.targets.living}

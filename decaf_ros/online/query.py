@@ -70,11 +70,16 @@ class LiveQuery:
 
     def is_due(self, policy: str, sought: frozenset[int]) -> bool:
         """Whether a grounding may begin. policy: its own. sought: ids of the targets to be searched for."""
+        if self.due_in > 0:
+            return False
         if self.fresh:
             return self.window is not None
-        if policy == "off" or self.due_in > 0:
-            return False
-        return policy == "refresh" or (bool(sought) and (self.rest == 0 or not sought <= self.sought))
+        if policy != "hold":
+            return policy == "refresh"
+        self.sought &= sought
+        if not self.sought:
+            self.rest = self.fruitless = 0
+        return bool(sought) and (self.rest == 0 or not sought <= self.sought)
 
     def rest_after(self, sought: frozenset[int], found_not: frozenset[int], stride: int) -> None:
         """Sets when to look again for targets that the grounding has `sought` in vain: they may be gone for long."""

@@ -253,7 +253,9 @@ class OnlineSegmenter:
         """Grounds the query on the window, catches up with the stream, and answers the query or updates its targets."""
         config = live.config(self._decaf.config)
         window = live.window or anchored(self.buffer.window(), self._anchors(live), config.window.min_frames)
-        may_join = live.fresh or config.regrounding.policy == "refresh"
+        was_fresh = live.fresh
+        may_join = was_fresh or config.regrounding.policy == "refresh"
+        known = [] if may_join else self._targets.key_masks
         live.fresh, live.window, live.due_in = False, None, config.regrounding.stride
         if not live.answered:
             short = f" (window.size is {config.window.size})" if len(window) < config.window.size else ""
@@ -275,9 +277,9 @@ class OnlineSegmenter:
                     found = even_if_absent(found, config)
                 if missing and may_join:
                     found = dataclasses.replace(found, selected=())
-                caught = yield from self._follower.catch_up(found, self.buffer, config, clock, may_join)
+                caught = yield from self._follower.catch_up(found, self.buffer, config, clock, known)
         except Exception as error:  # any model error, including out of memory: the stream continues
-            self._fail(live, error)
+            self._fail(live, error, was_fresh)
             failed, out_of_memory = True, isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
@@ -291,12 +293,14 @@ class OnlineSegmenter:
         config = live.config(self._decaf.config)
         search_after_s, stride = config.regrounding.search_after_s, config.regrounding.stride
         sought = self._targets.sought(newest, search_after_s, live.query)
-        self._follower.merge(caught, live.query, category, newest, config, may_join, means_one)
-        live.rest_after(sought, sought & self._targets.sought(newest, search_after_s, live.query), stride)
+        matched = self._follower.merge(caught, live.query, category, newest, config, may_join, means_one)
+        live.rest_after(sought, sought - matched, stride)
         # Key frames during the grounding do not count, or a slow grounding would always be due again at once.
         live.due_in = stride
         if not live.answered:
             self._answer(live, found, missing, (*found.stage_ms, *clock.stage_ms))
+        elif was_fresh:  # after a restart: without targets there is nothing to hold or to search for
+            live.fresh = not self._targets.living_of(live.query)
 
     def _report_stage(self, query: Query, stage: str, progress: float) -> None:
         self._emit(StageEvent(query, stage, progress))
@@ -325,11 +329,11 @@ class OnlineSegmenter:
             text += f" (all {places} places are taken: tracking.max_targets)"
         self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
 
-    def _fail(self, live: LiveQuery, error: Exception) -> None:
+    def _fail(self, live: LiveQuery, error: Exception, was_fresh: bool) -> None:
         _log.debug("grounding failed", exc_info=error)
         if live not in self.queries:
             return
-        live.due_in = live.config(self._decaf.config).regrounding.stride
+        live.fresh, live.due_in = was_fresh, live.config(self._decaf.config).regrounding.stride
         self._emit(Notice("error", f"grounding of query {live.query.id} failed: {first_line(error)}"))
         if live in self.queries and not live.answered:
             self._end(live, QueryState.FAILED, first_line(error))

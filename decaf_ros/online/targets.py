@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
+from decaf_ros.online.appearance import MARGIN_OFF
 from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget, is_seen
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
-from decaf_ros.types import Frame, FrameResult, Query, TargetState, Tracklet
+from decaf_ros.types import Frame, FrameResult, Query, TargetState
 
 _LABELS = range(1, 256)
 # Missing targets that are still looked for, the newest ones: each costs a tracker step per frame.
@@ -33,11 +34,17 @@ class Targets:
         self._targets: list[LivingTarget] = []
         self._missing: list[LivingTarget] = []
         self._duplicates = DuplicateDetector()
+        self._frame: Frame | None = None
         self._ids = itertools.count(1) if ids is None else ids
 
     @property
     def living(self) -> list[LivingTarget]:
         return [target for target in self._targets if target.state is not TargetState.LOST]
+
+    @property
+    def missing(self) -> list[LivingTarget]:
+        """Lost targets that are searched for."""
+        return list(self._missing)
 
     def update(
         self, frame: Frame, steps: Mapping[int, TrackStep], config: DecafConfig, is_keyframe: bool = False
@@ -51,7 +58,8 @@ class Targets:
         for target in (*self.living, *self._missing):
             if target.key in steps:
                 target.claim = steps[target.key].mask
-        steps = {**steps, **{target.key: _HIDDEN for target in self._intruders(steps, config.tracking)}}
+        steps = {**steps, **{target.key: _HIDDEN for target in self._intruders(frame, steps, config.tracking)}}
+        self._frame = frame
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
         for target in [target for target in self._missing if target.key in steps]:
@@ -70,16 +78,17 @@ class Targets:
                 kept.queries.setdefault(query, category)
         return rejected
 
-    def _intruders(self, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
-        """Targets whose new masks lie on a different target that has the better claim to the place: it was seen a frame
-        ago, and its mask is where it was. SAM 2 went over to it from an object of the same looks."""
+    def _intruders(self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
+        """Targets whose new masks lie on a different target that has the better claim to the place: it was seen on the
+        frame before, and its mask is where it was. SAM 2 went over to it from an object of the same looks."""
         claims = []
-        newest = max((target.seen_frame.stamp_ns for target in self.living), default=0)
         for target in (*self.living, *self._missing):
-            step = steps.get(target.key)
-            if step is not None and is_seen(step, config):
-                was_seen = target.state is not TargetState.LOST and target.seen_frame.stamp_ns == newest
-                claims.append((was_seen, mask_iou(step.mask, target.mask), -target.id, target, step.mask))
+            step, looks = steps.get(target.key), target.appearance
+            if step is None or not is_seen(step, config) or looks.contradicts(frame, step.mask, step.look, config):
+                continue
+            was_seen = target.state is not TargetState.LOST and target.seen_frame is self._frame
+            fit = mask_iou(step.mask, target.mask) if was_seen else looks.similarity(step.look) or 0.0
+            claims.append((was_seen, fit, -target.id, target, step.mask))
         claims.sort(key=lambda claim: claim[:3], reverse=True)
         kept: list[tuple[LivingTarget, np.ndarray]] = []
         intruders = []
@@ -102,24 +111,29 @@ class Targets:
 
         keys: supply of keys of `tracker`, which follows what was found.
         """
-        if config.tracking.appearance_margin >= 2:
+        if config.tracking.appearance_margin >= MARGIN_OFF:
             return
+        found = []
         for target in self.unsure(frame, config.regrounding.search_after_s):
             example = target.appearance.example
             if example is None or not target.is_held(config.regrounding.policy):
                 continue
             masks, looks = tracker.search(frame, example)
-            free = [index for index, mask in enumerate(masks) if self._is_free(target, frame, mask)]
-            masks, looks = masks[free], looks[free]
             least, most = config.regrounding.match_iou, config.segmentation.suppression_iou
-            in_place = [index for index, mask in enumerate(masks) if mask_iou(mask, target.mask) > least]
+            is_here = np.array([mask_iou(mask, target.mask) > least for mask in masks], bool)
+            free = np.array([self._is_free(target, frame, mask) for mask in masks], bool)
+            if target.seen_frame is frame:  # it is not elsewhere
+                free &= is_here
+            masks, looks, is_here = masks[free], looks[free], is_here[free]
+            in_place = np.flatnonzero(is_here & target.appearance.is_recent(frame)).tolist()
             followed = [index for index, mask in enumerate(masks) if mask_iou(mask, target.claim) > most]
             chosen = target.appearance.choose(masks, looks, config.tracking, in_place, followed)
-            if chosen is None:
-                continue
-            step = TrackStep(masks[chosen], 1.0, looks[chosen])
+            if chosen is not None:
+                found.append((target, TrackStep(masks[chosen], 1.0, looks[chosen])))
+        # One mask may fit two targets of the same looks: it belongs to the more similar one.
+        for target, step in sorted(found, key=lambda pair: -(pair[0].appearance.similarity(pair[1].look) or 0.0)):
             if self.find(target, key := next(keys), frame, step, config):
-                tracker.add([key], frame, masks[chosen : chosen + 1])
+                tracker.add([key], frame, step.mask[None])
 
     def find(self, target: LivingTarget, key: int, frame: Frame, step: TrackStep, config: DecafConfig) -> bool:
         """An unsure target was found on `frame`, the last followed one, by what it looks like; `key` follows it from
@@ -161,19 +175,20 @@ class Targets:
         return [target for target in self.living if query in target.queries]
 
     def sought(self, frame: Frame, search_after_s: float, query: Query) -> frozenset[int]:
-        """Ids of a query's targets that are missing, or not surely seen for at least `search_after_s` at `frame`."""
+        """Ids of a query's targets that are missing, or hidden for at least `search_after_s` at `frame`."""
+        hidden = (
+            target
+            for target in self.living
+            if target.seen_frame is not frame and target.unseen_s(frame) >= search_after_s
+        )
         lost = (target for target in (*self._targets, *self._missing) if target.is_missing)
-        sought = (*lost, *self.unsure(frame, search_after_s))
-        return frozenset(target.id for target in sought if query in target.queries)
+        return frozenset(target.id for target in (*hidden, *lost) if query in target.queries)
 
-    def is_settled(self, tracklet: Tracklet, frames: Sequence[Frame], newest: Frame, config: DecafConfig) -> bool:
-        """Whether a tracklet over key frames is on a target that is surely seen on the newest frame."""
-        for target in self.living:
-            if target.sure_frame is newest and target.key_frame in frames and target.key_mask is not None:
-                mask = tracklet.masks[frames.index(target.key_frame)]
-                if mask_iou(mask, target.key_mask) > config.regrounding.match_iou:
-                    return True
-        return False
+    @property
+    def key_masks(self) -> list[tuple[LivingTarget, Frame, np.ndarray]]:
+        """Living targets, each with the last key frame on which it was surely seen, and its mask there."""
+        known = ((target, target.key_frame, target.key_mask) for target in self.living)
+        return [(target, frame, mask) for target, frame, mask in known if frame is not None and mask is not None]
 
     @property
     def tracker_keys(self) -> set[int]:
@@ -194,17 +209,18 @@ class Targets:
         config: DecafConfig,
         may_join: bool = True,
         means_one: bool = False,
-    ) -> None:
-        """Merges the candidates of one grounding of `query`, best first, caught up to `newest`.
+    ) -> set[int]:
+        """Merges the candidates of one grounding of `query`, best first, caught up to `newest`. Returns the ids of the
+        targets that it found again: they go on with a candidate that is seen now.
 
         Each candidate is matched with at most one living or missing target. A target that is surely seen stays as it
-        is. Any other continues with the candidate's memory; a missing one is then revived with its id. If the candidate
-        is doubtful by its looks, that holds only where both have the same mask now: then the target's looks were
-        inexact. A hidden target of the query without a match counts a miss. With `may_join`, a living target of another
-        query that has a match belongs to this query too, and candidates without a match become new targets, at most
-        `tracking.max_targets` of all queries; if the query `means_one` object, the best candidate alone, where the
-        query has no target. Without it, targets of other queries stay as they are. Other candidates on the same object
-        (`group_by_object`) only help to match it.
+        is. Any other continues with the candidate's memory, a visible one only in its place; a missing one is then
+        revived with its id. If the candidate is doubtful by its looks, that holds only where both have the same mask
+        now: then the target's looks were inexact. A hidden target of the query without a match counts a miss. With
+        `may_join`, a living target of another query that has a match belongs to this query too, and candidates without
+        a match become new targets, at most `tracking.max_targets` of all queries; if the query `means_one` object, the
+        best candidate alone, where the query has no target. Without it, targets of other queries stay as they are.
+        Other candidates on the same object (`group_by_object`) only help to match it.
 
         config: with the query's policy.
         """
@@ -225,7 +241,7 @@ class Targets:
         joining = range(len(candidates) if may_join else 0)
         if means_one:
             joining = joining[: int(not has_any)]
-        taken = set()
+        taken, again = set(), set()
         for row, target in enumerate(known):
             is_own, column = query in target.queries, matches.get(row)
             if column is None:
@@ -235,8 +251,8 @@ class Targets:
             candidate = sources[target.id] = candidates[column]
             if not is_own and column not in joining:
                 continue
-            if target.sure_frame is not newest:
-                self._continue(target, candidate, newest, config)
+            if target.sure_frame is not newest and self._continue(target, candidate, newest, config):
+                again.add(target.id)
             if is_own or target not in self._missing or target.key == candidate.key:
                 taken.add(column)
                 target.queries.setdefault(query, category)
@@ -253,15 +269,17 @@ class Targets:
         for (first_id, first), (second_id, second) in itertools.combinations(sources.items(), 2):
             if were_apart(first, second):
                 self._duplicates.mark_distinct(first_id, second_id)
+        return again
 
-    def _continue(self, target: LivingTarget, candidate: Candidate, newest: Frame, config: DecafConfig) -> None:
-        """Continues a target that is not surely seen with its match, where that has the better evidence."""
+    def _continue(self, target: LivingTarget, candidate: Candidate, newest: Frame, config: DecafConfig) -> bool:
+        """Continues a target that is not surely seen with its match, where that has the better evidence. Returns
+        whether it does, and sees the target now."""
         target.misses = 0
-        if target.seen_frame is newest and candidate.seen_frame is not newest:
-            return
+        if target.seen_frame is newest and not _is_here(target, candidate, config):
+            return False
         if target.appearance.is_doubtful(candidate.look, config.tracking):
-            if not _agree(target, candidate, newest, config):
-                return
+            if not _agree(target, candidate, newest, config.segmentation.suppression_iou):
+                return False
             target.learn_anew(candidate)
         elif target not in self._missing:
             target.renew(candidate)
@@ -269,6 +287,7 @@ class Targets:
             self._return_to_view(target)
             target.revive(candidate, newest)
         self._duplicates.restart(target.id)
+        return candidate.seen_frame is newest
 
     def _return_to_view(self, target: LivingTarget) -> None:
         """A missing target lives again, under its old label if that is free."""
@@ -318,13 +337,16 @@ def _overlaps(
     return overlaps
 
 
-def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, config: DecafConfig) -> bool:
-    """Whether a candidate of a grounding is seen on the newest frame, with the mask that the target has or last had:
-    surely seen, if the target is visible."""
-    overlap = mask_iou(target.mask, candidate.seen_mask)
-    if target.seen_frame is newest:
-        return candidate.sure_frame is newest and overlap > config.segmentation.suppression_iou
-    return candidate.seen_frame is newest and overlap > config.regrounding.match_iou
+def _is_here(target: LivingTarget, candidate: Candidate, config: DecafConfig) -> bool:
+    """Whether a candidate of a grounding is seen on the newest frame, where the visible target is."""
+    is_seen_now = candidate.seen_frame is target.seen_frame
+    return is_seen_now and mask_iou(target.mask, candidate.seen_mask) > config.regrounding.match_iou
+
+
+def _agree(target: LivingTarget, candidate: Candidate, newest: Frame, iou_threshold: float) -> bool:
+    """Whether a visible target and a surely seen candidate of a grounding have the same mask on the newest frame."""
+    both_seen = target.seen_frame is newest and candidate.sure_frame is newest
+    return both_seen and mask_iou(target.mask, candidate.seen_mask) > iou_threshold
 
 
 def _comparable_masks(target: LivingTarget, candidate: Candidate) -> tuple[np.ndarray, np.ndarray] | None:

@@ -94,6 +94,7 @@ class LivingTarget:
         key_frame: last key frame on which it was surely seen.
         key_mask: (H, W) bool on `key_frame`.
         is_given_up: not searched for once it is lost: a duplicate of an older target, or lost in a stream reset.
+        is_proven: surely seen since it was found again; until then it is TENTATIVE.
         appearance: what it looks like, from confirmed frames.
     """
 
@@ -116,6 +117,7 @@ class LivingTarget:
     key_frame: Frame | None = None
     key_mask: np.ndarray | None = None
     is_given_up: bool = False
+    is_proven: bool = True
     appearance: Appearance = field(default_factory=Appearance)
 
     @classmethod
@@ -152,7 +154,7 @@ class LivingTarget:
         if is_seen(step, config) and not self.appearance.contradicts(frame, step.mask, step.look, config):
             is_sure = self._see(frame, step, config, is_keyframe)
             self.seen_count += 1
-            if self.seen_count >= config.confirm_frames:
+            if self.is_proven and self.seen_count >= config.confirm_frames:
                 self.state = TargetState.TRACKED
         elif frame.stamp_ns - self.unseen_since_ns > config.lost_after_s * 1e9:
             self.state = TargetState.LOST
@@ -164,6 +166,7 @@ class LivingTarget:
         self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
         is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
         if is_sure:
+            self.is_proven = True
             self.sure_mask, self.sure_frame, self.unsure_since_ns = step.mask, frame, frame.stamp_ns
             if is_keyframe:
                 self.key_mask, self.key_frame = step.mask, frame
@@ -196,7 +199,7 @@ class LivingTarget:
             return False
         if self.appearance.contradicts(frame, step.mask, step.look, config):
             return False
-        self.state, self.seen_count, self.misses = TargetState.TENTATIVE, 1, 0
+        self._return(seen_count=1)
         self._see(frame, step, config)
         return True
 
@@ -204,17 +207,21 @@ class LivingTarget:
         """It was found on `frame` by what it looks like, and has to be confirmed anew unless it was visible there."""
         self.key, self.source_stamp_ns, self.misses = key, frame.stamp_ns, 0
         if self.seen_frame is not frame:
-            self.state, self.seen_count = TargetState.TENTATIVE, 1
+            self._return(seen_count=1)
         self.appearance.find(step.mask)
         self._see(frame, step, config, is_keyframe=True)
 
     def revive(self, candidate: Candidate, newest: Frame) -> None:
         """A grounding found a lost target again: it keeps id and category, and has to be confirmed anew."""
         self.renew(candidate)
-        self.state, self.seen_count = TargetState.TENTATIVE, 0
+        self._return(seen_count=0)
         self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
         self.sure_frame, self.sure_mask, self.unsure_since_ns = self.seen_frame, self.mask, newest.stamp_ns
         self._set_key_frame(candidate)
+
+    def _return(self, seen_count: int) -> None:
+        """It is found again, and has to be confirmed and surely seen."""
+        self.state, self.seen_count, self.misses, self.is_proven = TargetState.TENTATIVE, seen_count, 0, False
 
     def _set_key_frame(self, candidate: Candidate) -> None:
         seen = [frame for frame in candidate.frames if frame in candidate.masks]
@@ -238,6 +245,10 @@ class LivingTarget:
     def is_held(self, default_policy: str) -> bool:
         """Whether a query that means it has another policy than off. default_policy: of queries without their own."""
         return any((query.policy or default_policy) != "off" for query in self.queries)
+
+    def unseen_s(self, frame: Frame) -> float:
+        """Seconds since it was last seen, at `frame`."""
+        return max(frame.stamp_ns - self.unseen_since_ns, 0) / 1e9
 
     def on(self, frame: Frame) -> Target:
         """As published for `frame`, the last followed frame. The mask is empty if the target is hidden or lost."""

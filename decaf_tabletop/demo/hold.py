@@ -1,6 +1,8 @@
 """Checks that answers are held: each question about the story bag is followed to the end of the bag.
 
-python -m decaf_tabletop.demo.hold [--set regrounding.policy=off] [--query TEXT]
+python -m decaf_tabletop.demo.hold [--set regrounding.policy=off] [--query TEXT] [--compare-off]
+
+The exit status is 1 if an answer is not held, or costs too much more than without later groundings (--compare-off).
 """
 
 from __future__ import annotations
@@ -9,11 +11,12 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
+from decaf_ros.config import DecafConfig, replace
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.segmenter import OnlineSegmenter
@@ -28,6 +31,10 @@ from decaf_tabletop.world.clip import Expression
 # Counted from this long after the question, on frames on which so much of the target is visible.
 SETTLED_S, MIN_VISIBLE_PX = 1.0, 100
 HELD_IOU = 0.8
+# An answer is held if this share of the frames is, and at most that share shows something else.
+HELD_SHARE, ELSEWHERE_SHARE = 0.97, 0.01
+# CPU time over all questions, of that with `regrounding.policy: off`.
+MOST_CPU = 1.3
 
 
 class Held(NamedTuple):
@@ -51,13 +58,17 @@ class Held(NamedTuple):
     groundings: int
     cpu_s: float
 
+    @property
+    def is_held(self) -> bool:
+        return self.held >= HELD_SHARE * self.frames and self.elsewhere <= ELSEWHERE_SHARE * self.total
+
 
 def follow(decaf: Decaf, frames: Sequence[Frame], truth: GroundTruth, question: Expression) -> Held:
     """Plays all frames and asks the question at its time. Raises RuntimeError if a grounding or tracking fails."""
     outputs: list[Output] = []
-    segmenter = OnlineSegmenter(decaf, outputs.append, want_heatmaps=lambda: False)
+    counting = _CountingDecaf(decaf)
+    segmenter = OnlineSegmenter(cast(Decaf, counting), outputs.append, want_heatmaps=lambda: False)
     start_ns, asked_s = frames[0].stamp_ns, question.asked_s or 0.0
-    groundings = _count_calls(decaf)
     began_s, asked = time.process_time(), False
     for frame in frames:
         segmenter.observe(frame)
@@ -74,7 +85,7 @@ def follow(decaf: Decaf, frames: Sequence[Frame], truth: GroundTruth, question: 
         if isinstance(output, FrameResult) and output.frame.stamp_ns - start_ns >= (asked_s + SETTLED_S) * 1e9
     ]
     counts = np.array([_score(result, np.isin(truth.labels[result.frame.stamp_ns], targets)) for result in results])
-    return Held(*counts.sum(axis=0).tolist(), len(results), len(groundings), cpu_s)
+    return Held(*counts.sum(axis=0).tolist(), len(results), counting.groundings, cpu_s)
 
 
 def _score(result: FrameResult, truth: np.ndarray) -> tuple[bool, bool, bool, bool]:
@@ -87,43 +98,70 @@ def _score(result: FrameResult, truth: np.ndarray) -> tuple[bool, bool, bool, bo
     return counted, counted and iou >= HELD_IOU, elsewhere, is_tracked and (iou < 0.5 if counted else elsewhere)
 
 
-def _count_calls(decaf: Decaf) -> list[str]:
-    """Makes `decaf.segment` count its calls in the returned list, which is emptied first."""
-    calls: list[str] = []
-    segment = type(decaf).segment
+class _CountingDecaf:
+    """A Decaf that counts its groundings."""
 
-    def counted(window, query, *rest, **options):
-        calls.append(query)
-        return segment(decaf, window, query, *rest, **options)
+    def __init__(self, decaf: Decaf) -> None:
+        self._decaf = decaf
+        self.groundings = 0
 
-    decaf.segment = counted  # type: ignore[method-assign]
-    return calls
+    def steps(self, *args: Any, **kwargs: Any) -> Any:
+        self.groundings += 1
+        return self._decaf.steps(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decaf, name)
 
 
 def main() -> int:
-    """Prints a row per question."""
+    """Prints a row per question. Returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_config_arguments(parser, " (default: tabletop.yaml)")
     parser.add_argument("--query", default="", help="only this question")
+    parser.add_argument("--compare-off", action="store_true", help="also measure with regrounding.policy=off")
     args = parser.parse_args()
     default = resolve_path("package://decaf_tabletop/config/tabletop.yaml")
     decaf = Decaf.from_config(with_arguments(load_config(args.config or default, node=args.node), args))
     truth = read_ground_truth(STORY)
     with BagReader(STORY) as reader:
         frames = list(reader.frames(COMPRESSED_TOPIC))
-    print(_row("question", "held", "", "elsewhere", "wrongly tracked", "groundings", "CPU s"))
+    print(_row("question", "held", "", "elsewhere", "wrongly tracked", "groundings", "CPU s", "of off"))
+    off = replace(decaf.config, {"regrounding.policy": "off"})
+    all_held, cpu_s, off_cpu_s = True, 0.0, 0.0
     for question in truth.expressions:
         if question.targets and args.query in ("", question.text):
-            decaf.release()
-            held = follow(decaf, frames, truth, question)
+            held = _fresh(decaf, decaf.config, frames, truth, question)
+            all_held &= held.is_held
+            cpu_s += held.cpu_s
+            ratio = ""
+            if args.compare_off:
+                without = _fresh(decaf, off, frames, truth, question)
+                off_cpu_s += without.cpu_s
+                ratio = f"{held.cpu_s / without.cpu_s:.2f}"
             share = f"{100 * held.held / max(held.frames, 1):.1f} %"
             counts = f"{held.held} of {held.frames}", share, f"{held.elsewhere} of {held.total}"
-            print(_row(question.text, *counts, held.wrongly_tracked, held.groundings, f"{held.cpu_s:.1f}"), flush=True)
-    return 0
+            cells = *counts, held.wrongly_tracked, held.groundings, f"{held.cpu_s:.1f}", ratio
+            print(_row(question.text, *cells), flush=True)
+    if args.compare_off:
+        print(f"CPU time: {cpu_s / off_cpu_s:.2f} of that with regrounding.policy: off (at most {MOST_CPU})")
+    return int(not all_held or (args.compare_off and cpu_s > MOST_CPU * off_cpu_s))
+
+
+def _fresh(
+    decaf: Decaf, config: DecafConfig, frames: Sequence[Frame], truth: GroundTruth, question: Expression
+) -> Held:
+    """As `follow`, with this configuration and without caches of earlier runs."""
+    before, decaf.config = decaf.config, config
+    decaf.release()
+    decaf.sam2.forget()
+    try:
+        return follow(decaf, frames, truth, question)
+    finally:
+        decaf.config = before
 
 
 def _row(question: str, *cells: object) -> str:
-    return f"{question:<28}" + "".join(f"{cell!s:>16}" for cell in cells)
+    return f"{question:<28}" + "".join(f"{cell!s:>16}" for cell in cells).rstrip()
 
 
 if __name__ == "__main__":
