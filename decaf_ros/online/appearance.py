@@ -24,16 +24,16 @@ _LEARN_AREA = 0.6
 _SIZE_KNOWN = 5
 # A mask may have this multiple of the largest typical area, at first and once the size is known.
 _MAX_AREA_AT_FIRST, _MAX_AREA = 2.0, 1.3
-# If the target was visible at most _RECENT_S ago, a mask may have _MAX_GROWTH times the area then, as a camera may come
-# near, with the same shape: an IoU of _SAME_SHAPE after stretching, by at most _MAX_STRETCH more on one axis than on
-# the other. Its centre may move by _MAX_STEP typical widths.
-_MAX_GROWTH, _SAME_SHAPE, _MAX_STRETCH, _MAX_STEP, _RECENT_S = 1.3, 0.8, 1.05, 2.0, 0.5
+# If the target was visible at most _RECENT_S ago, a mask may be larger, as a camera may come near: by _MAX_GROWTH at
+# once, with the shape of the last mask of a usual size: an IoU of _SAME_SHAPE after stretching, by at most _MAX_STRETCH
+# more on one axis than on the other. Its centre may move by _MAX_STEP typical widths.
+_MAX_GROWTH, _SAME_SHAPE, _MAX_STRETCH, _MAX_STEP, _RECENT_S = 1.3, 0.8, 1.15, 2.0, 0.5
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
 # A target that is found again may have an area between these shares of the largest typical one: it may be nearer, or
 # turned.
-_LEAST_FOUND, _MOST_FOUND, _MOST_FOLLOWED = 0.2, 2.0, 3.0
+_LEAST_FOUND, _MOST_FOUND, _MOST_FOLLOWED = 0.2, 1.5, 3.0
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
@@ -50,7 +50,8 @@ class Appearance:
         self._accepted = 0
         self._usual_similarity = 1.0
         self._typical_area, self._largest_area = 0.0, area_px
-        self._mask = np.zeros((0, 0), bool)
+        self._area = 0.0
+        self._shape = np.zeros((0, 0), bool)
         self._centre_xy = np.zeros(2)
         self._seen_ns = 0
 
@@ -89,8 +90,8 @@ class Appearance:
         largest = _MAX_AREA if self._accepted >= _SIZE_KNOWN else _MAX_AREA_AT_FIRST
         most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
         area = np.count_nonzero(mask)
-        comes_near = is_recent and not is_doubtful and area <= _MAX_GROWTH * np.count_nonzero(self._mask)
-        if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._mask))):
+        comes_near = is_recent and not is_doubtful and area <= _MAX_GROWTH * self._area
+        if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._shape))):
             return True
         if not is_recent:
             return is_doubtful
@@ -102,7 +103,7 @@ class Appearance:
 
     def is_too_large(self, area_px: float) -> bool:
         """Whether a mask that was found elsewhere is too large to be the target, as far as its size is known."""
-        return self._accepted >= _SIZE_KNOWN and area_px > _MOST_FOUND * self._largest_area
+        return self._accepted >= _SIZE_KNOWN and area_px > _MAX_AREA_AT_FIRST * self._largest_area
 
     @property
     def count(self) -> int:
@@ -158,7 +159,9 @@ class Appearance:
         Learns only from sure masks, so that doubtful ones cannot shift the memory to another object.
         """
         area = float(np.count_nonzero(mask))
-        self._centre_xy, self._seen_ns, self._mask = _centre(mask), frame.stamp_ns, mask
+        self._centre_xy, self._seen_ns, self._area = _centre(mask), frame.stamp_ns, area
+        if area <= _MAX_AREA * self._largest_area or not self._shape.size:
+            self._shape = mask
         similarity = self.similarity(look)
         is_sliver = area < _LEARN_AREA * self._typical_area
         is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
