@@ -222,10 +222,17 @@ class SegmentationConfig(_Checked):
     tracklet_threshold: float = _option(
         0.8, "tau_trk: a tracklet with a higher combined score is a target", 0.0, 1.0, live=True
     )
-    several_share: float = _option(
+    several_attention: float = _option(
         0.5,
-        "if several objects are meant (grounding.number): min attention of a peak to become a point prompt too, and "
-        "min mean attention under a tracklet as a share of the best's, in place of tracklet_threshold",
+        "if several objects are meant (grounding.number): min attention of a peak to become a point prompt too",
+        0.0,
+        1.0,
+        live=True,
+    )
+    several_share: float = _option(
+        0.65,
+        "if several objects are meant: min mean attention under a tracklet as a share of the best's, in place of "
+        "tracklet_threshold",
         0.0,
         1.0,
         live=True,

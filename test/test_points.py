@@ -26,12 +26,12 @@ def test_weaker_points_count_where_several_objects_are_meant():
     # Two strong tokens, a weaker peak with a neighbour, and a weak one.
     fused = np.array([[[0.9, 0.85, 0.1, 0.65, 0.7, 0.1, 0.5, 0.0]]], dtype=np.float32)
     values = {
-        number: attention_points(fused, SegmentationConfig(several_share=0.6), number).value.tolist()
+        number: attention_points(fused, SegmentationConfig(several_attention=0.6), number).value.tolist()
         for number in (None, False, True)
     }
     assert values[None] == values[False] == pytest.approx([0.9, 0.85])
     assert values[True] == pytest.approx([0.9, 0.85, 0.7])
-    low = SegmentationConfig(point_threshold=0.4, several_share=0.6)
+    low = SegmentationConfig(point_threshold=0.4, several_attention=0.6)
     assert len(attention_points(fused, low, True)) == 5
 
 

@@ -18,7 +18,7 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
-    If means_several, peaks (`_peaks`) with value >= several_share are points too: the map is scaled to the strongest
+    If means_several, peaks (`_peaks`) with value >= several_attention are points too: the map is scaled to the strongest
     object. Not all tokens: each point costs a propagation over the window.
 
     Args:
@@ -35,7 +35,7 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
     if config.points == "threshold":
         is_point = fused >= np.float32(config.point_threshold)
         if means_several:
-            is_point |= _peaks(fused) & (fused >= np.float32(config.several_share))
+            is_point |= _peaks(fused) & (fused >= np.float32(config.several_attention))
         chosen = np.flatnonzero(is_point)
     else:
         tokens = fused.reshape(len(fused), -1)
