@@ -18,8 +18,8 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
-    If means_several, peaks (`_peaks`) with value >= several_attention are points too: the map is scaled to the strongest
-    object. Not all tokens: each point costs a propagation over the window.
+    If means_several, peaks (`_peaks`) with value >= several_attention are points too: the map is scaled to the
+    strongest object. Not all tokens: each point costs a propagation over the window.
 
     Args:
         fused: (T, h, w) float32 in [0, 1].
