@@ -166,7 +166,8 @@ class Appearance:
         is_sliver = area < _LEARN_AREA * self._typical_area
         is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
         if is_sure:
-            self._typical_area += (_NEWEST if self._typical_area else 1.0) * (area - self._typical_area)
+            # At first the mean, so that the size is right once it counts as known.
+            self._typical_area += max(_NEWEST, 1 / (self._accepted + 1)) * (area - self._typical_area)
             self._largest_area = max(self._largest_area, self._typical_area)
             if similarity is not None:
                 self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)
