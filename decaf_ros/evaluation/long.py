@@ -109,7 +109,7 @@ def watch(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> Watched:
     asked_at = int(np.searchsorted(seconds, expression.asked_s - 1e-6))
     if asked_at >= len(seconds) - 1:
         raise ValueError(f"asked at {expression.asked_s:g} s: expected a clip longer than {seconds[-1]:g} s")
-    counting = _CountingDecaf(decaf)
+    counting = CountingDecaf(decaf)
     outputs: list[Output] = []
     segmenter = OnlineSegmenter(cast(Decaf, counting), outputs.append, want_heatmaps=lambda: False)
     answer: QueryState | None = None
@@ -252,8 +252,8 @@ def find_returns(seconds: np.ndarray, area: np.ndarray, found: np.ndarray) -> li
     return returns
 
 
-class _CountingDecaf:
-    """A Decaf that counts its groundings."""
+class CountingDecaf:
+    """A Decaf that counts its groundings, for an OnlineSegmenter."""
 
     def __init__(self, decaf: Decaf) -> None:
         self._decaf = decaf

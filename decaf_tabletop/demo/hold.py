@@ -11,12 +11,13 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, replace
+from decaf_ros.evaluation.long import CountingDecaf
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.segmenter import OnlineSegmenter
@@ -66,7 +67,7 @@ class Held(NamedTuple):
 def follow(decaf: Decaf, frames: Sequence[Frame], truth: GroundTruth, question: Expression) -> Held:
     """Plays all frames and asks the question at its time. Raises RuntimeError if a grounding or tracking fails."""
     outputs: list[Output] = []
-    counting = _CountingDecaf(decaf)
+    counting = CountingDecaf(decaf)
     segmenter = OnlineSegmenter(cast(Decaf, counting), outputs.append, want_heatmaps=lambda: False)
     start_ns, asked_s = frames[0].stamp_ns, question.asked_s or 0.0
     began_s, asked = time.process_time(), False
@@ -96,21 +97,6 @@ def _score(result: FrameResult, truth: np.ndarray) -> tuple[bool, bool, bool, bo
     elsewhere = bool(mask.any()) and np.count_nonzero(mask & truth) < np.count_nonzero(mask) / 2
     is_tracked = any(target.state is TargetState.TRACKED for target in result.targets)
     return counted, counted and iou >= HELD_IOU, elsewhere, is_tracked and (iou < 0.5 if counted else elsewhere)
-
-
-class _CountingDecaf:
-    """A Decaf that counts its groundings."""
-
-    def __init__(self, decaf: Decaf) -> None:
-        self._decaf = decaf
-        self.groundings = 0
-
-    def steps(self, *args: Any, **kwargs: Any) -> Any:
-        self.groundings += 1
-        return self._decaf.steps(*args, **kwargs)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._decaf, name)
 
 
 def main() -> int:
