@@ -89,7 +89,7 @@ class Handlers:
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
         self._stamps = StreamStamps(self._warn_once)
-        # Of the queries that have no answer yet.
+        # By id, for each query that has no answer yet.
         self._patience: dict[str, Patience] = {}
         self._warned: set[str] = set()
         self._frame_began = 0.0

@@ -69,7 +69,9 @@ class LiveQuery:
         return self.window.frames if self.window else ()
 
     def is_due(self, policy: str, sought: frozenset[int]) -> bool:
-        """Whether a grounding may begin. policy: its own. sought: ids of the targets to be searched for."""
+        """Whether a grounding may begin. Targets that are not to be searched for any more no longer count as sought in
+        vain. policy: its own. sought: ids of the targets to be searched for.
+        """
         if self.due_in > 0:
             return False
         if self.fresh:

@@ -81,6 +81,8 @@ class Targets:
     def _intruders(self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
         """Targets whose new masks lie on a different target that has the better claim to the place: it was seen on the
         frame before, and its mask is where it was. SAM 2 went over to it from an object of the same looks."""
+        if len(steps) < 2:
+            return []
         claims = []
         for target in (*self.living, *self._missing):
             step, looks = steps.get(target.key), target.appearance
@@ -286,6 +288,8 @@ class Targets:
         elif candidate.seen_frame is newest and self._has_room(config):
             self._return_to_view(target)
             target.revive(candidate, newest)
+        else:
+            return False
         self._duplicates.restart(target.id)
         return candidate.seen_frame is newest
 
