@@ -97,6 +97,10 @@ class Appearance:
             return is_doubtful
         return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
 
+    def follow_camera(self, shift_xy: np.ndarray) -> None:
+        """The image moved by (x, y) pixels since the last frame: the target is expected there."""
+        self._centre_xy = self._centre_xy + shift_xy
+
     def is_recent(self, frame: Frame) -> bool:
         """Whether the target was visible a moment ago."""
         return (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S

@@ -9,6 +9,7 @@ import numpy as np
 
 from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.appearance import MARGIN_OFF
+from decaf_ros.online.camera import image_shift, shifted
 from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were_apart
 from decaf_ros.online.tracks import Candidate, LivingTarget, is_seen
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
@@ -55,10 +56,12 @@ class Targets:
         targets turn out to be one object, one is lost (`DuplicateDetector.update`) and the other belongs to the queries
         of both, unless the policy of all queries of one is off.
         """
+        shift = image_shift(self._frame, frame) if steps and self._frame is not None else np.zeros(2)
         for target in (*self.living, *self._missing):
+            target.appearance.follow_camera(shift)
             if target.key in steps:
                 target.claim = steps[target.key].mask
-        steps = {**steps, **{target.key: _HIDDEN for target in self._intruders(frame, steps, config.tracking)}}
+        steps = {**steps, **{target.key: _HIDDEN for target in self._intruders(frame, steps, shift, config.tracking)}}
         self._frame = frame
         for target in self.living:
             target.update(frame, steps[target.key], config.tracking, is_keyframe)
@@ -78,9 +81,12 @@ class Targets:
                 kept.queries.setdefault(query, category)
         return rejected
 
-    def _intruders(self, frame: Frame, steps: Mapping[int, TrackStep], config: TrackingConfig) -> list[LivingTarget]:
+    def _intruders(
+        self, frame: Frame, steps: Mapping[int, TrackStep], shift: np.ndarray, config: TrackingConfig
+    ) -> list[LivingTarget]:
         """Targets whose new masks lie on a different target that has the better claim to the place: it was seen on the
-        frame before, and its mask is where it was. SAM 2 went over to it from an object of the same looks."""
+        frame before, and its mask is where it was, up to the image's shift. SAM 2 went over to it from an object of the
+        same looks."""
         if len(steps) < 2:
             return []
         claims = []
@@ -89,7 +95,7 @@ class Targets:
             if step is None or not is_seen(step, config) or looks.contradicts(frame, step.mask, step.look, config):
                 continue
             was_seen = target.state is not TargetState.LOST and target.seen_frame is self._frame
-            fit = mask_iou(step.mask, target.mask) if was_seen else looks.similarity(step.look) or 0.0
+            fit = mask_iou(step.mask, shifted(target.mask, shift)) if was_seen else looks.similarity(step.look) or 0.0
             claims.append((was_seen, fit, -target.id, target, step.mask))
         claims.sort(key=lambda claim: claim[:3], reverse=True)
         kept: list[tuple[LivingTarget, np.ndarray]] = []
