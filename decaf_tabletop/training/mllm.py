@@ -50,7 +50,7 @@ CROP_TOKENS = 6
 # all tokens are kept. Training on from a checkpoint keeps all tokens at once, except during --excluding.
 KEPT_BACKGROUND, EARLY_ATTENTION_WEIGHT = 0.25, 0.3
 EXCLUDING_SPAN = 0.4, 0.55
-# Peak learning rate of the prompts, and with --go-on-from.
+# Peak learning rate of the tower and of the prompts, and with --go-on-from.
 PEAK_RATE, PEAK_RATE_GOING_ON = 1.5e-3, 7e-4
 # The words stage ends when every kind reaches this accuracy.
 WORDS_ACCURACY = 0.9
@@ -131,14 +131,16 @@ def _learning_rate(peak: float, step: int, progress: float) -> float:
 
 
 def train_tower(run: Run) -> None:
+    going_on = run.options.go_on_from is not None
+    share, peak = (1.0, PEAK_RATE_GOING_ON) if going_on else (TOWER_SHARE, PEAK_RATE)
     trainer = TowerTrainer(run.model)
     step, spent = run.resume("tower", trainer)
     budget = run.options.tower_minutes * 60
-    videos, images, weights = _all_scenes(run, run.clips[: round(TOWER_SHARE * len(run.clips))])
+    videos, images, weights = _all_scenes(run, run.clips[: round(share * len(run.clips))])
     probabilities = np.array(weights) / sum(weights)
     checks = [concatenated(parts) for parts in _all_scenes(run, run.check_clips)[:2]]
     run.log(stage="tower", clips=len(videos))
-    if not step:
+    if not (step or going_on):
         whiten_patches(run.model, _draw(videos, 400, run.rng, probabilities))
     started, saved = time.monotonic() - spent, time.monotonic()
     while (seconds := time.monotonic() - started) < budget:
@@ -148,7 +150,7 @@ def train_tower(run: Run) -> None:
         else:
             batch.append(_draw(images, 6, run.rng, probabilities))
         batch = [scene.augmented(run.rng) for scene in batch]
-        scores = trainer.step(batch, _learning_rate(1.5e-3, step, seconds / budget))
+        scores = trainer.step(batch, _learning_rate(peak, step, seconds / budget))
         step += 1
         if step % 50 == 0:
             run.log(stage="tower", step=step, seconds=int(seconds), **scores)
@@ -276,9 +278,12 @@ def _check_batches(clips: list[EncodedClip], writer: Writer) -> Iterator[Batch]:
 
 
 def export(run: Run) -> None:
-    if not run.options.go_on_from:
+    """Writes the checkpoint: what both stages have trained, or, going on, what the one that ran has."""
+    going_on = run.options.go_on_from is not None
+    if not going_on or run.options.stage == "tower":
         run.restore("tower", TowerTrainer(run.model))
-    run.restore("prompts", LanguageTrainer(run.model, run.tokenizer))
+    if not going_on or run.options.stage == "prompts":
+        run.restore("prompts", LanguageTrainer(run.model, run.tokenizer))
     write_checkpoint(run.options.out, run.model.eval(), run.tokenizer)
 
 
@@ -298,8 +303,8 @@ def main(arguments: list[str] | None = None) -> int:
         "--go-on-from",
         type=Path,
         metavar="CHECKPOINT",
-        help="with --stage prompts: start from the weights of a finished checkpoint, on all clips of the folder; its "
-        "tower should not have been trained on them",
+        help="with --stage tower or prompts: start from the weights of a finished checkpoint, on all clips of the "
+        "folder; for the prompts its tower should not have been trained on them",
     )
     parser.add_argument(
         "--excluding",
@@ -313,10 +318,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    if options.go_on_from and options.stage != "prompts":
-        parser.error(f"--go-on-from: expected --stage prompts, got {options.stage}")
-    if options.excluding and not (options.go_on_from and 0 < options.excluding <= 1):
-        parser.error(f"--excluding: expected a share up to 1, with --go-on-from, got {options.excluding}")
+    if options.go_on_from and options.stage not in ("tower", "prompts"):
+        parser.error(f"--go-on-from: expected --stage tower or prompts, got {options.stage}")
+    if options.excluding and not (options.go_on_from and options.stage == "prompts" and 0 < options.excluding <= 1):
+        parser.error(
+            f"--excluding: expected a share up to 1, with --stage prompts and --go-on-from, got {options.excluding}"
+        )
     keep_freed_memory()
     stages = STAGES if options.stage == "all" else (options.stage,)
     for stage in stages:
@@ -327,7 +334,7 @@ def main(arguments: list[str] | None = None) -> int:
             run.log(stage=stage, done=f"already; to continue it, remove {stage}.done from {options.work}")
         else:
             {"tower": train_tower, "words": train_words, "prompts": train_prompts}[stage](run)
-    if options.stage in ("all", "export", "prompts"):
+    if options.stage in ("all", "export", "prompts") or options.go_on_from:
         export(Run(options))
     return 0
 
