@@ -17,7 +17,7 @@ from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl
