@@ -11,8 +11,9 @@ from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.devices import has_bfloat16_units, resolve_dtype
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.views import ReadOptions, View
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou

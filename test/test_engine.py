@@ -14,10 +14,11 @@ from benchmarks.literal import literal_rollout
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import forward
+from decaf_ros.grounding.views import ReadOptions, View
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
 
@@ -191,7 +192,7 @@ def _counted_passes(monkeypatch):
         lengths.append(inputs["inputs_embeds"].shape[1])
         return forward(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
+    monkeypatch.setattr("decaf_ros.grounding.prefix.forward", counted)
     return lengths
 
 
@@ -247,7 +248,7 @@ def test_chunks_of_a_prefix_change_nothing(mllm, frames, kind, monkeypatch):
         sizes.append(inputs["inputs_embeds"].shape[1])
         return forward(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
+    monkeypatch.setattr("decaf_ros.grounding.prefix.forward", counted)
     parts = finish(engine.ask(some, TEXTS, options))
     assert len(sizes) > 4 + len(TEXTS)
     for ours, theirs in zip(parts, whole):
@@ -264,7 +265,7 @@ def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch
         raise RuntimeError("out of memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("decaf_ros.grounding.engine.decode", failing_decode)
+        patch.setattr("decaf_ros.grounding.prefix.decode", failing_decode)
         with pytest.raises(RuntimeError, match="out of memory"):
             finish(engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4)))
     engine.results.drop((some[0].key, TEXTS[0], ReadOptions(2)))
@@ -302,7 +303,7 @@ def test_out_of_memory_frees_the_cached_prefix(mllm, frames, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_first)
+    monkeypatch.setattr("decaf_ros.grounding.prefix.forward", fails_first)
     found = finish(engine.ask(some, TEXTS[1:], ReadOptions(2)))[0]
     assert alive == [True, False, False]
     np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
@@ -320,7 +321,7 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_one)
+    monkeypatch.setattr("decaf_ros.grounding.prefix.forward", with_room_for_one)
     found = finish(engine.ask(some, TEXTS, ReadOptions(2)))
     assert max(sizes) > 1 and len(found[0]) == 4
     # The retry caches nothing: the next view may need the memory.
@@ -331,7 +332,7 @@ def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
     def with_room_for_none(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_none)
+    monkeypatch.setattr("decaf_ros.grounding.prefix.forward", with_room_for_none)
     with pytest.raises(torch.OutOfMemoryError):
         finish(engine.ask(some[:1], ["something new"], ReadOptions(2)))
 
