@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from decaf_ros.config.fields import Checked, Option
 from decaf_ros.config.method import (
-    PROMPT_VARIANTS,
     EngineConfig,
     GroundingConfig,
     MllmConfig,
@@ -20,9 +20,7 @@ from decaf_ros.config.method import (
     Sam2Config,
     SegmentationConfig,
 )
-from decaf_ros.config.options import Checked, Option
 from decaf_ros.config.stream import (
-    POLICIES,
     NodeConfig,
     QueriesConfig,
     RegroundingConfig,
@@ -31,8 +29,6 @@ from decaf_ros.config.stream import (
 )
 
 __all__ = [
-    "POLICIES",
-    "PROMPT_VARIANTS",
     "DecafConfig",
     "EngineConfig",
     "GroundingConfig",

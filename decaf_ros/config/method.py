@@ -1,4 +1,4 @@
-"""Options of the method and its models: attention, segmentation, presence."""
+"""Options of the method and its models: MLLM, grounding, engine, SAM 2, segmentation, presence."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from decaf_ros.config.options import Checked, option
+from decaf_ros.config.fields import Checked, option
 
 PROMPT_VARIANTS = ("original", "v1", "v2", "v3")
 NUMBERS = ("any", "ask", "one", "several")

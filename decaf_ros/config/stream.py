@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from decaf_ros.config.options import Checked, option
+from decaf_ros.config.fields import Checked, option
 
 POLICIES = ("hold", "refresh", "off")
 QUERY_MODES = ("replace", "add")

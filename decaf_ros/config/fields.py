@@ -1,4 +1,4 @@
-"""Options: dataclass fields with a description, a range and a flag for changes while running."""
+"""Options as fields of dataclasses: description, range, choices, whether they may change while the node runs."""
 
 from __future__ import annotations
 
