@@ -14,6 +14,7 @@ from decaf_ros.grounding import engine
 from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.mllm import Mllm
+from decaf_ros.grounding.prefix import Prefix
 from decaf_ros.grounding.rollout import rollout_last_row
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Grounding, Window
@@ -196,7 +197,7 @@ class WindowComparison:
         parts = {
             "vision tower": (self.mllm, "encode"),
             "shared prefix": (grounder.engine, "_new_prefix"),
-            "suffixes": (grounder.engine, "_suffix"),
+            "suffixes": (Prefix, "run_suffix"),
             "rollout": (engine, "rollout_steps"),
         }
         calls = {

@@ -20,10 +20,10 @@ from transformers import DynamicCache
 
 from decaf_ros.config import DecafConfig, SegmentationConfig
 from decaf_ros.grounding.attention_tap import LayerAttention
-from decaf_ros.grounding.engine import View
 from decaf_ros.grounding.grounder import category_of, resolve_start_layer, video_view
 from decaf_ros.grounding.mllm import Answer, Mllm, decode, forward
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
+from decaf_ros.grounding.views import View
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.tracklets import Proposal

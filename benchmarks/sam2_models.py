@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.resources import resolve_path
-from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import build_model, load_sam2
 
 SIZES = {"tiny": "t", "small": "s", "base_plus": "b+", "large": "l"}
 

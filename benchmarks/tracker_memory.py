@@ -18,7 +18,7 @@ import numpy as np
 from timing import growth
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.tracker import StreamingTracker
 from decaf_ros.types import Frame
 from tiny_models.sam2 import write_tiny_sam2

@@ -17,7 +17,8 @@ from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import absence_reason, measure_presence
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.points import attention_points, keypoints
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, Result, StageClock, Steps, finish, no_progress

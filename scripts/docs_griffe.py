@@ -1,7 +1,7 @@
-"""griffe extension for the API reference: lists of fields, and the options of decaf_ros/config.py.
+"""griffe extension for the API reference: lists of fields, and the options of decaf_ros/config/.
 
 Docstrings describe a field as "name: meaning" on a line of its own. Markdown would join such lines, so they become list
-items. An option's default and description are arguments of `_option`; they become the field's value and docstring.
+items. An option's default and description are arguments of `option`; they become the field's value and docstring.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def list_fields(item: Object, names: set[str]) -> None:
 def read_option(field: Attribute) -> None:
     """Takes default and description out of `_option(default, description, ...)`."""
     call = field.value
-    if isinstance(call, ExprCall) and str(call.function) == "_option":
+    if isinstance(call, ExprCall) and str(call.function) == "option":
         default, description = call.arguments[:2]
         field.value = default
         field.docstring = Docstring(ast.literal_eval(str(description)), parent=field)

@@ -28,7 +28,10 @@ DRY_PATIENCE = 4
 # A part with less time left is skipped: it could not even import its modules.
 MIN_S = 10.0
 KILL_S = 3.0
-TEST_FILES = ("test_rollout", "test_tracker", "test_engine", "test_golden_rollout", "test_bfloat16", "test_sam2")
+TEST_FILES = (
+    *("test_rollout", "test_golden_rollout", "test_engine", "test_engine_prefixes", "test_engine_memory"),
+    *("test_bfloat16", "test_sam2", "test_tracker"),
+)
 # Names of the tests of a dry run: those that a GPU would run, and a few that run anywhere.
 DRY_TESTS = "gpu or golden"
 DISTRIBUTIONS = ("torch", "torchvision", "triton", "transformers", "sam2", "numpy", "opencv-python-headless", "scipy")

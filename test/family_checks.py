@@ -9,8 +9,9 @@ from sam2_scenes import disc
 from benchmarks.literal import literal_ask
 from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.mllm import answer_margin, forward
+from decaf_ros.grounding.views import ReadOptions, View
 from decaf_ros.pipeline import Decaf
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame, Window

@@ -11,7 +11,7 @@ from scripted import frame, settings
 from decaf_ros.config import Sam2Config
 from decaf_ros.online.appearance import Appearance
 from decaf_ros.segmentation.appearance import BINS, colour_bins, describe
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.search import Example, likely_points
 from decaf_ros.types import Frame
 

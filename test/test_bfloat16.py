@@ -11,13 +11,14 @@ from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.devices import has_bfloat16_units, resolve_dtype
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.views import ReadOptions, View
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.overlap import mask_iou
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl

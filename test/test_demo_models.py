@@ -16,7 +16,7 @@ from decaf_ros.io.bags import BagReader
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.overlap import mask_iou
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Window
 from decaf_tabletop.dataset import evaluation_clip
 from decaf_tabletop.demo.hold import follow

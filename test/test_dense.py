@@ -9,7 +9,7 @@ from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.dense import dense_labels
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
 from decaf_ros.types import Tracklet, TrackletScores, Window
 

@@ -1,46 +1,33 @@
-"""The engine against one full pass per prompt, and with its caches on, off and full."""
+"""The engine against one full pass per prompt, and with its caches on, off and tight; its answers."""
 
 from __future__ import annotations
 
 import gc
-import logging
 import weakref
 
 import numpy as np
 import pytest
-import torch
+from engine_views import TEXTS, load_tiny, random_frames, record_encoding, views
 
 from benchmarks.literal import literal_rollout
-from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
+from decaf_ros.config import DecafConfig, EngineConfig, replace
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.caches import ByteCache
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.grounder import STAGES, Grounder
-from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import forward
+from decaf_ros.grounding.views import ReadOptions
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
-
-TEXTS = ["What is meant by the red ball?", "Describe the surroundings of it, and nothing else."]
 
 
 @pytest.fixture(scope="module")
 def mllm(tiny_mllm_dir):
-    options = {"local_files_only": True, "device": "cpu", "video_tokens": 48, "dtype": "float32"}
-    return load_mllm(MllmConfig(str(tiny_mllm_dir), **options))
+    return load_tiny(tiny_mllm_dir)
 
 
 @pytest.fixture(scope="module")
 def frames():
-    rng = np.random.default_rng(0)
-    return tuple(Frame(rng.integers(0, 256, (96, 128, 3), dtype=np.uint8), i + 1, "cam", i) for i in range(9))
-
-
-def views(mllm, frames, kind):
-    if kind == "video":
-        return [View(mllm.layout("video", len(frames), frames[0].size_hw), frames)]
-    layout = mllm.layout("frames", 1, frames[0].size_hw)
-    return [View(layout, (frame,)) for frame in frames]
+    return random_frames()
 
 
 def full_pass(mllm, view, text, method, start_layer):
@@ -78,18 +65,6 @@ def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, fram
     assert (
         prefix.first_layer == 1 and encoded.count(("video", 1)) == 1 + 3
     )  # once by the engine, three times by full_pass
-
-
-def record_encoding(monkeypatch, mllm):
-    """Records every call of the vision tower as (kind, number of units)."""
-    calls, encode = [], mllm.encode
-
-    def recording_encode(layout, images):
-        calls.append((layout.kind, len(images)))
-        return encode(layout, images)
-
-    monkeypatch.setattr(mllm, "encode", recording_encode)
-    return calls
 
 
 def test_nothing_is_computed_past_the_last_layers_queries_and_keys(mllm, frames, monkeypatch):
@@ -183,159 +158,6 @@ def test_an_abandoned_call_leaves_a_working_engine(mllm, frames, units):
         assert all((a.map == b.map).all() for a, b in zip(ours, theirs))
 
 
-def _counted_passes(monkeypatch):
-    """Lengths of the passes through the language model."""
-    lengths = []
-
-    def counted(model, inputs, *args, **kwargs):
-        lengths.append(inputs["inputs_embeds"].shape[1])
-        return forward(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
-    return lengths
-
-
-@pytest.mark.parametrize("kind", ["video", "frames"])
-def test_a_prepared_view_needs_its_suffixes_only(mllm, frames, kind, monkeypatch):
-    some = views(mllm, frames[:4], kind)
-    fresh = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))
-    engine = Engine(mllm, EngineConfig())
-    assert not any(engine.are_ready(some, ReadOptions(2)))
-    finish(engine.prepare(some, "anything", ReadOptions(2)))
-    assert all(engine.are_ready(some, ReadOptions(2)))
-    assert not any(engine.are_ready(some, ReadOptions(1))), "its lower layers are not recorded"
-    encoded, lengths = record_encoding(monkeypatch, mllm), _counted_passes(monkeypatch)
-    finish(engine.prepare(some, "anything", ReadOptions(2)))
-    assert not lengths
-    found = finish(engine.ask(some, TEXTS, ReadOptions(2)))
-    whole = len(mllm.prompt(some[0].layout, TEXTS[0]).ids)
-    assert not encoded and len(lengths) == len(TEXTS) and max(lengths) < whole - int(np.prod(some[0].layout.grid))
-    for ours, theirs in zip(found, fresh):
-        for one, other in zip(ours, theirs):
-            np.testing.assert_allclose(one.map, other.map, atol=1e-7)
-
-
-def test_preparation_ends_where_the_cache_has_no_room(mllm, frames, monkeypatch):
-    some = views(mllm, frames, "frames")
-    one = Engine(mllm, EngineConfig(batch_tokens=1))
-    finish(one.prepare(some[:1], "anything", ReadOptions(2)))
-    engine = Engine(mllm, EngineConfig(batch_tokens=1, prefix_cache_mib=1))
-    engine.prefixes.max_bytes = round(2.5 * one.prefixes.held_bytes)
-    lengths = _counted_passes(monkeypatch)
-    finish(engine.prepare(some, "anything", ReadOptions(2)))
-    assert engine.are_ready(some, ReadOptions(2)) == [True, True, *[False] * (len(some) - 2)]
-    assert len(lengths) == 2
-    # The window moves on: what left it gives way.
-    engine.new_round(some[1:], "anything")
-    finish(engine.prepare(some[1:], "anything", ReadOptions(2)))
-    assert engine.are_ready(some[:4], ReadOptions(2)) == [False, True, True, False]
-    assert len(lengths) == 3
-
-
-@pytest.mark.parametrize("kind", ["video", "frames"])
-def test_chunks_of_a_prefix_change_nothing(mllm, frames, kind, monkeypatch):
-    """As on a slow device: every unit has the least size."""
-    some = views(mllm, frames[:4], kind)
-    options = ReadOptions(1, max_new_tokens=2)
-    whole = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, options))
-    engine = Engine(mllm, EngineConfig())
-    sizes = []
-    monkeypatch.setattr("decaf_ros.grounding.pace.STEP_TOKENS", 7)
-    engine.pace.unit_ms = 1e-6
-
-    def counted(model, inputs, *args, **kwargs):
-        sizes.append(inputs["inputs_embeds"].shape[1])
-        return forward(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", counted)
-    parts = finish(engine.ask(some, TEXTS, options))
-    assert len(sizes) > 4 + len(TEXTS)
-    for ours, theirs in zip(parts, whole):
-        for one, other in zip(ours, theirs):
-            assert one.answer == other.answer
-            np.testing.assert_allclose(one.map, other.map, atol=1e-7)
-
-
-def test_a_pass_that_fails_leaves_the_prefix_as_it_was(mllm, frames, monkeypatch):
-    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))[0][0].map
-
-    def failing_decode(*_):
-        raise RuntimeError("out of memory")
-
-    with monkeypatch.context() as patch:
-        patch.setattr("decaf_ros.grounding.engine.decode", failing_decode)
-        with pytest.raises(RuntimeError, match="out of memory"):
-            finish(engine.ask(some, TEXTS[1:], ReadOptions(2, max_new_tokens=4)))
-    engine.results.drop((some[0].key, TEXTS[0], ReadOptions(2)))
-    hits = engine.prefixes.hits
-    np.testing.assert_allclose(finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))[0][0].map, expected, atol=1e-7)
-    assert engine.prefixes.hits == hits + 1
-
-
-def test_prefixes_are_found_again_in_another_window(mllm, frames, monkeypatch):
-    """Frames of one batch stay together in later windows; equal frames count once."""
-    some = views(mllm, (*frames, frames[0]), "frames")
-    engine = Engine(mllm, EngineConfig(batch_tokens=3 * len(mllm.prompt(some[0].layout, TEXTS[1]).ids)))
-    finish(engine.ask(some[:6], TEXTS[1:], ReadOptions(2)))
-    assert [len(key) for key in engine.prefixes] == [3, 3]
-    encoded = record_encoding(monkeypatch, mllm)
-    found = finish(engine.ask(some[1:], TEXTS[:1], ReadOptions(2)))
-    # Two of the first three are wanted and cached, and the last frame equals the first.
-    assert sum(count for _, count in encoded) == 3 and len(engine.prefixes) == 3
-    fresh = finish(Engine(mllm, EngineConfig()).ask(some[1:], TEXTS[:1], ReadOptions(2)))
-    for ours, theirs in zip(found[0], fresh[0]):
-        np.testing.assert_allclose(ours.map, theirs.map, atol=1e-7)
-        assert ours.map.base is None, "a slice would keep the whole batch's array"
-
-
-def test_out_of_memory_frees_the_cached_prefix(mllm, frames, monkeypatch):
-    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "video")
-    expected = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))[1]
-    finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))
-    prefix = weakref.ref(engine.prefixes.peek((some[0].key,)))
-    alive = []
-
-    def fails_first(model, inputs, *args, **kwargs):
-        alive.append(prefix() is not None)
-        if len(alive) == 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", fails_first)
-    found = finish(engine.ask(some, TEXTS[1:], ReadOptions(2)))[0]
-    assert alive == [True, False, False]
-    np.testing.assert_allclose(found[0].map, expected[0].map, atol=1e-7)
-
-
-def test_out_of_memory_clears_the_caches_but_answers(mllm, frames, monkeypatch):
-    engine, some = Engine(mllm, EngineConfig()), views(mllm, frames[:4], "frames")
-    expected = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS, ReadOptions(2)))
-    finish(engine.ask(some[:2], TEXTS[:1], ReadOptions(2)))
-    sizes = []
-
-    def with_room_for_one(model, inputs, *args, **kwargs):
-        sizes.append(len(inputs["inputs_embeds"]))
-        if sizes[-1] > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(model, inputs, *args, **kwargs)
-
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_one)
-    found = finish(engine.ask(some, TEXTS, ReadOptions(2)))
-    assert max(sizes) > 1 and len(found[0]) == 4
-    # The retry caches nothing: the next view may need the memory.
-    assert not engine.prefixes.held_bytes and not engine.features.held_bytes
-    for ours, theirs in zip(found, expected):
-        assert all(np.allclose(a.map, b.map, atol=1e-7) for a, b in zip(ours, theirs))
-
-    def with_room_for_none(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr("decaf_ros.grounding.engine.forward", with_room_for_none)
-    with pytest.raises(torch.OutOfMemoryError):
-        finish(engine.ask(some[:1], ["something new"], ReadOptions(2)))
-
-
 def test_an_answer_holds_no_control_token(mllm, frames, monkeypatch):
     """Some control tokens are not special tokens; the next prompt would be refused as if the user had typed them."""
     monkeypatch.setattr(mllm.tokenizer, "decode", lambda *_, **__: "a <|video_pad|>ball")
@@ -362,41 +184,3 @@ def test_an_answer_is_finished_if_its_end_token_came(mllm, monkeypatch, configur
             assert finish(engine.answer(TEXTS[0], limit)) == (text, finished)
     finally:
         mllm.tokenizer.eos_token = own_end
-
-
-def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
-    """Its default size holds every prefix of a window, of which later groundings then run none."""
-    caplog.set_level(logging.INFO)
-    grounder, config = Grounder(mllm), replace(DecafConfig(), {"grounding.mode": "fast"})
-    held = []
-    for count in (4, 9, 4):
-        finish(grounder.ground(Window(frames[:count]), "the red ball", config, StageClock(STAGES)))
-        held.append(grounder.engine.prefixes.held_bytes)
-    assert 0 < held[0] < held[1] == held[2] <= grounder.engine.prefixes.max_bytes < 1.3 * held[1]
-    messages = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]
-    assert len(messages) == 2 and f"needs {held[1] // 2**20} MiB; free on cpu" in messages[1]
-
-
-def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypatch, caplog):
-    window, config = Window(frames), replace(DecafConfig(), {"grounding.mode": "fast"})
-    whole = Grounder(mllm)
-    expected = finish(whole.ground(window, "the red ball", config, StageClock(STAGES)))
-    size = whole.engine.prefixes.held_bytes
-    monkeypatch.setattr("decaf_ros.grounding.caches.free_bytes", lambda device: size)
-    caplog.clear()
-    short = Grounder(mllm, EngineConfig(batch_tokens=1))
-    found = finish(short.ground(window, "the red ball", config, StageClock(STAGES)))
-    assert 0 < short.engine.prefixes.held_bytes <= short.engine.prefixes.max_bytes < 0.8 * size
-    assert "so some of its prefixes run again" in caplog.text
-    np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)
-
-
-def test_byte_cache_keeps_entries_used_in_the_round():
-    cache: ByteCache[str, str] = ByteCache(10)
-    assert cache.put("a", "A", 4) and cache.put("b", "B", 4)
-    assert not cache.put("c", "C", 4) and cache.get("c") is None  # an oversized round keeps its first part
-    cache.new_round()
-    assert cache.get("a") == "A"
-    assert cache.put("c", "C", 4) and cache.get("b") is None and cache.get("a") == "A"
-    assert not cache.put("d", "D", 11) and len(cache) == 2 and cache.held_bytes == 8
-    assert cache.put("a", "AA", 6) and cache.get("a") == "AA" and cache.held_bytes == 10

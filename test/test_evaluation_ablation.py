@@ -17,7 +17,7 @@ from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import StageClock, finish
 
 LAYERS = 4

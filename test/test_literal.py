@@ -22,7 +22,7 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.points import attention_points
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import StageClock, finish

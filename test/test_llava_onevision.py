@@ -23,7 +23,7 @@ from family_checks import (
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.families.llava_onevision import SYSTEM_PROMPT
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from tiny_models.llava_onevision import write_tiny_llava_onevision
 
 TEXT = "where is it?"

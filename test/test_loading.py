@@ -16,8 +16,9 @@ from safetensors.torch import load_file, save_file
 
 from decaf_ros.config import EngineConfig, MllmConfig
 from decaf_ros.grounding import loading
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.views import ReadOptions, View
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.internvl import write_tiny_internvl

@@ -9,7 +9,7 @@ from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.offline import key_frames, segment_clip
 from decaf_ros.pipeline import Decaf
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Frame, Query
 
 

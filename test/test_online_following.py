@@ -10,7 +10,7 @@ import torch
 from scripted import Recorder, ScriptedDecaf, World, WorldTracker, frame, settings
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Frame, FrameResult, Query, QueryEvent, QueryState
 
 # Object a moves to the right, b stands still, c moves down.

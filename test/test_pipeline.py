@@ -13,7 +13,8 @@ from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES, Decaf
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Frame, Window
 
 

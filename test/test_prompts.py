@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from decaf_ros.config import PROMPT_VARIANTS
+from decaf_ros.config.method import PROMPT_VARIANTS
 from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, OBJECT, background_prompt, choice_prompt, clean_query
 from decaf_ros.grounding.prompts import object_prompt as ask
 

@@ -24,10 +24,11 @@ from torchvision.transforms.v2.functional import resize
 from transformers.video_utils import VideoMetadata
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
-from decaf_ros.grounding.engine import Engine, ReadOptions
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.grounder import video_view
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.grounding.views import ReadOptions
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame, Window
 from tiny_models.qwen3_vl import write_tiny_qwen3_vl

@@ -13,10 +13,11 @@ from torchvision.transforms.v2.functional import resize
 
 from decaf_ros.config import EngineConfig, MllmConfig, Sam2Config
 from decaf_ros.grounding.attention_tap import record_attention
-from decaf_ros.grounding.engine import Engine, ReadOptions, View
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.families.qwen_vl import visual_positions
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.grounding.views import ReadOptions, View
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.qwen_vl import write_tiny_mllm

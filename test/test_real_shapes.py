@@ -25,7 +25,7 @@ from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.families import internvl, llava_onevision
 from decaf_ros.grounding.families.qwen3_vl import Qwen3Vl
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from hub_models import CHECKPOINTS, write_hub_folder
 
 TEXT = "where is it?"

@@ -21,7 +21,8 @@ from torch._dynamo.utils import counters
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory, propagate
 from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
-from decaf_ros.segmentation.sam2 import Sam2, build_model, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import build_model, load_sam2
 from decaf_ros.types import Frame
 from tiny_models.sam2 import model_config, write_tiny_sam2
 

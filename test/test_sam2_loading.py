@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.sam2 import _read_model_config, build_model, load_sam2
+from decaf_ros.segmentation.sam2_loading import _read_model_config, build_model, load_sam2
 
 
 def test_pt_file_with_yaml_and_folder_with_pt_load_the_same_weights(tiny_sam2_dir, tmp_path):
@@ -142,7 +142,9 @@ _BASE = "model: {_target_: sam2.modeling.sam2_base.SAM2Base"
 )
 def test_foreign_configurations_are_refused(tiny_sam2_dir, tmp_path, monkeypatch, text, message):
     if text != f"{_BASE}}}":  # which lacks arguments
-        monkeypatch.setattr("decaf_ros.segmentation.sam2.instantiate", lambda *_, **__: pytest.fail("instantiated"))
+        monkeypatch.setattr(
+            "decaf_ros.segmentation.sam2_loading.instantiate", lambda *_, **__: pytest.fail("instantiated")
+        )
     shutil.copy(tiny_sam2_dir / "model.safetensors", tmp_path)
     (tmp_path / "model.yaml").write_text(text)
     with pytest.raises(ValueError, match=message):

@@ -9,6 +9,7 @@ import pytest
 from scripted import settings
 
 from decaf_ros.config import replace
+from decaf_ros.grounding.prefix import Prefix
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Frame, Query, QueryEvent, QueryState
@@ -27,7 +28,7 @@ def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
     engine, decaf = tiny_decaf.grounder.engine, tiny_decaf
     engine.release()
     made, suffixes, outputs = [], [], []
-    new_prefix, forward_suffix = engine._new_prefix, engine._forward_suffix
+    new_prefix, forward_suffix = engine._new_prefix, Prefix.forward_suffix
 
     def counted_prefix(views, *args):
         made.append([[frame.index for frame in view.frames] for view in views])
@@ -38,7 +39,7 @@ def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
         return forward_suffix(*args, **options)
 
     monkeypatch.setattr(engine, "_new_prefix", counted_prefix)
-    monkeypatch.setattr(engine, "_forward_suffix", counted_suffix)
+    monkeypatch.setattr(Prefix, "forward_suffix", counted_suffix)
     online, numbers = OnlineSegmenter(decaf, outputs.append, live=True), itertools.count()
 
     def show(count: int) -> None:

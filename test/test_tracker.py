@@ -13,7 +13,8 @@ from sam2_scenes import disc, moving_scene
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
 
 SIZE = (120, 200)

@@ -10,7 +10,8 @@ from sam2_scenes import moving_scene, packed, signed
 from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import overlap, resizing, tracklets
 from decaf_ros.segmentation.overlap import PackedMasks, mask_iou, pairwise_iou
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets, suppress
 from decaf_ros.stages import finish

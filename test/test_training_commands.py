@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from decaf_ros.config import MllmConfig, Sam2Config
 from decaf_ros.grounding.loading import load_mllm
-from decaf_ros.segmentation.sam2 import load_sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_tabletop.training import mllm, sam2
 from decaf_tabletop.training.clips import VALIDATION_SEEDS
 from decaf_tabletop.training.mllm_language import LanguageTrainer

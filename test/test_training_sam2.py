@@ -15,7 +15,8 @@ from drawn_clips import drawn_clip
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
 from decaf_ros.segmentation.resizing import masks_of_size
-from decaf_ros.segmentation.sam2 import PointMasks, Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import PointMasks, Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Frame
 from decaf_tabletop.training import sam2_check
 from decaf_tabletop.training.sam2 import FINAL_PHASE, Recipe, Trainer

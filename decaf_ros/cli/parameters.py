@@ -23,7 +23,7 @@ def parameter_table() -> str:
     lines = [
         "# Parameters",
         "",
-        "Made by `decaf parameters` from `decaf_ros/config.py`. The names are ROS parameters of the node, keys of the",
+        "Made by `decaf parameters` from `decaf_ros/config/`. The names are ROS parameters of the node, keys of the",
         "YAML files in `config/` (one level per dot) and arguments of `decaf segment --set`. Live: may change while",
         "the node runs; others take effect when it is configured.",
     ]

@@ -12,145 +12,30 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from transformers import DynamicCache
 
 from decaf_ros.config import EngineConfig
-from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache, PrefixBudget
-from decaf_ros.grounding.mllm import (
-    Answer,
-    Features,
-    ForwardOutput,
-    Layout,
-    Mllm,
-    Prompt,
-    answer_margin,
-    decode,
-    forward,
-    part_of,
-)
+from decaf_ros.grounding.features import view_features
+from decaf_ros.grounding.mllm import Answer, Features, Mllm, Prompt, answer_margin, decode, forward
 from decaf_ros.grounding.pace import Pace
-from decaf_ros.grounding.rollout import PrefixAttention, prepare_rollout, rollout_steps
+from decaf_ros.grounding.prefix import Prefix, prefix_length, run_prefix
+from decaf_ros.grounding.rollout import prepare_rollout, rollout_steps
+from decaf_ros.grounding.views import ReadOptions, View, ViewResult
 from decaf_ros.stages import Steps
-from decaf_ros.types import Frame
 
 _T = TypeVar("_T")
 _MIB = 2**20
 _log = logging.getLogger(__name__)
 
 
-class View(NamedTuple):
-    """Frames that enter the model in one sequence."""
-
-    layout: Layout
-    frames: tuple[Frame, ...]
-
-    @property
-    def units(self) -> list[tuple[Frame, ...]]:
-        """The frames of every unit. The last frame is repeated to fill the last unit."""
-        size = self.layout.frames_per_unit
-        padded = [*self.frames, *[self.frames[-1]] * (-len(self.frames) % size)]
-        return [tuple(padded[start : start + size]) for start in range(0, len(padded), size)]
-
-    @property
-    def key(self) -> Hashable:
-        """Cache key: equal for equal layouts and images."""
-        return self.layout, tuple(frame.digest for frame in self.frames)
-
-
-@dataclass(frozen=True)
-class ReadOptions:
-    """How the engine reads the attention, and how much of an answer it decodes.
-
-    Attributes:
-        start_layer: first layer of the rollout, from 0.
-        method: see `rollout_steps`.
-        block: see `rollout_steps`.
-        kernel: see `rollout_steps`.
-        max_new_tokens: length limit of the answer; 0 decodes nothing.
-    """
-
-    start_layer: int
-    method: str = "v_max"
-    block: int = 64
-    kernel: str = "auto"
-    max_new_tokens: int = 0
-
-
-class ViewResult(NamedTuple):
-    """Result of one prompt about one view.
-
-    Attributes:
-        map: rollout of the visual tokens, (t, h, w) float32.
-        answer: decoded text, "" if none was requested.
-        finished: whether the answer ended within its limit of tokens.
-    """
-
-    map: np.ndarray
-    answer: str
-    finished: bool
-
-
 def _is_wanted(wanted: int, total: int) -> bool:
     """Whether a prefix of so many views is used for so many wanted ones: the others run through the suffix too."""
     return wanted > 0 and 2 * wanted >= total
-
-
-def _prefix_length(prompt: Prompt) -> int:
-    """Number of tokens up to the last visual one."""
-    return int(prompt.slots.nonzero()[-1, 0]) + 1
-
-
-class _Prefix:
-    """The common prefix of B sequences of one layout, after its pass.
-
-    Attributes:
-        views: cache key of each sequence's view.
-        length: number of tokens.
-        cache: keys and values of every layer.
-        first_layer: the lowest layer whose attention is recorded.
-        attention: recorded attention for the rollout.
-    """
-
-    def __init__(
-        self,
-        views: tuple[Hashable, ...],
-        prompt: Prompt,
-        length: int,
-        cache: DynamicCache,
-        layers: list[LayerAttention],
-    ) -> None:
-        self.views = views
-        self.length = length
-        self.cache = cache
-        self._keys_values: list[tuple[torch.Tensor, torch.Tensor]] = [
-            (layer.keys, layer.values) for layer in self._cache_layers()
-        ]
-        self.first_layer = len(cache.layers) - len(layers)
-        self.attention = PrefixAttention(layers, prompt.visual[:length])
-
-    @property
-    def bytes(self) -> int:
-        """Size of all tensors, including the statistics that the rollout will add."""
-        tensors = [tensor for pair in self._keys_values for tensor in pair]
-        tensors += [layer.query for layer in self.attention.layers]
-        statistics = sum(4 * layer.query[..., 0].numel() for layer in self.attention.layers)
-        return statistics + sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def truncate(self) -> None:
-        """Removes the tokens after the prefix from the KV cache."""
-        for layer, (keys, values) in zip(self._cache_layers(), self._keys_values):
-            layer.keys, layer.values = keys, values
-
-    def _cache_layers(self) -> list[Any]:
-        # Full-attention layers only, which all have `keys` and `values`; transformers types the union of all kinds.
-        return cast("list[Any]", self.cache.layers)
 
 
 class _Batch(NamedTuple):
@@ -179,7 +64,7 @@ class Engine:
         self.config = config
         self.record_from = record_from
         self.features: ByteCache[Hashable, Features] = ByteCache(config.feature_cache_mib * _MIB)
-        self.prefixes: ByteCache[tuple[Hashable, ...], _Prefix] = ByteCache(max(0, config.prefix_cache_mib) * _MIB)
+        self.prefixes: ByteCache[tuple[Hashable, ...], Prefix] = ByteCache(max(0, config.prefix_cache_mib) * _MIB)
         self._budget = PrefixBudget(mllm.model.device) if config.prefix_cache_mib < 0 else None
         self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
         self.pace = Pace(mllm.model.device)
@@ -209,7 +94,7 @@ class Engine:
         missing = {view.key: view for view in views if not any(view.key in key for key in usable)}
         for batch in self._batches(missing, text, options):
             prompt = self._prompt(batch.views[0].layout, text)
-            tokens = len(batch.views) * _prefix_length(prompt)
+            tokens = len(batch.views) * prefix_length(prompt)
             size = round(self._bytes_per_token * tokens)
             if self._budget and size:
                 self._budget.apply(self.prefixes, size, tokens)
@@ -308,7 +193,7 @@ class Engine:
     def _expect(self, views: Sequence[View], text: str) -> None:
         """Announces the views of a window. text: any prompt."""
         if self._budget:
-            self._budget.expect(sum(_prefix_length(self._prompt(view.layout, text)) for view in views))
+            self._budget.expect(sum(prefix_length(self._prompt(view.layout, text)) for view in views))
 
     def _batches(self, views: dict[Hashable, View], text: str, options: ReadOptions) -> Iterator[_Batch]:
         """Splits these views into batches; views with a cached common prefix stay together."""
@@ -355,7 +240,7 @@ class Engine:
         prefix = yield from self._prefix(batch, prompt, options, keep)
         try:
             # Past the last layer: no attention of this prompt is recorded.
-            output = self._forward_suffix(prefix, prompt, self.mllm.layers, wants_token=True)
+            output = prefix.forward_suffix(self.mllm, prompt, self.mllm.layers, wants_token=True)
         finally:
             prefix.truncate()
         assert output.logits is not None
@@ -371,7 +256,7 @@ class Engine:
         prefix = yield from self._prefix(batch, prompts[0], options, keep)
         suffixes, answers = [], []
         for prompt in prompts:
-            layers, prompt_answers = yield from self._suffix(prefix, prompt, options)
+            layers, prompt_answers = yield from prefix.run_suffix(self.mllm, prompt, options)
             suffixes.append(layers)
             answers.append(prompt_answers)
             yield
@@ -386,7 +271,7 @@ class Engine:
             results.append([ViewResult(maps[place].copy(), *prompt_answers[place]) for place in places])
         return list(zip(*results))
 
-    def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[_Prefix]:
+    def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[Prefix]:
         """The batch's cached prefix, or a new one."""
         prefix = self.prefixes.get(batch.prefix_key) if batch.prefix_key else None
         return prefix or (yield from self._new_prefix(batch.views, prompt, options, keep))
@@ -394,96 +279,14 @@ class Engine:
     def _first_layer(self, options: ReadOptions) -> int:
         return options.start_layer if self.record_from is None else min(options.start_layer, self.record_from)
 
-    def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[_Prefix]:
-        """Runs the prefix of these views as one batch, in chunks of `pace`. keep: cache it, and the features, where
-        they fit."""
-        key = tuple(view.key for view in views)
-        length = _prefix_length(prompt)
-        features = yield from self._features(views, keep)
-        inputs = self.mllm.embed(prompt.ids[:length], prompt.slots[:length], features)
-        cache, first_layer = DynamicCache(), self._first_layer(options)
-        queries: list[list[torch.Tensor]] = []
-        layers: list[LayerAttention] = []
-        start = 0
-        while start < length:
-            stop = start + -(-self.pace.size("prefix", (length - start) * len(views)) // len(views))
-            with self.pace.measured("prefix", (stop - start) * len(views)):
-                positions = prompt.positions[..., start:stop]
-                part = part_of(inputs, start, stop)
-                # Earlier chunks need to keep their queries only: the last one has all keys.
-                layers = forward(self.mllm.model, part, positions, cache, first_layer, wants_token=False).layers
-                queries.append([layer.query for layer in layers])
-            start = stop
-            yield
-        if len(queries) > 1:
-            layers = [
-                LayerAttention(torch.cat(parts, dim=2), layer.key, layer.scaling)
-                for parts, layer in zip(zip(*queries), layers)
-            ]
-        prefix = _Prefix(key, prompt, length, cache, layers)
-        self._bytes_per_token = prefix.bytes / (length * len(views))
+    def _new_prefix(self, views: list[View], prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[Prefix]:
+        """Runs the prefix of these views as one batch. keep: cache it, and the features, where they fit."""
+        features = yield from view_features(self.mllm, views, self.features, keep, self.config.batch_tokens, self.pace)
+        prefix = yield from run_prefix(self.mllm, views, prompt, features, self._first_layer(options), self.pace)
+        tokens = prefix.length * len(views)
+        self._bytes_per_token = prefix.bytes / tokens
         if keep:
             if self._budget:
-                self._budget.apply(self.prefixes, prefix.bytes, prefix.length * len(views))
-            self.prefixes.put(key, prefix, prefix.bytes)
+                self._budget.apply(self.prefixes, prefix.bytes, tokens)
+            self.prefixes.put(prefix.views, prefix, prefix.bytes)
         return prefix
-
-    def _suffix(
-        self, prefix: _Prefix, prompt: Prompt, options: ReadOptions
-    ) -> Steps[tuple[list[LayerAttention], list[Answer]]]:
-        """Attention among the tokens after the prefix, and the answer of each sequence."""
-        wants_answer, answers = options.max_new_tokens > 0, [Answer("", True)] * len(prefix.views)
-        try:
-            output = self._forward_suffix(prefix, prompt, options.start_layer, wants_answer)
-            if output.logits is not None:
-                answers = yield from decode(self.mllm, prompt, prefix.cache, output.logits, options.max_new_tokens)
-        finally:
-            # Also after a failure such as out of memory, or if abandoned: the prefix stays valid for the next text.
-            prefix.truncate()
-        layers = [
-            LayerAttention(layer.query, layer.key[:, :, prefix.length :].clone(), layer.scaling)
-            for layer in output.layers
-        ]
-        return layers, answers
-
-    def _forward_suffix(self, prefix: _Prefix, prompt: Prompt, first_layer: int, wants_token: bool) -> ForwardOutput:
-        """Runs the tokens after the prefix. Extends the prefix's KV cache; the caller truncates it."""
-        ids, slots = prompt.ids[prefix.length :], prompt.slots[prefix.length :]
-        inputs = self.mllm.embed(ids, slots, [()] * len(prefix.views))
-        positions = prompt.positions[..., prefix.length :]
-        return forward(self.mllm.model, inputs, positions, prefix.cache, first_layer, wants_token)
-
-    def _features(self, views: list[View], keep: bool) -> Steps[list[list[Features]]]:
-        """The features of every unit of every view. Units without cached features are encoded in batches."""
-        layout = views[0].layout
-        units = {self._unit_key(layout, unit): unit for view in views for unit in view.units}
-        found: dict[Hashable, Features] = {}
-        missing: list[Hashable] = []
-        for key in units:
-            cached = self.features.get(key)
-            if cached is None:
-                missing.append(key)
-            else:
-                found[key] = cached
-        tokens_per_unit = max(1, layout.grid[0] * layout.grid[1] * layout.grid[2] // layout.units)
-        most = max(1, self.config.batch_tokens // tokens_per_unit)
-        start = 0
-        while start < len(missing):
-            fitting = self.pace.size("vision", (len(missing) - start) * tokens_per_unit) // tokens_per_unit
-            keys = missing[start : start + max(1, min(most, fitting))]
-            start += len(keys)
-            images = np.stack([np.stack([frame.image for frame in units[key]]) for key in keys])
-            with self.pace.measured("vision", len(keys) * tokens_per_unit):
-                encoded = self.mllm.encode(layout, images)
-            for key, (tokens, deep) in zip(keys, encoded):
-                # Clone: a cached slice would keep the whole batch's tensor.
-                features = found[key] = Features(tokens.clone(), tuple(part.clone() for part in deep))
-                tensors = (features.tokens, *features.deep)
-                if keep:
-                    self.features.put(key, features, sum(part.numel() * part.element_size() for part in tensors))
-            yield
-        return [[found[self._unit_key(layout, unit)] for unit in view.units] for view in views]
-
-    @staticmethod
-    def _unit_key(layout: Layout, unit: tuple[Frame, ...]) -> Hashable:
-        return layout.kind, layout.size_hw, layout.grid[1:], tuple(frame.digest for frame in unit)

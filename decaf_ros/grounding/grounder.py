@@ -10,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
-from decaf_ros.grounding.engine import Engine, ReadOptions, View, ViewResult
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
+from decaf_ros.grounding.views import ReadOptions, View, ViewResult
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
 

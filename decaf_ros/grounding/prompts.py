@@ -7,7 +7,7 @@ line ends and quotes.
 
 from __future__ import annotations
 
-from decaf_ros.config import PROMPT_VARIANTS
+from decaf_ros.config.method import PROMPT_VARIANTS
 
 OBJECT = {
     "original": (

@@ -14,7 +14,7 @@ from rclpy.task import Future
 from rclpy.timer import Timer
 
 from decaf_ros.action import Segment
-from decaf_ros.config import POLICIES
+from decaf_ros.config.stream import POLICIES
 from decaf_ros.io.messages import frame_image, tracklet_array
 from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent

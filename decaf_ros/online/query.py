@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from decaf_ros.config import POLICIES, DecafConfig
+from decaf_ros.config import DecafConfig
+from decaf_ros.config.stream import POLICIES
 from decaf_ros.types import Frame, Query, QueryEvent, Window
 
 # Most strides between two groundings that search for the same targets.

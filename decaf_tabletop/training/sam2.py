@@ -22,7 +22,8 @@ import torch
 from sam2.modeling.sam2_base import SAM2Base
 
 from decaf_ros.config import Sam2Config
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_tabletop.training.clips import validation_clips
 from decaf_tabletop.training.cpu import keep_freed_memory
 from decaf_tabletop.training.origin import check_origin, digest

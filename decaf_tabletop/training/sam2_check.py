@@ -17,7 +17,8 @@ import torch
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.memory import ObjectMemory
-from decaf_ros.segmentation.sam2 import Sam2, load_sam2
+from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_tabletop.training.clips import validation_clips
 from decaf_tabletop.world.clip import TabletopClip
 

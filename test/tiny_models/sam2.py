@@ -16,7 +16,7 @@ import yaml
 from safetensors.torch import save_file
 from sam2.modeling.sam2_base import SAM2Base
 
-from decaf_ros.segmentation.sam2 import build_model
+from decaf_ros.segmentation.sam2_loading import build_model
 from decaf_tabletop.training.sam2_shape import Sam2Shape, sam2_config
 
 IMAGE_SIZE, WIDTH, MEMORY_WIDTH = 256, 64, 32

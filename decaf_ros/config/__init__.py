@@ -1,0 +1,93 @@
+"""The configuration: one frozen dataclass per stage, and the only place that defines defaults.
+
+Dotted field names (`segmentation.point_threshold`) are the ROS parameter names and the keys of the YAML files.
+Every option has a description, a range and a flag: may it change while the node runs (`live`)?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from decaf_ros.config.fields import Checked, Option
+from decaf_ros.config.method import (
+    EngineConfig,
+    GroundingConfig,
+    MllmConfig,
+    PresenceConfig,
+    Sam2Config,
+    SegmentationConfig,
+)
+from decaf_ros.config.stream import (
+    NodeConfig,
+    QueriesConfig,
+    RegroundingConfig,
+    TrackingConfig,
+    WindowConfig,
+)
+
+__all__ = [
+    "DecafConfig",
+    "EngineConfig",
+    "GroundingConfig",
+    "MllmConfig",
+    "NodeConfig",
+    "Option",
+    "PresenceConfig",
+    "QueriesConfig",
+    "RegroundingConfig",
+    "Sam2Config",
+    "SegmentationConfig",
+    "TrackingConfig",
+    "WindowConfig",
+    "options",
+    "replace",
+]
+
+
+@dataclass(frozen=True)
+class DecafConfig(Checked):
+    """The whole configuration."""
+
+    mllm: MllmConfig = MllmConfig()
+    grounding: GroundingConfig = GroundingConfig()
+    engine: EngineConfig = EngineConfig()
+    sam2: Sam2Config = Sam2Config()
+    segmentation: SegmentationConfig = SegmentationConfig()
+    presence: PresenceConfig = PresenceConfig()
+    window: WindowConfig = WindowConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    regrounding: RegroundingConfig = RegroundingConfig()
+    queries: QueriesConfig = QueriesConfig()
+    node: NodeConfig = NodeConfig()
+
+    def __post_init__(self) -> None:
+        if self.window.min_frames > self.window.size:
+            raise ValueError(
+                f"window.min_frames: expected at most window.size ({self.window.size}), got {self.window.min_frames}"
+            )
+
+
+def options(config: DecafConfig) -> Iterator[Option]:
+    """Every option of the configuration, in order, by dotted name."""
+    for stage in dataclasses.fields(config):
+        section = getattr(config, stage.name)
+        for field in dataclasses.fields(section):
+            yield Option(f"{stage.name}.{field.name}", getattr(section, field.name), **field.metadata)
+
+
+def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
+    """A copy with the dotted names in `changes` set. Raises ValueError for an unknown name or a bad value."""
+    known = {option.name for option in options(config)}
+    unknown = sorted(set(changes) - known)
+    if unknown:
+        raise ValueError(f"unknown option {', '.join(unknown)}; docs/parameters.md lists all options")
+    sections: dict[str, dict[str, Any]] = {}
+    for name, value in changes.items():
+        stage, _, field = name.partition(".")
+        sections.setdefault(stage, {})[field] = value
+    return dataclasses.replace(
+        config, **{stage: dataclasses.replace(getattr(config, stage), **fields) for stage, fields in sections.items()}
+    )
