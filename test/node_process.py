@@ -210,15 +210,13 @@ class Robot:
         before = {status.query_id for status in self.received["status"]}
 
         def new_ids() -> list[str]:
-            return [query_id for query_id in self._query_ids() if query_id not in before]
+            statuses = [status for status in self.received["status"] if status.query in texts]  # not those of goals
+            return list(dict.fromkeys(status.query_id for status in statuses if status.query_id not in before))
 
         for text in texts:
             self._query.publish(String(data=text))
         wait_for(lambda: len(new_ids()) == len(texts), f"queries {texts}")
         return new_ids()
-
-    def _query_ids(self) -> list[str]:
-        return list(dict.fromkeys(status.query_id for status in self.received["status"]))
 
     def states(self, query_id: str) -> list[int]:
         return [status.state for status in self.received["status"] if status.query_id == query_id]

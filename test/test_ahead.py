@@ -23,7 +23,7 @@ class Preparing:
         self.error: Exception | None = None
         self.released = 0
 
-    def prepare(self, window, config):
+    def prepare(self, window, config, others):
         for _ in range(4):
             self.now_s += 1.0
             if self.error:
@@ -47,7 +47,7 @@ def run(ahead: Ahead, preparing: Preparing, share: float, seconds: int) -> list[
     while preparing.now_s < until_s:
         before_s = preparing.now_s
         done = len(preparing.done)
-        ahead.advance(first, config)
+        ahead.advance([first], config)
         if len(preparing.done) > done:
             ran.append(before_s)
         else:
@@ -67,12 +67,12 @@ def test_another_window_takes_the_place_of_the_unfinished_one():
     preparing = Preparing()
     ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
     first, second = window(1), window(2)
-    assert ahead.advance(first, config) and ahead.advance(first, config)
-    while ahead.advance(second, config):
+    assert ahead.advance([first], config) and ahead.advance([first], config)
+    while ahead.advance([second], config):
         pass
     assert preparing.done == [1, 1, 2, 2, 2, 2]
     ahead.stop()
-    assert ahead.advance(second, config) and len(preparing.done) == 7
+    assert ahead.advance([second], config) and len(preparing.done) == 7
 
 
 def test_a_failure_ends_the_preparation_of_this_window(caplog):
@@ -80,10 +80,10 @@ def test_a_failure_ends_the_preparation_of_this_window(caplog):
     preparing.error = torch.OutOfMemoryError("CUDA out of memory")
     ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
     first = window(1)
-    assert ahead.advance(first, config) and not ahead.advance(first, config)
+    assert ahead.advance([first], config) and not ahead.advance([first], config)
     assert preparing.released == 1 and "CUDA out of memory" in caplog.text
     preparing.error = None
-    assert ahead.advance(window(2), config) and preparing.done == [2]
+    assert ahead.advance([window(2)], config) and preparing.done == [2]
 
 
 def test_a_live_window_is_ready_when_the_question_comes(tiny_mllm_dir, tiny_sam2_dir, monkeypatch):

@@ -27,7 +27,7 @@ def _status(
 ) -> DiagnosticStatus:
     statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | changes))
     counts = InboxCounts(received, dropped=2, waiting=waiting)
-    message = diagnostics_message("/decaf/segmenter", phase, failure, statistics, counts, NOW_NS)
+    message = diagnostics_message("/decaf/segmenter", phase, failure, {"": (statistics, counts)}, NOW_NS)
     assert stamp_ns(message.header.stamp) == NOW_NS
     (status,) = message.status
     return status

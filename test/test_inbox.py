@@ -23,17 +23,17 @@ def test_only_the_newest_image_waits():
     inbox, done = _inbox()
     for image in "abc":
         inbox.put_image(image)
-    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=1)
+    assert inbox.counts() == InboxCounts(received=3, dropped=2, waiting=1)
     _run_all(inbox)
     assert done == ["c"]
-    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=0)
+    assert inbox.counts() == InboxCounts(received=3, dropped=2, waiting=0)
 
 
 def test_without_dropping_all_images_wait_in_order():
     inbox, done = _inbox(keep_latest=False)
     for image in "abc":
         inbox.put_image(image)
-    assert inbox.counts == InboxCounts(received=3, dropped=0, waiting=3)
+    assert inbox.counts() == InboxCounts(received=3, dropped=0, waiting=3)
     _run_all(inbox)
     assert done == ["a", "b", "c"]
 
@@ -71,7 +71,7 @@ def test_closing_drops_images_but_not_commands():
     assert not inbox.put_command(lambda: done.append("late"))
     _run_all(inbox)
     assert done == ["command"]
-    assert inbox.counts == InboxCounts(received=2, dropped=2, waiting=0)
+    assert inbox.counts() == InboxCounts(received=2, dropped=2, waiting=0)
     inbox.open()
     inbox.put_image("again")
     _run_all(inbox)
@@ -111,5 +111,5 @@ def test_counts_are_exact_under_load():
         inbox.put_image(image)
     inbox.close()
     worker.join(timeout=10)
-    assert inbox.counts == InboxCounts(received=20_000, dropped=20_000 - len(done), waiting=0)
+    assert inbox.counts() == InboxCounts(received=20_000, dropped=20_000 - len(done), waiting=0)
     assert done == sorted(done)
