@@ -38,6 +38,28 @@ def test_without_dropping_all_images_wait_in_order():
     assert done == ["a", "b", "c"]
 
 
+def test_cameras_take_turns():
+    inbox, done = _inbox()
+    for number in range(3):
+        inbox.put_image(f"fast {number}", "fast")
+    inbox.put_image("slow", "slow")
+    inbox.put_image("fast 3", "fast")
+    assert inbox.take().is_image and inbox.counts("fast") == InboxCounts(received=4, dropped=3, waiting=0)
+    assert inbox.counts("slow") == InboxCounts(received=1, dropped=0, waiting=1) and inbox.counts() == InboxCounts()
+    inbox.put_image("fast 4", "fast")
+    inbox.put_image("slow 1", "slow")
+    _run_all(inbox)
+    assert done == ["slow 1", "fast 4"], "a newer image keeps the place of the older one"
+
+
+def test_cameras_whose_images_all_wait_take_turns():
+    inbox, done = _inbox(keep_latest=False)
+    for image in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        inbox.put_image(image, image[0])
+    _run_all(inbox)
+    assert done == ["a1", "b1", "c1", "a2", "c2", "a3"]
+
+
 def test_commands_come_first_and_in_order():
     inbox, done = _inbox()
     for number in (1, 2):
