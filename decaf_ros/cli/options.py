@@ -42,5 +42,6 @@ def _value(text: str, name: str, config: DecafConfig) -> object:
     """`text` as `ros2 run ... -p` reads it, but unchanged for an option that is text. A list needs no brackets."""
     kind = next((type(option.value) for option in options(config) if option.name == name), None)
     if kind is tuple:
-        return [part.strip() for part in text.strip("[]").split(",") if part.strip()]
+        items = text.removeprefix("[").removesuffix("]")
+        return [item.strip() for item in items.split(",")] if items else []
     return text if kind is str else plain_value(text)

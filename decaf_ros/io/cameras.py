@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from decaf_ros.config import camera_names
-from decaf_ros.io.bags import IMAGE_TYPES, BagReader
+
+if TYPE_CHECKING:
+    # Not at run time: the launch file imports this module.
+    from decaf_ros.io.bags import BagReader
 
 
 def parse_cameras(entries: Iterable[str]) -> dict[str, str]:
@@ -16,6 +20,12 @@ def parse_cameras(entries: Iterable[str]) -> dict[str, str]:
     parts = [entry.partition("=") for entry in entries]
     names = camera_names([name.strip() for name, _, _ in parts])
     return {name: topic.strip() for name, (_, _, topic) in zip(names, parts)}
+
+
+def split_cameras(text: str) -> dict[str, str]:
+    """As `parse_cameras`, from one text: "wrist=/wrist/image,head=/head/image", also in brackets; empty: none."""
+    entries = text.strip().removeprefix("[").removesuffix("]").split(",")
+    return parse_cameras([entry.strip() for entry in entries] if entries != [""] else [])
 
 
 def recorded_cameras(
@@ -33,7 +43,7 @@ def recorded_cameras(
         counts = {
             each: reader.topics[each].message_count
             for each in (raw, f"{raw}/compressed")
-            if each in reader.topics and reader.topics[each].msgtype in IMAGE_TYPES
+            if each in reader.topics
         }
         if topic or counts:
             topics[name] = reader.image_topic(topic or max(counts, key=lambda each: counts[each]))
