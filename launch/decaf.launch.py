@@ -34,7 +34,7 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "image",
                 default_value="image",
-                description="topic of the raw images of the only camera; compressed ones are expected on its /compressed",
+                description="topic of the only camera's raw images; compressed ones are expected on its /compressed",
             ),
             DeclareLaunchArgument(
                 "cameras",

@@ -182,7 +182,7 @@ def test_parameter_files_keep_floats_floats():
     for file in [*ROOT.glob("config/*.yaml"), *ROOT.glob("decaf_tabletop/config/*.yaml")]:
         stages = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
         for option in options(load_config(file)):
-            stage, field = option.name.split(".")
+            stage, _, field = option.name.partition(".")
             if field in stages.get(stage, {}):
                 assert type(stages[stage][field]) is type(option.value), f"{file.name}: {option.name}"
 

@@ -325,7 +325,9 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
             runs.append([message for message in reader.messages() if not message.topic.endswith("/status")])
     assert runs[0] == runs[1]
     topics = ("masks", "target_mask", "tracklets", "heatmaps")
-    assert {one.topic for one in runs[0]} == {f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics}
+    assert {one.topic for one in runs[0]} == {
+        f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics
+    }
     answered, ids = [], []
     for name in ("wrist", "head"):
         answered += [one.query_id for one in _messages(out, f"{name}/status") if one.state >= QueryState.TRACKING]
@@ -334,10 +336,13 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
         code, alone = play(bag, *queries, *CAMERAS[-2:], "--image-topic", f"/camera/{name}", name=f"{name}_alone")
         assert code == 0
         for topic in ("masks", "heatmaps"):
-            both, one = ([bytes(each.data) for each in messages] for messages in (
-                _messages(out, f"{name}/{topic}"),
-                _messages(alone, topic),
-            ))
+            both, one = (
+                [bytes(each.data) for each in messages]
+                for messages in (
+                    _messages(out, f"{name}/{topic}"),
+                    _messages(alone, topic),
+                )
+            )
             assert both == one and any(any(data) for data in one)
         assert _stamps(out, f"{name}/masks") == _stamps(alone, "masks")
     assert sorted(answered) == ["q1", "q2", "q3", "q4"] and ids[0] and ids[1] and not ids[0] & ids[1]
@@ -376,7 +381,10 @@ def test_cameras_of_the_configuration_have_their_topics_in_the_namespace(play, t
     [
         (["--camera", "wrist=/nowhere"], "no image topic /nowhere"),
         (["--camera", "masks"], "cameras: expected another name than image, query, masks"),
-        (["--camera", "a=/camera/wrist", "--camera", "b=/camera/wrist"], "cameras: expected a topic of its own for each"),
+        (
+            ["--camera", "a=/camera/wrist", "--camera", "b=/camera/wrist"],
+            "cameras: expected a topic of its own for each",
+        ),
         (["--camera", "a=/camera/wrist", "--image-topic", "/camera/head"], "either this or --image-topic, got both"),
         (["--camera", "a=/camera/wrist", "--camera", "a=/camera/head"], "cameras: expected each name once, got a, a"),
     ],

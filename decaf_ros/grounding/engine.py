@@ -111,7 +111,7 @@ class Engine:
             yield
 
     def use_prefixes(self, views: Sequence[View], options: ReadOptions) -> list[tuple[Hashable, ...]]:
-        """Marks the cached prefixes that a question about these views uses as used in this round. Returns their keys."""
+        """Marks cached prefixes that a question about these views uses as used in this round; returns their keys."""
         usable = self._usable_prefixes(views, options)
         for key in usable:
             self.prefixes.get(key)

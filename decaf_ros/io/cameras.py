@@ -31,19 +31,17 @@ def split_cameras(text: str) -> dict[str, str]:
 def recorded_cameras(
     reader: BagReader, cameras: Mapping[str, str], namespace: str, warn: Callable[[str], None]
 ) -> dict[str, str]:
-    """The topic of each camera in a bag. An empty one is NAMESPACE/NAME/image or its /compressed, that with more images.
+    """The topic of each camera in a bag. An empty one means NAMESPACE/NAME/image or its /compressed: the one with more
+    images. A camera without either is left out, with a warning.
 
-    A camera that is missing there is left out, with a warning. Raises ValueError for another topic that the bag does not
-    have, for a topic of two cameras, and if no camera is left.
+    Raises ValueError for another topic that the bag does not have, for a topic of two cameras, and if no camera is left.
     """
     topics: dict[str, str] = {}
     missing: list[str] = []
     for name, topic in cameras.items():
         raw = f"{namespace}/{name}/image"
         counts = {
-            each: reader.topics[each].message_count
-            for each in (raw, f"{raw}/compressed")
-            if each in reader.topics
+            each: reader.topics[each].message_count for each in (raw, f"{raw}/compressed") if each in reader.topics
         }
         if topic or counts:
             topics[name] = reader.image_topic(topic or max(counts, key=lambda each: counts[each]))

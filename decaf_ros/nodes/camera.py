@@ -61,7 +61,9 @@ class Camera:
         self._worker: Worker | None = None
         self._inputs: list[Subscription[Any]] = []
         self._outputs: dict[str, Publisher[Any]] = {}
-        self._action = SegmentAction(node, f"{self._prefix}segment", self._new_query, is_active, self._ask, self._cancel)
+        self._action = SegmentAction(
+            node, f"{self._prefix}segment", self._new_query, is_active, self._ask, self._cancel
+        )
         self._services = QueryServices(
             node, f"~/{self._prefix}", config, is_active, self._new_query, self._ask, self.command
         )

@@ -40,8 +40,8 @@ class Segmenter(LifecycleNode):
     """Lifecycle node `segmenter`. Topics, services, parameters and the action: see the README.
 
     Configuring loads the models. Activating starts the worker thread and the subscriptions. The worker thread owns the
-    models and the streams of all cameras; ROS callbacks only put messages into its inbox. Images are converted on the worker thread, so
-    dropped images cost nothing.
+    models and the streams of all cameras; ROS callbacks only put messages into its inbox. Images are converted on the
+    worker thread, so dropped images cost nothing.
 
     Raises ValueError for a bad or unknown parameter.
     """
