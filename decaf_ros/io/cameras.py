@@ -34,7 +34,7 @@ def recorded_cameras(
     """The topic of each camera in a bag. An empty one means NAMESPACE/NAME/image or its /compressed: the one with more
     images. A camera without either is left out, with a warning.
 
-    Raises ValueError for another topic that the bag does not have, for a topic of two cameras, and if no camera is left.
+    Raises ValueError for another topic that the bag does not have, a topic of two cameras, and if no camera is left.
     """
     topics: dict[str, str] = {}
     missing: list[str] = []
