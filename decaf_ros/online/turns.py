@@ -28,10 +28,10 @@ class Stream(Protocol):
 class Turns:
     """Runs the groundings of several streams, and what they prepare ahead, in units. Call it from one thread.
 
-    A stream that `ask`s waits for its turn in the order of asking. It begins at once when the running grounding ends,
-    whether its camera still sends images or not, or is skipped if nothing is due in it any more. A question without an
-    answer comes first, by priority, and a search makes way for it: that goes on waiting, as the first one. A stream
-    does not begin two groundings in a row without its next image or question, unless the second is a question too.
+    Streams wait in the order in which they `ask`. When a grounding ends, the next one begins at once, whether its
+    camera still sends images or not; a stream in which nothing is due any more is skipped. A question without an answer
+    comes first, by priority. A running search makes way for it, and then waits as the first one. After a grounding, its
+    stream asks again with its next image, or at once if another question waits in it.
     """
 
     def __init__(self, decaf: Decaf) -> None:
