@@ -120,7 +120,7 @@ class PrefixBudget:
             cache.max_bytes // _MIB,
             self._tokens,
             needed // _MIB,
-            ", so some of its prefixes run again" if level == logging.WARNING else "",
+            ", so some of their prefixes run again" if level == logging.WARNING else "",
             self._device,
             free // _MIB,
         )
