@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 
 pytest.importorskip("rclpy")
@@ -73,14 +75,24 @@ def _show_both(cameras: tuple[Robot, Robot], count: int = 1, hz: float = 20.0) -
     return stamps
 
 
+def _show_until(cameras: tuple[Robot, Robot], condition: Callable[[], object], description: str, hz: float = 20.0):
+    """Shows images to both cameras until `condition` is true; returns their stamps."""
+    shown: list[list[int]] = [[], []]
+
+    def show_and_check() -> object:
+        for stamps, new in zip(shown, _show_both(cameras, 1, hz)):
+            stamps += new
+        return condition()
+
+    wait_for(show_and_check, description)
+    return shown
+
+
 def test_two_cameras_answer_three_questions_once_each(cameras):
     wrist, head = cameras
     _ask_all(wrist, "the red square")
     own = wrist.ask("the blue disc")
-    shown: list[list[int]] = [[], []]
-    while len(_answers(wrist)) < 2 or len(_answers(head)) < 1:
-        for all_stamps, stamps in zip(shown, _show_both(cameras)):
-            all_stamps += stamps
+    shown = _show_until(cameras, lambda: len(_answers(wrist)) == 2 and _answers(head), "answers")
     for all_stamps, stamps in zip(shown, _show_both(cameras, 10)):
         all_stamps += stamps
     asked = [[status.query for status in robot.received["status"]] for robot in cameras]
@@ -107,8 +119,7 @@ def test_each_camera_has_its_services_its_action_and_its_diagnostics(cameras):
     added = head.call(AddQuery, "add_query", text="the red square")
     assert added.accepted
     goal = wrist.send_goal("the blue disc")
-    while not goal.done or added.query_id not in _answers(head):
-        _show_both(cameras)
+    _show_until(cameras, lambda: goal.done and added.query_id in _answers(head), "answers")
     ended, result = goal.result()
     assert (ended, result.state) == ("SUCCEEDED", QueryStatus.TRACKING)
     assert [list(robot.call(ListQueries, "list_queries").query_ids) for robot in cameras] == [
@@ -141,16 +152,14 @@ def test_a_silent_camera_keeps_nobody_waiting(cameras):
 def test_cameras_of_one_rate_have_equal_shares_and_a_fast_one_does_not_starve_a_slow_one(cameras):
     wrist, head = cameras
     _ask_all(wrist, "the red square")
-    while not (_answers(wrist) and _answers(head)):
-        _show_both(cameras)
+    _show_until(cameras, lambda: _answers(wrist) and _answers(head), "answers")
 
     before = [len(robot.received["masks"]) for robot in cameras]
 
     def masks() -> list[int]:
         return [len(robot.received["masks"]) - count for robot, count in zip(cameras, before)]
 
-    while max(masks()) < 40:
-        _show_both(cameras, hz=100)
+    _show_until(cameras, lambda: max(masks()) >= 40, "masks", hz=100)
     assert min(masks()) >= 0.8 * max(masks())
     before = [len(robot.received["masks"]) for robot in cameras]
     for number in range(1, 11):
