@@ -139,6 +139,7 @@ def test_a_silent_camera_keeps_nobody_waiting(cameras):
     wrist, head = cameras
     try:
         assert wrist.set_parameter("window.patience_s", 1.0)[0]
+        wrist.show_until(lambda: len(wrist.received["masks"]) > 8, "a window of the other camera")
         _ask_all(wrist, "the red square")
         wrist.show_until(lambda: _answers(wrist) and _answers(head), "an answer of each")
         assert wrist.received["status"][-1].state == QueryStatus.TRACKING
