@@ -1,5 +1,7 @@
 """Starts the segmenter: `ros2 launch decaf_ros decaf.launch.py image:=/camera/image_raw`.
 
+Several cameras: `cameras:=wrist=/wrist_camera/image_raw,head=/head_camera/image_raw`.
+
 The parameter file holds all parameters of the node. The launch arguments select that file, names, topics and logging.
 """
 
@@ -8,10 +10,12 @@ from __future__ import annotations
 import os
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchDescription
-from launch.actions import DeclareLaunchArgument, Shutdown
+from launch import LaunchContext, LaunchDescription
+from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from decaf_ros.io.cameras import split_cameras
 
 # Fast DDS 3 (Kilted) renamed the environment variable, and warns about the old name.
 FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
@@ -19,12 +23,6 @@ FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
 
 def generate_launch_description() -> LaunchDescription:
     config = os.path.join(get_package_share_directory("decaf_ros"), "config")
-    generation = "FASTRTPS" if os.environ.get("ROS_DISTRO") in FASTDDS_2_DISTROS else "FASTDDS"
-    variable = f"{generation}_DEFAULT_PROFILES_FILE"
-    profile = {variable: os.path.join(config, "fastdds_large_shm.xml")}
-    # A profile of the user takes precedence: Fast DDS reads only one file.
-    has_profile = variable in os.environ
-    image = LaunchConfiguration("image")
     return LaunchDescription(
         [
             DeclareLaunchArgument(
@@ -32,25 +30,51 @@ def generate_launch_description() -> LaunchDescription:
                 default_value=os.path.join(config, "decaf.yaml"),
                 description="parameter file of the node; config/paper.yaml is the paper's evaluation protocol",
             ),
-            DeclareLaunchArgument("namespace", default_value="decaf", description="one for each camera"),
+            DeclareLaunchArgument("namespace", default_value="decaf", description="one for each node"),
             DeclareLaunchArgument(
                 "image",
                 default_value="image",
-                description="topic of the raw images; compressed images are expected on its /compressed",
+                description="topic of the only camera's raw images; compressed ones are expected on its /compressed",
+            ),
+            DeclareLaunchArgument(
+                "cameras",
+                default_value="",
+                description="several cameras with one copy of the models: names, each with its image topic, such as "
+                "wrist=/wrist/image_raw,head=/head/image_raw; without a topic NAMESPACE/NAME/image; default: the "
+                "parameter of this name",
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
-            Node(
-                package="decaf_ros",
-                executable="segmenter",
-                name="segmenter",
-                namespace=LaunchConfiguration("namespace"),
-                parameters=[LaunchConfiguration("params_file")],
-                remappings=[("image", image), ("image/compressed", [image, "/compressed"])],
-                arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
-                additional_env={} if has_profile else profile,
-                output="screen",
-                emulate_tty=True,
-                on_exit=Shutdown(),
-            ),
+            OpaqueFunction(function=make_node, args=[config]),
         ]
     )
+
+
+def make_node(context: LaunchContext, config: str) -> list[Node]:
+    """The node. config: folder of the configuration files. Raises ValueError for bad names of cameras."""
+    generation = "FASTRTPS" if os.environ.get("ROS_DISTRO") in FASTDDS_2_DISTROS else "FASTDDS"
+    variable = f"{generation}_DEFAULT_PROFILES_FILE"
+    profile = {variable: os.path.join(config, "fastdds_large_shm.xml")}
+    # A profile of the user takes precedence: Fast DDS reads only one file.
+    has_profile = variable in os.environ
+    image = LaunchConfiguration("image").perform(context)
+    cameras = split_cameras(LaunchConfiguration("cameras").perform(context))
+    topics = {"image": image, **{f"{name}/image": topic for name, topic in cameras.items() if topic}}
+    return [
+        Node(
+            package="decaf_ros",
+            executable="segmenter",
+            name="segmenter",
+            namespace=LaunchConfiguration("namespace"),
+            parameters=[LaunchConfiguration("params_file"), *([{"cameras": list(cameras)}] if cameras else [])],
+            remappings=[
+                (name + transport, topic + transport)
+                for name, topic in topics.items()
+                for transport in ("", "/compressed")
+            ],
+            arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+            additional_env={} if has_profile else profile,
+            output="screen",
+            emulate_tty=True,
+            on_exit=Shutdown(),
+        ),
+    ]

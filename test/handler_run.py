@@ -21,6 +21,7 @@ from decaf_ros.io.messages import header, stamp_ns
 from decaf_ros.msg import QueryStatus
 from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.online.handlers import Handlers
+from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 
 START_NS = 1_700_000_000_000_000_000
@@ -62,12 +63,14 @@ class Run:
         self.is_between = False
         self.published: list[tuple[str, object]] = []
         self.log: list[tuple[str, str]] = []
+        self.turns = Turns(decaf)
         self.handlers = Handlers(
             decaf,
             make_message,
             lambda *output: self.published.append(output),
             lambda *line: self.log.append(line),
             live=between is not None,
+            turns=self.turns,
             **options,
         )
 
@@ -83,7 +86,7 @@ class Run:
         return query.id
 
     def go_on(self) -> None:
-        while self.between is not None and not self.is_between and self.handlers.advance():
+        while self.between is not None and not self.is_between and self.turns.advance():
             self.is_between = True
             self.between()
             self.is_between = False

@@ -118,12 +118,13 @@ class SegmenterProcess:
 
 
 class Robot:
-    """A client of every topic, service and action of a segmenter in /decaf."""
+    """A client of every topic, service and action of a segmenter in /decaf, or of one of its cameras."""
 
-    def __init__(self, domain_id: int) -> None:
+    def __init__(self, domain_id: int, camera: str = "") -> None:
         self._context = Context()
         rclpy.init(context=self._context, domain_id=domain_id)
-        self.node = rclpy.create_node("robot", context=self._context, namespace="/decaf")
+        self._camera_name, own = camera, f"{camera}/" if camera else ""
+        self.node = rclpy.create_node(f"robot_{camera}", context=self._context, namespace="/decaf")
         self.received: dict[str, list] = {}
         for topic, kind, qos in (
             ("masks", Image, 50),
@@ -135,14 +136,15 @@ class Robot:
             ("/diagnostics", DiagnosticArray, 10),
         ):
             self.received[topic] = []
-            self.node.create_subscription(kind, topic, self.received[topic].append, qos)
-        self._camera = self.node.create_publisher(Image, "image", 5)
-        self._compressed = self.node.create_publisher(CompressedImage, "image/compressed", 5)
-        self._query = self.node.create_publisher(String, "query", 100)
+            name = topic if topic.startswith("/") else own + topic
+            self.node.create_subscription(kind, name, self.received[topic].append, qos)
+        self._camera = self.node.create_publisher(Image, f"{own}image", 5)
+        self._compressed = self.node.create_publisher(CompressedImage, f"{own}image/compressed", 5)
+        self._query = self.node.create_publisher(String, f"{own}query", 100)
         self._set_parameters = self.node.create_client(SetParameters, "segmenter/set_parameters")
         self._change_state = self.node.create_client(ChangeState, "segmenter/change_state")
         self._get_state = self.node.create_client(GetState, "segmenter/get_state")
-        self._action = ActionClient(self.node, Segment, "segment")
+        self._action = ActionClient(self.node, Segment, f"{own}segment")
         self._executor = SingleThreadedExecutor(context=self._context)
         self._executor.add_node(self.node)
         self._stopping = threading.Event()
@@ -210,15 +212,13 @@ class Robot:
         before = {status.query_id for status in self.received["status"]}
 
         def new_ids() -> list[str]:
-            return [query_id for query_id in self._query_ids() if query_id not in before]
+            statuses = [status for status in self.received["status"] if status.query in texts]  # not those of goals
+            return list(dict.fromkeys(status.query_id for status in statuses if status.query_id not in before))
 
         for text in texts:
             self._query.publish(String(data=text))
         wait_for(lambda: len(new_ids()) == len(texts), f"queries {texts}")
         return new_ids()
-
-    def _query_ids(self) -> list[str]:
-        return list(dict.fromkeys(status.query_id for status in self.received["status"]))
 
     def states(self, query_id: str) -> list[int]:
         return [status.state for status in self.received["status"] if status.query_id == query_id]
@@ -229,10 +229,12 @@ class Robot:
     # Services
 
     def diagnosed(self) -> dict[str, str]:
-        """The newest diagnostics of the segmenter as a dict, with `level` and `message`."""
-        if not self.received["/diagnostics"]:
+        """The newest diagnostics of the segmenter, or of the camera, as a dict, with `level` and `message`."""
+        name = f"/decaf/segmenter: decaf {self._camera_name}".rstrip()
+        found = [one for message in self.received["/diagnostics"] for one in message.status if one.name == name]
+        if not found:
             return {}
-        status = self.received["/diagnostics"][-1].status[0]
+        status = found[-1]
         values = {value.key: value.value for value in status.values}
         return values | {"level": str(status.level[0]), "message": status.message}
 
@@ -243,8 +245,9 @@ class Robot:
         return future.result()
 
     def call(self, kind, name: str, **fields):
-        """Calls the service `name` of the segmenter, of a type `kind`, and returns the response."""
-        client = self.node.create_client(kind, f"segmenter/{name}")
+        """Calls the service `name` of the segmenter's camera, of a type `kind`, and returns the response."""
+        own = f"{self._camera_name}/" if self._camera_name else ""
+        client = self.node.create_client(kind, f"segmenter/{own}{name}")
         response = self._call(client, kind.Request(**fields))
         self.node.destroy_client(client)
         return response
@@ -256,8 +259,10 @@ class Robot:
     def state(self) -> str:
         return self._call(self._get_state, GetState.Request()).current_state.label
 
-    def set_parameter(self, name: str, value: float | int | str) -> tuple[bool, str]:
-        if isinstance(value, str):
+    def set_parameter(self, name: str, value: float | int | str | list[str]) -> tuple[bool, str]:
+        if isinstance(value, list):
+            content = ParameterValue(type=ParameterType.PARAMETER_STRING_ARRAY, string_array_value=value)
+        elif isinstance(value, str):
             content = ParameterValue(type=ParameterType.PARAMETER_STRING, string_value=value)
         elif isinstance(value, float):
             content = ParameterValue(type=ParameterType.PARAMETER_DOUBLE, double_value=value)

@@ -63,7 +63,9 @@ def test_a_goal_that_cannot_be_asked_is_aborted_and_forgotten(node):
     def ask(query: Query) -> bool:
         raise RuntimeError("unexpected")
 
-    action = SegmentAction(node, lambda text, policy: Query("q1", text), lambda: True, ask, lambda *args: True)
+    action = SegmentAction(
+        node, "segment", lambda text, policy: Query("q1", text), lambda: True, ask, lambda *args: True
+    )
     status, _ = _send(node, timeout_s=60.0)
     assert status == GoalStatus.STATUS_ABORTED
     assert not action.busy and not list(node.timers)
@@ -72,7 +74,9 @@ def test_a_goal_that_cannot_be_asked_is_aborted_and_forgotten(node):
 
 def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
     active = iter([True, False])
-    action = SegmentAction(node, lambda text, policy: Query("q1", text), lambda: next(active), bool, lambda *args: True)
+    action = SegmentAction(
+        node, "segment", lambda text, policy: Query("q1", text), lambda: next(active), bool, lambda *args: True
+    )
     status, result = _send(node)
     assert (status, result.text, result.presence) == (GoalStatus.STATUS_ABORTED, "the node is not active", -1.0)
     assert not action.busy
@@ -83,7 +87,9 @@ def test_a_node_that_is_no_longer_active_aborts_the_goal(node):
 def test_a_result_is_kept_for_a_client_that_comes_late(node):
     """By default rclpy keeps it for 10 s since Kilted."""
     active = iter([True, False])
-    action = SegmentAction(node, lambda text, policy: Query("q1", text), lambda: next(active), bool, lambda *args: True)
+    action = SegmentAction(
+        node, "segment", lambda text, policy: Query("q1", text), lambda: next(active), bool, lambda *args: True
+    )
     client = ActionClient(node, Segment, "segment")
     assert client.wait_for_server(10)
     goal = _spin_until_done(node, client.send_goal_async(Segment.Goal(query="the mug")))
@@ -104,7 +110,9 @@ def test_a_tracked_goal_ends_although_no_frame_comes(node, monkeypatch):
         action.watch(QueryEvent(query, QueryState.TRACKING, "tracking 1 target"))
         return True
 
-    action = SegmentAction(node, lambda text, policy: Query("q1", text), lambda: True, ask, lambda *args: True)
+    action = SegmentAction(
+        node, "segment", lambda text, policy: Query("q1", text), lambda: True, ask, lambda *args: True
+    )
     status, result = _send(node)
     assert (status, result.state, result.text) == (GoalStatus.STATUS_SUCCEEDED, 2, "tracking 1 target")
     assert len(result.masks.data) == 0 and not action.busy and not list(node.timers)

@@ -9,6 +9,7 @@ from scripted import frame, settings
 from decaf_ros.config import replace
 from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Query, QueryEvent, QueryState, Window
 
@@ -20,10 +21,12 @@ class Preparing:
         self.grounder = self
         self.now_s = 0.0
         self.done: list[int] = []
+        self.others: list[list[int]] = []
         self.error: Exception | None = None
         self.released = 0
 
-    def prepare(self, window, config):
+    def prepare(self, window, config, others):
+        self.others.append([one.frames[-1].index for one in others])
         for _ in range(4):
             self.now_s += 1.0
             if self.error:
@@ -47,7 +50,7 @@ def run(ahead: Ahead, preparing: Preparing, share: float, seconds: int) -> list[
     while preparing.now_s < until_s:
         before_s = preparing.now_s
         done = len(preparing.done)
-        ahead.advance(first, config)
+        ahead.advance([first], config)
         if len(preparing.done) > done:
             ran.append(before_s)
         else:
@@ -67,12 +70,39 @@ def test_another_window_takes_the_place_of_the_unfinished_one():
     preparing = Preparing()
     ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
     first, second = window(1), window(2)
-    assert ahead.advance(first, config) and ahead.advance(first, config)
-    while ahead.advance(second, config):
+    assert ahead.advance([first], config) and ahead.advance([first], config)
+    while ahead.advance([second], config):
         pass
     assert preparing.done == [1, 1, 2, 2, 2, 2]
     ahead.stop()
-    assert ahead.advance(second, config) and len(preparing.done) == 7
+    assert ahead.advance([second], config) and len(preparing.done) == 7
+
+
+def test_streams_take_turns_and_share_the_time():
+    preparing = Preparing()
+    ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 0.5})
+    windows = [None, window(1), window(2)]
+    while preparing.now_s < 40:
+        if not ahead.advance(windows, config):
+            preparing.now_s += 0.25
+    assert preparing.done == [1] * 4 + [2] * 4, "each is finished, and not prepared again"
+    assert preparing.others == [[2], [1]], "nothing that is ready for the other one is dropped"
+    began_s, preparing.done = preparing.now_s, []
+    windows = [None, window(3), window(4)]
+    while len(preparing.done) < 8:
+        if not ahead.advance(windows, config):
+            preparing.now_s += 0.25
+    assert preparing.now_s - began_s == 15, "eight units of a second, at half of the time, from the first to the last"
+
+
+def test_a_window_that_moves_on_leaves_the_turn_to_the_next_stream():
+    preparing = Preparing()
+    ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
+    fast, slow = window(1), window(9)
+    for last in range(2, 8):  # a key frame after every second unit
+        assert ahead.advance([slow, fast], config) and ahead.advance([slow, fast], config)
+        fast = window(last)
+    assert preparing.done[:6] == [1, 1, 9, 9, 9, 9] and set(preparing.done[6:]) <= {3, 4, 5, 6}
 
 
 def test_a_failure_ends_the_preparation_of_this_window(caplog):
@@ -80,13 +110,14 @@ def test_a_failure_ends_the_preparation_of_this_window(caplog):
     preparing.error = torch.OutOfMemoryError("CUDA out of memory")
     ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
     first = window(1)
-    assert ahead.advance(first, config) and not ahead.advance(first, config)
+    assert ahead.advance([first], config) and not ahead.advance([first], config)
     assert preparing.released == 1 and "CUDA out of memory" in caplog.text
     preparing.error = None
-    assert ahead.advance(window(2), config) and preparing.done == [2]
+    assert ahead.advance([window(2)], config) and preparing.done == [2]
 
 
-def test_a_live_window_is_ready_when_the_question_comes(tiny_mllm_dir, tiny_sam2_dir, monkeypatch):
+@pytest.fixture
+def decaf(tiny_mllm_dir, tiny_sam2_dir) -> Decaf:
     options = {
         "mllm.checkpoint": str(tiny_mllm_dir),
         "mllm.local_files_only": True,
@@ -98,7 +129,31 @@ def test_a_live_window_is_ready_when_the_question_comes(tiny_mllm_dir, tiny_sam2
         "segmentation.fallback": "best",
         "segmentation.max_points": 2,
     }
-    decaf = Decaf.from_config(replace(settings(), options))
+    return Decaf.from_config(replace(settings(), options))
+
+
+def test_the_windows_of_two_cameras_are_ready(decaf):
+    """The automatic size of the prefix cache is for both, also if one of them is silent."""
+    decaf.grounder.engine.streams = 2
+    turns = Turns(decaf)
+    online = [OnlineSegmenter(decaf, lambda output: None, live=True, turns=turns) for _ in range(2)]
+
+    def prepare() -> None:
+        while turns.prepare():
+            pass
+
+    for number in range(21):
+        for place, each in enumerate(online):
+            each.observe(frame(100 * place + number, size_hw=(48, 64)))
+            prepare()
+    assert [each.ready_share for each in online] == [1, 1]
+    for number in range(21, 61):
+        online[0].observe(frame(number, size_hw=(48, 64)))
+        prepare()
+    assert [each.ready_share for each in online] == [1, 1]
+
+
+def test_a_live_window_is_ready_when_the_question_comes(decaf, monkeypatch):
     outputs = []
     online = OnlineSegmenter(decaf, outputs.append, live=True)
     assert not online.prepare() and online.ready_share == 0

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from decaf_ros.config import DecafConfig, options, replace
+from decaf_ros.io.messages import TOPICS
 from decaf_ros.io.parameter_files import load_config
 
 
@@ -43,6 +44,34 @@ def test_replace_by_dotted_name():
 def test_bad_values_are_named(name, value, message):
     with pytest.raises(ValueError, match=message):
         replace(DecafConfig(), {name: value})
+
+
+def test_cameras_have_names_of_their_own():
+    assert replace(DecafConfig(), {"cameras": ["wrist", "head_2"]}).cameras == ("wrist", "head_2")
+    for topic in (*TOPICS, "image", "query", "segment"):
+        with pytest.raises(ValueError, match=f"cameras: expected another name than .*, got '{topic}'"):
+            replace(DecafConfig(), {"cameras": [topic]})
+
+
+@pytest.mark.parametrize("name", ["", "2nd", "_a", "a_", "a__b", "a/b", "a b", "käfer", "~"])
+def test_a_name_that_ros_does_not_allow_is_no_camera(name):
+    with pytest.raises(ValueError, match="cameras: expected names of letters, digits and single _"):
+        replace(DecafConfig(), {"cameras": [name]})
+
+
+@pytest.mark.parametrize("value", ["wrist", [1], None])
+def test_cameras_are_a_list_of_names(value):
+    with pytest.raises(ValueError, match="cameras: expected a list of names, got"):
+        replace(DecafConfig(), {"cameras": value})
+
+
+def test_load_config_reads_cameras(tmp_path):
+    file = tmp_path / "robot.yaml"
+    file.write_text("/**: {ros__parameters: {cameras: [wrist, head], window: {size: 8}}}\n")
+    assert load_config(file).cameras == ("wrist", "head")
+    file.write_text("/**: {ros__parameters: {cameras: [wrist, wrist]}}\n")
+    with pytest.raises(ValueError, match=r"robot.yaml: cameras: expected each name once, got wrist, wrist"):
+        load_config(file)
 
 
 def test_load_config_reads_a_ros_parameter_file(tmp_path):

@@ -27,7 +27,7 @@ def _status(
 ) -> DiagnosticStatus:
     statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | changes))
     counts = InboxCounts(received, dropped=2, waiting=waiting)
-    message = diagnostics_message("/decaf/segmenter", phase, failure, statistics, counts, NOW_NS)
+    message = diagnostics_message("/decaf/segmenter", phase, failure, {"": (statistics, counts)}, NOW_NS)
     assert stamp_ns(message.header.stamp) == NOW_NS
     (status,) = message.status
     return status
@@ -97,6 +97,23 @@ def test_level_and_message(changes, level, message):
 def test_a_recent_notice_sets_the_level(level, expected):
     status = _status(**_noticed(level))
     assert (status.level, status.message) == (expected, "something")
+
+
+def test_each_named_camera_has_a_status_beside_that_of_the_node():
+    wrist = Statistics(used=8, result_ns=NOW_NS - 250_000_000, event=QueryEvent(QUERY, QueryState.TRACKING))
+    streams = {"wrist": (wrist, InboxCounts(10, dropped=2)), "head": (Statistics(), InboxCounts())}
+    message = diagnostics_message("/decaf/segmenter", "active", "", streams, NOW_NS)
+    expected = [
+        ("/decaf/segmenter: decaf", DiagnosticStatus.OK, "active"),
+        ("/decaf/segmenter: decaf wrist", DiagnosticStatus.OK, "query q3: TRACKING"),
+        ("/decaf/segmenter: decaf head", DiagnosticStatus.WARN, "no image received yet"),
+    ]
+    assert [(one.name, one.level, one.message) for one in message.status] == expected
+    node, camera, _ = ({value.key: value.value for value in one.values} for one in message.status)
+    assert node["cameras"] == "wrist, head" and int(node["memory (MiB)"]) > 10 and "frames used" not in node
+    assert (camera["frames used"], camera["frames received"]) == ("8", "10") and "memory (MiB)" not in camera
+    message = diagnostics_message("/decaf/segmenter", "unconfigured", "no model", streams, NOW_NS)
+    assert {(one.level, one.message) for one in message.status} == {(DiagnosticStatus.ERROR, "no model")}
 
 
 def test_times_are_moving_averages():

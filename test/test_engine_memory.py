@@ -87,7 +87,7 @@ def test_the_prefix_cache_follows_the_window(mllm, frames, caplog):
         held.append(grounder.engine.prefixes.held_bytes)
     assert 0 < held[0] < held[1] == held[2] <= grounder.engine.prefixes.max_bytes < 1.3 * held[1]
     messages = [record.getMessage() for record in caplog.records if "prefix cache" in record.getMessage()]
-    assert len(messages) == 2 and f"needs {held[1] // 2**20} MiB; free on cpu" in messages[1]
+    assert len(messages) == 2 and f"need {held[1] // 2**20} MiB; free on cpu" in messages[1]
 
 
 def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypatch, caplog):
@@ -100,7 +100,7 @@ def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypat
     short = Grounder(mllm, EngineConfig(batch_tokens=1))
     found = finish(short.ground(window, "the red ball", config, StageClock(STAGES)))
     assert 0 < short.engine.prefixes.held_bytes <= short.engine.prefixes.max_bytes < 0.8 * size
-    assert "so some of its prefixes run again" in caplog.text
+    assert "so some of their prefixes run again" in caplog.text
     np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)
 
 

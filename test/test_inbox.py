@@ -23,19 +23,41 @@ def test_only_the_newest_image_waits():
     inbox, done = _inbox()
     for image in "abc":
         inbox.put_image(image)
-    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=1)
+    assert inbox.counts() == InboxCounts(received=3, dropped=2, waiting=1)
     _run_all(inbox)
     assert done == ["c"]
-    assert inbox.counts == InboxCounts(received=3, dropped=2, waiting=0)
+    assert inbox.counts() == InboxCounts(received=3, dropped=2, waiting=0)
 
 
 def test_without_dropping_all_images_wait_in_order():
     inbox, done = _inbox(keep_latest=False)
     for image in "abc":
         inbox.put_image(image)
-    assert inbox.counts == InboxCounts(received=3, dropped=0, waiting=3)
+    assert inbox.counts() == InboxCounts(received=3, dropped=0, waiting=3)
     _run_all(inbox)
     assert done == ["a", "b", "c"]
+
+
+def test_cameras_take_turns():
+    inbox, done = _inbox()
+    for number in range(3):
+        inbox.put_image(f"fast {number}", "fast")
+    inbox.put_image("slow", "slow")
+    inbox.put_image("fast 3", "fast")
+    assert inbox.take().is_image and inbox.counts("fast") == InboxCounts(received=4, dropped=3, waiting=0)
+    assert inbox.counts("slow") == InboxCounts(received=1, dropped=0, waiting=1) and inbox.counts() == InboxCounts()
+    inbox.put_image("fast 4", "fast")
+    inbox.put_image("slow 1", "slow")
+    _run_all(inbox)
+    assert done == ["slow 1", "fast 4"], "a newer image keeps the place of the older one"
+
+
+def test_cameras_whose_images_all_wait_take_turns():
+    inbox, done = _inbox(keep_latest=False)
+    for image in ("a1", "a2", "a3", "b1", "c1", "c2"):
+        inbox.put_image(image, image[0])
+    _run_all(inbox)
+    assert done == ["a1", "b1", "c1", "a2", "c2", "a3"]
 
 
 def test_commands_come_first_and_in_order():
@@ -71,7 +93,7 @@ def test_closing_drops_images_but_not_commands():
     assert not inbox.put_command(lambda: done.append("late"))
     _run_all(inbox)
     assert done == ["command"]
-    assert inbox.counts == InboxCounts(received=2, dropped=2, waiting=0)
+    assert inbox.counts() == InboxCounts(received=2, dropped=2, waiting=0)
     inbox.open()
     inbox.put_image("again")
     _run_all(inbox)
@@ -111,5 +133,5 @@ def test_counts_are_exact_under_load():
         inbox.put_image(image)
     inbox.close()
     worker.join(timeout=10)
-    assert inbox.counts == InboxCounts(received=20_000, dropped=20_000 - len(done), waiting=0)
+    assert inbox.counts() == InboxCounts(received=20_000, dropped=20_000 - len(done), waiting=0)
     assert done == sorted(done)

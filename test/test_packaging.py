@@ -19,6 +19,7 @@ from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 import decaf_ros
 from decaf_ros.config import DecafConfig, options
+from decaf_ros.io.cameras import split_cameras
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_ros.types import QueryState, TargetState
@@ -181,7 +182,7 @@ def test_parameter_files_keep_floats_floats():
     for file in [*ROOT.glob("config/*.yaml"), *ROOT.glob("decaf_tabletop/config/*.yaml")]:
         stages = yaml.safe_load(file.read_text())["/**"]["ros__parameters"]
         for option in options(load_config(file)):
-            stage, field = option.name.split(".")
+            stage, _, field = option.name.partition(".")
             if field in stages.get(stage, {}):
                 assert type(stages[stage][field]) is type(option.value), f"{file.name}: {option.name}"
 
@@ -195,29 +196,61 @@ def test_launch_file_compiles():
     source = (ROOT / "launch" / "decaf.launch.py").read_text()
     compile(source, "decaf.launch.py", "exec")
     arguments = set(re.findall(r'DeclareLaunchArgument\(\s*"(\w+)"', source))
-    assert arguments == {"params_file", "namespace", "image", "log_level"}
-    fields = {option.name.split(".")[1] for option in options(DecafConfig())}
-    assert arguments & fields == set(), "a launch argument repeats a key of the parameter file"
+    assert arguments == {"params_file", "namespace", "image", "cameras", "log_level"}
+    fields = {option.name.split(".")[-1] for option in options(DecafConfig())}
+    assert arguments & fields == {"cameras"}, "a launch argument repeats a key of the parameter file"
 
 
-def test_launch_description():
+@pytest.mark.parametrize(
+    "text, cameras",
+    [
+        ("", {}),
+        ("wrist", {"wrist": ""}),
+        ("wrist,head", {"wrist": "", "head": ""}),
+        ("[wrist, head]", {"wrist": "", "head": ""}),
+        ("wrist=/wrist/image_raw, head=/head", {"wrist": "/wrist/image_raw", "head": "/head"}),
+    ],
+)
+def test_cameras_of_the_launch_file(text, cameras):
+    assert split_cameras(text) == cameras
+
+
+@pytest.mark.parametrize("text", [",", "wrist,", "wrist,wrist=/a", "=/a", "image", "[[wrist]]"])
+def test_bad_cameras_of_the_launch_file(text):
+    with pytest.raises(ValueError, match="cameras: expected"):
+        split_cameras(text)
+
+
+@pytest.mark.parametrize("cameras", ["", "wrist=/wrist_camera/image_raw,head"])
+def test_launch_description(cameras):
     pytest.importorskip("launch_ros")
     from launch import LaunchContext
-    from launch.actions import DeclareLaunchArgument
+    from launch.actions import DeclareLaunchArgument, OpaqueFunction
     from launch_ros.actions import Node
 
     spec = importlib.util.spec_from_file_location("decaf_launch", ROOT / "launch" / "decaf.launch.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     context = LaunchContext()
+    context.launch_configurations["cameras"] = cameras
     entities = module.generate_launch_description().entities
     for entity in entities:
         if isinstance(entity, DeclareLaunchArgument):
             entity.execute(context)
-    (node,) = (entity for entity in entities if isinstance(entity, Node))
+    (function,) = (entity for entity in entities if isinstance(entity, OpaqueFunction))
+    (node,) = function.execute(context)
+    assert isinstance(node, Node)
     assert Path(context.launch_configurations["params_file"]).is_file()
     assert context.launch_configurations["namespace"] == "decaf"
     assert (node.node_package, node.node_executable) == ("decaf_ros", "segmenter")
+    node._perform_substitutions(context)
+    expected = {"image": "image", "image/compressed": "image/compressed"}
+    if cameras:
+        expected |= {"wrist/image": "/wrist_camera/image_raw"}
+        expected |= {"wrist/image/compressed": "/wrist_camera/image_raw/compressed"}
+    assert dict(node.expanded_remapping_rules) == expected
+    files = [Path(path) for path, is_file in node._Node__expanded_parameter_arguments if is_file]
+    assert [load_config(file).cameras for file in files] == ([(), ("wrist", "head")] if cameras else [()])
 
 
 @pytest.mark.ros

@@ -51,7 +51,8 @@ def test_every_option_is_declared_with_default_and_description(make):
     node, parameters = make()
     assert parameters.config == DecafConfig()
     for option in options(DecafConfig()):
-        assert node.get_parameter(option.name).value == option.value
+        value = node.get_parameter(option.name).value
+        assert (tuple(value) if isinstance(value, list) else value) == option.value
         descriptor = node.describe_parameter(option.name)
         assert descriptor.description == option.doc
         assert ("takes effect when the node is configured" in descriptor.additional_constraints) != option.live
@@ -88,6 +89,9 @@ def test_parameters_of_the_command_line_make_the_configuration(make):
         ("segmentation.point_threshold:=1.5", "point_threshold: expected a value in [0.0, 1.0], got 1.5"),
         ("grounding.mode:=quick", "GroundingConfig.mode: expected one of paper, fast, got 'quick'"),
         ("window.size:=5.0", "WindowConfig.size: expected int, got 5.0 (float)"),
+        ("cameras:=wrist", "cameras: expected a list of names, got 'wrist' (str)"),
+        ("cameras:=[1, 2]", "cameras: expected a list of names, got [1, 2] (list)"),
+        ("cameras:=[wrist, masks]", "cameras: expected another name than image, query, masks"),
         ("window.min_frames:=20", "window.min_frames: expected at most window.size (16), got 20"),
     ],
 )
@@ -137,6 +141,19 @@ def test_a_bad_change_is_refused_and_changes_nothing(make, name, value, error):
     successful, reason = _set(node, **{name: value})
     assert not successful and error in reason
     assert parameters.config == DecafConfig() and make.changes == []
+
+
+def test_cameras_are_named_before_configuration_only(make):
+    node, parameters = make("cameras:=[wrist, head]")
+    assert parameters.config.cameras == ("wrist", "head") and node.get_parameter("cameras").value == ["wrist", "head"]
+    parameters.locked = True
+    assert _set(node, cameras=["wrist", "head"])[0]
+    successful, reason = _set(node, cameras=["wrist"])
+    assert not successful and reason.startswith("cameras: takes effect only when the node is configured")
+    parameters.locked = False
+    successful, reason = _set(node, cameras=["wrist", "wrist"])
+    assert not successful and reason == "cameras: expected each name once, got wrist, wrist"
+    assert _set(node, cameras=[])[0] and parameters.config == DecafConfig()
 
 
 def test_a_parameter_cannot_be_undeclared(make):

@@ -298,3 +298,97 @@ def test_options(capsys):
     with pytest.raises(SystemExit):
         parse(["--help"])
     assert "not config/decaf.yaml" in " ".join(capsys.readouterr().out.split())
+
+
+def _two_cameras(path: Path, *others: tuple[str, object]) -> Path:
+    """A bag with two cameras, of which one has every third image only. others: messages after a third of them."""
+    messages: list[tuple[str, object]] = []
+    for number in range(15):
+        messages.append(("/camera/wrist", _image(number)))
+        if number % 3 == 0:
+            messages.append(("/camera/head", _image(number, _pixels(14 - number).reshape(-1))))
+        messages += others if number == 5 else ()
+    return _write(path, messages)
+
+
+CAMERAS = ["--camera", "wrist=/camera/wrist", "--camera", "head=/camera/head", "--set", "queries.mode=add"]
+
+
+def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_alone(play, tmp_path):
+    bag = _two_cameras(tmp_path / "bag")
+    queries = ["--query", "the red disc", "--query", "the other disc", "--query-at", "0.3"]
+    runs = []
+    for name in ("first", "second"):
+        code, out = play(bag, *CAMERAS, *queries, name=name)
+        assert code == 0
+        with BagReader(out) as reader:
+            runs.append([message for message in reader.messages() if not message.topic.endswith("/status")])
+    assert runs[0] == runs[1]
+    topics = ("masks", "target_mask", "tracklets", "heatmaps")
+    assert {one.topic for one in runs[0]} == {
+        f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics
+    }
+    answered, ids = [], []
+    for name in ("wrist", "head"):
+        answered += [one.query_id for one in _messages(out, f"{name}/status") if one.state >= QueryState.TRACKING]
+        tracklets = [one for message in _messages(out, f"{name}/tracklets") for one in message.tracklets]
+        ids.append({one.id for one in tracklets})
+        code, alone = play(bag, *queries, *CAMERAS[-2:], "--image-topic", f"/camera/{name}", name=f"{name}_alone")
+        assert code == 0
+        for topic in ("masks", "heatmaps"):
+            both, one = (
+                [bytes(each.data) for each in messages]
+                for messages in (
+                    _messages(out, f"{name}/{topic}"),
+                    _messages(alone, topic),
+                )
+            )
+            assert both == one and any(any(data) for data in one)
+        assert _stamps(out, f"{name}/masks") == _stamps(alone, "masks")
+    assert sorted(answered) == ["q1", "q2", "q3", "q4"] and ids[0] and ids[1] and not ids[0] & ids[1]
+
+
+def test_recorded_queries_go_to_all_cameras_or_to_one(play, tmp_path, capsys):
+    asked = [("/decaf/query", _query("the red disc")), ("/decaf/head/query", _query("the other disc"))]
+    bag = _two_cameras(tmp_path / "bag", *asked)
+    code, out = play(bag, *CAMERAS)
+    assert code == 0
+    texts = [{one.query_id: one.query for one in _messages(out, f"{name}/status")} for name in ("wrist", "head")]
+    assert texts == [{"q1": "the red disc"}, {"q2": "the red disc", "q3": "the other disc"}]
+    printed = capsys.readouterr().out
+    assert "wrist: frames: 15 used, 0 rejected" in printed and "head: frames: 5 used, 0 rejected" in printed
+    assert "head: query q3 'the other disc': TRACKING" in printed and "15 wrist/masks" in printed
+
+
+def test_cameras_of_the_configuration_have_their_topics_in_the_namespace(play, tmp_path, capsys):
+    messages = [("/decaf/wrist/image", _image(number)) for number in range(4)]
+    messages += [("/decaf/head/image/compressed", _jpeg(number)) for number in range(4)]
+    with BagWriter(tmp_path / "bag") as writer:
+        for place, (topic, message) in enumerate(messages):
+            writer.write_message(topic, message, START_NS + place * PERIOD_NS)
+    code, out = play(tmp_path / "bag", "--query", "it", "--set", "cameras=[wrist, head, rear]")
+    assert code == 0 and [len(_messages(out, f"{name}/masks")) for name in ("wrist", "head", "rear")] == [4, 4, 0]
+    missing = "no images of camera rear on /decaf/rear/image or /decaf/rear/image/compressed"
+    assert missing in capsys.readouterr().err
+    code, out = play(tmp_path / "bag", "--image-topic", "/decaf/wrist/image", "--set", "cameras=wrist", name="one")
+    assert code == 0 and len(_messages(out, "masks")) == 4
+    code, out = play(tmp_path / "bag", "--set", "cameras=rear", name="none")
+    assert code == 1 and missing in capsys.readouterr().err and not out.exists()
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--camera", "wrist=/nowhere"], "no image topic /nowhere"),
+        (["--camera", "masks"], "cameras: expected another name than image, query, masks"),
+        (
+            ["--camera", "a=/camera/wrist", "--camera", "b=/camera/wrist"],
+            "cameras: expected a topic of its own for each",
+        ),
+        (["--camera", "a=/camera/wrist", "--image-topic", "/camera/head"], "either this or --image-topic, got both"),
+        (["--camera", "a=/camera/wrist", "--camera", "a=/camera/head"], "cameras: expected each name once, got a, a"),
+    ],
+)
+def test_bad_cameras_write_no_bag(play, tmp_path, capsys, args, message):
+    code, out = play(_two_cameras(tmp_path / "bag"), *args)
+    assert code == 1 and not out.exists() and message in capsys.readouterr().err

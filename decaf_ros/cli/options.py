@@ -39,6 +39,9 @@ def with_arguments(config: DecafConfig, args: argparse.Namespace) -> DecafConfig
 
 
 def _value(text: str, name: str, config: DecafConfig) -> object:
-    """`text` as `ros2 run ... -p` reads it, but unchanged for an option that is text."""
-    is_text = any(option.name == name and isinstance(option.value, str) for option in options(config))
-    return text if is_text else plain_value(text)
+    """`text` as `ros2 run ... -p` reads it, but unchanged for an option that is text. A list needs no brackets."""
+    kind = next((type(option.value) for option in options(config) if option.name == name), None)
+    if kind is tuple:
+        items = text.removeprefix("[").removesuffix("]")
+        return [item.strip() for item in items.split(",")] if items else []
+    return text if kind is str else plain_value(text)

@@ -32,13 +32,13 @@ def parameter_table() -> str:
         if option.name.partition(".")[0] != stage:
             stage = option.name.partition(".")[0]
             lines += ["", f"## {stage}", "", "| Name | Default | Range | Live | Meaning |", "|---|---|---|---|---|"]
-        value = f'"{option.value}"' if isinstance(option.value, str) else str(option.value)
+        value = f'"{option.value}"' if isinstance(option.value, str) else str(option.value).replace("()", "[]")
         if option.choices:
             allowed = ", ".join(option.choices)
         elif option.minimum is not None or option.maximum is not None:
             allowed = f"{option.minimum} to {option.maximum}"
         else:
-            allowed = {bool: "true, false", str: "text"}[type(option.value)]
+            allowed = {bool: "true, false", str: "text", tuple: "names"}[type(option.value)]
         value = value.lower() if isinstance(option.value, bool) else value
         live = "yes" if option.live else ""
         lines.append(f"| `{option.name}` | `{value}` | {allowed} | {live} | {option.doc.replace('|', '/')} |")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.bags import STORAGES, BagReader, BagWriter
+from decaf_ros.io.cameras import parse_cameras, recorded_cameras
 from decaf_ros.io.messages import shortened
 from decaf_ros.types import QueryState
 
@@ -48,7 +49,15 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--out", type=Path, required=True, help="folder of the new bag; must not exist")
     add("--query", action=_AddQuery, default=[], help="may be repeated; default: the queries recorded in the bag")
     add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the preceding query from the start (0)")
-    add("--image-topic", "--topic", default="", help="default: the only image topic")
+    add("--image-topic", "--topic", default="", help="of the only camera; default: the only image topic")
+    add(
+        "--camera",
+        action="append",
+        default=[],
+        metavar="NAME[=TOPIC]",
+        help="one of several cameras and its image topic (NAMESPACE/NAME/image or its /compressed); default: the "
+        "parameter `cameras`, unless --image-topic is given",
+    )
     add("--namespace", type=_namespace, default="/decaf", help="namespace of query topic and outputs (%(default)s)")
     add("--storage", choices=sorted(STORAGES), default="mcap", help="storage format of the new bag (%(default)s)")
     add("--overlay", action="store_true", help="write the overlay images too")
@@ -65,26 +74,41 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
         raise FileExistsError(f"{args.out}: exists already")
     queries = [TimedQuery(*query) for query in args.query]
     with BagReader(args.bag, lambda text: _log("warn", text)) as reader:
-        check_times(reader, queries, args.image_topic)  # before the slow loading of the models
+        cameras = _cameras(reader, args, config)
+        check_times(reader, queries, list(cameras.values()))  # before the slow loading of the models
         decaf = Decaf.from_config(config)
         with BagWriter(args.out, args.storage) as writer:
-            played = replay(decaf, reader, writer, queries, args.image_topic, args.namespace, args.overlay, _log)
+            played = replay(decaf, reader, writer, queries, cameras, args.namespace, args.overlay, _log)
     print("\n".join(_summary(played, args.out)))
-    failed = any(event.state == QueryState.FAILED for event in played.answers)
-    return 1 if failed or not played.statistics.used else 0
+    answers = [event for camera in played.cameras.values() for event in camera.answers]
+    failed = any(event.state == QueryState.FAILED for event in answers)
+    return 1 if failed or not any(camera.statistics.used for camera in played.cameras.values()) else 0
+
+
+def _cameras(reader: BagReader, args: argparse.Namespace, config: DecafConfig) -> dict[str, str]:
+    """The image topic of each camera by name. Raises ValueError."""
+    if args.camera and args.image_topic:
+        raise ValueError("--camera: expected either this or --image-topic, got both")
+    named = parse_cameras(args.camera or ([] if args.image_topic else config.cameras))
+    if not named:
+        return {"": reader.image_topic(args.image_topic)}
+    return recorded_cameras(reader, named, args.namespace, lambda text: _log("warn", text))
 
 
 def _summary(played: Played, out: Path) -> Sequence[str]:
-    statistics = played.statistics
-    lines = [f"frames: {statistics.used} used, {statistics.rejected} rejected"]
-    for event in played.answers:
-        presence = f", presence {event.presence.score:.2f}" if event.presence else ""
-        query = f"query {event.query.id} {shortened(event.query.text)!r}"
-        lines.append(f"{query}: {event.state.name}{presence}: {event.text}")
-        lines += [f"    {stage:<18} {ms:9.1f} ms" for stage, ms in event.stage_ms]
-    lines.append(
-        f"per frame: decoding {statistics.decode_ms:.1f} ms, tracking {statistics.track_ms:.1f} ms (moving average)"
-    )
+    lines = []
+    for name, (statistics, answers) in played.cameras.items():
+        own = f"{name}: " if name else ""
+        lines.append(f"{own}frames: {statistics.used} used, {statistics.rejected} rejected")
+        for event in answers:
+            presence = f", presence {event.presence.score:.2f}" if event.presence else ""
+            query = f"query {event.query.id} {shortened(event.query.text)!r}"
+            lines.append(f"{own}{query}: {event.state.name}{presence}: {event.text}")
+            lines += [f"    {stage:<18} {ms:9.1f} ms" for stage, ms in event.stage_ms]
+        lines.append(
+            f"{own}per frame: decoding {statistics.decode_ms:.1f} ms, tracking {statistics.track_ms:.1f} ms "
+            "(moving average)"
+        )
     lines.append(f"{out}: " + ", ".join(f"{count} {topic}" for topic, count in sorted(played.outputs.items())))
     return lines
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from decaf_ros.config.fields import Checked, Option
+from decaf_ros.config.fields import Checked, Option, option
 from decaf_ros.config.method import (
     EngineConfig,
     GroundingConfig,
@@ -26,6 +26,7 @@ from decaf_ros.config.stream import (
     RegroundingConfig,
     TrackingConfig,
     WindowConfig,
+    camera_names,
 )
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "SegmentationConfig",
     "TrackingConfig",
     "WindowConfig",
+    "camera_names",
     "options",
     "replace",
 ]
@@ -62,8 +64,14 @@ class DecafConfig(Checked):
     regrounding: RegroundingConfig = RegroundingConfig()
     queries: QueriesConfig = QueriesConfig()
     node: NodeConfig = NodeConfig()
+    cameras: tuple[str, ...] = option(
+        (),
+        "names of several cameras that share the models, such as [wrist, head]; each has topics of its own, such as "
+        "wrist/image and wrist/masks; leave it out for one camera without a name",
+    )
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "cameras", camera_names(self.cameras))
         if self.window.min_frames > self.window.size:
             raise ValueError(
                 f"window.min_frames: expected at most window.size ({self.window.size}), got {self.window.min_frames}"
@@ -74,6 +82,9 @@ def options(config: DecafConfig) -> Iterator[Option]:
     """Every option of the configuration, in order, by dotted name."""
     for stage in dataclasses.fields(config):
         section = getattr(config, stage.name)
+        if not dataclasses.is_dataclass(section):
+            yield Option(stage.name, section, **stage.metadata)
+            continue
         for field in dataclasses.fields(section):
             yield Option(f"{stage.name}.{field.name}", getattr(section, field.name), **field.metadata)
 
@@ -84,10 +95,10 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     unknown = sorted(set(changes) - known)
     if unknown:
         raise ValueError(f"unknown option {', '.join(unknown)}; docs/parameters.md lists all options")
-    sections: dict[str, dict[str, Any]] = {}
+    changed: dict[str, Any] = {}
     for name, value in changes.items():
         stage, _, field = name.partition(".")
-        sections.setdefault(stage, {})[field] = value
-    return dataclasses.replace(
-        config, **{stage: dataclasses.replace(getattr(config, stage), **fields) for stage, fields in sections.items()}
-    )
+        if field:
+            value = dataclasses.replace(changed.get(stage, getattr(config, stage)), **{field: value})
+        changed[stage] = value
+    return dataclasses.replace(config, **changed)

@@ -105,7 +105,7 @@ class EngineConfig(Checked):
     prefix_cache_mib: int = option(
         -1,
         "MiB for the prefix cache: keys, values and queries of visual tokens, reused by later prompts; 0: off; -1: "
-        "what a window needs, at most half of the device's free memory",
+        "what a window of each camera needs, at most half of the device's free memory",
         -1,
         1048576,
     )

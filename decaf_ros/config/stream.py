@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Any
 
 from decaf_ros.config.fields import Checked, option
 
 POLICIES = ("hold", "refresh", "off")
 QUERY_MODES = ("replace", "add")
+
+# Names in the node's namespace, which no camera may have.
+_TAKEN = (
+    *("image", "query", "masks", "target_mask", "tracklets", "heatmaps", "status", "overlay"),
+    *("segment", "segmenter"),
+)
+_CAMERA = re.compile(r"[A-Za-z](_?[A-Za-z0-9])*", re.ASCII)
+
+
+def camera_names(names: Any) -> tuple[str, ...]:
+    """Checks the names of cameras. Raises ValueError for another type, a name that ROS or the node's own topics do not
+    allow, and a name that comes twice."""
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"cameras: expected a list of names, got {names!r} ({type(names).__name__})")
+    for place, name in enumerate(names):
+        if not _CAMERA.fullmatch(name):
+            raise ValueError(f"cameras: expected names of letters, digits and single _, a letter first, got {name!r}")
+        if name in _TAKEN:
+            raise ValueError(f"cameras: expected another name than {', '.join(_TAKEN)}, got {name!r}")
+        if name in names[:place]:
+            raise ValueError(f"cameras: expected each name once, got {', '.join(names)}")
+    return tuple(names)
 
 
 @dataclass(frozen=True)

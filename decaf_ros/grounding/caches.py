@@ -88,7 +88,7 @@ class ByteCache(Generic[Key, Value]):
 
 
 class PrefixBudget:
-    """Size of the prefix cache: the prefixes of one window, within a share of the device's free memory.
+    """Size of the prefix cache: the prefixes of a window of each stream, within a share of the device's free memory.
 
     Prefixes of one model need equal bytes for each token, so the first one tells the size of all.
     """
@@ -102,11 +102,11 @@ class PrefixBudget:
         self._tokens = self._sized_tokens = 0
 
     def expect(self, tokens: int) -> None:
-        """Announces a window whose prefixes have so many tokens."""
+        """Announces windows whose prefixes have so many tokens."""
         self._tokens = max(self._tokens, tokens)
 
     def apply(self, cache: ByteCache[Any, Any], size: int, tokens: int) -> None:
-        """Enlarges the cache if a larger window was announced. size: bytes of a new prefix of so many tokens."""
+        """Enlarges the cache if larger windows were announced. size: bytes of a new prefix of so many tokens."""
         if self._tokens <= self._sized_tokens:
             return
         self._sized_tokens = self._tokens
@@ -116,11 +116,11 @@ class PrefixBudget:
         level = logging.WARNING if cache.max_bytes < needed else logging.INFO
         _log.log(
             level,
-            "prefix cache: %d MiB; a window of %d tokens needs %d MiB%s; free on %s: %d MiB",
+            "prefix cache: %d MiB; %d tokens of key frames need %d MiB%s; free on %s: %d MiB",
             cache.max_bytes // _MIB,
             self._tokens,
             needed // _MIB,
-            ", so some of its prefixes run again" if level == logging.WARNING else "",
+            ", so some of their prefixes run again" if level == logging.WARNING else "",
             self._device,
             free // _MIB,
         )

@@ -68,6 +68,8 @@ class Engine:
         self._budget = PrefixBudget(mllm.model.device) if config.prefix_cache_mib < 0 else None
         self.results: ByteCache[tuple[Hashable, str, ReadOptions], ViewResult] = ByteCache(config.map_cache_mib * _MIB)
         self.pace = Pace(mllm.model.device)
+        # Streams that ask about windows of their own: the automatic size of the prefix cache is for all of them.
+        self.streams = 1
         # Size of the newest prefix; 0 before the first one.
         self._bytes_per_token = 0.0
         self._prompt = lru_cache(maxsize=64)(mllm.prompt)
@@ -88,9 +90,7 @@ class Engine:
         self._expect(views, text)
         if self._budget is None and not self.prefixes.max_bytes:
             return
-        usable = self._usable_prefixes(views, options)
-        for key in usable:
-            self.prefixes.get(key)  # it is used in this round
+        usable = self.use_prefixes(views, options)
         missing = {view.key: view for view in views if not any(view.key in key for key in usable)}
         for batch in self._batches(missing, text, options):
             prompt = self._prompt(batch.views[0].layout, text)
@@ -109,6 +109,13 @@ class Engine:
                 options.kernel,
             )
             yield
+
+    def use_prefixes(self, views: Sequence[View], options: ReadOptions) -> list[tuple[Hashable, ...]]:
+        """Marks cached prefixes that a question about these views uses as used in this round; returns their keys."""
+        usable = self._usable_prefixes(views, options)
+        for key in usable:
+            self.prefixes.get(key)
+        return usable
 
     def are_ready(self, views: Sequence[View], options: ReadOptions) -> list[bool]:
         """For each of these views, which a question asks about together, whether it needs its suffix only."""
@@ -193,7 +200,8 @@ class Engine:
     def _expect(self, views: Sequence[View], text: str) -> None:
         """Announces the views of a window. text: any prompt."""
         if self._budget:
-            self._budget.expect(sum(prefix_length(self._prompt(view.layout, text)) for view in views))
+            tokens = sum(prefix_length(self._prompt(view.layout, text)) for view in views)
+            self._budget.expect(self.streams * tokens)
 
     def _batches(self, views: dict[Hashable, View], text: str, options: ReadOptions) -> Iterator[_Batch]:
         """Splits these views into batches; views with a cached common prefix stay together."""

@@ -50,12 +50,19 @@ class Grounder:
         """
         return _GroundingRun(self, window, query, config, clock).run()
 
-    def prepare(self, window: Window, config: DecafConfig) -> Steps[None]:
+    def prepare(self, window: Window, config: DecafConfig, others: Sequence[Window] = ()) -> Steps[None]:
         """Makes what a question about this window will need of it, whatever it is: the frame branch first, which is
-        most of the work and stays useful when the window moves on, then the video branch."""
+        most of the work and stays useful when the window moves on, then the video branch.
+
+        others: windows of which nothing is dropped for it.
+        """
         looks = _Looks(self.mllm, window, config.grounding)
         text = object_prompt("it", config.grounding.object_prompt, config.grounding.wording)
         self.engine.new_round([*looks.frames, *looks.video], text)
+        for other in others:
+            kept = _Looks(self.mllm, other, config.grounding)
+            for views in (kept.frames, kept.video):
+                self.engine.use_prefixes(views, kept.read_options)
         for views in (looks.frames, looks.video):
             if views:
                 yield from self.engine.prepare(views, text, looks.read_options)

@@ -77,6 +77,7 @@ class SegmentAction:
 
     Args:
         node: the node.
+        name: name of the action.
         new_query: makes a query from its text and policy.
         is_active: whether the node is active.
         ask: passes a query to the worker thread; returns False if there is none.
@@ -87,12 +88,14 @@ class SegmentAction:
     def __init__(
         self,
         node: Node,
+        name: str,
         new_query: Callable[[str, str], Query],
         is_active: Callable[[], bool],
         ask: Callable[[Query], bool],
         cancel: Callable[[str, str, Callable[[], None]], bool],
     ) -> None:
         self._node = node
+        self._name = name
         self._new_query = new_query
         self._is_active = is_active
         self._ask = ask
@@ -102,7 +105,7 @@ class SegmentAction:
         self._server: ActionServer[Any, Any, Any] = ActionServer(
             node,
             Segment,
-            "segment",
+            name,
             self._execute,
             goal_callback=self._accept,
             cancel_callback=self._accept_cancel,
@@ -128,7 +131,7 @@ class SegmentAction:
         elif request.policy not in ("", *POLICIES):
             reason = f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {request.policy!r}"
         if reason:
-            self._node.get_logger().warning(f"action segment: goal rejected: {reason}")
+            self._node.get_logger().warning(f"action {self._name}: goal rejected: {reason}")
         return GoalResponse.REJECT if reason else GoalResponse.ACCEPT
 
     async def _execute(self, handle: _GoalHandle) -> Segment_Result:

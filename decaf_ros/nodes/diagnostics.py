@@ -1,10 +1,11 @@
-"""The state of the node as a diagnostic_msgs/DiagnosticArray."""
+"""The state of the node and its cameras as a diagnostic_msgs/DiagnosticArray."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Mapping, Sequence
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
@@ -24,31 +25,49 @@ _MIB = 2**20
 
 
 def diagnostics_message(
-    name: str, phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int
+    name: str,
+    phase: str,
+    failure: str,
+    streams: Mapping[str, tuple[Statistics, InboxCounts]],
+    now_ns: int,
 ) -> DiagnosticArray:
-    """Makes a DiagnosticArray with one status.
+    """Makes a DiagnosticArray: one status of the only camera, or one of the node and one of each named camera.
 
     Args:
         name: fully qualified name of the node.
         phase: unconfigured, inactive, active or finalized.
         failure: error of the last transition; empty if it succeeded.
-        statistics: from the handlers.
-        counts: from the inbox.
+        streams: what the handlers and the inbox counted, by the names of the cameras; "" for the only one.
         now_ns: time of the node's clock, for the age of frames.
     """
-    level, message = _health(phase, failure, statistics, counts, now_ns)
-    status = DiagnosticStatus(level=level, name=f"{name}: decaf", message=message, hardware_id=name)
-    status.values = [KeyValue(key=key, value=value) for key, value in _values(phase, statistics, counts, now_ns)]
-    array = DiagnosticArray(status=[status])
+    own: list[tuple[str, str]] = [("state", phase)]
+    array = DiagnosticArray()
     array.header.stamp = time_message(now_ns)
+    if "" not in streams:
+        level, message = _phase_health(phase, failure) or (DiagnosticStatus.OK, phase)
+        cameras = ("cameras", ", ".join(streams))
+        array.status.append(_status(name, "decaf", level, message, [*own, cameras, *_memory()]))
+    for camera, (statistics, counts) in streams.items():
+        level, message = _phase_health(phase, failure) or _health(statistics, counts, now_ns)
+        values = [*own, *_values(statistics, counts, now_ns, [] if camera else _memory())]
+        array.status.append(_status(name, f"decaf {camera}".rstrip(), level, message, values))
     return array
 
 
-def _health(phase: str, failure: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> tuple[bytes, str]:
+def _status(name: str, part: str, level: bytes, message: str, values: Sequence[tuple[str, str]]) -> DiagnosticStatus:
+    status = DiagnosticStatus(level=level, name=f"{name}: {part}", message=message, hardware_id=name)
+    status.values = [KeyValue(key=key, value=value) for key, value in values]
+    return status
+
+
+def _phase_health(phase: str, failure: str) -> tuple[bytes, str] | None:
+    """The health of a node that does not work; None for one that does."""
     if failure:
         return DiagnosticStatus.ERROR, failure
-    if phase != "active":
-        return DiagnosticStatus.WARN, phase
+    return None if phase == "active" else (DiagnosticStatus.WARN, phase)
+
+
+def _health(statistics: Statistics, counts: InboxCounts, now_ns: int) -> tuple[bytes, str]:
     problem = statistics.problem
     if problem is not None and time.monotonic() - statistics.problem_at < PROBLEM_S:
         return DiagnosticStatus.ERROR if problem.level == "error" else DiagnosticStatus.WARN, problem.text
@@ -73,11 +92,12 @@ def _state_text(event: QueryEvent) -> str:
     return f"query {event.query.id}: {event.state.name}"
 
 
-def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int) -> list[tuple[str, str]]:
+def _values(
+    statistics: Statistics, counts: InboxCounts, now_ns: int, memory: Sequence[tuple[str, str]]
+) -> list[tuple[str, str]]:
     event, stage, problem = statistics.event, statistics.stage, statistics.problem
     waiting = counts.received - counts.dropped - statistics.used - statistics.rejected
     return [
-        ("state", phase),
         ("frames received", str(counts.received)),
         ("frames used", str(statistics.used)),
         ("frames dropped", str(counts.dropped)),
@@ -97,9 +117,16 @@ def _values(phase: str, statistics: Statistics, counts: InboxCounts, now_ns: int
         ("tracking (ms a frame)", f"{statistics.track_ms:.2f}"),
         ("publishing (ms a frame)", f"{statistics.publish_ms:.2f}"),
         *((f"last grounding: {name} (ms)", f"{ms:.1f}") for name, ms in statistics.stage_ms),
+        *memory,
+        ("last notice", f"{problem.level}: {problem.text}" if problem else ""),
+    ]
+
+
+def _memory() -> list[tuple[str, str]]:
+    """The memory of the process."""
+    return [
         ("memory (MiB)", f"{resident_bytes() / _MIB:.0f}"),
         *((f"GPU memory {kind} (MiB)", f"{size / _MIB:.0f}") for kind, size in gpu_bytes()),
-        ("last notice", f"{problem.level}: {problem.text}" if problem else ""),
     ]
 
 

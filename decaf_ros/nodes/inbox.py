@@ -1,9 +1,9 @@
-"""Queue of the worker thread: the newest image (or all images), and commands in the order of arrival."""
+"""Queue of the worker thread: the newest image of each camera (or all), and commands in the order of arrival."""
 
 from __future__ import annotations
 
 import threading
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ class Work(NamedTuple):
 
 
 class InboxCounts(NamedTuple):
-    """Image counts since the inbox was made. waiting: not taken yet."""
+    """Image counts of a camera since the inbox was made. waiting: not taken yet."""
 
     received: int = 0
     dropped: int = 0
@@ -28,31 +28,35 @@ class Inbox:
     """A thread-safe queue, filled by ROS callbacks and emptied by one worker thread. Closed until `open`.
 
     Commands (queries, cancellations) come before images. At most one command overtakes a waiting image, so commands
-    cannot starve the stream. With `keep_latest` a new image replaces the waiting one, which counts as dropped.
-    Otherwise all images wait. That is for evaluation only: memory is unbounded if the camera is faster than the worker.
+    cannot starve the streams. With `keep_latest` a new image replaces the waiting one of its camera, which counts as
+    dropped. Otherwise all images wait. That is for evaluation only: memory is unbounded if the cameras are faster than
+    the worker. Cameras with waiting images take turns, so a fast one does not starve a slow one.
     """
 
     def __init__(self, handle_image: Callable[[Any], None], keep_latest: bool) -> None:
         self._handle_image = handle_image
         self._keep_latest = keep_latest
-        self._images: deque[Any] = deque()
+        # The waiting images of each camera that has any, the camera whose turn is next first.
+        self._images: OrderedDict[str, deque[Any]] = OrderedDict()
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
-        self._received = 0
-        self._dropped = 0
+        self._received: Counter[str] = Counter()
+        self._dropped: Counter[str] = Counter()
         self._closed = True
         self._image_is_next = False
 
-    def put_image(self, message: Any) -> None:
+    def put_image(self, message: Any, camera: str = "") -> None:
         with self._changed:
-            self._received += 1
-            if self._keep_latest or self._closed:
-                self._drop_waiting()
+            self._received[camera] += 1
             if self._closed:
-                self._dropped += 1
-            else:
-                self._images.append(message)
-                self._changed.notify()
+                self._dropped[camera] += 1
+                return
+            waiting = self._images.setdefault(camera, deque())
+            if self._keep_latest:
+                self._dropped[camera] += len(waiting)
+                waiting.clear()
+            waiting.append(message)
+            self._changed.notify()
 
     def put_command(self, command: Callable[[], None]) -> bool:
         """Returns False if the inbox is closed; the command will not run then."""
@@ -69,7 +73,7 @@ class Inbox:
                 self._changed.wait_for(lambda: self._closed or self._commands or self._images)
             if self._images and (self._image_is_next or not self._commands):
                 self._image_is_next = False
-                return Work(partial(self._handle_image, self._images.popleft()), is_image=True)
+                return Work(partial(self._handle_image, self._take_image()), is_image=True)
             if self._commands:
                 self._image_is_next = bool(self._images)
                 return Work(self._commands.popleft(), is_image=False)
@@ -83,7 +87,9 @@ class Inbox:
         """Closes the inbox and drops waiting images. Waiting commands still run."""
         with self._changed:
             self._closed = True
-            self._drop_waiting()
+            for camera, waiting in self._images.items():
+                self._dropped[camera] += len(waiting)
+            self._images.clear()
             self._changed.notify_all()
 
     @property
@@ -98,11 +104,14 @@ class Inbox:
     def closed(self) -> bool:
         return self._closed
 
-    @property
-    def counts(self) -> InboxCounts:
+    def counts(self, camera: str = "") -> InboxCounts:
         with self._changed:
-            return InboxCounts(self._received, self._dropped, len(self._images))
+            return InboxCounts(self._received[camera], self._dropped[camera], len(self._images.get(camera, ())))
 
-    def _drop_waiting(self) -> None:
-        self._dropped += len(self._images)
-        self._images.clear()
+    def _take_image(self) -> Any:
+        """The oldest image of the camera whose turn it is, which then comes last."""
+        camera, waiting = self._images.popitem(last=False)
+        message = waiting.popleft()
+        if waiting:
+            self._images[camera] = waiting
+        return message

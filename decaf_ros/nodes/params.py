@@ -27,8 +27,9 @@ def descriptor(option: Option) -> ParameterDescriptor:
             message.floating_point_range = [FloatingPointRange(**bounds)]
         else:
             message.integer_range = [IntegerRange(**bounds, step=1)]
-    # A statically typed double refuses the integer 0. The configuration checks types itself.
-    message.dynamic_typing = isinstance(option.value, float)
+    # A statically typed double refuses the integer 0, and an empty list has the type of bytes. The configuration checks
+    # types itself.
+    message.dynamic_typing = isinstance(option.value, (float, tuple))
     return message
 
 
@@ -52,7 +53,8 @@ class Parameters:
         for name in overrides:
             node.undeclare_parameter(name)
         for option in options(self.config):
-            node.declare_parameter(option.name, option.value, descriptor(option), ignore_override=True)
+            value = list(option.value) if isinstance(option.value, tuple) else option.value
+            node.declare_parameter(option.name, value, descriptor(option), ignore_override=True)
         foreign = sorted(name for name in given if name not in overrides and not name.startswith(RCLPY_PARAMETERS))
         if foreign:
             node.get_logger().warning(f"parameters that decaf_ros does not know are ignored: {', '.join(foreign)}")
@@ -61,7 +63,11 @@ class Parameters:
     def _set(self, parameters: list[Parameter[Any]]) -> SetParametersResult:
         """Sets all parameters or none."""
         known = {option.name: option for option in options(self.config)}
-        changes = {parameter.name: parameter.value for parameter in parameters if parameter.name in known}
+        changes = {
+            parameter.name: tuple(parameter.value) if isinstance(parameter.value, list) else parameter.value
+            for parameter in parameters
+            if parameter.name in known
+        }
         fixed = [name for name, value in changes.items() if not known[name].live and value != known[name].value]
         if self.locked and fixed:
             reason = (

@@ -1,4 +1,4 @@
-"""The services `~/add_query`, `~/cancel_query` and `~/list_queries`."""
+"""The services `add_query`, `cancel_query` and `list_queries`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ if TYPE_CHECKING:
 
 
 class QueryServices:
-    """Serves the queries of a node.
+    """Serves the queries of a camera.
 
     A request to add a query is answered at once, the others as soon as the worker thread has come to them: after the
     commands before them and a unit of a grounding. The executor does not wait for it.
 
     Args:
         node: the node.
+        prefix: comes before the names of the services.
         config: returns the configuration.
         is_active: whether the node is active.
         new_query: makes a query from its text, policy and priority.
@@ -40,6 +41,7 @@ class QueryServices:
     def __init__(
         self,
         node: Node,
+        prefix: str,
         config: Callable[[], DecafConfig],
         is_active: Callable[[], bool],
         new_query: Callable[[str, str, int], Query],
@@ -56,12 +58,18 @@ class QueryServices:
         group = ReentrantCallbackGroup()
         # Any: rclpy does not annotate that a callback may be a coroutine.
         callbacks: dict[str, tuple[Any, Any]] = {
-            "~/add_query": (AddQuery, self._add),
-            "~/cancel_query": (CancelQuery, self._cancel),
-            "~/list_queries": (ListQueries, self._list),
+            "add_query": (AddQuery, self._add),
+            "cancel_query": (CancelQuery, self._cancel),
+            "list_queries": (ListQueries, self._list),
         }
-        for name, (kind, callback) in callbacks.items():
-            node.create_service(kind, name, callback, callback_group=group)
+        self._services = [
+            node.create_service(kind, prefix + name, callback, callback_group=group)
+            for name, (kind, callback) in callbacks.items()
+        ]
+
+    def destroy(self) -> None:
+        for service in self._services:
+            self._node.destroy_service(service)
 
     def _add(self, request: AddQuery_Request, response: AddQuery_Response) -> AddQuery_Response:
         text, config = request.text.strip(), self._config()

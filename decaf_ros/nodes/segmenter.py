@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import itertools
 import sys
-import time
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
-from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
-from decaf_ros.io.messages import TOPICS
-from decaf_ros.nodes.action import SegmentAction
+from decaf_ros.nodes.camera import EVERY_QUERY, Camera
 from decaf_ros.nodes.diagnostics import diagnostics_message
 from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
-from decaf_ros.nodes.message_factory import CLASSES, make_message
+from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.nodes.params import Parameters
-from decaf_ros.nodes.queries import QueryServices
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
-from decaf_ros.types import Notice, Query
+from decaf_ros.types import Notice
 
 if TYPE_CHECKING:
-    from decaf_ros.online.handlers import Handlers
+    from decaf_ros.online.turns import Turns
 
-_EVERY_QUERY = QoSProfile(history=HistoryPolicy.KEEP_ALL)
 _PATIENCE_PERIOD_S = 0.5
 _DEACTIVATED = "the node was deactivated"
-# Invariant: queries and images come only while the node is configured.
-_CONFIGURED = "the node is configured"
 
 
 class Segmenter(LifecycleNode):
     """Lifecycle node `segmenter`. Topics, services, parameters and the action: see the README.
 
     Configuring loads the models. Activating starts the worker thread and the subscriptions. The worker thread owns the
-    models and the stream; ROS callbacks only put messages into its inbox. Images are converted on the worker thread, so
-    dropped images cost nothing.
+    models and the streams of all cameras; ROS callbacks only put messages into its inbox. Images are converted on the
+    worker thread, so dropped images cost nothing.
 
     Raises ValueError for a bad or unknown parameter.
     """
@@ -59,14 +51,12 @@ class Segmenter(LifecycleNode):
         self._options = Parameters(self, self._change_config)
         self._phase = "unconfigured"
         self._failure = ""
-        self._handlers: Handlers | None = None
         # Shared by all configurations, so that ids stay unique over the life of the node.
         self._query_numbers, self._target_ids = itertools.count(1), itertools.count(1)
         self._worker: Worker | None = None
-        self._inputs: list[Subscription[Any]] = []
-        self._outputs: dict[str, Publisher[Any]] = {}
-        self._action = SegmentAction(self, self._new_query, self._is_active, self._ask, self._cancel)
-        QueryServices(self, lambda: self._options.config, self._is_active, self._new_query, self._ask, self._command)
+        self._query_to_all: Subscription[Any] | None = None
+        self._cameras: dict[str, Camera] = {}
+        self._name_cameras()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady time: diagnostics must also be published while a simulated clock stands still.
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -125,54 +115,62 @@ class Segmenter(LifecycleNode):
     def _configure(self) -> None:
         # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
         from decaf_ros.online.handlers import Handlers
+        from decaf_ros.online.turns import Turns
         from decaf_ros.pipeline import Decaf
 
+        self._name_cameras()
         config = self._options.config
         convert = choose_converter(config.node.image_backend, self._log)
         self.get_logger().info(f"loading {config.mllm.checkpoint} and {config.sam2.checkpoint}")
         decaf = Decaf.from_config(config)
         decaf.grounder.engine.pace.unit_ms = config.engine.unit_ms
+        decaf.grounder.engine.streams = len(self._cameras)
+        turns = Turns(decaf)
         self._worker = Worker(
             config.node.drop_frames,
-            self._handle_image,
-            self._advance,
-            self._prepare,
+            lambda handle: handle(),
+            turns.advance,
+            lambda: self._prepare(turns),
             lambda: decaf.config.engine.unit_ms / 1e3,
-            self._end_stream,
+            self._end_streams,
             self._report_error,
         )
-        self._handlers = Handlers(
+        make_handlers = partial(
+            Handlers,
             decaf,
             make_message,
-            self._publish,
-            self._log,
-            self._is_wanted,
-            True,
-            self._action.watch,
-            self._query_numbers,
-            self._target_ids,
-            convert,
+            live=True,
+            query_numbers=self._query_numbers,
+            target_ids=self._target_ids,
+            convert=convert,
+            turns=turns,
         )
-        self._outputs = self._make_outputs(config)
+        for camera in self._cameras.values():
+            camera.configure(config, self._worker, make_handlers)
         self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)
         self._options.locked = True
 
     def _activate(self) -> None:
-        assert self._worker is not None, _CONFIGURED
+        assert self._worker is not None, "the node is configured"
         self._worker.start()
-        self._inputs = self._make_inputs(self._options.config, self._worker)
+        for camera in self._cameras.values():
+            camera.activate(self._options.config)
+        if "" not in self._cameras:
+            self._query_to_all = self.create_subscription(String, "query", self._ask_all, EVERY_QUERY)
 
     def _deactivate(self) -> None:
-        for subscription in self._inputs:
-            self.destroy_subscription(subscription)
-        self._inputs = []
+        if self._query_to_all is not None:
+            self.destroy_subscription(self._query_to_all)
+            self._query_to_all = None
+        for camera in self._cameras.values():
+            camera.deactivate()
         if self._worker is not None:
             self._worker.stop()
 
     def _clean_up(self) -> None:
-        for publisher in self._outputs.values():
-            self.destroy_publisher(publisher)
-        self._outputs, self._handlers, self._worker = {}, None, None
+        for camera in self._cameras.values():
+            camera.clean_up()
+        self._worker = None
         self._options.locked = False
         gc.collect()
         torch = sys.modules.get("torch")
@@ -186,65 +184,52 @@ class Segmenter(LifecycleNode):
     def stop(self) -> None:
         """Answers every query before the process ends."""
         self._deactivate()
-        if self._outputs:
-            # Destroying a publisher discards undelivered messages.
-            self._outputs["status"].wait_for_all_acked(Duration(seconds=1))
+        for camera in self._cameras.values():
+            camera.wait_until_sent()
 
     @property
     def busy(self) -> bool:
-        """Whether a goal of the action has not ended yet."""
-        return self._action.busy
+        """Whether a goal of an action has not ended yet."""
+        return any(camera.busy for camera in self._cameras.values())
 
     def destroy_node(self) -> None:
         # rclpy also destroys a node whose __init__ failed.
-        if hasattr(self, "_action"):
-            self._action.destroy()
-            del self._action
+        for camera in getattr(self, "_cameras", {}).values():
+            camera.destroy()
+        self._cameras = {}
         super().destroy_node()
 
     def _is_active(self) -> bool:
         return self._phase == "active"
 
-    # Topics
+    # Cameras
 
-    def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
-        """Makes reliable publishers, which match any subscription. `status` is latched for late subscribers."""
-        latched = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        # The heatmaps of a whole window are published at once.
-        qos: dict[str, QoSProfile | int] = {
-            "heatmaps": config.window.size,
-            "tracklets": 10,
-            "status": latched,
-            "overlay": 1,
-        }
-        return {
-            topic: self.create_publisher(CLASSES[type_name], topic, qos.get(topic, 5))
-            for topic, type_name in TOPICS.items()
+    def _name_cameras(self) -> None:
+        """Makes the cameras of the configuration, and keeps those that it had before."""
+        names = self._options.config.cameras or ("",)
+        for name in [name for name in self._cameras if name not in names]:
+            self._cameras.pop(name).destroy()
+        self._cameras = {
+            name: self._cameras.get(name)
+            or Camera(self, name, lambda: self._options.config, self._is_active, self._log)
+            for name in names
         }
 
-    def _make_inputs(self, config: DecafConfig, worker: Worker) -> list[Subscription[Any]]:
-        """Makes the subscriptions. Depth 1 if the inbox keeps only the newest image, else enough for a burst."""
-        reliability = ReliabilityPolicy[config.node.reliability.upper()]
-        qos = QoSProfile(depth=1 if config.node.drop_frames else 100, reliability=reliability)
-        compressed = config.node.image_transport == "compressed"
-        kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
-        return [
-            self.create_subscription(kind, topic, self._take_image, qos),
-            # All: each query gets an answer, also in a burst that comes faster than this process takes it.
-            self.create_subscription(String, "query", self._take_query, _EVERY_QUERY),
-        ]
-
-    def _publish(self, topic: str, message: Any) -> None:
-        self._outputs[topic].publish(message)
-
-    def _is_wanted(self, topic: str) -> bool:
-        return self._outputs[topic].get_subscription_count() > 0
+    def _ask_all(self, message: String) -> None:
+        """One query for each camera, with an id and an answer of its own."""
+        for camera in self._cameras.values():
+            camera.take_query(message.data)
 
     def _diagnose(self) -> None:
-        statistics = self._handlers.statistics if self._handlers else Statistics()
-        counts = self._worker.counts if self._worker else InboxCounts()
+        streams = {
+            camera.name: (
+                camera.handlers.statistics if camera.handlers else Statistics(),
+                self._worker.counts(camera.name) if self._worker else InboxCounts(),
+            )
+            for camera in self._cameras.values()
+        }
         name, now_ns = self.get_fully_qualified_name(), self.get_clock().now().nanoseconds
-        self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, statistics, counts, now_ns))
+        self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, streams, now_ns))
 
     def _log(self, level: str, text: str) -> None:
         # Separate calls: rclpy raises if one call site logs with different severities.
@@ -255,66 +240,35 @@ class Segmenter(LifecycleNode):
         else:
             self.get_logger().info(text)
 
-    # To and on the worker thread
-
-    def _take_image(self, message: Any) -> None:
-        """Notes when the image came: it may wait. A simulated clock that has not begun counts as none."""
-        if self._worker is not None:
-            arrival_ns = self.get_clock().now().nanoseconds or time.time_ns()
-            self._worker.put_image((message, arrival_ns))
-
     def _check_patience(self) -> None:
-        if self._is_active() and self._handlers and self._handlers.is_waiting:
-            self._command(lambda handlers: handlers.check_patience())
-
-    def _take_query(self, message: String) -> None:
-        self._ask(self._new_query(message.data))
-
-    def _new_query(self, text: str, policy: str = "", priority: int = 0) -> Query:
-        assert self._handlers is not None, _CONFIGURED
-        return self._handlers.new_query(text, self.get_clock().now().nanoseconds, policy, priority)
-
-    def _ask(self, query: Query) -> bool:
-        return self._command(lambda handlers: handlers.on_query(query))
-
-    def _cancel(self, query_id: str, reason: str, then: Callable[[], None]) -> bool:
-        def cancel(handlers: Handlers) -> None:
-            handlers.cancel(query_id, reason)
-            then()
-
-        return self._command(cancel)
-
-    def _command(self, run: Callable[[Handlers], None]) -> bool:
-        """Runs a function on the worker thread. Returns False if there is none; the function will not run then."""
-        worker, handlers = self._worker, self._handlers
-        return worker is not None and handlers is not None and worker.put_command(lambda: run(handlers))
+        if self._is_active():
+            for camera in self._cameras.values():
+                camera.check_patience()
 
     def _change_config(self, config: DecafConfig) -> None:
-        if self._handlers is not None:
-            self._handlers.change_config(config)
+        for camera in self._cameras.values():
+            if camera.handlers is not None:
+                camera.handlers.change_config(config)
 
-    def _handle_image(self, item: tuple[Any, int]) -> None:
-        assert self._handlers is not None, _CONFIGURED
-        self._handlers.on_image(*item)
+    # On the worker thread
 
-    def _advance(self) -> bool:
-        assert self._handlers is not None, _CONFIGURED
-        return self._handlers.advance()
+    def _prepare(self, turns: Turns) -> bool:
+        ran = turns.prepare()
+        for camera in self._cameras.values() if not ran else ():
+            if camera.handlers is not None:
+                camera.handlers.note_ready()
+        return ran
 
-    def _prepare(self) -> bool:
-        assert self._handlers is not None, _CONFIGURED
-        return self._handlers.prepare()
-
-    def _end_stream(self) -> None:
-        try:
-            assert self._handlers is not None, _CONFIGURED
-            self._handlers.stop(_DEACTIVATED)
-        finally:
-            self._action.end_all(_DEACTIVATED)
+    def _end_streams(self) -> None:
+        """Ends all streams, also if one fails."""
+        with contextlib.ExitStack() as ends:
+            for camera in reversed(self._cameras.values()):
+                ends.callback(camera.end_stream, _DEACTIVATED)
 
     def _report_error(self, error: Exception) -> None:
-        assert self._handlers is not None, _CONFIGURED
-        self._handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
+        for camera in self._cameras.values():
+            if camera.handlers is not None:
+                camera.handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
         self.get_logger().error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
 
 

@@ -1,4 +1,4 @@
-"""The thread that owns the models and the stream."""
+"""The thread that owns the models and the streams."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Worker:
         advance: runs the next unit of a grounding; returns whether there is another.
         prepare: runs a unit of work for a later grounding, while nothing else is to do; returns whether it ran one.
         slice_s: how long groundings may go on while an image waits. Read at each use.
-        on_stop: ends the stream. Called when the worker stops.
+        on_stop: ends the streams. Called when the worker stops.
         on_error: reports an exception from a callback or command. The thread goes on.
     """
 
@@ -41,16 +41,15 @@ class Worker:
         self._on_error = on_error
         self._thread: threading.Thread | None = None
 
-    def put_image(self, message: Any) -> None:
-        self._inbox.put_image(message)
+    def put_image(self, message: Any, camera: str = "") -> None:
+        self._inbox.put_image(message, camera)
 
     def put_command(self, command: Callable[[], None]) -> bool:
         """Runs `command` on the thread. Returns False if the worker is stopped; the command will not run then."""
         return self._inbox.put_command(command)
 
-    @property
-    def counts(self) -> InboxCounts:
-        return self._inbox.counts
+    def counts(self, camera: str = "") -> InboxCounts:
+        return self._inbox.counts(camera)
 
     def start(self) -> None:
         self._inbox.open()
@@ -58,7 +57,7 @@ class Worker:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the stream and waits for the thread. Does not interrupt a unit of a grounding."""
+        """Ends the streams and waits for the thread. Does not interrupt a unit of a grounding."""
         if self._thread is not None:
             self._inbox.close()
             self._thread.join()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -18,7 +18,10 @@ _CPU_SHARE, _GPU_SHARE = 0.25, 0.5
 
 
 class Ahead:
-    """Prepares windows, one after the other, within `engine.ahead_share` of the time.
+    """Prepares the windows of all streams, one after the other, within `engine.ahead_share` of the time.
+
+    A window is finished before the next stream's begins. One that moves on before it is finished leaves the turn to the
+    next stream: what is complete stays cached.
 
     clock: seconds.
     """
@@ -26,24 +29,32 @@ class Ahead:
     def __init__(self, decaf: Decaf, clock: Callable[[], float] = time.monotonic) -> None:
         self._decaf = decaf
         self._clock = clock
-        self._window: Window | None = None
+        # By the place of the stream: the last window that was begun.
+        self._begun: dict[int, Window] = {}
+        self._place = 0
         self._task: Steps[None] | None = None
         self._since_s = self._spent_s = 0.0
 
     def stop(self) -> None:
         """Abandons the preparation. What is complete stays cached."""
-        if self._task is not None:
-            self._task.close()
-        self._task = self._window = None
+        self._close()
+        self._begun.clear()
 
-    def advance(self, window: Window, config: DecafConfig) -> bool:
-        """Runs the next unit for this window if one is left and its time has come. Returns whether it ran one."""
-        if self._window is None or self._window.frames != window.frames:
-            self.stop()
-            self._window, self._task = window, self._decaf.grounder.prepare(window, config)
-            self._since_s, self._spent_s = self._clock(), 0.0
-        started_s, share = self._clock(), self._share(config)
-        if self._task is None or share == 0 or self._spent_s > share * (started_s - self._since_s):
+    def advance(self, windows: Sequence[Window | None], config: DecafConfig) -> bool:
+        """Runs the next unit if one is left and its time has come. Returns whether it ran one.
+
+        windows: of each stream; None for one without key frames.
+        """
+        share = self._share(config)
+        if share == 0:
+            return False
+        if self._is_new(self._place, windows):
+            self._close()
+        if self._task is None and not self._begin_next(windows, config, share):
+            return False
+        assert self._task is not None
+        started_s = self._clock()
+        if self._spent_s > share * (started_s - self._since_s):
             return False
         out_of_memory = False
         try:
@@ -57,6 +68,29 @@ class Ahead:
             self._decaf.release()
         self._spent_s += self._clock() - started_s
         return True
+
+    def _is_new(self, place: int, windows: Sequence[Window | None]) -> bool:
+        """Whether the stream's window is not the one that was begun last."""
+        window, begun = windows[place], self._begun.get(place)
+        return (window and window.frames) != (begun and begun.frames)
+
+    def _begin_next(self, windows: Sequence[Window | None], config: DecafConfig, share: float) -> bool:
+        """Begins the next window that was not begun yet, if there is one. A share that is used up stays so."""
+        for place in (*range(self._place + 1, len(windows)), *range(self._place + 1)):
+            window = windows[place]
+            if window is None or not self._is_new(place, windows):
+                continue
+            others = [one for one in windows if one is not None and one is not window]
+            self._task = self._decaf.grounder.prepare(window, config, others)
+            self._place, self._begun[place] = place, window
+            self._since_s, self._spent_s = max(self._clock(), self._since_s + self._spent_s / share), 0.0
+            return True
+        return False
+
+    def _close(self) -> None:
+        if self._task is not None:
+            self._task.close()
+        self._task = None
 
     def _share(self, config: DecafConfig) -> float:
         share = config.engine.ahead_share

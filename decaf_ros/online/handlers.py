@@ -19,6 +19,7 @@ from decaf_ros.io.viz import overlay
 from decaf_ros.online.patience import Patience
 from decaf_ros.online.segmenter import RESET_NOTICE, OnlineSegmenter
 from decaf_ros.online.statistics import Statistics
+from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 
@@ -61,6 +62,7 @@ class Handlers:
         query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
         target_ids: the same for target ids.
         convert: makes RGB of raw images.
+        turns: shared by all Handlers of `decaf`; default: these are the only ones.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class Handlers:
         query_numbers: Iterator[int] | None = None,
         target_ids: Iterator[int] | None = None,
         convert: Convert = builtin_rgb,
+        turns: Turns | None = None,
     ) -> None:
         self.statistics = Statistics()
         self._decaf = decaf
@@ -84,7 +87,7 @@ class Handlers:
         self._is_wanted = is_wanted
         self._watch = watch
         self._convert = convert
-        self._online = OnlineSegmenter(decaf, self._on_output, live, lambda: is_wanted("heatmaps"), target_ids)
+        self._online = OnlineSegmenter(decaf, self._on_output, live, lambda: is_wanted("heatmaps"), target_ids, turns)
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
@@ -128,16 +131,9 @@ class Handlers:
         self._online.observe(frame)
         self.check_patience()
 
-    def advance(self) -> bool:
-        """Runs the next unit of a running grounding. Returns whether there is another. See `OnlineSegmenter`."""
-        return self._online.advance()
-
-    def prepare(self) -> bool:
-        """Runs a unit of work for the next question. Returns whether it ran one. See `OnlineSegmenter`."""
-        ran = self._online.prepare()
-        if not ran:
-            self.statistics.ready = self._online.ready_share
-        return ran
+    def note_ready(self) -> None:
+        """Notes how much of the window is prepared for a question."""
+        self.statistics.ready = self._online.ready_share
 
     def reject_image(self, error: ValueError, arrival_ns: int | None = None) -> None:
         """Counts and reports an image that cannot be used. arrival_ns: see `on_image`."""

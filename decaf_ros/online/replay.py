@@ -6,12 +6,14 @@ always give the same masks and tracklets, byte for byte. CUDA kernels are not pi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from decaf_ros.io.bags import BagMessage, BagReader, BagWriter, make_message
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.online.statistics import Statistics
+from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Notice, Output, QueryEvent
 
@@ -25,17 +27,27 @@ class TimedQuery(NamedTuple):
     at_s: float = 0.0
 
 
-class Played(NamedTuple):
-    """Result of a replay.
+class PlayedCamera(NamedTuple):
+    """Result of a replay for one camera.
 
     Attributes:
         statistics: counters of the stream.
         answers: the answer to each query, in order of arrival.
-        outputs: number of messages by topic.
     """
 
     statistics: Statistics
-    answers: tuple[QueryEvent, ...]
+    answers: list[QueryEvent]
+
+
+class Played(NamedTuple):
+    """Result of a replay.
+
+    Attributes:
+        cameras: by name; "" for a camera without a name.
+        outputs: number of messages by topic.
+    """
+
+    cameras: dict[str, PlayedCamera]
     outputs: dict[str, int]
 
 
@@ -44,62 +56,93 @@ def replay(
     reader: BagReader,
     writer: BagWriter,
     queries: Sequence[TimedQuery] = (),
-    image_topic: str = "",
+    cameras: Mapping[str, str] | None = None,
     namespace: str = "/decaf",
     with_overlay: bool = False,
     log: Callable[[str, str], None] = lambda level, text: None,
 ) -> Played:
-    """Plays the images of `image_topic`, and `queries` or, without any, the queries recorded on NAMESPACE/query.
+    """Plays the images of all cameras, and `queries` or, without any, the queries recorded on NAMESPACE/query, which go
+    to every camera, and on NAMESPACE/CAMERA/query.
 
-    Each output is written under NAMESPACE at the recording time of the message that caused it, so both bags can be
-    played side by side; its header has the stamp of its source frame. A query without an answer at the end of the bag
-    is answered with CANCELLED. A message whose bytes do not fit its type is rejected.
+    Each output is written under NAMESPACE, or NAMESPACE/CAMERA, at the recording time of the message that caused it, so
+    both bags can be played side by side; its header has the stamp of its source frame. A query without an answer at the
+    end of the bag is answered with CANCELLED. A message whose bytes do not fit its type is rejected.
 
     Args:
-        image_topic: empty for the only image topic of the bag.
+        cameras: image topic of each camera by name. Default: the only image topic of the bag, without a name ("").
         with_overlay: whether to draw and record `overlay`.
         log: called with level ("info", "warn", "error") and text.
 
     Raises:
         ValueError: the bag is damaged, has no such topic, or ends before a query is due.
     """
-    image_topic = reader.image_topic(image_topic)
-    query_topic = f"{namespace}/query"
-    use_recorded = not queries and query_topic in reader.topics and reader.topics[query_topic].msgtype == _STRING
+    cameras = cameras or {"": reader.image_topic()}
+    names = {topic: name for name, topic in cameras.items()}
     now_ns = 0
-    answers: list[QueryEvent] = []
     outputs: dict[str, int] = {}
-
-    def publish(topic: str, message: Any) -> None:
-        outputs[topic] = outputs.get(topic, 0) + 1
-        writer.write_message(f"{namespace}/{topic}", message, now_ns)
-
-    def watch(output: Output) -> None:
-        if isinstance(output, QueryEvent) and output.state.is_answer:
-            answers.append(output)
+    decaf.grounder.engine.streams = len(cameras)
+    turns, query_numbers, target_ids = Turns(decaf), itertools.count(1), itertools.count(1)
+    answers: dict[str, list[QueryEvent]] = {name: [] for name in cameras}
 
     def is_wanted(topic: str) -> bool:
         return topic != "overlay" or with_overlay
 
-    handlers = Handlers(decaf, make_message, publish, log, is_wanted, watch=watch)
+    def make_handlers(name: str) -> Handlers:
+        own = f"{name}/" if name else ""
+
+        def publish(topic: str, message: Any) -> None:
+            outputs[own + topic] = outputs.get(own + topic, 0) + 1
+            writer.write_message(f"{namespace}/{own}{topic}", message, now_ns)
+
+        def log_own(level: str, text: str) -> None:
+            log(level, f"{name}: {text}" if name else text)
+
+        def watch(output: Output) -> None:
+            if isinstance(output, QueryEvent) and output.state.is_answer:
+                answers[name].append(output)
+
+        return Handlers(
+            decaf,
+            make_message,
+            publish,
+            log_own,
+            is_wanted,
+            watch=watch,
+            query_numbers=query_numbers,
+            target_ids=target_ids,
+            turns=turns,
+        )
+
+    handlers = {name: make_handlers(name) for name in cameras}
+    asked = {f"{namespace}/query": list(handlers.values())}
+    asked |= {f"{namespace}/{name}/query": [each] for name, each in handlers.items() if name}
+    asked = {
+        topic: those
+        for topic, those in asked.items()
+        if not queries and topic in reader.topics and reader.topics[topic].msgtype == _STRING
+    }
     ending = "the bag could not be played to its end"
     try:
-        topics = [image_topic, query_topic] if use_recorded else [image_topic]
-        for message, due in _schedule(reader.messages(topics), queries):
+        for message, due in _schedule(reader.messages([*names, *asked]), queries):
             now_ns = message.stamp_ns
             for query in due:
-                handlers.on_query(handlers.new_query(query.text, now_ns))
-            _handle(reader, message, handlers)
+                for each in handlers.values():
+                    each.on_query(each.new_query(query.text, now_ns))
+            receivers = asked[message.topic] if message.topic in asked else [handlers[names[message.topic]]]
+            for each in receivers:
+                _handle(reader, message, each)
         ending = "the bag has ended"
     finally:
-        handlers.cancel_unanswered(ending)
-    return Played(handlers.statistics, tuple(answers), outputs)
+        for each in handlers.values():
+            each.cancel_unanswered(ending)
+    cameras_played = {name: PlayedCamera(each.statistics, answers[name]) for name, each in handlers.items()}
+    return Played(cameras_played, outputs)
 
 
-def check_times(reader: BagReader, queries: Sequence[TimedQuery], image_topic: str = "") -> None:
+def check_times(reader: BagReader, queries: Sequence[TimedQuery], image_topics: Collection[str]) -> None:
     """Raises ValueError for a query after the last image. Reads the bag up to the last query."""
     count = 0
-    for _, due in _schedule(reader.messages([reader.image_topic(image_topic)]), queries):
+    for _, due in _schedule(reader.messages(image_topics), queries):
         count += len(due)
         if count == len(queries):
             return

@@ -3,7 +3,8 @@
 The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it. `_ground` grounds it on the window as
 soon as that has enough key frames, catches up with the stream and answers. `_follow` tracks the targets on every frame.
 `_ground` repeats periodically and keeps target ids. `cancel`, an empty query or, by `queries.mode`, another query ends
-it. What each query remembers, and whose turn it is: `decaf_ros.online.query`.
+it. What each query remembers: `decaf_ros.online.query`. Whose turn it is, also among several streams:
+`decaf_ros.online.turns`.
 
 A grounding is a task of bounded units (`decaf_ros.stages.Steps`), one at a time. A live stream calls `advance` for
 each, and goes on between them. The outputs depend only on the order of calls; the clock is read only to measure stage
@@ -13,7 +14,6 @@ times. This module uses neither ROS nor threads.
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -23,10 +23,10 @@ import torch
 
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.io.sizes import at_camera_size, bounded
-from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.anchors import anchored, choose_anchors
 from decaf_ros.online.follower import Follower
 from decaf_ros.online.query import LiveQuery, Queries, refusal
+from decaf_ros.online.turns import Turns
 from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
 from decaf_ros.stages import StageClock, Steps
@@ -48,6 +48,7 @@ class OnlineSegmenter:
             began it, as if it took no time.
         want_heatmaps: called after each grounding; whether to emit heatmaps.
         target_ids: supply of target ids. Share one between several segmenters with one consumer, so ids stay unique.
+        turns: shared by all segmenters of `decaf`; default: this is the only one.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class OnlineSegmenter:
         live: bool = False,
         want_heatmaps: Callable[[], bool] = lambda: True,
         target_ids: Iterator[int] | None = None,
+        turns: Turns | None = None,
     ) -> None:
         self.buffer = FrameBuffer()
         self.queries = Queries()
@@ -66,13 +68,9 @@ class OnlineSegmenter:
         self._want_heatmaps = want_heatmaps
         self._follower = Follower(decaf.sam2, target_ids)
         self._targets = self._follower.targets
-        self._ahead = Ahead(decaf)
-        self._task: Steps[None] | None = None
-        # The query that the task grounds, and whether a new question comes first.
-        self._grounded: LiveQuery | None = None
-        self._can_wait = False
-        self._turns = itertools.count(1)
-        self._in_unit = False
+        self._turns = turns or Turns(decaf)
+        self._turns.join(self)
+        self._groundings = 0
         self._warned_about_stamps = False
 
     @property
@@ -127,9 +125,7 @@ class OnlineSegmenter:
             return
         for live in self.queries if config.queries.mode == "replace" else ():
             self._end(live, QueryState.SUPERSEDED, f"superseded by query {query.id}")
-        if self._task is not None and self._grounded and self._can_wait:
-            self._abandon()
-            self._grounded.due_in = 0
+        self._turns.give_way(self)
         self.queries.add(query)
         count, needed = self.buffer.keyframe_count, config.window.min_frames
         waiting = f"waiting for key frames: {count} of {needed}" if count < needed else ""
@@ -162,65 +158,45 @@ class OnlineSegmenter:
         """Restarts the stream: clears window, buffer and targets. The queries stay and are grounded again."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
-        self._ahead.stop()
+        self._turns.stop_preparing()
         self._decaf.sam2.hold(self, ())
         self._warned_about_stamps = False
         self._follower.lose_all()
         self._targets.forget_missing()
-        self._abandon()
         for live in self.queries:
             live.restart()
+            self._turns.abandon(live)
 
     # Grounding
 
     def advance(self) -> bool:
-        """Runs the next unit of the grounding, if one is running. Returns whether there is another."""
-        task = self._task
-        if task is None or self._in_unit:
-            return False
-        self._in_unit = True
-        try:
-            next(task)
-        except BaseException as end:
-            self._task = None if self._task is task else self._task
-            if not isinstance(end, StopIteration):
-                raise
-        finally:
-            self._in_unit = False
-        if self._task is not task:
-            task.close()  # an output of the unit made it obsolete, or it has ended
-            # A query that waits, or arrived in the unit. Other groundings wait for the next frame.
-            if (live := self._next()) and live.fresh:
-                self._begin(live)
-        return self._task is not None
+        """Runs the next unit of the grounding, if one is running. Returns whether there is another. See `Turns`."""
+        return self._turns.advance()
 
     def prepare(self) -> bool:
-        """Runs a unit of work that the next question will need, if any is left and its time has come. To be called
-        while nothing else is due. Returns whether it ran one."""
-        if self._task is not None or self._in_unit or not self.buffer.keyframe_count:
-            return False
-        return self._ahead.advance(self.buffer.window(), self._decaf.config)
+        """Runs a unit of work that the next question will need. Returns whether it ran one. See `Turns`."""
+        return self._turns.prepare()
+
+    @property
+    def window(self) -> Window | None:
+        """The newest key frames; None without one."""
+        return self.buffer.window() if self.buffer.keyframe_count else None
 
     @property
     def ready_share(self) -> float:
         """How much of the window is prepared for a question, in [0, 1]."""
-        if not self.buffer.keyframe_count:
-            return 0.0
-        return self._decaf.grounder.ready_share(self.buffer.window(), self._decaf.config)
+        window = self.window
+        return self._decaf.grounder.ready_share(window, self._decaf.config) if window else 0.0
 
     def _begin_if_due(self) -> None:
-        """Begins a grounding if one is due and none is running."""
+        """Begins a grounding if one is due and it is this stream's turn."""
         if self.buffer.keyframe_count >= self._decaf.config.window.min_frames:
             self.queries.fix_windows(self.buffer.window())
-        if self._task is not None or self._in_unit:
-            return
-        if (live := self._next()) is not None:
-            self._ahead.stop()
-            self._begin(live)
-            while not self._live and self.advance():
-                pass
+        self._turns.ask(self)
+        while not self._live and self._turns.advance():
+            pass
 
-    def _next(self) -> LiveQuery | None:
+    def due(self) -> LiveQuery | None:
         """The query whose grounding is due."""
         config, newest = self._decaf.config, self.buffer.newest
         if newest is None or self.buffer.keyframe_count < config.window.min_frames:
@@ -233,15 +209,11 @@ class OnlineSegmenter:
 
         return self.queries.whose_turn(is_due)
 
-    def _begin(self, live: LiveQuery) -> None:
-        live.turn = next(self._turns)
-        self._task, self._grounded, self._can_wait = self._ground(live), live, not live.fresh
-
-    def _abandon(self) -> None:
-        """Abandons the running grounding. Its caller has emitted the event that made it obsolete."""
-        task, self._task = self._task, None
-        if task is not None and not self._in_unit:
-            task.close()
+    def begin(self, live: LiveQuery) -> Steps[None]:
+        """The task that grounds this query. For `Turns`."""
+        self._groundings += 1
+        live.turn = self._groundings
+        return self._ground(live)
 
     def _anchors(self, live: LiveQuery) -> tuple[Frame, ...]:
         """Older key frames that a later grounding of a query sees besides the newest ones."""
@@ -363,8 +335,7 @@ class OnlineSegmenter:
     def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
         """Ends a query: drops its targets and emits `state` unless it was already answered. details: see below."""
         self.queries.remove(live)
-        if self._grounded is live:
-            self._abandon()
+        self._turns.abandon(live)
         self._follower.drop(live.query)
         if not live.answered:
             self._emit_event(live.query, state, text, **details)
