@@ -153,7 +153,22 @@ def test_a_target_may_come_near_bit_by_bit_but_not_at_once(known):
     beside = _mask(40, side, side)
     beside[20:24, 40 + side : 40 + 2 * side] = True
     assert known.contradicts(frame(30), beside, LOOK, CONFIG), "as large, but of another shape"
-    assert known.is_too_large(4 * side**2) and not known.is_too_large(side**2)
+
+
+@pytest.mark.parametrize("may_be_nearer, most", [(False, 1.5), (True, 3.0)])
+def test_what_is_found_elsewhere_may_be_larger_within_bounds(known, may_be_nearer, most):
+    assert not known.is_too_large(64 * most, may_be_nearer) and known.is_too_large(64 * most + 1, may_be_nearer)
+
+
+def test_the_first_masks_do_not_say_for_ever_how_large_a_target_may_be():
+    """They took in the object beside it."""
+    looks = Appearance(128.0)
+    for number in range(40):
+        looks.accept(frame(number), _mask(40, 12 if number < 5 else 8), LOOK, CONFIG)
+        if number == 20:
+            assert not looks.contradicts(frame(number), _mask(40, 14), LOOK, CONFIG)
+    assert looks.contradicts(frame(40), _mask(40, 14), LOOK, CONFIG)
+    assert not looks.contradicts(frame(40), _mask(40, 10), LOOK, CONFIG)
 
 
 def test_a_mask_that_grows_to_one_side_step_by_step_is_a_leak(known):

@@ -40,6 +40,17 @@ def test_a_broken_stream_is_reset_and_keeps_the_query(again):
     assert run.states() == {3: "TRACKED", 4: "TRACKED"}
 
 
+def test_a_second_attempt_after_a_restart_looks_at_the_newest_window():
+    """The first one finds nothing."""
+    run = _recorder(["a"], [], ["a"])
+    run.watch(range(16))
+    run.ask("q1")
+    run.watch(range(120), start_s=50.0)
+    first, second = run.decaf.windows[1:3]
+    assert second.frames[0].stamp_ns > first.frames[0].stamp_ns
+    assert (second.frames[-1].stamp_ns - first.frames[-1].stamp_ns) / 1e9 == pytest.approx(4.0)
+
+
 def test_equal_stamps_are_tracked_but_never_key_frames():
     run = _recorder()
     run.watch(range(16))

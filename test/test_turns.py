@@ -188,9 +188,9 @@ def test_an_error_in_a_unit_leaves_the_turn_to_the_others(turns, streams, done):
 
     a.in_unit = fail
     a.search()
+    b.search()
     with pytest.raises(RuntimeError, match="unit"):
         turns.advance()
-    b.search()
     _finish(turns)
     assert done == ["a1", "b1", "b2"]
 
@@ -275,3 +275,39 @@ def test_in_a_replay_a_grounding_ends_at_the_frame_where_it_begins(make):
         head.online.observe(frame(number))
         assert decaf.asked.count("right") == (number == 15)
     assert wrist.events() == head.events() == ["RECEIVED", "GROUNDING", "TRACKING"] and not turns.advance()
+
+
+def test_a_question_without_an_answer_comes_before_those_that_are_grounded_again(make):
+    """Also if another camera searches: the stream has more than one query to begin again."""
+    decaf, turns, wrist, head = make(live=True, queries__mode="add")
+    for number in range(16):
+        wrist.online.observe(frame(number))
+    wrist.online.ask(Query("q1", "left", priority=1))
+    _finish(turns)
+    decaf.asked.clear()
+    wrist.online.reset("the image size changed")
+    for number in range(15):
+        wrist.online.observe(frame(number))
+    wrist.online.ask(Query("q2", "right"))
+    wrist.online.observe(frame(15))
+    _finish(turns)
+    assert decaf.asked == ["right", "left"]
+
+
+def test_a_question_is_answered_if_its_grounding_meets_an_unexpected_error(make, monkeypatch):
+    _, turns, wrist, head = make(live=True)
+    for number in range(16):
+        wrist.online.observe(frame(number))
+        head.online.observe(frame(number))
+
+    def fail(*args, **options):
+        raise RuntimeError("merge")
+
+    monkeypatch.setattr(wrist.online._follower, "merge", fail)
+    wrist.online.ask(Query("q1", "left"))
+    head.online.ask(Query("q2", "right"))
+    with pytest.raises(RuntimeError, match="merge"):
+        _finish(turns)
+    _finish(turns)
+    assert wrist.events() == ["RECEIVED", "GROUNDING", "FAILED"] and not wrist.online.queries.events
+    assert head.events() == ["RECEIVED", "GROUNDING", "TRACKING"]

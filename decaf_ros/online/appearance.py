@@ -31,9 +31,11 @@ _MAX_GROWTH, _SAME_SHAPE, _MAX_STRETCH, _MAX_STEP, _RECENT_S = 1.3, 0.8, 1.15, 2
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
+# Accepted masks from which on its first masks no longer say how large it may be: they may have shown other things, too.
+_FIRST_FORGOTTEN = 30
 # A target that is found again may have an area between these shares of the largest typical one: it may be nearer, or
 # turned.
-_LEAST_FOUND, _MOST_FOUND, _MOST_FOLLOWED = 0.2, 1.5, 3.0
+_LEAST_FOUND, _MOST_FOUND, _MOST_NEARER = 0.2, 1.5, 3.0
 # Weight of the newest frame in the moving averages.
 _NEWEST = 0.1
 
@@ -41,7 +43,7 @@ _NEWEST = 0.1
 class Appearance:
     """Memory of one target's confirmed masks, bounded.
 
-    area_px: how large it may be besides: the first mask may show a part of it, at the border of the image.
+    area_px: how large it may be besides, at first: the first mask may show a part of it, at the border of the image.
     """
 
     def __init__(self, area_px: float = 0.0) -> None:
@@ -105,9 +107,13 @@ class Appearance:
         """Whether the target was visible a moment ago."""
         return (frame.stamp_ns - self._seen_ns) / 1e9 <= _RECENT_S
 
-    def is_too_large(self, area_px: float) -> bool:
-        """Whether a mask that was found elsewhere is too large to be the target, as far as its size is known."""
-        return self._accepted >= _SIZE_KNOWN and area_px > _MAX_AREA_AT_FIRST * self._largest_area
+    def is_too_large(self, area_px: float, may_be_nearer: bool) -> bool:
+        """Whether a mask that was found elsewhere is too large to be the target, as far as its size is known.
+
+        may_be_nearer: the target was away for long, and the mask clearly looks like it.
+        """
+        most = _MOST_NEARER if may_be_nearer else _MOST_FOUND
+        return self._accepted >= _SIZE_KNOWN and area_px > most * self._largest_area
 
     @property
     def count(self) -> int:
@@ -140,7 +146,7 @@ class Appearance:
             if index in in_place:
                 share, most = 1, _MAX_AREA
             else:
-                share, most = (6, _MOST_FOLLOWED) if index in followed else (12, _MOST_FOUND)
+                share, most = (6, _MOST_NEARER) if index in followed else (12, _MOST_FOUND)
             is_usual = areas[index] <= self._largest_area * most
             if is_usual and self._is_within(config.appearance_margin / share, looks[index]):
                 fit.append(index)
@@ -172,7 +178,8 @@ class Appearance:
         if is_sure:
             # At first the mean, so that the size is right once it counts as known.
             self._typical_area += max(_NEWEST, 1 / (self._accepted + 1)) * (area - self._typical_area)
-            self._largest_area = max(self._largest_area, self._typical_area)
+            is_past = self._accepted == _FIRST_FORGOTTEN
+            self._largest_area = self._typical_area if is_past else max(self._largest_area, self._typical_area)
             if similarity is not None:
                 self._usual_similarity += _NEWEST * (similarity - self._usual_similarity)
             if self._accepted % _SAMPLE_EVERY == 0 and look is not None and look.any():

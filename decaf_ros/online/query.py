@@ -21,7 +21,7 @@ class LiveQuery:
     Attributes:
         event: its last event.
         answered: answered with TRACKING (any other answer ends the query).
-        fresh: not grounded yet on this stream.
+        fresh: to be grounded to be answered, or after a restart of the stream, until that finds targets.
         window: where a fresh query is grounded, if that is fixed already.
         turn: number of its last grounding.
         due_in: key frames until the next grounding may begin.
@@ -135,7 +135,7 @@ class Queries:
         """Fresh queries without a window will be grounded on this one, also if it takes a while until their turn comes:
         those that come between two key frames share what the models make of it."""
         for live in self:
-            if live.is_waiting:
+            if live.is_waiting and not live.due_in:
                 live.window = window
 
     @property
@@ -156,13 +156,13 @@ class Queries:
     def whose_turn(self, is_due: Callable[[LiveQuery], bool]) -> LiveQuery | None:
         """The query to be grounded next; None if none is due.
 
-        A fresh one comes first: of the highest priority, of these the oldest. Of the others, the one whose last
-        grounding is the longest ago, so that none that is always due keeps another one waiting.
+        One without an answer comes first, then fresh ones: of the highest priority, of these the oldest. Of the others,
+        the one whose last grounding is the longest ago, so that none that is always due keeps another one waiting.
         """
         due = [live for live in self if is_due(live)]
         fresh = [live for live in due if live.fresh]
         if fresh:
-            return max(fresh, key=lambda live: live.query.priority)
+            return max(fresh, key=lambda live: (not live.answered, live.query.priority))
         return min(due, key=lambda live: live.turn, default=None)
 
     def who_gives_way(self) -> LiveQuery:

@@ -158,7 +158,6 @@ class OnlineSegmenter:
         """Restarts the stream: clears window, buffer and targets. The queries stay and are grounded again."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
-        self._turns.stop_preparing()
         self._decaf.sam2.hold(self, ())
         self._warned_about_stamps = False
         self._follower.lose_all()
@@ -213,7 +212,16 @@ class OnlineSegmenter:
         """The task that grounds this query. For `Turns`."""
         self._groundings += 1
         live.turn = self._groundings
-        return self._ground(live)
+        return self._answering(live)
+
+    def _answering(self, live: LiveQuery) -> Steps[None]:
+        """Grounds the query. An error outside the models' work ends it with FAILED before it goes on to the caller."""
+        try:
+            yield from self._ground(live)
+        except Exception as error:
+            if live in self.queries and not live.answered:
+                self._end(live, QueryState.FAILED, f"unexpected error: {first_line(error)}")
+            raise
 
     def _anchors(self, live: LiveQuery) -> tuple[Frame, ...]:
         """Older key frames that a later grounding of a query sees besides the newest ones."""

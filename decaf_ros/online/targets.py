@@ -337,8 +337,9 @@ def _overlaps(
     overlaps = np.zeros((len(living), len(groups)))
     for row, target in enumerate(living):
         for column, group in enumerate(groups):
-            area_px = float(np.count_nonzero(group[0].seen_mask))
-            if target.appearance.looks_different(group[0].look, config) or target.appearance.is_too_large(area_px):
+            looks, area_px = target.appearance, float(np.count_nonzero(group[0].seen_mask))
+            may_be_nearer = target.is_missing and looks.looks_alike(group[0].look, config)
+            if looks.looks_different(group[0].look, config) or looks.is_too_large(area_px, may_be_nearer):
                 continue
             mask_pairs = [masks for masks in (_comparable_masks(target, candidate) for candidate in group) if masks]
             overlaps[row, column] = max((mask_iou(*masks) for masks in mask_pairs), default=0.0)

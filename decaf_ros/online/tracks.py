@@ -215,6 +215,7 @@ class LivingTarget:
         """A grounding found a lost target again: it keeps id and category, and has to be confirmed anew."""
         self.renew(candidate)
         self._return(seen_count=0)
+        self.appearance.find(candidate.seen_mask)
         self.seen_frame, self.mask, self.unseen_since_ns = candidate.seen_frame, candidate.seen_mask, newest.stamp_ns
         self.sure_frame, self.sure_mask, self.unsure_since_ns = self.seen_frame, self.mask, newest.stamp_ns
         self._set_key_frame(candidate)

@@ -30,8 +30,9 @@ class Turns:
 
     Streams wait in the order in which they `ask`. When a grounding ends, the next one begins at once, whether its
     camera still sends images or not; a stream in which nothing is due any more is skipped. A question without an answer
-    comes first, by priority. A running search makes way for it, and then waits as the first one. After a grounding, its
-    stream asks again with its next image, or at once if another question waits in it.
+    comes first, by priority. A running search makes way for it, and then waits as the first one; in the question's own
+    stream it begins again with the next image. After a grounding, its stream asks again with its next image, or at once
+    if another question waits in it.
     """
 
     def __init__(self, decaf: Decaf) -> None:
@@ -39,7 +40,7 @@ class Turns:
         self._ahead = Ahead(decaf)
         self._streams: list[Stream] = []
         self._waiting: list[Stream] = []
-        # The running grounding: its stream, query and task, and whether a question comes before it.
+        # The running grounding: its stream, query and task, and whether it only searches: a question comes before it.
         self._holder: Stream | None = None
         self._live: LiveQuery | None = None
         self._task: Steps[None] | None = None
@@ -64,34 +65,30 @@ class Turns:
         self._in_unit = True
         try:
             next(task)
-        except BaseException as end:
+        except StopIteration:
             self._task = None
-            if not isinstance(end, StopIteration):
-                self._holder = None
-                raise
+        except BaseException:
+            self._task = None
+            raise
         finally:
             self._in_unit = False
-        if self._task is None:
-            task.close()  # an output of the unit made it obsolete, or it has ended
-            self._end()
-        self._pass_on()
+            if self._task is None:
+                self._end()
+                task.close()  # an output of the unit may have made it obsolete
+            self._pass_on()
         return self._task is not None
 
     def give_way(self, stream: Stream) -> None:
-        """A question comes to this stream: its own search, if one is running, begins again later."""
+        """A question comes to this stream, which will `ask`: its own search, if one is running, begins again later."""
         if self._task is not None and self._holder is stream and self._can_wait:
             assert self._live is not None
             self._live.due_in = 0
-            self.abandon(self._live)
+            self._close()
 
     def abandon(self, live: LiveQuery) -> None:
         """Abandons the grounding of this query, if it is running. The caller has emitted what made it obsolete."""
-        if self._task is None or self._live is not live:
-            return
-        task, self._task = self._task, None
-        if not self._in_unit:  # else after the unit
-            task.close()
-            self._holder = None
+        if self._task is not None and self._live is live:
+            self._close()
             self._pass_on()
 
     def prepare(self) -> bool:
@@ -101,9 +98,12 @@ class Turns:
             return False
         return self._ahead.advance([stream.window for stream in self._streams], self._decaf.config)
 
-    def stop_preparing(self) -> None:
-        """Abandons what is being prepared. What is complete stays cached."""
-        self._ahead.stop()
+    def _close(self) -> None:
+        """Ends the running task; within its own unit `advance` does so after it."""
+        task, self._task = self._task, None
+        if task is not None and not self._in_unit:
+            self._holder = None
+            task.close()
 
     def _end(self) -> None:
         """The grounding has ended. Another question of its stream waits again; other groundings for its next image."""
