@@ -4,7 +4,7 @@
 
 A camera at 10 Hz, the simulated table's models, one question after the other. For each question: the largest gap
 between two masks from its coming to its answer and the next mask, and the largest one in the two seconds before it. The
-last line is JSON, in seconds.
+last line is JSON, in seconds; the first question also warms the models up.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ def measure(robot: Robot, questions: int) -> dict[str, object]:
         busy.append(robot.largest_gap(asked_s, until_s))
         quiet.append(robot.largest_gap(asked_s - QUIET_S, asked_s))
 
-    def figures(values: list[float]) -> dict[str, float]:
-        return {"median": round(statistics.median(values), 3), "most": round(max(values), 3)}
+    def figures(values: list[float]) -> dict[str, object]:
+        each = [round(value, 3) for value in values]
+        return {"median": round(statistics.median(values), 3), "most": max(each), "each": each}
 
     return {"questions": questions, "answer_s": figures(seconds), "gap_s": figures(busy), "quiet_gap_s": figures(quiet)}
 
