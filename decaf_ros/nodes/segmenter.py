@@ -145,8 +145,11 @@ class Segmenter(LifecycleNode):
             convert=convert,
             turns=turns,
         )
-        for camera in self._cameras.values():
-            camera.configure(config, self._worker, make_handlers)
+        with contextlib.ExitStack() as after_failure:
+            after_failure.callback(self._clean_up)
+            for camera in self._cameras.values():
+                camera.configure(config, self._worker, make_handlers)
+            after_failure.pop_all()
         self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)
         self._options.locked = True
 
