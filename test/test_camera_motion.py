@@ -11,7 +11,7 @@ from decaf_ros.online.appearance import Appearance
 from decaf_ros.online.camera import image_shift, shifted
 from decaf_ros.online.targets import Targets
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.types import Frame
+from decaf_ros.types import Frame, Query
 
 _LOOK = np.array([1, 0], np.float32)
 
@@ -106,3 +106,24 @@ def test_a_mask_that_stays_where_it_was_while_the_camera_turns_is_not_the_target
     looks.follow_camera(np.array([2.5 * width, 0]))
     assert looks.contradicts(now, make_mask(4), _LOOK, config.tracking)
     assert not looks.contradicts(now, make_mask(4 + round(2 * width)), _LOOK, config.tracking)
+
+
+def test_a_new_target_is_not_moved_by_what_the_camera_did_before_it(monkeypatch):
+    """Nothing was followed between the end of the first query and the answer of the second one."""
+    config, compared = settings(), []
+    before, after = _turn(8)
+    targets, frames = Targets(), [_frame(before), _frame(before, 1), _frame(after, 50), _frame(after, 51)]
+
+    def noted(one, other):
+        compared.append((one, other))
+        return image_shift(one, other)
+
+    monkeypatch.setattr("decaf_ros.online.targets.image_shift", noted)
+    for key, query, newest, now in ((0, QUERY, *frames[:2]), (1, Query("q2", "it"), *frames[2:])):
+        candidate = make_candidate(key, 12)
+        candidate.frames, candidate.seen_frame, candidate.sure_frame = (newest,), newest, newest
+        candidate.masks = {newest: candidate.seen_mask}
+        targets.merge([candidate], query, "mug", newest, config)
+        targets.update(now, {key: TrackStep(make_mask(12), 3.0, _LOOK)}, config)
+        targets.drop(query)
+    assert compared == [tuple(frames[:2]), tuple(frames[2:])]

@@ -1,4 +1,4 @@
-"""What the engine is asked: frames that enter the model in one sequence, and how its attention is read."""
+"""Views, which are frames that enter the model in one sequence, and how the engine reads its attention."""
 
 from __future__ import annotations
 

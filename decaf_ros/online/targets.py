@@ -232,6 +232,7 @@ class Targets:
 
         config: with the query's policy.
         """
+        self._frame = newest  # where new targets are: nothing may have been followed for long before
         groups = [[candidate] for candidate in candidates]
         if config.regrounding.policy != "off":
             groups = group_by_object(candidates, config.segmentation.suppression_iou)
