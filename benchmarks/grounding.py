@@ -55,12 +55,12 @@ def kernels(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:
 
     bfloat16 on a GPU. error: largest difference between both, relative to the maximum; not on a CPU.
     """
-    generator, dtype = torch.Generator().manual_seed(0), torch.float32 if device == "cpu" else torch.bfloat16
+    generator, dtype = torch.Generator(device).manual_seed(0), torch.float32 if device == "cpu" else torch.bfloat16
 
     def part(heads: int) -> torch.Tensor:
         # The memory layout of the model.
-        flat = torch.randn(1, tokens, heads, QWEN_7B.hidden // QWEN_7B.heads, generator=generator)
-        return flat.to(device, dtype).transpose(1, 2)
+        size = (1, tokens, heads, QWEN_7B.hidden // QWEN_7B.heads)
+        return torch.randn(size, generator=generator, device=device).to(dtype).transpose(1, 2)
 
     layers = [LayerAttention(part(QWEN_7B.heads), part(QWEN_7B.key_heads), 128**-0.5) for _ in range(2)]
     visual = torch.zeros(1, tokens, dtype=torch.bool, device=device)

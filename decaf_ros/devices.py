@@ -26,6 +26,16 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return resolved
 
 
+def avoid_planned_attention(device: torch.device) -> None:
+    """Switches cuDNN's attention off for this process, if the device is a GPU; SDPA's other kernels stay.
+
+    cuDNN plans anew for every length, which takes longer than the pass itself, and here lengths change all the time:
+    chunks of a prefix, texts, the memory of SAM 2.
+    """
+    if device.type == "cuda":
+        torch.backends.cuda.enable_cudnn_sdp(False)
+
+
 def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     """Whether the CPU has matrix units for bfloat16 (AMX) that torch uses. False elsewhere than on Linux.
 

@@ -54,10 +54,10 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("tests", 115),
-    Part("windows_7b", 125, "windows", "7b"),
-    Part("tracking", 40, "tracking"),
-    Part("kernels", 30, "kernels"),
-    Part("windows_3b", 50, "windows", "3b", ("--key-frames", "16")),
+    Part("windows_7b", 130, "windows", "7b"),
+    Part("tracking", 45, "tracking"),
+    Part("kernels", 25, "kernels"),
+    Part("windows_3b", 45, "windows", "3b", ("--key-frames", "16")),
     Part("compile", 70, "compile"),
     Part("profile", 40, "profile", "7b"),
 )
@@ -66,7 +66,15 @@ PARTS = (
 def command(part: Part, report: Path, dry: bool) -> list[str]:
     """The part's command, which writes `report`."""
     if not part.only:
-        options = ["-v", "-p", "no:cacheprovider", "-m", "not slow and not ros", f"--junitxml={report}"]
+        options = [
+            "-v",
+            "--durations=15",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not slow and not ros",
+            f"--junitxml={report}",
+        ]
         options += ["-k", DRY_TESTS] if dry else []
         return [sys.executable, "-m", "pytest", *options, *(f"test/{name}.py" for name in TEST_FILES)]
     sizes = ["--quick", "--device", "cpu", "--shape", "tiny"] if dry else ["--device", "cuda", *part.more]

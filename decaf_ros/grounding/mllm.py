@@ -14,7 +14,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache, PreTrainedModel, ProcessorMixin, RepetitionPenaltyLogitsProcessor
 
+from decaf_ros.devices import avoid_planned_attention
 from decaf_ros.grounding.attention_tap import LayerAttention, install_tap, record_attention
+from decaf_ros.grounding.gpu_layers import speed_up
 from decaf_ros.stages import Steps
 
 
@@ -310,7 +312,11 @@ def write_chat(processor: ProcessorMixin, kind: str | None, text: str, system: s
 
 
 def prepare_model(model: PreTrainedModel) -> PreTrainedModel:
-    """Routes the language model's attention through the tap; the vision tower keeps SDPA."""
+    """Routes the language model's attention through the tap; the vision tower keeps SDPA. On a GPU also changes layers
+    (`speed_up`)."""
     untyped_model: Any = model
     install_tap(untyped_model.get_decoder())
+    avoid_planned_attention(model.device)
+    if model.device.type == "cuda":
+        speed_up(model)
     return model

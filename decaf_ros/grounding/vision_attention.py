@@ -6,6 +6,7 @@ of Qwen2.5-VL. It passes all chunks at once only to an implementation with "flas
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
@@ -33,17 +34,44 @@ def _chunked_attention(
     """
     if cu_seq_lens_q is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-    starts, lengths = cu_seq_lens_q[:-1], cu_seq_lens_q.diff()
     output = torch.empty_like(query[0].transpose(0, 1))  # (N, H, D)
-    for length in lengths.unique().tolist():  # type: ignore[no-untyped-call]
-        tokens = (starts[lengths == length, None] + torch.arange(length, device=starts.device)).flatten()
+    for length, tokens in _chunks(cu_seq_lens_q):
+        chosen = (part[0] if tokens is None else part[0].index_select(1, tokens) for part in (query, key, value))
         chunk_query, chunk_key, chunk_value = (
-            part[0].index_select(1, tokens).unflatten(1, (-1, length)).transpose(0, 1)  # type: ignore[no-untyped-call]
-            for part in (query, key, value)
+            part.unflatten(1, (-1, length)).transpose(0, 1)  # type: ignore[no-untyped-call]
+            for part in chosen
         )
         chunks = F.scaled_dot_product_attention(chunk_query, chunk_key, chunk_value, scale=scaling)
-        output[tokens] = chunks.transpose(1, 2).flatten(0, 1)
+        chunks = chunks.transpose(1, 2).flatten(0, 1)
+        if tokens is None:
+            return chunks[None], None
+        output[tokens] = chunks
     return output[None], None
+
+
+# The newest results of `_chunks`. A pass has one or two kinds of chunks, which all its layers share.
+_newest: deque[tuple[torch.Tensor, list[tuple[int, torch.Tensor | None]]]] = deque(maxlen=4)
+
+
+def _chunks(bounds: torch.Tensor) -> list[tuple[int, torch.Tensor | None]]:
+    """For each length of chunks, the indices of their tokens; None: all tokens, in order.
+
+    Found once per tensor: reading the bounds makes the host wait for a GPU.
+    """
+    for known, found in _newest:
+        if known is bounds:
+            return found
+    places = torch.tensor(bounds.tolist())
+    starts, lengths = places[:-1], places.diff()
+    kinds = sorted(set(lengths.tolist()) - {0})
+    found = [
+        (length, (starts[lengths == length, None] + torch.arange(length)).flatten().to(bounds.device))
+        for length in kinds
+    ]
+    if len(kinds) == 1:
+        found = [(kinds[0], None)]
+    _newest.append((bounds, found))
+    return found
 
 
 AttentionInterface.register(CHUNKED, _chunked_attention)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from sam2.modeling.sam2_base import NO_OBJ_SCORE, SAM2Base
 
 from decaf_ros.config import Sam2Config
+from decaf_ros.devices import avoid_planned_attention
 from decaf_ros.segmentation.decoding import decode_clicks
 from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.segmentation.resizing import masks_of_size
@@ -80,6 +81,7 @@ class Sam2:
         self.fill_holes_px = fill_holes_px
         self.image_size: int = model.image_size
         self.device: torch.device = model.device
+        avoid_planned_attention(self.device)
         self._autocast = config.autocast and self.device.type == "cuda"
         self._point_batch = config.point_batch
         self.blank_unseen = config.blank_unseen

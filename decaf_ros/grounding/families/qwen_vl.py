@@ -76,18 +76,20 @@ class QwenVl:
         pixels = torch.from_numpy(images).flatten(0, 1).permute(0, 3, 1, 2)
         pixels = resize(pixels, size, interpolation=InterpolationMode.BICUBIC, antialias=True)
         untyped_model: Any = self.model
-        device = self.model.device
+        # Bytes to the device: the processor then makes patches there, of numbers that are eight times as large.
+        pixels = pixels.to(self.model.device)
         if layout.kind == "video":
             inputs = self.processor.video_processor(
                 videos=list(pixels.unflatten(0, images.shape[:2])),
                 do_resize=False,
                 do_sample_frames=False,
                 return_tensors="pt",
-            ).to(device)
+            )
+            inputs = inputs.to(self.model.device)
             output = untyped_model.get_video_features(inputs["pixel_values_videos"], inputs["video_grid_thw"])
         else:
             inputs = self.processor.image_processor(images=list(pixels), do_resize=False, return_tensors="pt")
-            inputs = inputs.to(device)
+            inputs = inputs.to(self.model.device)
             output = untyped_model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
         return self._features(output)
 
