@@ -20,6 +20,7 @@ from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Grounding, Window
 
 QUERY, SECOND_QUERY = "the mug that was just put down", "what can be used to cut bread"
+THREE_QUERIES = (QUERY, SECOND_QUERY, "the object that rolled to the edge")
 
 
 def rollout(tokens: int, repeats: int, device: str = "cpu") -> dict[str, float]:

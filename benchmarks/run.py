@@ -46,6 +46,7 @@ BARS = {
         "longest_unit_share": (None, 0.03),
         "ask_live_ratio": (None, 0.2),
         "segment_cold_speedup": (4, None),
+        "three_questions_ratio": (None, 1.5),
         "points64_speedup": (8, None),
         "propagation4_speedup": (2, None),
     },
@@ -243,6 +244,10 @@ class Run:
             ours == literal >= 3, f"segment: expected equal numbers of tracklets, at least 3, got {ours}, {literal}"
         )
         self.expect(whole["score_error"] <= 0.01, f"segment: scores differ by {whole['score_error']:.3f}")
+        several = segmentation.several_questions(self.mllm, self.frames, min(self.repeats, 2), self.device)
+        self.table("three questions about one window, cold", {f"{self.frames} key frames": several})
+        self.result["three_questions_ratio"] = several["ratio"]
+        self.result["three_groundings_ratio"] = several["grounding_ratio"]
 
     def _expect_overlap(self, label: str, rows: Mapping[object, Mapping[str, float]], minimum: float) -> None:
         for name, figures in rows.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from grounding import QUERY
+from grounding import QUERY, THREE_QUERIES
 from literal import (
     literal_grounding,
     literal_masks,
@@ -21,13 +21,14 @@ from sam2_models import published_sam2, tabletop_sam2
 from timing import Measurement
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
+from decaf_ros.grounding.grounder import STAGES as GROUNDING_STAGES
 from decaf_ros.grounding.grounder import Grounder
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.memory import propagate
 from decaf_ros.segmentation.resizing import masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
-from decaf_ros.stages import Steps
+from decaf_ros.stages import StageClock, Steps, finish
 from decaf_ros.types import AttentionMaps, Grounding, Window
 
 
@@ -148,6 +149,35 @@ def whole_segment(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") ->
         "stage_ms": dict(ours.result.stage_ms),
         "score_error": max((abs(one.scores.combined - score) for one, (score, _) in pairs), default=1.0),
     }
+
+
+def several_questions(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
+    """Three questions about one window with empty caches, one after the other as in a live stream, against one: the
+    grounding, and all of `Decaf.segment` with the same planted map for each."""
+    config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0, "presence.ask": False})
+    sam2 = tabletop_sam2(frames + 1, device)
+    runs: dict[str, Measurement] = {}
+    for _ in range(repeats):
+        for queries in (THREE_QUERIES, THREE_QUERIES[:1]):
+            window, planted = recorded_window(frames)
+            sam2.forget()
+            decaf = Decaf(mllm, sam2, config)
+            decaf.grounder = PlantedGrounder(Grounder(mllm, EngineConfig()), planted)
+            name = "three" if len(queries) > 1 else "one"
+            runs.setdefault(name, Measurement(device)).run(
+                lambda d=decaf, w=window, q=queries: [d.segment(w, query) for query in q]
+            )
+            decaf.release()
+            grounder = Grounder(mllm, EngineConfig())
+            runs.setdefault(f"{name}_grounding", Measurement(device)).run(
+                lambda g=grounder, w=window, q=queries: [
+                    finish(g.ground(w, query, config, StageClock(GROUNDING_STAGES))) for query in q
+                ]
+            )
+    figures = {f"{name}_ms": run.ms for name, run in runs.items()}
+    figures["ratio"] = figures["three_ms"] / figures["one_ms"]
+    figures["grounding_ratio"] = figures["three_grounding_ms"] / figures["one_grounding_ms"]
+    return figures
 
 
 def literal_segment(

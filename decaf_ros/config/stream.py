@@ -87,6 +87,13 @@ class TrackingConfig(Checked):
         0.12, "a mask less similar to its target than usual by this is rejected: occluded; 2: off", 0.0, 2.0, live=True
     )
     max_targets: int = option(16, "max targets at once; the best are kept", 1, 255)
+    edges: str = option(
+        "model",
+        "edges of published masks; model: as SAM 2 gives them; image: moved to where the colours change, near them "
+        "(GrabCut), for objects of a few colours",
+        choices=("model", "image"),
+        live=True,
+    )
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ import torch
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.anchors import anchored, choose_anchors
+from decaf_ros.online.edges import ImageEdges
 from decaf_ros.online.follower import Follower
 from decaf_ros.online.query import LiveQuery, Queries, refusal
 from decaf_ros.online.turns import Turns
@@ -68,6 +69,7 @@ class OnlineSegmenter:
         self._want_heatmaps = want_heatmaps
         self._follower = Follower(decaf.sam2, target_ids)
         self._targets = self._follower.targets
+        self._edges = ImageEdges(decaf.sam2)
         self._turns = turns or Turns(decaf)
         self._turns.join(self)
         self._groundings = 0
@@ -336,7 +338,8 @@ class OnlineSegmenter:
             if not self._targets.living_of(live.query):
                 live.due_in = min(live.due_in, 1)
         answered = [live.query for live in self.queries if live.answered]
-        self._emit(at_camera_size(self._targets.publish(frame, answered), camera_frame))
+        result = self._edges.correct(self._targets.publish(frame, answered), self._decaf.config.tracking)
+        self._emit(at_camera_size(result, camera_frame))
 
     # Outputs
 

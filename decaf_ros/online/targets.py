@@ -14,7 +14,7 @@ from decaf_ros.online.duplicates import DuplicateDetector, group_by_object, were
 from decaf_ros.online.tracks import Candidate, LivingTarget, is_seen
 from decaf_ros.segmentation.overlap import are_apart, assign, mask_iou
 from decaf_ros.segmentation.tracker import StreamingTracker, TrackStep
-from decaf_ros.types import Frame, FrameResult, Query, TargetState
+from decaf_ros.types import Frame, FrameResult, Query, Target, TargetState
 
 _LABELS = range(1, 256)
 # Missing targets that are still looked for, the newest ones: each costs a tracker step per frame.
@@ -319,14 +319,20 @@ class Targets:
 
         queries: the tracked ones.
         """
-        labels = np.zeros(frame.size_hw, np.uint8)
         targets = tuple(target.on(frame) for target in self._targets)
-        for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
-            labels[target.mask] = target.label
+        labels = label_image(frame.size_hw, targets)
         self._missing = [*self._missing, *(target for target in self._targets if target.is_missing)][-_MAX_MISSING:]
         self._targets = self.living
         self._duplicates.retain({target.id for target in (*self._targets, *self._missing)})
         return FrameResult(frame, labels, tuple(queries), targets)
+
+
+def label_image(size_hw: tuple[int, int], targets: Sequence[Target]) -> np.ndarray:
+    """(H, W) uint8: 0 background, k the target with label k. Where masks overlap, the higher combined score wins."""
+    labels = np.zeros(size_hw, np.uint8)
+    for target in sorted(targets, key=lambda target: (target.scores.combined, -target.id)):
+        labels[target.mask] = target.label
+    return labels
 
 
 def _overlaps(
