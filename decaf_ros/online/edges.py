@@ -18,7 +18,7 @@ class ImageEdges:
     """What is known of each target's colours. SAM 2's memory and the targets' states keep the masks as they were."""
 
     def __init__(self, sam2: Sam2) -> None:
-        self._grid_side = sam2.image_size / _GRID_STEP
+        self._sam2 = sam2
         self._by_target: dict[int, Edges] = {}
 
     def correct(self, result: FrameResult, config: TrackingConfig) -> FrameResult:
@@ -26,7 +26,7 @@ class ImageEdges:
         if config.edges == "model":
             self._by_target = {}
             return result
-        cell_px = max(result.frame.size_hw) / self._grid_side
+        cell_px = max(result.frame.size_hw) * _GRID_STEP / self._sam2.image_size
         # A target that is lost begins anew when it is found again.
         self._by_target = {one.id: self._by_target.get(one.id) or Edges(cell_px) for one in result.targets}
         targets = tuple(
