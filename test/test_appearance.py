@@ -51,6 +51,15 @@ def test_a_mask_that_looks_different_contradicts(known):
         assert not known.contradicts(frame(10), _mask(40), look, CONFIG)
 
 
+@pytest.mark.parametrize("look", [NO_LOOK, None])
+def test_a_speck_without_a_descriptor_is_no_return(known, look):
+    """Hidden for longer than a moment, the target may be anywhere, so it has to look alike."""
+    speck = _mask(120, 3, 3)
+    assert known.contradicts(frame(40), speck, look, CONFIG)
+    assert not known.contradicts(frame(40), speck, look, OFF)
+    assert not known.contradicts(frame(40), _mask(120), LOOK, CONFIG)
+
+
 def test_usual_similarity_is_the_targets_own():
     """It follows a target whose looks change slowly."""
     varying = Appearance()

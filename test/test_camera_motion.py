@@ -42,6 +42,16 @@ def test_an_object_that_moves_is_no_shift():
     np.testing.assert_allclose(image_shift(_frame(before), _frame(after)), 0, atol=0.5)
 
 
+@pytest.mark.parametrize("contrast", [0.05, 0.2, 1.0])
+def test_an_object_of_strong_texture_is_no_shift_on_a_table_of_weak_texture(contrast):
+    """Phase correlation alone takes it for the camera's motion."""
+    table = (100 + contrast * (_texture(240, 320).astype(int) - 128)).clip(0, 255).astype(np.uint8)
+    table[150:200, 200:260] = _texture(50, 60, seed=5)  # stands still
+    before, after = table.copy(), table.copy()
+    before[30:110, 20:120], after[30:110, 50:150] = (_texture(80, 100, seed=2),) * 2
+    assert image_shift(_frame(before), _frame(after)).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize(
     "before, after",
     [

@@ -138,6 +138,11 @@ Nothing Phone
 nothing phone
 Nothing Ear headphones
 no parking sign
+no loitering sign
+no slip mat
+cup that is not on the table
+mug not in the box
+box that is missing
 No Parking sign
 No Parking Sign
 no-parking sign

@@ -51,6 +51,17 @@ def test_a_second_attempt_after_a_restart_looks_at_the_newest_window():
     assert (second.frames[-1].stamp_ns - first.frames[-1].stamp_ns) / 1e9 == pytest.approx(4.0)
 
 
+def test_a_query_has_anchors_again_after_a_restart():
+    run = _recorder(["a"])
+    run.watch(range(16))
+    run.ask("q1")
+    (live,) = run.online.queries
+    before = [frame.stamp_ns for frame in live.anchors]
+    run.watch(range(16), start_s=50.0)
+    after = [frame.stamp_ns for frame in live.anchors]
+    assert len(before) == len(after) == 4 and 50e9 <= min(after) <= max(after) < 52e9 < min(before)
+
+
 def test_equal_stamps_are_tracked_but_never_key_frames():
     run = _recorder()
     run.watch(range(16))

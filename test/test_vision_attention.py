@@ -41,3 +41,23 @@ def test_features_equal_sdpa(tmp_path, monkeypatch, write):
     if Version(__version__) >= Version("5"):
         assert any(len(shape) == 4 and shape[0] > 1 for shape in calls[:batched_calls])
         assert batched_calls < len(calls) - batched_calls
+
+
+def test_layouts_take_turns(tmp_path):
+    """The chunks of a pass are found once; another size, and the first one again, need theirs."""
+    mllm = load_mllm(
+        MllmConfig(str(write_tiny_mllm(tmp_path)), local_files_only=True, video_tokens=48, dtype="float32")
+    )
+    sizes = [(150, 230), (90, 130), (150, 230), (64, 64), (150, 230)]
+    kinds = ["frames", "video", "frames", "frames", "video"]
+
+    def encode(size_hw, kind):
+        layout = mllm.layout(kind, 2, size_hw)
+        shape = (1, layout.frames_per_unit, *size_hw, 3)
+        (unit,) = mllm.encode(layout, np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8))
+        return unit.tokens
+
+    found = [encode(*case) for case in zip(sizes, kinds)]
+    for case, tokens in zip(zip(sizes, kinds), found):
+        vision_attention._newest.clear()
+        torch.testing.assert_close(encode(*case), tokens, atol=0, rtol=0)

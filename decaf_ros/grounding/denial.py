@@ -20,6 +20,10 @@ _STATES = (
     r"possible|discernible|pictured|captured|featured|included|in (the|this|any|view|sight)\b.*|on (the|this)\b.*)"
 )
 _SCENE = r"(video|videos|image|images|clip|scene|frame|frames|footage|picture|pictures|view|expression)"
+# Not after "that": "the cup that is not on the table" names a cup.
+_CLAUSE = r"(?!.*\b(that|which|who|whose)\b)"
+# Nor of another place: "the mug not in the box" names a mug.
+_SOMEWHERE = rf"(?!(in|on) (the|this|any) (?!.*\b{_SCENE}\b))"
 _NEGATED = r"(is|are|was|were|do|does|did|can|could|has|have|will)(n't| not)\b|cannot\b|can't\b"
 
 _DENIALS = re.compile(
@@ -44,7 +48,9 @@ _DENIALS = re.compile(
             rf"(in )?(the|this|these|provided|given)? ?(provided |given )?{_SCENE} ({_NEGATED}|(has|have|shows?|"
             r"contains?|includes?|depicts?) (no|nothing|none|nobody)\b|lacks?\b)",
             # "The mug is not visible", "mug not found", "the mug does not appear", "it cannot be determined".
-            rf".*(\bnot|n't|\bnever|\bno longer) (currently |clearly |actually |be |been )*{_STATES}$",
+            rf"{_CLAUSE}.*((\bis|\bare|\bwas|\bwere) not|n't|\bnever|\bno longer) "
+            rf"(currently |clearly |actually |be |been )*{_STATES}$",
+            rf"{_CLAUSE}.*\bnot (currently |clearly |actually |be |been )*{_SOMEWHERE}{_STATES}$",
             r".*\b(does|do|did|has|have)(n't| not) (appear|exist|appeared|existed|occur|happen)"
             r"( (in|on|at|here)\b.*)?$",
             r".*\b(cannot|can't|can not|could not|couldn't) be (seen|found|determined|identified|detected|located)"
@@ -52,7 +58,7 @@ _DENIALS = re.compile(
             # "Can't see it", "cannot find the mug".
             r"(can't|cannot|can not|could not|couldn't) (see|find|identify|locate|detect|tell)\b",
             r"\w+( \w+)* (is|are) (out of (view|sight|frame)|nowhere( to be (seen|found))?)$",
-            r"\w+( \w+)* (is|are|was|were|seems|appears)( to be)? (absent|missing|nonexistent)$",
+            rf"{_CLAUSE}\w+( \w+)* (is|are|was|were|seems|appears)( to be)? (absent|missing|nonexistent)$",
         )
     )
 )
@@ -61,7 +67,8 @@ _NAMES = re.compile(
     r"\W*\d|(parking|smoking|trespassing|stopping|standing|littering|swimming|diving|cycling|entry|overtaking|vaping|"
     r"admittance|frills)\b|(waiting|photography|passing|honking|fishing|entrance|vacancy|outlet|exit|access|u-turn|"
     r"(left |right )?turns?|drinking|dumping|hunting|camping|fear|brand|face|limits?|logo|\w+ (allowed|permitted)) \w|"
-    r"(dogs|pets|phones|cars|trucks|bikes|bicycles|food|pedestrians) (sign|symbol|sticker|poster)$|name (brand|can|bag)"
+    r"(dogs|pets|phones|cars|trucks|bikes|bicycles|food|pedestrians) (sign|symbol|sticker|poster)$|"
+    r"name (brand|can|bag)|\w+ing (sign|symbol|sticker|poster)$|slip \w"
 )
 _PREFIX = re.compile(
     r"(the )?((final )?answer|(object|target)( category| class)?|category|class|label|output|response)( is|:)\s+"

@@ -25,8 +25,8 @@ def pad_feedforward(model: nn.Module) -> int:
     count = 0
     for module in model.modules():
         parts: list[Any] = [getattr(module, name, None) for name in ("gate_proj", "up_proj", "down_proj")]
-        # Quantised layers are of other types.
-        if not all(type(part) is nn.Linear for part in parts):
+        # Quantised layers are of other types, or have weights of another one.
+        if not all(type(part) is nn.Linear and type(part.weight.data) is torch.Tensor for part in parts):
             continue
         gate, up, down = parts
         more = -gate.out_features % _WIDTH
@@ -70,4 +70,7 @@ class _FusedNorm:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         weight = self._norm.weight
+        if weight.dtype != hidden.dtype:  # the result would have another type
+            original: torch.Tensor = type(self._norm).forward(self._norm, hidden)
+            return original
         return F.rms_norm(hidden, weight.shape, weight, self._norm.variance_epsilon)

@@ -96,7 +96,9 @@ class Appearance:
         if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._shape))):
             return True
         if not is_recent:
-            return is_doubtful
+            # A mask without a descriptor, such as a speck, speaks for nothing.
+            is_off = config.appearance_margin >= MARGIN_OFF
+            return bool(self._samples) and not is_off and not self.looks_alike(look, config)
         return bool(np.linalg.norm(_centre(mask) - self._centre_xy) > _MAX_STEP * self._typical_area**0.5)
 
     def follow_camera(self, shift_xy: np.ndarray) -> None:

@@ -283,6 +283,8 @@ class OnlineSegmenter:
             self._answer(live, found, missing, (*found.stage_ms, *clock.stage_ms))
         elif was_fresh:  # after a restart: without targets there is nothing to hold or to search for
             live.fresh = not self._targets.living_of(live.query)
+            if not live.fresh:
+                live.anchors = choose_anchors(found, config.regrounding.anchors)
 
     def _report_stage(self, query: Query, stage: str, progress: float) -> None:
         self._emit(StageEvent(query, stage, progress))
@@ -338,7 +340,8 @@ class OnlineSegmenter:
             if not self._targets.living_of(live.query):
                 live.due_in = min(live.due_in, 1)
         answered = [live.query for live in self.queries if live.answered]
-        result = self._edges.correct(self._targets.publish(frame, answered), self._decaf.config.tracking)
+        evidence, result = self._targets.evidence(frame), self._targets.publish(frame, answered)
+        result = self._edges.correct(result, evidence, self._decaf.config.tracking)
         self._emit(at_camera_size(result, camera_frame))
 
     # Outputs

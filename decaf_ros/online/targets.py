@@ -192,6 +192,11 @@ class Targets:
         lost = (target for target in (*self._targets, *self._missing) if target.is_missing)
         return frozenset(target.id for target in (*hidden, *lost) if query in target.queries)
 
+    def evidence(self, frame: Frame) -> dict[int, tuple[int, bool]]:
+        """For each living target by id: the key of its memory in the tracker, and whether it is surely seen on `frame`,
+        the last followed one."""
+        return {target.id: (target.key, target.sure_frame is frame) for target in self.living}
+
     @property
     def key_masks(self) -> list[tuple[LivingTarget, Frame, np.ndarray]]:
         """Living targets, each with the last key frame on which it was surely seen, and its mask there."""

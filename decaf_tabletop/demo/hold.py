@@ -61,7 +61,9 @@ class Held(NamedTuple):
 
     @property
     def is_held(self) -> bool:
-        return self.held >= HELD_SHARE * self.frames and self.elsewhere <= ELSEWHERE_SHARE * self.total
+        return (
+            0 < self.frames and self.held >= HELD_SHARE * self.frames and self.elsewhere <= ELSEWHERE_SHARE * self.total
+        )
 
 
 def follow(decaf: Decaf, frames: Sequence[Frame], truth: GroundTruth, question: Expression) -> Held:
