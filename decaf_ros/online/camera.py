@@ -13,8 +13,8 @@ _ROWS = 120
 _LEAST_PEAK = 0.15
 # Grey levels: as different as this is the same pixel, or another one.
 _SAME, _OTHER = 6, 12
-# Of the pixels that tell, this share may have stayed where it was. On the table's long bag it was at most 0.09 when the
-# camera turned, and at least 0.47 when an object moved.
+# So large a share of the pixels that tell may have stayed where it was: between the shares for a camera that turns and
+# for objects that move.
 _MOST_STAYED = 0.25
 # Blur in pixels: a shift that is found is up to half a pixel off.
 _BLUR = 1.0

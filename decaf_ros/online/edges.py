@@ -16,7 +16,7 @@ _GRID_STEP = 4
 
 
 class ImageEdges:
-    """What is known of each target's colours. SAM 2's memory and the targets' states keep the masks as they were."""
+    """Knows each target's colours. SAM 2's memory and the targets' states keep the masks as they were."""
 
     def __init__(self, sam2: Sam2) -> None:
         self._sam2 = sam2

@@ -71,7 +71,7 @@ class Edges:
         near: np.ndarray = cv2.dilate(mask.astype(np.uint8), _disc(self._reach))
         if known is not None and np.count_nonzero(mask & (known.near > 0)) >= area / 2:
             near = np.maximum(near, known.near)
-        corrected, colours = self._cut(image, mask, near, known)
+        corrected, colours = self._cut(image, mask, near, shares, known)
         if known is None and is_sure and colours is not None:
             usual = 0.0
             if self._whole is not None:
@@ -92,10 +92,10 @@ class Edges:
         return None if is_usual and _common(shares, whole.shares) >= _SAME_COLOURS else whole
 
     def _cut(
-        self, image: np.ndarray, mask: np.ndarray, near: np.ndarray, known: _Whole | None
+        self, image: np.ndarray, mask: np.ndarray, near: np.ndarray, shares: np.ndarray, known: _Whole | None
     ) -> tuple[np.ndarray, np.ndarray | None]:
-        """GrabCut of the pixels in `near`; those in a ring around it are background. Returns the mask (H, W) bool, and
-        the object's colours; None: the mask stays."""
+        """GrabCut of the pixels in `near`; those in a ring around it are background. shares: the colours in the mask.
+        Returns the mask (H, W) bool, and the object's colours; None: the mask stays."""
         around = cv2.dilate(near, _disc(2 * self._reach + 2)) > 0
         box = np.s_[_span(np.any(around, axis=1)), _span(np.any(around, axis=0))]
         labels: np.ndarray = np.where(near[box] > 0, cv2.GC_PR_BGD, cv2.GC_BGD).astype(np.uint8)
@@ -105,7 +105,7 @@ class Edges:
             labels[core] = cv2.GC_FGD
         pixels = np.ascontiguousarray(image[box])
         ring = _shares(pixels[around[box] & (near[box] == 0)])
-        own = _shares(pixels[mask[box]]) if known is None else known.shares
+        own = shares if known is None else known.shares
         scale = min(1.0, (_MOST_PX / labels.size) ** 0.5)
         if scale * self._reach < 1.5 or not ring.any() or _common(own, ring) > _MOST_COMMON:
             return mask, None
