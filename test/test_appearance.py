@@ -19,6 +19,7 @@ CONFIG = settings(tracking__appearance_margin=0.1).tracking
 OFF = settings(tracking__appearance_margin=2.0).tracking
 LOOK, OTHER = np.array([1, 0, 0], np.float32), np.array([0.6, 0.8, 0], np.float32)
 DOUBTFUL = np.array([0.95, 0.31, 0], np.float32)
+LESS_ALIKE = np.array([0.97, 0.2431, 0], np.float32)
 NO_LOOK = np.zeros(3, np.float32)
 
 
@@ -135,11 +136,35 @@ def test_what_is_found_farther_away_is_learned_and_may_come_near_again(known):
     assert known.contradicts(frame(30), _mask(80, 11, 8), LOOK, CONFIG)
 
 
+def test_a_choice_needs_most_samples_to_agree():
+    """The mask leaked into a neighbour bit by bit, and its looks were learned; then the target left."""
+    looks = Appearance()
+    for number in range(55):
+        angle = np.deg2rad(8 * max(0, number // 5 - 7))  # ends at 24 degrees
+        leaking = np.array([np.cos(angle), np.sin(angle), 0], np.float32)
+        looks.accept(frame(number), _mask(40), leaking, CONFIG)
+    assert looks.looks_alike(leaking, CONFIG)
+    assert looks.choose(np.array([_mask(80)]), leaking[None], CONFIG) is None
+    assert looks.choose(np.array([_mask(80)]), LOOK[None], CONFIG) == 0
+    assert looks.choose(np.array([_mask(40)]), leaking[None], CONFIG, in_place=[0]) == 0
+
+
 def test_a_mask_in_the_old_place_may_look_less_alike(known):
-    masks, looks = np.array([_mask(40), _mask(80)]), np.array([DOUBTFUL, OTHER], np.float32)
+    masks, looks = np.array([_mask(40), _mask(80)]), np.array([LESS_ALIKE, DOUBTFUL], np.float32)
     assert known.choose(masks, looks, CONFIG) is None
     assert known.choose(masks, looks, CONFIG, in_place=[0]) == 0
-    assert known.choose(masks, looks, CONFIG, in_place=[1]) is None, "nothing like it"
+    assert known.choose(masks, looks, CONFIG, in_place=[1]) is None, "the margin is a third"
+
+
+def test_doubt_that_lasts_asks_for_more_similarity(known):
+    """The mask took in an object beside the target, which then left: the rest looks a little like it."""
+    for number in range(10, 19):
+        assert not known.contradicts(frame(number), _mask(40), DOUBTFUL, CONFIG)
+        assert not known.accept(frame(number), _mask(40), DOUBTFUL, CONFIG)
+    assert not known.contradicts(frame(20), _mask(40), LESS_ALIKE, CONFIG)
+    assert known.contradicts(frame(20), _mask(40), DOUBTFUL, CONFIG)
+    assert not known.contradicts(frame(20), _mask(40), NO_LOOK, CONFIG), "no evidence"
+    assert not known.contradicts(frame(20), _mask(40), DOUBTFUL, OFF)
 
 
 def test_a_mask_that_sam_2_follows_and_a_click_confirms_may_be_larger(known):

@@ -31,6 +31,8 @@ _MAX_GROWTH, _SAME_SHAPE, _MAX_STRETCH, _MAX_STEP, _RECENT_S = 1.3, 0.8, 1.15, 2
 # A mask that does not clearly look like the target may be this much larger than usual: what hides a target makes its
 # mask smaller, while a mask that grows takes in another object.
 _DOUBTFUL_AREA = 1.2
+# After this many seconds of doubtful masks the margin is a third: a leak that outlives its target looks less alike.
+_DOUBTED_S = 1.0
 # Accepted masks from which on its first masks no longer say how large it may be: they may have shown other things, too.
 _FIRST_FORGOTTEN = 30
 # A target that is found again may have an area between these shares of the largest typical one: it may be nearer, or
@@ -55,7 +57,7 @@ class Appearance:
         self._area = 0.0
         self._shape = np.zeros((0, 0), bool)
         self._centre_xy = np.zeros(2)
-        self._seen_ns = 0
+        self._seen_ns = self._sure_ns = 0
 
     def similarity(self, look: np.ndarray | None) -> float | None:
         """Largest similarity to a sample, in [-1, 1]; None without evidence: no descriptor, or no sample yet."""
@@ -81,10 +83,16 @@ class Appearance:
         similarity = self.similarity(look)
         return similarity is not None and similarity >= self._usual_similarity - margin
 
+    def _is_unlike_most(self, margin: float, look: np.ndarray) -> bool:
+        """Whether at least half of the samples are unlike a descriptor: the others may show a leak into its object."""
+        similarities = np.array(self._samples) @ look
+        return bool(similarities.size) and float(np.median(similarities)) < self._usual_similarity - margin
+
     def contradicts(self, frame: Frame, mask: np.ndarray, look: np.ndarray | None, config: TrackingConfig) -> bool:
         """Whether a non-empty (H, W) bool mask on the next frame cannot be this target: it looks different, is too
-        large, or is too far from where the target was a moment ago. One that was hidden for longer may be anywhere, so
-        it has to look alike: SAM 2 then tends to take what hid it, or another object of its kind."""
+        large, or is too far from where the target was a moment ago. After a second of doubtful masks it has to be more
+        similar. One that was hidden for longer may be anywhere, so it has to look alike: SAM 2 then tends to take what
+        hid it, or another object of its kind."""
         if not self._samples and not self._typical_area:
             return False
         is_doubtful = self.is_doubtful(look, config)
@@ -93,6 +101,9 @@ class Appearance:
         most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
         area = np.count_nonzero(mask)
         comes_near = is_recent and not is_doubtful and area <= _MAX_GROWTH * self._area
+        is_doubted = (frame.stamp_ns - self._sure_ns) / 1e9 > _DOUBTED_S
+        if is_doubted and is_doubtful and not self._is_within(config.appearance_margin / 3, look):
+            return True
         if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._shape))):
             return True
         if not is_recent:
@@ -137,20 +148,23 @@ class Appearance:
     ) -> int | None:
         """Which of (K, H, W) bool masks with their (K, C) descriptors is the target: the one that looks most like it.
 
-        One that nothing else speaks for has to have a usual size and be similar up to a twelfth of the margin. With the
-        mask that the target had a moment ago (`in_place`, by index) it may be less similar, by the margin. With the
-        mask that SAM 2 gives for the target now (`followed`), by a sixth, and it may be larger: the target was never
-        seen whole. None if there is no such mask, or if two that are apart qualify.
+        One that nothing else speaks for has to have a usual size, be similar up to a twelfth of the margin, and not be
+        unlike most samples. With the mask that the target had a moment ago (`in_place`, by index) it may be less
+        similar, by a third. With the mask that SAM 2 gives for the target now (`followed`), by a sixth, and it may
+        be larger: the target was never seen whole. None if there is no such mask, or if two that are apart qualify.
         """
         areas = masks.sum(axis=(1, 2))
         fit = []
         for index in np.flatnonzero(areas >= self._largest_area * _LEAST_FOUND).tolist():
             if index in in_place:
-                share, most = 1, _MAX_AREA
+                share, most = 3, _MAX_AREA
             else:
                 share, most = (6, _MOST_NEARER) if index in followed else (12, _MOST_FOUND)
-            is_usual = areas[index] <= self._largest_area * most
-            if is_usual and self._is_within(config.appearance_margin / share, looks[index]):
+            if areas[index] > self._largest_area * most:
+                continue
+            if share == 12 and self._is_unlike_most(config.appearance_margin / 3, looks[index]):
+                continue
+            if self._is_within(config.appearance_margin / share, looks[index]):
                 fit.append(index)
         best = max(fit, key=lambda index: self.similarity(looks[index]) or 0.0, default=None)
         if best is None or any(are_apart(masks[best], masks[other]) for other in fit):
@@ -178,6 +192,7 @@ class Appearance:
         is_sliver = area < _LEARN_AREA * self._typical_area
         is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
         if is_sure:
+            self._sure_ns = frame.stamp_ns
             # At first the mean, so that the size is right once it counts as known.
             self._typical_area += max(_NEWEST, 1 / (self._accepted + 1)) * (area - self._typical_area)
             is_past = self._accepted == _FIRST_FORGOTTEN
