@@ -45,11 +45,11 @@ HZ, QUIET_S, TIMEOUT_S = 10, 2.0, 60.0
 
 
 class Robot:
-    """The camera, and when the masks and the answers came (time.monotonic)."""
+    """The camera, and when the masks and the answers came (time.monotonic), with state and targets."""
 
     def __init__(self, node: Node, images: list[np.ndarray]) -> None:
         self.masks: list[float] = []
-        self.answers: dict[str, tuple[float, QueryState]] = {}
+        self.answers: dict[str, tuple[float, QueryState, int]] = {}
         self._node = node
         self._images = itertools.cycle(images)
         self._camera = node.create_publisher(Image, "image", 5)
@@ -64,7 +64,7 @@ class Robot:
         asked_s = time.monotonic()
         self._query.publish(String(data=text))
         wait_for(lambda: text in self.answers, f"an answer to {text!r}")
-        answered_s, state = self.answers[text]
+        answered_s, state, _ = self.answers[text]
         if state not in (QueryState.TRACKING, QueryState.NOT_FOUND):
             raise RuntimeError(f"{text!r}: expected an answer, got {state.name}")
         wait_for(lambda: self.masks[-1] > answered_s, "a mask after the answer")
@@ -84,7 +84,7 @@ class Robot:
 
     def _take_status(self, message: QueryStatus) -> None:
         if (state := QueryState(message.state)).is_answer and state is not QueryState.SUPERSEDED:
-            self.answers[message.query] = time.monotonic(), state
+            self.answers[message.query] = time.monotonic(), state, len(message.tracklet_ids)
 
 
 def wait_for(condition, description: str) -> None:
@@ -98,11 +98,13 @@ def wait_for(condition, description: str) -> None:
 def measure(robot: Robot, questions: int) -> dict[str, object]:
     """Asks so many questions one after the other."""
     wait_for(lambda: len(robot.masks) >= 4 * HZ, "masks")
-    seconds, busy, quiet = [], [], []
+    seconds, busy, quiet, targets = [], [], [], []
     for text in itertools.islice(itertools.cycle(QUERIES), questions):
         time.sleep(QUIET_S + 0.5)
         asked_s, until_s = robot.ask(text)
-        seconds.append(robot.answers[text][0] - asked_s)
+        answered_s, _, count = robot.answers[text]
+        seconds.append(answered_s - asked_s)
+        targets.append(count)
         busy.append(robot.largest_gap(asked_s, until_s))
         quiet.append(robot.largest_gap(asked_s - QUIET_S, asked_s))
 
@@ -110,7 +112,13 @@ def measure(robot: Robot, questions: int) -> dict[str, object]:
         each = [round(value, 3) for value in values]
         return {"median": round(statistics.median(values), 3), "most": max(each), "each": each}
 
-    return {"questions": questions, "answer_s": figures(seconds), "gap_s": figures(busy), "quiet_gap_s": figures(quiet)}
+    return {
+        "questions": questions,
+        "targets": targets,
+        "answer_s": figures(seconds),
+        "gap_s": figures(busy),
+        "quiet_gap_s": figures(quiet),
+    }
 
 
 def main() -> None:

@@ -112,10 +112,13 @@ def test_a_second_report_replaces_the_first(given, tmp_path):
 
 def test_calibration(given, stored, tmp_path, capsys):
     given[given.index("--clips-from") + 1] = str(stored / "held_out")
-    assert main([*given, "--calibrate", "--json", str(tmp_path / "fit.json")]) == 0
+    params = tmp_path / "presence.yaml"
+    assert main([*given, "--calibrate", "--json", str(tmp_path / "fit.json"), "--out", str(params)]) == 0
     fit = json.loads((tmp_path / "fit.json").read_text())
     printed = capsys.readouterr().out
     assert sum(fit["weights"].values()) == pytest.approx(1, abs=0.03) and 0 <= fit["threshold"] <= 1
+    assert params.read_text() in printed
+    assert load_config(params).presence.threshold == pytest.approx(fit["threshold"], abs=5e-4)
     assert f"threshold: {fit['threshold']:.3f}" in printed and "weight_consistency: " in printed
 
 
@@ -144,7 +147,7 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
         (["--json", "."], "--json: expected a file, got the folder ."),
         (["--ablation-clips", "-1"], "--ablation-clips: expected 0 or more"),
         (["--calibrate", "--seed", "0"], "--seed: no effect with --calibrate"),
-        (["--calibrate", "--out", "there"], "--out: no effect with --calibrate"),
+        (["--calibrate", "--out", "none/presence.yaml"], "--out: no folder none"),
         (["--calibrate", "--ablation-clips", "0"], "--ablation-clips: no effect with --calibrate"),
         (["--calibrate", "--no-ablation"], "--no-ablation: no effect with --calibrate"),
         (["--calibrate", "--kinds", "size,several"], "--kinds with absent and another one, got size, several"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Asks queries whose targets are known to be there or not, fits the weights and the threshold of the
 presence score, and writes them as a parameter file. Prints precision and recall of "not found" and the area under the
-ROC curve in cross-validation by recording. As in `decaf segment`, a clip is grounded in key frames spread over it."""
+ROC curve in cross-validation by recording, and points of the ROC curve of the fit itself. As in `decaf segment`, a clip is grounded in key frames spread over it."""
 _EPILOG = """DATA.yaml, with paths relative to its folder; topic, start and duration (seconds) are optional:
 
 clips:
@@ -71,7 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Asks every query and writes the fit. Raises OSError, ValueError or RuntimeError."""
     clips = read_data(args.data)
-    _check_out(args.out)
+    check_out(args.out)
     # These import torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.calibration import calibrate, calibration_text, parameter_text
     from decaf_ros.pipeline import Decaf
@@ -154,7 +154,7 @@ def _ask(decaf: Decaf, clip: ClipQueries) -> Iterator[Example]:
             yield Example(clip.name, present, bool(found.selected), found.presence)
 
 
-def _check_out(path: Path) -> None:
+def check_out(path: Path) -> None:
     """Finds an unwritable file before hours of work. Raises OSError."""
     if path.is_dir():
         raise IsADirectoryError(f"--out: expected a file, got the folder {path}")

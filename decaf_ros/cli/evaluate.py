@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from decaf_ros.cli.calibrate import check_out
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
@@ -53,7 +54,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder (no renderer needed)")
     add("--kinds", default="", metavar="A,B", help="types of expressions to ask (default: all)")
     add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
-    add("--out", type=Path, help="folder of the report (default: decaf_eval)")
+    add(
+        "--out", type=Path, help="folder of the report (default: decaf_eval); with --calibrate: parameter file to write"
+    )
     add("--no-ablation", action="store_true", help="skip the variants of the method")
     add(
         "--ablation-clips",
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         _run_long(args, config, source, kinds)
         return
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
-    from decaf_ros.evaluation.calibration import Example, calibrate, calibration_text
+    from decaf_ros.evaluation.calibration import Example, calibrate, calibration_text, parameter_text
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
     from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
     from decaf_ros.evaluation.report import check_folder, report_text, write_json, write_report
@@ -124,6 +127,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         examples = [Example(case.clip, not is_absent(case), case.found, case.presence) for case in collected.cases]
         fitted = calibrate(examples, config.presence)
         print(calibration_text(fitted))
+        if args.out:
+            args.out.write_text(parameter_text(fitted))
         if args.json:
             write_json(args.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return
@@ -189,7 +194,9 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
             raise ValueError(f"--{name.replace('_', '-')}: no effect with --long")
     if not args.calibrate:
         return
-    for name in ("seed", "out", "ablation_clips", "no_ablation"):
+    if args.out:
+        check_out(args.out)
+    for name in ("seed", "ablation_clips", "no_ablation"):
         value = getattr(args, name)
         if value is not None and value is not False:
             raise ValueError(f"--{name.replace('_', '-')}: no effect with --calibrate")

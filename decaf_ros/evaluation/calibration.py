@@ -21,6 +21,8 @@ from decaf_ros.types import Presence
 ENOUGH = 30
 # Most groups of clips for the cross-validation.
 FOLDS = 5
+# Points of the ROC curve that are printed: shares of the absent targets that may be taken for present ones.
+_FALSE_RATES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 # Keeps the weights finite if the classes are separable.
 _RIDGE = 1e-3
 
@@ -147,6 +149,10 @@ def calibration_text(fitted: Calibration) -> str:
         *((f"ROC area, {name} only", area) for name, area in fitted.part_areas.items()),
         *((f"ROC area, fitted without {name}", area) for name, area in fitted.areas_without.items()),
     ]
+    rows += [
+        (f"found of what is there, with at most {_percent(allowed)} % of the rest", _recall(fitted.curve, allowed))
+        for allowed in _FALSE_RATES
+    ]
     width = max(len(name) for name, _ in rows)
     lines = [f"{name:{width}}  {_percent(value):>5}" for name, value in rows]
     text = [parameter_text(fitted), f"{'':{width}}      %", *lines]
@@ -250,6 +256,11 @@ def _curve(scores: np.ndarray, present: np.ndarray) -> Roc:
     curve = roc(scores, present)
     assert curve is not None, "both classes are there"
     return curve
+
+
+def _recall(curve: Roc, false_rate: float) -> float:
+    """The largest true positive rate of a ROC curve at this false positive rate or a smaller one."""
+    return float(curve.true_positive_rate[curve.false_positive_rate <= false_rate].max())
 
 
 def _area_without(parts: np.ndarray, present: np.ndarray, index: int) -> float | None:

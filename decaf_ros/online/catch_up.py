@@ -53,7 +53,8 @@ def catch_up(
     A mask that cannot be the candidate's object (`Appearance.contradicts`) counts as unseen. The tracker learns only
     from sure masks.
 
-    Each round steps through at most `tracking.catch_up_frames` evenly spread frames, plus `comparison_frames()`, on
+    The first round steps through at most `tracking.catch_up_frames` evenly spread frames, each further one through at
+    most half as many, so that steps slower than the camera come to an end; besides through `comparison_frames()`, on
     which each candidate's mask is stored. Key frames of the window that have left the buffer are included. A unit is a
     step. Frames that arrive between two units are covered by the next round; the last round is one unit.
     """
@@ -78,9 +79,11 @@ def catch_up(
     remaining = buffer.after(reached)
     buffered = set(remaining)
     remaining = [frame for frame in window.frames[first + 1 :] if frame not in buffered] + remaining
+    most = config.catch_up_frames
     for rounds_left in reversed(range(_ROUNDS)):
         compared = set(comparison_frames())
-        stepped = set(thin(remaining, config.catch_up_frames)) | compared.intersection(remaining)
+        stepped = set(thin(remaining, most)) | compared.intersection(remaining)
+        most = max(most // 2, 1)
         for frame in remaining:
             if frame in stepped:
                 _step(tracker, started, frame, frame in compared, config)
