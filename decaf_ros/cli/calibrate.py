@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 _DESCRIPTION = """Asks queries whose targets are known to be there or not, fits the weights and the threshold of the
 presence score, and writes them as a parameter file. Prints precision and recall of "not found" and the area under the
-ROC curve in cross-validation by recording, and points of the ROC curve of the fit itself. As in `decaf segment`, a clip is grounded in key frames spread over it."""
+ROC curve in cross-validation by recording, and points of the ROC curve of the fit itself. As in `decaf segment`, a clip
+is grounded in key frames spread over it."""
 _EPILOG = """DATA.yaml, with paths relative to its folder; topic, start and duration (seconds) are optional:
 
 clips:
