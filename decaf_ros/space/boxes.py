@@ -1,0 +1,110 @@
+"""Oriented boxes around points, with axes that are stable from frame to frame."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import permutations, product
+
+import cv2
+import numpy as np
+
+# A turned box replaces the last frame's if its volume is this share smaller. A round object then keeps its axes, and
+# a square one that turns is at most 3 degrees ahead of its box.
+_WORTH = 0.9
+# Beyond these percentiles along an axis points are noise.
+_TRIM = 0.5
+
+
+def _turns() -> np.ndarray:
+    """(24, 3, 3): all rotations that map the axes onto each other."""
+    matrices = [
+        np.eye(3)[:, list(order)] * signs for order in permutations(range(3)) for signs in product((1, -1), repeat=3)
+    ]
+    return np.array([matrix for matrix in matrices if np.linalg.det(matrix) > 0])
+
+
+_TURNS = _turns()
+
+
+@dataclass(frozen=True, eq=False)
+class Box:
+    """An oriented box in the camera's optical frame.
+
+    centre: (3,) float64, metres.
+    axes: (3, 3) float64, the box's axes as columns: a rotation.
+    size: (3,) float64, metres along the axes.
+    """
+
+    centre: np.ndarray
+    axes: np.ndarray
+    size: np.ndarray
+
+
+def fitted_box(points: np.ndarray, up: np.ndarray | None = None, last: np.ndarray | None = None) -> Box:
+    """The box around points, trimmed by 0.5 % at both ends of each axis.
+
+    With `up`, one axis is parallel to it and the box around the others has the least area. Without it, the box has one
+    of the points' principal axes, the one with the least volume. Its axes can be named in 24 ways: the one nearest to
+    `last` is taken, at first nearest to the camera's axes. `last` is kept, turned onto `up`, unless the new box is a
+    tenth smaller.
+
+    Args:
+        points: (n, 3) metres, at least 3.
+        up: (3,) a unit vector.
+        last: (3, 3) the axes of the last frame.
+    """
+    points = np.asarray(points, np.float64)
+    if up is not None:
+        candidates = [_least_turned(points, up)]
+    else:
+        principal = np.linalg.eigh(np.cov(points.T))[1].T
+        candidates = [_least_turned(points, axis) for axis in principal]
+    ends = [_ends(points, axes) for axes in candidates]
+    volumes = [_volume(low, high) for low, high in ends]
+    best = int(np.argmin(volumes))
+    axes, (low, high) = candidates[best], ends[best]
+    if last is not None:
+        kept = last if up is None else _turned_onto(last, up)
+        kept_low, kept_high = _ends(points, kept)
+        if volumes[best] > _WORTH * _volume(kept_low, kept_high):
+            return Box(kept @ (kept_low + kept_high) / 2, kept, kept_high - kept_low)
+    named = axes @ _TURNS
+    turn = _TURNS[np.einsum("ij,kij->k", np.eye(3) if last is None else last, named).argmax()]
+    low, high = low @ turn, high @ turn
+    axes = axes @ turn
+    return Box(axes @ (low + high) / 2, axes, np.abs(high - low))
+
+
+def _least_turned(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
+    """(3, 3): a rotation with `axis` as its last column, and the others along the least rectangle around the points."""
+    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    side /= np.linalg.norm(side)
+    flat = points @ np.column_stack([side, np.cross(axis, side)])
+    angle = np.radians(cv2.minAreaRect(flat.astype(np.float32))[2])
+    first = np.cos(angle) * side + np.sin(angle) * np.cross(axis, side)
+    return np.column_stack([first, np.cross(axis, first), axis])
+
+
+def _turned_onto(axes: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """The axes after the smallest turn that makes one of them parallel to `up`."""
+    along = up @ axes
+    upright = int(np.abs(along).argmax())
+    second = (upright + 1) % 3
+    turned = np.empty((3, 3))
+    turned[:, upright] = up * np.sign(along[upright])
+    level = axes[:, second] - (axes[:, second] @ up) * up
+    turned[:, second] = level / np.linalg.norm(level)
+    turned[:, (upright + 2) % 3] = np.cross(turned[:, upright], turned[:, second])
+    return turned
+
+
+def _ends(points: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(3,) each: the trimmed ends along the axes."""
+    along = points @ axes
+    cut = int(len(points) * _TRIM / 100)
+    along.partition((cut, len(points) - 1 - cut), axis=0)
+    return along[cut], along[len(points) - 1 - cut]
+
+
+def _volume(low: np.ndarray, high: np.ndarray) -> float:
+    return float(np.prod(np.maximum(high - low, 1e-4)))  # a flat thing has an area
