@@ -1,4 +1,4 @@
-"""Measures the 3D geometry of targets on simulated clips: python -m decaf_tabletop.space_check --seed 900000 --clips 20.
+"""Measures the 3D geometry of targets on simulated clips: python -m decaf_tabletop.space_check --clips 20.
 
 Masks are the true ones, or spilled over their edge; depth is that of a simulated stereo camera. Two truths:
 
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
-from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,6 +23,7 @@ from scipy.spatial.transform import Rotation
 from decaf_ros.space.boxes import Box
 from decaf_ros.space.camera import Camera, pixel_rays
 from decaf_ros.space.objects import TargetGeometry, TargetMeasurer
+from decaf_tabletop.space_picture import cloud_picture
 from decaf_tabletop.world.camera import CameraPath
 from decaf_tabletop.world.clip import CATEGORIES, TabletopClip, TabletopObject
 from decaf_tabletop.world.depth_noise import measured_depth
@@ -31,7 +31,7 @@ from decaf_tabletop.world.scenes import Scene, sample_scene
 from decaf_tabletop.world.shapes import EXTENTS, mesh
 from decaf_tabletop.world.simulator import play_scene
 
-# Smaller masks are left out, and counted: cut off by the image, or nearly hidden.
+# Smaller masks are left out: cut off by the image, or nearly hidden.
 _LEAST_PX = 100
 # An object is seen whole if its mask covers this share of its outline.
 _WHOLE = 0.85
@@ -75,13 +75,11 @@ def true_poses(clip: TabletopClip, frame: int) -> tuple[np.ndarray, np.ndarray, 
 def samples(clip: TabletopClip, spill_px: int, rng: np.random.Generator) -> Iterator[Sample]:
     """Measures all objects on all frames of a clip with depth."""
     camera, measurer = camera_of(clip), TargetMeasurer()
-    window = np.ones((2 * spill_px + 1,) * 2, np.uint8)
     last: dict[int, np.ndarray] = {}
     for frame, (labels, exact) in enumerate(zip(clip.labels, clip.depth_m)):
         true_masks = {index: labels == index + 1 for index in range(len(clip.objects))}
         true_masks = {index: mask for index, mask in true_masks.items() if mask.sum() >= _LEAST_PX}
-        masks = {index: cv2.dilate(mask.view(np.uint8), window).view(bool) for index, mask in true_masks.items()}
-        found = measurer.measure(masks, measured_depth(exact, camera.fx, rng), camera)
+        found = measurer.measure(spilled(true_masks, spill_px), measured_depth(exact, camera.fx, rng), camera)
         centres, axes, up = true_poses(clip, frame)
         for index, geometry in found.items():
             thing = clip.objects[index]
@@ -91,6 +89,23 @@ def samples(clip: TabletopClip, spill_px: int, rng: np.random.Generator) -> Iter
                 last[index] = geometry.box.axes
             whole = is_whole(thing, centres[index], axes[index], true_masks[index], camera)
             yield compared(thing, geometry, points, up, centres[index], axes[index], whole)._replace(turn_deg=turn)
+
+
+def write_picture(path: Path, clip: TabletopClip, spill_px: int) -> None:
+    """Draws the last frame. Raises OSError if the file cannot be written."""
+    camera, labels = camera_of(clip), clip.labels[-1]
+    depth = measured_depth(clip.depth_m[-1], camera.fx, np.random.default_rng(clip.seed))
+    masks = spilled({index: labels == index + 1 for index in range(len(clip.objects))}, spill_px)
+    found = TargetMeasurer().measure(masks, depth, camera)
+    picture = cloud_picture(clip.images[-1], depth, masks, found, camera)
+    encoded = cv2.imencode(".png", picture[..., ::-1])[1]
+    path.write_bytes(encoded.tobytes())
+
+
+def spilled(masks: dict[int, np.ndarray], spill_px: int) -> dict[int, np.ndarray]:
+    """The masks, larger by so many pixels to all sides."""
+    window = np.ones((2 * spill_px + 1,) * 2, np.uint8)
+    return {key: cv2.dilate(mask.view(np.uint8), window).view(bool) for key, mask in masks.items()}
 
 
 def surface(exact_m: np.ndarray, mask: np.ndarray, camera: Camera) -> np.ndarray:
@@ -158,9 +173,7 @@ def side_errors(box: Box, axes: np.ndarray, sides: np.ndarray) -> np.ndarray:
     return np.abs(box.size[[first, second, upright]] / sides - 1)
 
 
-def is_whole(
-    thing: TabletopObject, centre: np.ndarray, axes: np.ndarray, mask: np.ndarray, camera: Camera
-) -> bool:
+def is_whole(thing: TabletopObject, centre: np.ndarray, axes: np.ndarray, mask: np.ndarray, camera: Camera) -> bool:
     """Whether the mask covers the outline of the object's mesh."""
     vertices = mesh(thing.category).vertices * thing.radius_m / EXTENTS[thing.category][0] @ axes.T + centre
     pixels = vertices @ camera.matrix.T
@@ -211,8 +224,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--seed", type=int, default=900000, help="seed of the first clip (%(default)s)")
     add("--clips", type=int, default=20, help="number of clips (%(default)s)")
     add("--distance", type=float, default=1.0, metavar="M", help="metres from the camera to the table (%(default)s)")
-    add("--spill", type=int, default=0, metavar="PX", help="pixels by which masks go beyond their objects (%(default)s)")
-    add("--picture", type=Path, help="also draw the points of the first clip's objects, from the front and from above")
+    add("--spill", type=int, default=0, metavar="PX", help="pixels that masks go beyond their objects (%(default)s)")
+    add("--picture", type=Path, metavar="PNG", help="also draw the points of the first clip, from the front and above")
     args = parser.parse_args(arguments)
     for name, low, high in (("seed", 0, None), ("clips", 1, None), ("distance", 0.3, 5.0), ("spill", 0, 20)):
         value = getattr(args, name)
@@ -224,7 +237,9 @@ def main(arguments: list[str] | None = None) -> int:
         for seed in range(args.seed, args.seed + args.clips):
             clip = play_scene(moved_back(sample_scene(seed), args.distance), depth=True)
             found += samples(clip, args.spill, np.random.default_rng(seed))
-    except (RuntimeError, ValueError) as error:
+            if seed == args.seed and args.picture is not None:
+                write_picture(args.picture, clip, args.spill)
+    except (OSError, RuntimeError, ValueError) as error:
         print(f"space_check: {error}", file=sys.stderr)
         return 1
     print(report(found))

@@ -9,10 +9,10 @@ import cv2
 import numpy as np
 
 # A turned box replaces the last frame's if its volume is this share smaller. A round object then keeps its axes, and
-# a square one that turns is at most 3 degrees ahead of its box.
-_WORTH = 0.9
-# Beyond these percentiles along an axis points are noise.
-_TRIM = 0.5
+# a square one that turns is at most 5 degrees ahead of its box.
+_WORTH = 0.85
+# Beyond this percentile along an axis points are noise.
+_TRIM = 0.25
 
 
 def _turns() -> np.ndarray:
@@ -41,12 +41,12 @@ class Box:
 
 
 def fitted_box(points: np.ndarray, up: np.ndarray | None = None, last: np.ndarray | None = None) -> Box:
-    """The box around points, trimmed by 0.5 % at both ends of each axis.
+    """The box around points, trimmed by 0.25 % at both ends of each axis.
 
     With `up`, one axis is parallel to it and the box around the others has the least area. Without it, the box has one
     of the points' principal axes, the one with the least volume. Its axes can be named in 24 ways: the one nearest to
-    `last` is taken, at first nearest to the camera's axes. `last` is kept, turned onto `up`, unless the new box is a
-    tenth smaller.
+    `last` is taken, at first nearest to the camera's axes. `last` is kept, turned onto `up`, unless the new box is 15 %
+    smaller.
 
     Args:
         points: (n, 3) metres, at least 3.
@@ -77,12 +77,22 @@ def fitted_box(points: np.ndarray, up: np.ndarray | None = None, last: np.ndarra
 
 def _least_turned(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
     """(3, 3): a rotation with `axis` as its last column, and the others along the least rectangle around the points."""
-    side = np.cross(axis, np.eye(3)[np.abs(axis).argmin()])
+    side = _cross(axis, np.eye(3)[np.abs(axis).argmin()])
     side /= np.linalg.norm(side)
-    flat = points @ np.column_stack([side, np.cross(axis, side)])
+    other = _cross(axis, side)
+    flat = points @ np.column_stack([side, other])
+    from_middle = ((flat - np.median(flat, axis=0)) ** 2).sum(axis=1)
+    inner = len(points) - int(len(points) * _TRIM / 100)
+    flat = flat[np.argpartition(from_middle, inner - 1)[:inner]]  # one far point would turn the rectangle
     angle = np.radians(cv2.minAreaRect(flat.astype(np.float32))[2])
-    first = np.cos(angle) * side + np.sin(angle) * np.cross(axis, side)
-    return np.column_stack([first, np.cross(axis, first), axis])
+    first = np.cos(angle) * side + np.sin(angle) * other
+    return np.column_stack([first, _cross(axis, first), axis])
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """np.cross of two (3,) vectors; that one takes longer than the rest of a box."""
+    (x, y, z), (u, v, w) = a.tolist(), b.tolist()
+    return np.array([y * w - z * v, z * u - x * w, x * v - y * u])
 
 
 def _turned_onto(axes: np.ndarray, up: np.ndarray) -> np.ndarray:
@@ -94,16 +104,16 @@ def _turned_onto(axes: np.ndarray, up: np.ndarray) -> np.ndarray:
     turned[:, upright] = up * np.sign(along[upright])
     level = axes[:, second] - (axes[:, second] @ up) * up
     turned[:, second] = level / np.linalg.norm(level)
-    turned[:, (upright + 2) % 3] = np.cross(turned[:, upright], turned[:, second])
+    turned[:, (upright + 2) % 3] = _cross(turned[:, upright], turned[:, second])
     return turned
 
 
 def _ends(points: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(3,) each: the trimmed ends along the axes."""
-    along = points @ axes
+    along = axes.T @ points.T
     cut = int(len(points) * _TRIM / 100)
-    along.partition((cut, len(points) - 1 - cut), axis=0)
-    return along[cut], along[len(points) - 1 - cut]
+    along.partition((cut, len(points) - 1 - cut), axis=1)
+    return along[:, cut], along[:, len(points) - 1 - cut]
 
 
 def _volume(low: np.ndarray, high: np.ndarray) -> float:

@@ -1,8 +1,8 @@
 """Cameras as sensor_msgs/CameraInfo describes them: pixels to rays and points to pixels.
 
 The pinhole camera with the distortion models plumb_bob, rational_polynomial and equidistant (a fisheye). A ray is the
-point (x, y, 1) of the optical frame, so that ray * depth is the point of a depth pixel. The centre of the first pixel is
-at (0, 0).
+point (x, y, 1) of the optical frame, so that ray * depth is the point of a depth pixel. The centre of the first pixel
+is at (0, 0).
 """
 
 from __future__ import annotations
@@ -139,19 +139,18 @@ def unproject(camera: Camera, pixels: np.ndarray) -> np.ndarray:
     front of the camera leads to the pixel, as at the far edge of a fisheye."""
     points = np.ascontiguousarray(pixels, np.float64).reshape(-1, 1, 2)
     if not camera.model:
-        rays = (points - (camera.cx, camera.cy)) / (camera.fx, camera.fy)
-        return np.asarray(rays.reshape(pixels.shape))
+        return ((points - (camera.cx, camera.cy)) / (camera.fx, camera.fy)).reshape(pixels.shape)
     coefficients = np.array(camera.coefficients)
     if camera.model == "equidistant":
-        rays = cv2.fisheye.undistortPoints(points, camera.matrix, coefficients, criteria=_EXACT)
+        found = cv2.fisheye.undistortPoints(points, camera.matrix, coefficients, criteria=_EXACT)
     else:
-        rays = _undistort(points, camera.matrix, coefficients, R=np.eye(3), P=np.eye(3), criteria=_EXACT)
+        found = _undistort(points, camera.matrix, coefficients, R=np.eye(3), P=np.eye(3), criteria=_EXACT)
     # The inverse of a polynomial need not exist, and then an iteration ends anywhere.
-    back = _distorted(camera, rays.reshape(-1, 2))
+    rays = np.asarray(found, np.float64).reshape(-1, 2)
+    back = _distorted(camera, rays)
     with np.errstate(invalid="ignore"):
         good = np.abs(back - points.reshape(-1, 2)).max(axis=1) < _BACK_PX
-    rays = np.where(good[:, None], rays.reshape(-1, 2), np.nan)
-    return rays.reshape(pixels.shape)
+    return np.where(good[:, None], rays, np.nan).reshape(pixels.shape)
 
 
 def project(camera: Camera, points: np.ndarray) -> np.ndarray:

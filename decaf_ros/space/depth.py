@@ -5,8 +5,8 @@
 | 16UC1 | millimetres | 0 |
 | 32FC1 | metres | NaN, infinite, 0 or less |
 
-A CompressedImage of compressed_depth_image_transport has a header of 12 bytes and then a PNG or RVL of 16 bits. Both hold
-the millimetres of 16UC1. For 32FC1 a value v is the depth a / (v - b) in metres, with a and b from the header, and 0 is
+A CompressedImage of compressed_depth_image_transport has a header of 12 bytes and then a PNG or RVL of 16 bits. It
+holds the millimetres of 16UC1. For 32FC1 a value v is the depth a / (v - b) in metres, with a and b from the header, and 0 is
 invalid.
 """
 
@@ -34,8 +34,8 @@ _PNG_SIZE_AT = 16
 def message_depth(message: Any, max_mpx: float = 50.0) -> np.ndarray:
     """Depth of an Image, or of a CompressedImage (recognised by its `format`): (H, W) float32, metres, NaN invalid.
 
-    max_mpx: larger images are refused by their header, as a few bytes can unpack to gigabytes. Raises ValueError for another encoding or format, a size that
-    does not fit the data, and damaged data.
+    max_mpx: larger images are refused by their header, as a few bytes can unpack to gigabytes. Raises ValueError for
+    another encoding or format, a size that does not fit the data, and damaged data.
     """
     if hasattr(message, "format"):
         return _compressed(bytes(message.data), message.format, max_mpx)

@@ -56,9 +56,7 @@ def register(depth_m: np.ndarray, depth_camera: Camera, camera: Camera, depth_to
     rows, columns = np.nonzero(np.isfinite(depth_m) & (depth_m > 0))
     depth = depth_m[rows, columns].astype(np.float64)
     corners = corner_rays(depth_camera)
-    sides = [
-        project(camera, _moved(corners[rows + offset, columns + offset], depth, transform)) for offset in (0, 1)
-    ]
+    sides = [project(camera, _moved(corners[rows + offset, columns + offset], depth, transform)) for offset in (0, 1)]
     moved_z = _moved(pixel_rays(depth_camera)[rows, columns], depth, transform)[:, 2]
     with np.errstate(invalid="ignore"):
         first = np.ceil(np.minimum(*sides))

@@ -16,7 +16,7 @@ _SHIFTS = np.arange(28, -1, -4, dtype=np.uint32)
 
 
 def decode_rvl(data: bytes, pixels: int) -> np.ndarray:
-    """Decodes `pixels` values; (pixels,) uint16.
+    """Decodes `pixels` values, one or more; (pixels,) uint16.
 
     Raises ValueError if the data ends too early, holds more values than asked for, or goes on after the last one.
     """
@@ -27,21 +27,18 @@ def decode_rvl(data: bytes, pixels: int) -> np.ndarray:
     differences = np.zeros(pixels, np.int32)
     done = place = 0
     while done < pixels:
-        if place + 2 > len(numbers):
-            raise ValueError(f"RVL: expected {pixels} pixels, got data that ends after {done}")
-        zeros, others = int(numbers[place]), int(numbers[place + 1])
+        zeros, others = map(int, numbers[place : place + 2]) if place + 2 <= len(numbers) else (0, 0)
         place += 2
+        if zeros + others == 0 or place + others > len(numbers):  # zeros fill the last word
+            raise ValueError(f"RVL: expected {pixels} pixels, got data that ends after {done + zeros}")
         first, done = done + zeros, done + zeros + others
-        if done > pixels or place + others > len(numbers):
-            got = f"a run up to pixel {done}" if done > pixels else f"data that ends within {first} to {done}"
-            raise ValueError(f"RVL: expected {pixels} pixels, got {got}")
-        if zeros + others == 0:
-            raise ValueError(f"RVL: expected {pixels} pixels, got an empty run after {first}")
+        if done > pixels:
+            raise ValueError(f"RVL: expected {pixels} pixels, got a run up to pixel {done}")
         differences[first:done] = numbers[place : place + others]
         filled[first:done] = True
         place += others
-    # The writer may end with an empty run, and fills its last word with zeros.
-    used = -(-int(ends[place - 1] + 1) // _NIBBLES) * 4 if place else 0
+    # The writer may end with an empty run, which can take another word.
+    used = -(-int(ends[place - 1] + 1) // _NIBBLES) * 4
     if len(data) > used + 4:
         raise ValueError(f"RVL: expected {pixels} pixels in {used} bytes, got {len(data)} bytes")
     signed = ((differences >> 1) ^ -(differences & 1)).astype(np.uint16)  # modulo 2^16, as the values

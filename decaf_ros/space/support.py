@@ -6,11 +6,13 @@ import numpy as np
 
 _POINTS = 1500
 _TRIES = 64
-# A point lies on the plane within 1 cm at 1 m: two to three times the noise of stereo depth, which grows with the square
-# of the distance; and within 0.5 cm at least, for a table that is not flat.
+# A point lies on the plane within 1 cm at 1 m, two to three times the noise of stereo depth, and farther away by the
+# square of the distance, as that noise; within 0.5 cm at least, for a table that is not flat.
 _TOLERANCE, _LEAST_TOLERANCE_M = 0.01, 0.005
 # Fewer points, or a smaller share of them on the plane, are no support.
-_LEAST_POINTS, _LEAST_SHARE = 100, 0.5
+_LEAST_POINTS, _LEAST_SHARE = 50, 0.5
+# A plane that was there on the last frame stays with fewer, so that the boxes of a cluttered table do not tumble.
+_KEPT_SHARE = 0.3
 
 
 def support_normal(points: np.ndarray, last: np.ndarray | None = None) -> np.ndarray | None:
@@ -42,7 +44,7 @@ def support_normal(points: np.ndarray, last: np.ndarray | None = None) -> np.nda
     best = int(counts.argmax())
     for _ in range(2):
         on = np.abs(points @ normals[best] - offsets[best]) < tolerance
-        if on.mean() < _LEAST_SHARE:
+        if on.mean() < (_LEAST_SHARE if last is None else _KEPT_SHARE):
             return None
         centre = points[on].mean(axis=0)
         normals[best] = np.linalg.eigh(np.cov((points[on] - centre).T))[1][:, 0]

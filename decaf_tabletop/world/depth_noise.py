@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 BASELINE_M = 0.05
-# In pixels of disparity: standard deviation of the noise, which is smooth over about two pixels, and the step of a value.
+# In pixels of disparity: standard deviation of the noise, which is smooth over about two pixels, and a value's step.
 NOISE_PX, STEP_PX = 0.08, 1 / 32
 # Pixels at an edge in depth are mixed up to this far, and an edge is a step of this share of the depth.
 MIXED_PX, EDGE = 1, 0.03
