@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from test_space_rvl import encode_rvl
+from rvl_writer import encode_rvl
 
 from decaf_ros.io.bags import make_header, make_message
 from decaf_ros.space.depth import message_depth

@@ -53,11 +53,11 @@ def fitted_box(points: np.ndarray, up: np.ndarray | None = None, last: np.ndarra
         up: (3,) a unit vector.
         last: (3, 3) the axes of the last frame.
     """
-    points = np.asarray(points, np.float64)
+    points = np.ascontiguousarray(np.asarray(points, np.float64).T)  # rows of coordinates: sums along them are fast
     if up is not None:
         candidates = [_least_turned(points, up)]
     else:
-        principal = np.linalg.eigh(np.cov(points.T))[1].T
+        principal = np.linalg.eigh(np.cov(points))[1].T
         candidates = [_least_turned(points, axis) for axis in principal]
     ends = [_ends(points, axes) for axes in candidates]
     volumes = [_volume(low, high) for low, high in ends]
@@ -76,14 +76,14 @@ def fitted_box(points: np.ndarray, up: np.ndarray | None = None, last: np.ndarra
 
 
 def _least_turned(points: np.ndarray, axis: np.ndarray) -> np.ndarray:
-    """(3, 3): a rotation with `axis` as its last column, and the others along the least rectangle around the points."""
+    """(3, 3): a rotation with `axis` as its last column, the others along the least rectangle around (3, n) points."""
     side = _cross(axis, np.eye(3)[np.abs(axis).argmin()])
     side /= np.linalg.norm(side)
     other = _cross(axis, side)
-    flat = points @ np.column_stack([side, other])
-    from_middle = ((flat - np.median(flat, axis=0)) ** 2).sum(axis=1)
-    inner = len(points) - int(len(points) * _TRIM / 100)
-    flat = flat[np.argpartition(from_middle, inner - 1)[:inner]]  # one far point would turn the rectangle
+    flat = np.stack([side, other]) @ points
+    from_middle = ((flat - flat.mean(axis=1, keepdims=True)) ** 2).sum(axis=0)
+    inner = points.shape[1] - int(points.shape[1] * _TRIM / 100)
+    flat = flat.T[np.argpartition(from_middle, inner - 1)[:inner]]  # one far point would turn the rectangle
     angle = np.radians(cv2.minAreaRect(flat.astype(np.float32))[2])
     first = np.cos(angle) * side + np.sin(angle) * other
     return np.column_stack([first, _cross(axis, first), axis])
@@ -109,11 +109,12 @@ def _turned_onto(axes: np.ndarray, up: np.ndarray) -> np.ndarray:
 
 
 def _ends(points: np.ndarray, axes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(3,) each: the trimmed ends along the axes."""
-    along = axes.T @ points.T
-    cut = int(len(points) * _TRIM / 100)
-    along.partition((cut, len(points) - 1 - cut), axis=1)
-    return along[:, cut], along[:, len(points) - 1 - cut]
+    """(3,) each: the trimmed ends of (3, n) points along the axes."""
+    along = axes.T @ points
+    last = points.shape[1] - 1
+    cut = int(points.shape[1] * _TRIM / 100)
+    along.partition((cut, last - cut), axis=1)
+    return along[:, cut], along[:, last - cut]
 
 
 def _volume(low: np.ndarray, high: np.ndarray) -> float:

@@ -5,9 +5,9 @@
 | 16UC1 | millimetres | 0 |
 | 32FC1 | metres | NaN, infinite, 0 or less |
 
-A CompressedImage of compressed_depth_image_transport has a header of 12 bytes and then a PNG or RVL of 16 bits. It
-holds the millimetres of 16UC1. For 32FC1 a value v is the depth a / (v - b) in metres, with a and b from the header, and 0 is
-invalid.
+A CompressedImage of compressed_depth_image_transport has a header of 12 bytes and then a PNG or RVL of 16 bits. For
+16UC1 these are the millimetres. For 32FC1 a value v is the depth a / (v - b) in metres, with a and b from the header,
+and 0 is invalid.
 """
 
 from __future__ import annotations

@@ -118,18 +118,19 @@ def _surroundings(
     """(n, 3) float32: points around the targets, on none of them."""
     depth = depth_m[::_GRID_PX, ::_GRID_PX]
     near = np.zeros(depth.shape, bool)
-    for surface in surfaces.values():
-        if surface is not None:
-            near[_widened(surface.rows), _widened(surface.columns)] = True
-    for mask in masks.values():
-        near &= ~mask[::_GRID_PX, ::_GRID_PX]
+    found = {key: surface for key, surface in surfaces.items() if surface is not None}
+    for surface in found.values():
+        near[_on_grid(surface.rows, _AROUND), _on_grid(surface.columns, _AROUND)] = True
+    for key, surface in found.items():
+        part = _on_grid(surface.rows), _on_grid(surface.columns)
+        near[part] &= ~masks[key][::_GRID_PX, ::_GRID_PX][part]
     near &= (depth >= config.min_m) & (depth <= config.max_m)
     rays = rays[::_GRID_PX, ::_GRID_PX]
     near &= ~np.isnan(rays[..., 0])
     return np.asarray(_points(rays[near], depth[near]).T)
 
 
-def _widened(part: slice) -> slice:
-    """A part of the rows or columns with its surroundings, on the grid."""
-    more = int(_AROUND * (part.stop - part.start))
+def _on_grid(part: slice, around: float = 0.0) -> slice:
+    """Rows or columns with so many of their number before and after them, as rows or columns of the grid."""
+    more = int(around * (part.stop - part.start))
     return slice(max(part.start - more, 0) // _GRID_PX, (part.stop + more) // _GRID_PX + 1)
