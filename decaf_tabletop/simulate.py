@@ -28,6 +28,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--name", help="another name for the one clip")
     add("--format", choices=FORMATS, default="bag", help="mcap bags, or .npz files for training")
     add("--depth", action="store_true", help="bags: add depth images")
+    add("--depth-noise", action="store_true", help="bags: depth as a stereo camera measures it, with noise and holes")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
     add(
         "--seconds",
@@ -55,6 +56,8 @@ def _check(arguments: argparse.Namespace) -> None:
     for name in ("depth", "compressed"):
         if arguments.format == "npz" and getattr(arguments, name):
             raise ValueError(f"--{name}: only bags have it, got --format npz")
+    if arguments.depth_noise and not arguments.depth:
+        raise ValueError("--depth-noise: expected --depth too")
     if arguments.seconds is not None and not LEAST_S <= arguments.seconds <= MOST_S:
         raise ValueError(f"--seconds: expected {LEAST_S:g} to {MOST_S:g}, got {arguments.seconds:g}")
     if arguments.seconds is not None and (arguments.crossing or arguments.story):
@@ -67,6 +70,7 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
     """Raises FileExistsError for an existing clip."""
     # Imported here to keep `decaf --help` fast.
     from decaf_tabletop.world.bag import write_tabletop_bag
+    from decaf_tabletop.world.depth_noise import measured_clip
     from decaf_tabletop.world.expressions import expressions_of
     from decaf_tabletop.world.long_expressions import long_expressions
     from decaf_tabletop.world.simulator import make_clip, make_long_clip, play_scene
@@ -92,6 +96,8 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
         if arguments.format == "npz":
             write_clip(path, clip)
         else:
+            if arguments.depth_noise:
+                clip = measured_clip(clip)
             write_tabletop_bag(path, clip, expressions, compressed=arguments.compressed)
         things = ", ".join(f"{thing.size} {thing.color} {thing.category}" for thing in clip.objects)
         print(f"{path}: {things}", file=sys.stderr, flush=True)

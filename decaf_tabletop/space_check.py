@@ -26,7 +26,7 @@ from decaf_ros.space.objects import TargetGeometry, TargetMeasurer
 from decaf_tabletop.space_picture import cloud_picture
 from decaf_tabletop.world.camera import CameraPath
 from decaf_tabletop.world.clip import CATEGORIES, TabletopClip, TabletopObject
-from decaf_tabletop.world.depth_noise import measured_depth
+from decaf_tabletop.world.depth_noise import measured_clip
 from decaf_tabletop.world.scenes import Scene, sample_scene
 from decaf_tabletop.world.shapes import EXTENTS, mesh
 from decaf_tabletop.world.simulator import play_scene
@@ -72,14 +72,15 @@ def true_poses(clip: TabletopClip, frame: int) -> tuple[np.ndarray, np.ndarray, 
     return centres, (to_camera * objects).as_matrix(), to_camera.apply([0, 0, 1])
 
 
-def samples(clip: TabletopClip, spill_px: int, rng: np.random.Generator) -> Iterator[Sample]:
-    """Measures all objects on all frames of a clip with depth."""
+def samples(clip: TabletopClip, spill_px: int) -> Iterator[Sample]:
+    """Measures all objects on all frames of a clip with exact depth."""
     camera, measurer = camera_of(clip), TargetMeasurer()
     last: dict[int, np.ndarray] = {}
+    measured_m = measured_clip(clip).depth_m
     for frame, (labels, exact) in enumerate(zip(clip.labels, clip.depth_m)):
         true_masks = {index: labels == index + 1 for index in range(len(clip.objects))}
         true_masks = {index: mask for index, mask in true_masks.items() if mask.sum() >= _LEAST_PX}
-        found = measurer.measure(spilled(true_masks, spill_px), measured_depth(exact, camera.fx, rng), camera)
+        found = measurer.measure(spilled(true_masks, spill_px), measured_m[frame], camera)
         centres, axes, up = true_poses(clip, frame)
         for index, geometry in found.items():
             thing = clip.objects[index]
@@ -93,8 +94,7 @@ def samples(clip: TabletopClip, spill_px: int, rng: np.random.Generator) -> Iter
 
 def write_picture(path: Path, clip: TabletopClip, spill_px: int) -> None:
     """Draws the last frame. Raises OSError if the file cannot be written."""
-    camera, labels = camera_of(clip), clip.labels[-1]
-    depth = measured_depth(clip.depth_m[-1], camera.fx, np.random.default_rng(clip.seed))
+    camera, labels, depth = camera_of(clip), clip.labels[-1], measured_clip(clip).depth_m[-1]
     masks = spilled({index: labels == index + 1 for index in range(len(clip.objects))}, spill_px)
     found = TargetMeasurer().measure(masks, depth, camera)
     picture = cloud_picture(clip.images[-1], depth, masks, found, camera)
@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         for seed in range(args.seed, args.seed + args.clips):
             clip = play_scene(moved_back(sample_scene(seed), args.distance), depth=True)
-            found += samples(clip, args.spill, np.random.default_rng(seed))
+            found += samples(clip, args.spill)
             if seed == args.seed and args.picture is not None:
                 write_picture(args.picture, clip, args.spill)
     except (OSError, RuntimeError, ValueError) as error:

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from decaf_ros.cli.main import main
+from decaf_ros.io.bags import BagReader
+from decaf_ros.space.depth import message_depth
+from decaf_tabletop.world.bag import DEPTH_TOPIC
 from decaf_tabletop.world.depth_noise import BASELINE_M, NOISE_PX, STEP_PX, measured_depth
 
 FOCAL_PX = 370.0
@@ -38,6 +45,28 @@ def test_edges_have_mixed_pixels_and_holes():
     # The strip left of the near object is hidden from the right imager: disparity differs by 9.25 px.
     assert holes[40:80, 42:49].all() and not holes[40:80, 20:40].all()
     assert holes[40:80, 112:150].mean() < 0.05
+
+
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_the_command_writes_measured_depth(tmp_path: Path):
+    command = ["simulate", "--seed", "3", "--depth", "--out"]
+    assert main([*command, str(tmp_path / "exact")]) == 0
+    assert main([*command, str(tmp_path / "measured"), "--depth-noise"]) == 0
+    assert main([*command, str(tmp_path / "packed"), "--depth-noise", "--compressed"]) == 0
+    exact, measured, packed = (
+        depth_images(next((tmp_path / name).iterdir())) for name in ("exact", "measured", "packed")
+    )
+    assert exact.shape == measured.shape == packed.shape == (32, 240, 320)
+    assert np.isfinite(exact).all() and 0.01 < np.isnan(measured).mean() < 0.2
+    np.testing.assert_allclose(packed, measured, atol=0.00051)
+    difference = np.abs(measured - exact)
+    assert 0 < np.nanmedian(difference) < 0.01 < np.nanmax(difference)
+
+
+def depth_images(bag: Path) -> np.ndarray:
+    """(F, H, W) float32 metres, as the node reads them."""
+    with BagReader(bag) as reader:
+        return np.stack([message_depth(reader.deserialize(recorded)) for recorded in reader.messages([DEPTH_TOPIC])])
 
 
 def test_the_same_seed_gives_the_same_noise():

@@ -62,6 +62,17 @@ def test_flying_pixels_and_background_go():
     assert kept[21:39, 21:59].all()
 
 
+def test_a_rim_of_background_at_a_similar_depth_goes():
+    """It has a twentieth of the object's area, and no median tells it from a part of the object."""
+    thing, mask = rectangle(20, 20, 20, 40), rectangle(18, 18, 24, 44)
+    depth = (1.0 + 0.002 * np.indices(HW)[1]).astype(np.float32)
+    depth[~thing] += 0.04
+    kept = whole((surface := find_surface(mask, depth, SpaceConfig())).kept, surface)
+    assert not kept[~thing].any() and kept[21:39, 21:59].all()
+    kept = whole((surface := find_surface(mask, depth, SpaceConfig(erode_px=0))).kept, surface)
+    assert kept[~thing].any()  # a mask whose edge is not to be trusted needs erosion
+
+
 def test_an_object_behind_a_post_stays_whole():
     mask = rectangle(10, 10, 30, 60)
     depth = np.full(HW, 1.5, np.float32)

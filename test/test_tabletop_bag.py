@@ -163,6 +163,7 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
         (["--seed", "-1"], "--seed: expected a number >= 0"),
         (["--clips", "0"], "--clips: expected a number >= 1"),
         (["--format", "npz", "--depth"], "--depth: only bags"),
+        (["--depth-noise"], "--depth-noise: expected --depth too"),
         (["--story", "--seed", "3"], "--story: it is one clip"),
     ],
 )

@@ -4,9 +4,10 @@
 2. No pixel beside an edge in depth: a step to one of its four neighbours in the mask that is larger than `edge_step` of
    its depth, and than six times the median step in the mask (noise, or a slope). Flying pixels lie between two
    surfaces, with a step to each.
-3. The largest connected region of the rest, and regions of at least 5 % of its size whose median depth differs from its
-   median by at most 3 standard deviations (1.4826 MAD) and an edge: an object behind a post stays whole, the background
-   in a gap goes.
+3. No part of the rest narrower than 2 `erode_px` + 1 pixels, such as a rim of background that the mask spills over.
+4. The largest connected region of what is left, and regions of at least 5 % of its size whose median depth differs from
+   its median by at most 3 standard deviations (1.4826 MAD) and an edge: an object behind a post stays whole, the
+   background in a gap goes.
 
 The core is what lies in the mask without `erode_px` at its edge.
 """
@@ -67,7 +68,7 @@ def find_surface(mask: np.ndarray, depth_m: np.ndarray, config: SpaceConfig) -> 
     radius = config.erode_px
     rows, columns = slice(max(y - radius, 0), y + height + radius), slice(max(x - radius, 0), x + width + radius)
     mask, depth = mask[rows, columns], depth_m[rows, columns]
-    inner = cv2.erode(mask.view(np.uint8), np.ones((2 * radius + 1,) * 2, np.uint8)).view(bool)
+    inner = cv2.erode(mask.view(np.uint8), _window(config)).view(bool)
     valid = mask & (depth >= config.min_m) & (depth <= config.max_m)
     share = int(np.count_nonzero(valid & inner)) / max(int(np.count_nonzero(inner)), 1)
     kept = _regions(_without_edges(valid, depth, config), depth, config)
@@ -90,10 +91,11 @@ def _without_edges(valid: np.ndarray, depth: np.ndarray, config: SpaceConfig) ->
 
 
 def _regions(kept: np.ndarray, depth: np.ndarray, config: SpaceConfig) -> np.ndarray:
-    """Rule 3 of the module, (h, w) bool."""
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(kept.view(np.uint8), connectivity=4)
+    """Rules 3 and 4 of the module, (h, w) bool."""
+    wide = cv2.morphologyEx(kept.view(np.uint8), cv2.MORPH_OPEN, _window(config))
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(wide, connectivity=4)
     if count <= 2:
-        return kept
+        return np.asarray(wide.view(bool))
     areas = stats[:, cv2.CC_STAT_AREA]
     areas[0] = 0  # what is not kept
     main = int(areas.argmax())
@@ -109,6 +111,10 @@ def _regions(kept: np.ndarray, depth: np.ndarray, config: SpaceConfig) -> np.nda
         if abs(_middle(depth[here]) - middle) <= most:
             found |= here
     return found
+
+
+def _window(config: SpaceConfig) -> np.ndarray:
+    return np.ones((2 * config.erode_px + 1,) * 2, np.uint8)
 
 
 def _summed(values: np.ndarray) -> np.ndarray:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import cv2
 import numpy as np
+
+from decaf_tabletop.world.clip import TabletopClip
 
 BASELINE_M = 0.05
 # In pixels of disparity: standard deviation of the noise, which is smooth over about two pixels, and a value's step.
@@ -13,6 +17,14 @@ MIXED_PX, EDGE = 1, 0.03
 # Share of pixels at edges that are holes, and of the places elsewhere where a hole begins.
 EDGE_HOLES, HOLES = 0.4, 0.0005
 MILLIMETRE = 0.001
+
+
+def measured_clip(clip: TabletopClip) -> TabletopClip:
+    """The clip, which has depth, with `measured_depth` on each frame; its seed gives the noise."""
+    assert clip.depth_m is not None
+    rng = np.random.default_rng(clip.seed)
+    depth = np.stack([measured_depth(exact, clip.intrinsics[0, 0], rng) for exact in clip.depth_m])
+    return dataclasses.replace(clip, depth_m=depth)
 
 
 def measured_depth(depth_m: np.ndarray, focal_px: float, rng: np.random.Generator) -> np.ndarray:
