@@ -72,7 +72,7 @@ def test_registration_equals_a_loop_over_pixels(camera: Camera):
 
 def test_a_near_box_hides_what_is_behind_it():
     found = register(scene(), DEPTH, PLAIN, transform((0, 0, 0), (0.055, 0, 0)))
-    # Of the second camera, 5.5 cm to the left, the box is seen farther right, and all of it.
+    # The second camera, 5.5 cm to the left, sees the box farther right, and all of it.
     expected = np.array([0.055 / 0.6 * PLAIN.fx + (18.0 - DEPTH.cx) / DEPTH.fx * PLAIN.fx + PLAIN.cx, PLAIN.cy])
     x, y = np.rint(expected).astype(int)
     assert found[y, x] == pytest.approx(0.6)
@@ -85,6 +85,14 @@ def test_the_same_camera_changes_nothing():
     depth = scene()
     expected = np.where(depth > 0, depth, np.nan)
     np.testing.assert_allclose(register(depth, DEPTH, DEPTH, np.eye(4)), expected, rtol=1e-6)
+
+
+def test_a_pixel_at_the_lens_covers_nothing():
+    depth = scene()
+    depth[10, 10], depth[11, 11] = 1e-6, 1e-3
+    matrix = transform((0, 0, 0), (0.001, 0, 0.0))
+    without = np.where(np.isin(depth, [np.float32(1e-6), np.float32(1e-3)]), np.nan, depth)
+    np.testing.assert_array_equal(register(depth, DEPTH, PLAIN, matrix), register(without, DEPTH, PLAIN, matrix))
 
 
 def test_nothing_valid_gives_nothing():

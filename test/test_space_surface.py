@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from decaf_ros.config.space import SpaceConfig
-from decaf_ros.space.surface import find_surface
+from decaf_ros.space.surface import Surface, find_surface
 
 HW = (60, 80)
 
@@ -17,7 +19,13 @@ def rectangle(top: int, left: int, height: int, width: int) -> np.ndarray:
     return mask
 
 
-def whole(part: np.ndarray, surface) -> np.ndarray:
+def kept_pixels(mask: np.ndarray, depth: np.ndarray, **options: Any) -> np.ndarray:
+    """(H, W) bool."""
+    surface = find_surface(mask, depth, SpaceConfig(**options))
+    return whole(surface.kept, surface)
+
+
+def whole(part: np.ndarray, surface: Surface) -> np.ndarray:
     """A part's pixels in the image."""
     image = np.zeros(HW, bool)
     image[surface.rows, surface.columns] = part
@@ -55,8 +63,7 @@ def test_flying_pixels_and_background_go():
     depth = np.where(thing, 1.0, 2.0).astype(np.float32)
     rim = rectangle(19, 19, 22, 42) & ~thing
     depth[rim] = np.random.default_rng(0).uniform(1.1, 1.9, int(rim.sum()))
-    surface = find_surface(mask, depth, SpaceConfig())
-    kept = whole(surface.kept, surface)
+    kept = kept_pixels(mask, depth)
     assert not kept[~thing].any()
     assert kept[thing].mean() > 0.8  # its outermost pixels are beside an edge
     assert kept[21:39, 21:59].all()
@@ -67,9 +74,9 @@ def test_a_rim_of_background_at_a_similar_depth_goes():
     thing, mask = rectangle(20, 20, 20, 40), rectangle(18, 18, 24, 44)
     depth = (1.0 + 0.002 * np.indices(HW)[1]).astype(np.float32)
     depth[~thing] += 0.04
-    kept = whole((surface := find_surface(mask, depth, SpaceConfig())).kept, surface)
+    kept = kept_pixels(mask, depth)
     assert not kept[~thing].any() and kept[21:39, 21:59].all()
-    kept = whole((surface := find_surface(mask, depth, SpaceConfig(erode_px=0))).kept, surface)
+    kept = kept_pixels(mask, depth, erode_px=0)
     assert kept[~thing].any()  # a mask whose edge is not to be trusted needs erosion
 
 
@@ -85,7 +92,7 @@ def test_specks_and_far_regions_go():
     mask, depth = rectangle(5, 5, 50, 70), np.full(HW, 1.0, np.float32)
     depth[5:55, 60:75] = 1.3  # a gap that shows the background
     depth[20:23, 20:23] = 0.9  # a speck: a fly
-    kept = whole((surface := find_surface(mask, depth, SpaceConfig())).kept, surface)
+    kept = kept_pixels(mask, depth)
     assert kept[:, 6:59][6:18].all() and not kept[:, 60:].any() and not kept[20:23, 20:23].any()
 
 

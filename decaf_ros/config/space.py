@@ -11,7 +11,7 @@ from decaf_ros.config.fields import Checked, option
 class SpaceConfig(Checked):
     """Which depth pixels of a mask are used."""
 
-    min_m: float = option(0.1, "smaller depths, in metres, are invalid", 0.0, 1000.0, live=True)
+    min_m: float = option(0.1, "smaller depths, in metres, are invalid", 0.001, 1000.0, live=True)
     max_m: float = option(10.0, "larger depths, in metres, are invalid", 0.01, 1000.0, live=True)
     erode_px: int = option(
         1, "pixels removed at the edge of a mask, where depth mixes with the background", 0, 50, live=True

@@ -62,15 +62,18 @@ def register(depth_m: np.ndarray, depth_camera: Camera, camera: Camera, depth_to
         first = np.ceil(np.minimum(*sides))
         count = np.ceil(np.maximum(*sides)) - first
         seen = (count > 0).all(axis=1) & (count <= _WIDEST_PX).all(axis=1) & (moved_z > 0)
+        seen &= (first < camera.size_hw[::-1]).all(axis=1) & (first > -_WIDEST_PX).all(axis=1)
     first, count, near = first[seen].astype(np.int64), count[seen].astype(np.int64), moved_z[seen].astype(np.float32)
     found = np.full(camera.height * camera.width, np.inf, np.float32)
-    most_x, most_y = count.max(axis=0) if len(count) else (0, 0)
-    for down in range(most_y):
-        for right in range(most_x):
-            x, y = first[:, 0] + right, first[:, 1] + down
-            hit = (count[:, 0] > right) & (count[:, 1] > down)
-            hit &= (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
-            np.minimum.at(found, y[hit] * camera.width + x[hit], near[hit])
+    tall = np.arange(len(first))
+    for down in range(count[:, 1].max(initial=0)):
+        tall = tall[count[tall, 1] > down]
+        wide = tall
+        for right in range(count[tall, 0].max(initial=0)):
+            wide = wide[count[wide, 0] > right]
+            x, y = first[wide, 0] + right, first[wide, 1] + down
+            hit = (x >= 0) & (x < camera.width) & (y >= 0) & (y < camera.height)
+            np.minimum.at(found, y[hit] * camera.width + x[hit], near[wide[hit]])
     found[np.isinf(found)] = np.nan
     return found.reshape(camera.size_hw)
 
