@@ -31,10 +31,14 @@ class Tabletop:
 
     kinds: Sequence[str] = KINDS
     default_config = "package://decaf_tabletop/config/tabletop.yaml"
+    every_expression = False
+    submission = None
 
     def select(self, selection: Selection) -> Dataset:
         """See `DatasetSource.select`. A report adds one crossing, for tracking only, per four scored clips; a report on
         long clips does not."""
+        if selection.split:
+            raise ValueError(f"--split: {NAME} has no splits, got {selection.split!r}")
         if selection.folder is not None:
             return stored_clips(selection.folder, selection.count, selection.calibration)
         count = DEFAULT_CLIPS if selection.count is None else selection.count
@@ -60,6 +64,7 @@ class SimulatedTabletop:
     tracking_only: int = 0
     name: str = NAME
     seconds: float | None = None
+    has_truth: bool = field(default=True, init=False)
 
     @property
     def settings(self) -> Mapping[str, object]:
@@ -124,6 +129,7 @@ class StoredTabletop:
     calibration: bool
     tracking_only: int = field(default=0, init=False)
     name: str = NAME
+    has_truth: bool = field(default=True, init=False)
 
     @property
     def settings(self) -> Mapping[str, object]:

@@ -87,7 +87,7 @@ def watchable(clip: EvaluationClip) -> list[Referral]:
     One without a time of its own must be timeless; it is asked at the first frame between 4 and 10 s on which all its
     targets are visible.
     """
-    areas, seconds = clip.objects.sum(axis=(2, 3)), _clip_seconds(clip)
+    areas, seconds = clip.areas(range(clip.count)), _clip_seconds(clip)
     early = (seconds >= _ASK_FROM_S) & (seconds <= _ASK_UNTIL_S)
     found = [expression for expression in clip.expressions if expression.targets and expression.asked_s is not None]
     for expression in clip.expressions:
@@ -104,7 +104,7 @@ def watch(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> Watched:
     Raises RuntimeError if grounding or tracking fails, ValueError if there is no frame after the question.
     """
     seconds = _clip_seconds(clip)
-    assert expression.asked_s is not None, "from `watchable`"
+    assert expression.asked_s is not None and expression.targets, "from `watchable`"
     # A tolerance for rounded stamps.
     asked_at = int(np.searchsorted(seconds, expression.asked_s - 1e-6))
     if asked_at >= len(seconds) - 1:
@@ -139,7 +139,7 @@ def watch(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> Watched:
     since = seconds[answered_at + 1 :] - seconds[answered_at]
     if not len(since):
         raise ValueError("expected frames after the answer, got none")
-    areas = clip.objects[list(expression.targets), answered_at + 1 :].sum(axis=(2, 3))
+    areas = clip.areas(expression.targets)[:, answered_at + 1 :]
     found = np.array([score.found for score in scores])
     switched_at, grounded_at, cpu = zip(*counts)
     return Watched(

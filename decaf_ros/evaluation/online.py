@@ -52,7 +52,7 @@ def choose_online_expression(clip: EvaluationClip, expressions: Iterable[Referra
 
 def _occluded(clip: EvaluationClip, expression: Referral) -> np.ndarray:
     """(F,) bool: frames on which any target is occluded."""
-    areas = [clip.mask([target]).sum(axis=(1, 2)) for target in expression.targets]
+    areas = clip.areas(expression.targets or ())
     return np.asarray(np.any([occluded_frames(target_areas) for target_areas in areas], axis=0))
 
 
@@ -63,6 +63,7 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
     there are enough key frames.
     Raises RuntimeError if grounding or tracking fails.
     """
+    assert expression.targets, "from `choose_online_expression`"
     occluded = _occluded(clip, expression)
     middle = (len(clip.frames) - 1) // 2
     # Not earlier: the next grounding, which alone can assign a new id, has to come after the occlusion.
@@ -83,7 +84,7 @@ def play(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> OnlineScor
     results = [output for output in outputs if isinstance(output, FrameResult) and output.frame.index > query_index]
     truth = clip.mask(expression.targets)
     overlaps = [region_similarity(result.labels > 0, truth[result.frame.index]) for result in results]
-    all_objects = range(len(clip.objects))
+    all_objects = range(clip.count)
     states = {output.state for output in outputs if isinstance(output, QueryEvent)}
     return OnlineScore(
         clip.name,

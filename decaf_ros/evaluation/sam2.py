@@ -94,7 +94,7 @@ def _propagated(sam2: Sam2, clip: EvaluationClip) -> tuple[Propagated, ...]:
     click_tracks, mask_tracks = np.split(np.array([GridMasks(track, prompts.shape[1:]) for track in tracks]), 2)
     scores = []
     for index, click_track, mask_track in zip(objects, click_tracks, mask_tracks):
-        truth = clip.objects[index, : len(frames)]
+        truth = clip.mask([index], range(len(frames)))
         areas = truth.sum(axis=(1, 2))
         occluded = bool(occluded_frames(areas).any())
         overlaps = [mask_iou(*pair) for pair, area in zip(zip(click_track, truth), areas) if area >= MIN_VISIBLE_PX]

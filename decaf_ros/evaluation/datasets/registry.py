@@ -1,4 +1,4 @@
-"""Finds datasets by name, through entry points of the group `decaf_ros.datasets`."""
+"""Finds datasets by name: those of this package, and entry points of the group `decaf_ros.datasets`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Protocol
 from decaf_ros.evaluation.datasets.clips import Dataset
 
 ENTRY_POINTS = "decaf_ros.datasets"
+# Modules with a `SOURCE`. Not registered by the installation, so that a checkout has them too.
+BENCHMARKS = ("folder", "long_rvos", "mevis", "reasonvos", "ref_davis17", "ref_youtube_vos", "revos")
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Selection:
         folder: folder with stored clips; None means the dataset's own folder, or rendered clips.
         calibration: select the clips reserved for fitting the presence score.
         seconds: length of rendered long clips, for `decaf eval --long`; None means ordinary clips.
+        split: part of a benchmark; empty means its default.
     """
 
     seed: int = 0
@@ -30,6 +33,7 @@ class Selection:
     folder: Path | None = None
     calibration: bool = False
     seconds: float | None = None
+    split: str = ""
 
 
 class DatasetSource(Protocol):
@@ -39,10 +43,15 @@ class DatasetSource(Protocol):
         kinds: types of expressions, in the order of a report.
         default_config: parameter file of `decaf eval` without --config, a path for `resolve_path`; empty means
             default parameters.
+        every_expression: whether all expressions are asked, as a benchmark demands, not a few of each clip.
+        submission: folder in the zip file that a benchmark's server expects, with a slash at its end, or empty; None:
+            there is no server.
     """
 
     kinds: Sequence[str]
     default_config: str
+    every_expression: bool
+    submission: str | None
 
     def select(self, selection: Selection) -> Dataset:
         """The selected clips. Raises ValueError for a bad selection, OSError if clips are missing."""
@@ -71,4 +80,6 @@ def find_source(name: str) -> DatasetSource:
 
 
 def _points() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    folder = "decaf_ros.evaluation.datasets"
+    own = [EntryPoint(name, f"{folder}.{name}:SOURCE", ENTRY_POINTS) for name in BENCHMARKS]
+    return {point.name: point for point in (*own, *entry_points(group=ENTRY_POINTS))}

@@ -1,0 +1,82 @@
+"""MeViS. The layout is documented at https://github.com/henghuiding/MeViS (README, "File Structure").
+
+    SPLIT/JPEGImages/VIDEO/FRAME.jpg
+    SPLIT/meta_expressions.json (or meta_expressions_v2.json): {"videos": {VIDEO: {"frames": [FRAME],
+        "expressions": {ID: {"exp": text, "obj_id": [number], "anno_id": [number]}}}}}
+    SPLIT/mask_dict.json: {ANNO_ID: [mask, one a frame, or null]}, COCO's run-length encoding
+
+`valid_u` (50 videos) has masks. `valid` (140 videos) has none: its server scores a zip file with
+VIDEO/ID/FRAME.png. Version 2 has expressions without targets, whose "anno_id" is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
+from decaf_ros.evaluation.datasets.frame_files import FrameFiles
+from decaf_ros.evaluation.datasets.public import (
+    REFERRING,
+    Source,
+    check_files,
+    frames_of,
+    kind_of,
+    read_videos,
+    value_of,
+)
+from decaf_ros.evaluation.datasets.stored_masks import rle_masks
+
+_SPLITS = {"valid_u": True, "valid": False, "train": True}
+
+
+def _mend(split: str) -> str:
+    return f"unpack the {split} archive of MeViS again (henghuiding/MeViS)"
+
+
+def _meta_file(root: Path, split: str) -> Path:
+    files = [root / split / name for name in ("meta_expressions.json", "meta_expressions_v2.json")]
+    return next((file for file in files if file.is_file()), files[0])
+
+
+def videos(root: Path, split: str) -> Sequence[str]:
+    """See `Source.videos`."""
+    file, mend = _meta_file(root, split), _mend(split)
+    metas = read_videos(file, mend)
+    names = {video: frames_of(meta, file, video, mend) for video, meta in metas.items()}
+    check_files(root / split / "JPEGImages", names, ".jpg", mend)
+    if _SPLITS[split] and not (root / split / "mask_dict.json").is_file():
+        raise ValueError(f"{root / split / 'mask_dict.json'}: not found; {mend}")
+    return list(metas)
+
+
+def read(root: Path, split: str, video: str) -> EvaluationClip:
+    """See `Source.read`."""
+    file, mend = _meta_file(root, split), _mend(split)
+    meta = read_videos(file, mend)[video]
+    names = frames_of(meta, file, video, mend)
+    check_files(root / split / "JPEGImages", {video: names}, ".jpg", mend)
+    frames = FrameFiles([root / split / "JPEGImages" / video / f"{name}.jpg" for name in names])
+    size_hw = frames[0].size_hw
+    entries = {key: (entry, f"{file}, video {video}, expression {key}") for key, entry in meta["expressions"].items()}
+    texts = {key: value_of(entry, "exp", str, where, mend) for key, (entry, where) in entries.items()}
+    if not _SPLITS[split]:
+        asked = tuple(Referral(text, REFERRING, None, name=key) for key, text in texts.items())
+        return EvaluationClip(video, frames, np.zeros((0, len(names), *size_hw), bool), asked, frame_names=tuple(names))
+    annotations = {
+        key: [str(number) for number in value_of(entry, "anno_id", list, where, mend)]
+        for key, (entry, where) in entries.items()
+    }
+    ids = list(dict.fromkeys(number for numbers in annotations.values() for number in numbers))
+    masks = rle_masks(root / split / "mask_dict.json", ids, len(names), size_hw, mend)
+    asked = tuple(
+        Referral(text, kind_of(REFERRING, annotations[key]), tuple(map(ids.index, annotations[key])), name=key)
+        for key, text in texts.items()
+    )
+    return EvaluationClip(video, frames, masks, asked, frame_names=tuple(names))
+
+
+KINDS = (f"{REFERRING} single", f"{REFERRING} several", ABSENT)
+SOURCE = Source("mevis", KINDS, _SPLITS, videos, read, submission="")
