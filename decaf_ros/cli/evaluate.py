@@ -44,14 +44,25 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="evaluate the whole method on clips with ground truth",
         description="Asks expressions about clips with ground truth and scores masks, pointing, categories and "
         '"not found", with the ablations of the paper. The clips of a seed are always the same; '
-        "those of the simulated table overlap with no other seed's, and its models were not trained on them.",
+        "those of the simulated table overlap with no other seed's, and its models were not trained on them. A public "
+        "benchmark is read from --data (docs/evaluation.md), and all its expressions are asked.",
     )
     parser.set_defaults(configure=read_evaluation_config, run=run)
     add = parser.add_argument
     add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
     add("--seed", type=int, help="selects the clips and the expressions; 0 or more (default: 0)")
     add("--clips", type=int, help="number of clips (default: that of the dataset; with --clips-from: all)")
-    add("--clips-from", type=Path, metavar="DIR", help="read stored clips from this folder (no renderer needed)")
+    add(
+        "--clips-from",
+        "--data",
+        type=Path,
+        metavar="DIR",
+        help="folder of a benchmark as published, or of stored clips of the simulated table (no renderer needed)",
+    )
+    add(
+        "--split", default="", help="part of a benchmark, such as valid_u (default: that of the paper's offline tables)"
+    )
+    add("--submission", type=Path, metavar="FILE", help="only write the masks as a benchmark's server expects them")
     add("--kinds", default="", metavar="A,B", help="types of expressions to ask (default: all)")
     add("--json", type=Path, metavar="FILE", help="write the numbers to this file too")
     add(
@@ -62,8 +73,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--ablation-clips",
         type=int,
         metavar="K",
-        help=f"score the variants on the first K clips only (default: {ABLATION_CLIPS}); they need up to 8 GiB of "
-        "memory in addition to the multimodal LLM",
+        help=f"score the variants on the first K clips only (default: {ABLATION_CLIPS}, of a benchmark: 0); they need "
+        "up to 8 GiB of memory in addition to the multimodal LLM",
     )
     add("--calibrate", action="store_true", help="fit the presence score instead, on clips of no --seed")
     add("--long", action="store_true", help="ask early in each long clip, then only watch: scores by time since then")
@@ -92,6 +103,9 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     if args.long:
         _run_long(args, config, source, kinds)
         return
+    if args.submission:
+        _run_submission(args, config, source)
+        return
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.calibration import Example, calibrate, calibration_text, parameter_text
     from decaf_ros.evaluation.datasets.clips import ExpressionChoice
@@ -100,8 +114,11 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     from decaf_ros.evaluation.run import is_absent
     from decaf_ros.evaluation.summary import Collected, summary
 
-    ablation_clips = ABLATION_CLIPS if args.ablation_clips is None else args.ablation_clips
-    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, args.calibrate))
+    every = source.every_expression
+    ablation_clips = (0 if every else ABLATION_CLIPS) if args.ablation_clips is None else args.ablation_clips
+    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, args.calibrate, split=args.split))
+    if not dataset.has_truth:
+        raise ValueError(f"{dataset.name}: the masks of this split are not public; use --submission FILE")
     out = args.out or Path("decaf_eval")
     if not args.calibrate:
         check_folder(out, args.json)
@@ -110,11 +127,11 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         config = replace(config, {"presence.threshold": 0.0})
     workers, threads = _processes(args, config, dataset.scored + dataset.tracking_only)
     plan = Plan(
-        ExpressionChoice(args.seed or 0, PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
+        ExpressionChoice(args.seed or 0, None if every else PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
         masks=not args.calibrate,
-        segmenter=not args.calibrate,
+        segmenter=not args.calibrate and not every,
         ablation_clips=0 if args.no_ablation or args.calibrate else ablation_clips,
-        online_clips=0 if args.calibrate else ONLINE_CLIPS,
+        online_clips=0 if args.calibrate or every else ONLINE_CLIPS,
     )
     load = functools.partial(load_evaluator, config, threads)
     collected, progress = Collected(), _Progress(dataset, plan)
@@ -133,7 +150,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
             write_json(args.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return
     numbers = summary(collected, kinds, config.presence.threshold) | {
-        "settings": _settings(args, dataset, kinds, config),
+        "settings": _settings(args, dataset, kinds, config, every),
         "version": __version__,
     }
     text = report_text(numbers)
@@ -142,6 +159,27 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         write_json(args.json, numbers)
     write_report(out, numbers, collected, text)
     _log(f"report in {out}, {progress.seconds:.0f} s")
+
+
+def _run_submission(args: argparse.Namespace, config: DecafConfig, source: DatasetSource) -> None:
+    """Writes the masks of a split for the server that scores them. Raises as `run`."""
+    from decaf_ros.evaluation.datasets.clips import ExpressionChoice
+    from decaf_ros.evaluation.jobs import Plan, clip_scores, load_evaluator
+    from decaf_ros.evaluation.submission import Submission
+
+    if source.submission is None:
+        raise ValueError(f"--submission: no server scores {args.dataset}; its masks are public")
+    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, split=args.split))
+    workers, threads = _processes(args, config, dataset.scored)
+    plan = Plan(ExpressionChoice(0, None), submit=True)
+    progress = _Progress(dataset, plan)
+    load = functools.partial(load_evaluator, config, threads)
+    with Submission(args.submission, source.submission) as submission:
+        for scores in clip_scores(dataset, plan, load, workers):
+            for entry in scores.cases:
+                submission.add(scores.clip, entry.case.name, entry.masks)
+            progress.show(scores)
+    _log(f"{submission.count} expressions of {dataset.scored} videos in {args.submission}, {progress.seconds:.0f} s")
 
 
 def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSource, kinds: list[str]) -> None:
@@ -153,7 +191,7 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
     from decaf_ros.evaluation.report import check_folder, write_json
 
     seconds = None if args.clips_from else args.seconds or LONG_S
-    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, seconds=seconds))
+    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, seconds=seconds, split=args.split))
     out = args.out or Path("decaf_eval")
     check_folder(out, args.json)
     workers, threads = _processes(args, config, dataset.scored)
@@ -179,12 +217,13 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
 
 def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
     """Finds errors before hours of evaluation. Raises OSError or ValueError."""
-    if args.json and args.json.is_dir():
-        raise IsADirectoryError(f"--json: expected a file, got the folder {args.json}")
-    if args.json and not args.json.parent.is_dir():
-        raise FileNotFoundError(f"--json: no folder {args.json.parent}")
-    if args.json and not os.access(args.json if args.json.exists() else args.json.parent, os.W_OK):
-        raise PermissionError(f"--json: {args.json} cannot be written")
+    _check_file("--json", args.json)
+    _check_file("--submission", args.submission)
+    for name in (
+        ("json", "out", "kinds", "calibrate", "long", "ablation_clips", "no_ablation") if args.submission else ()
+    ):
+        if getattr(args, name) not in (None, False, ""):
+            raise ValueError(f"--{name.replace('_', '-')}: no effect with --submission")
     if args.ablation_clips is not None and args.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")
     if args.seconds is not None and (not args.long or args.clips_from):
@@ -210,6 +249,18 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
         raise ValueError(f"--calibrate: expected --kinds with {ABSENT} and another one, got {', '.join(kinds)}")
 
 
+def _check_file(option: str, file: Path | None) -> None:
+    """Raises OSError if a file cannot be written."""
+    if file is None:
+        return
+    if file.is_dir():
+        raise IsADirectoryError(f"{option}: expected a file, got the folder {file}")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"{option}: no folder {file.parent}")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise PermissionError(f"{option}: {file} cannot be written")
+
+
 def _kinds(args: argparse.Namespace, source: DatasetSource) -> list[str]:
     """The types to ask, in the order of the dataset. Raises ValueError for an unknown type."""
     kinds = {kind.strip() for kind in args.kinds.split(",") if kind.strip()} or set(source.kinds)
@@ -231,18 +282,22 @@ def _processes(args: argparse.Namespace, config: DecafConfig, clips: int) -> tup
     return workers, threads
 
 
-def _settings(args: argparse.Namespace, dataset: Dataset, kinds: list[str], config: DecafConfig) -> dict[str, object]:
+def _settings(
+    args: argparse.Namespace, dataset: Dataset, kinds: list[str], config: DecafConfig, every: bool = False
+) -> dict[str, object]:
     return {
         "dataset": dataset.name,
         "seed": args.seed or 0,
         "clips": dataset.scored,
         **dataset.settings,
         "kinds": kinds,
-        "expressions_a_clip": {"present": WATCHED_PER_CLIP, "absent": 0}
-        if args.long
-        else {"present": PRESENT_PER_CLIP, "absent": ABSENT_PER_CLIP},
+        "expressions_a_clip": "all" if every else _expressions_a_clip(args.long),
         "parameters": {option.name: option.value for option in options(config)},
     }
+
+
+def _expressions_a_clip(is_long: bool) -> dict[str, int]:
+    return {"present": WATCHED_PER_CLIP if is_long else PRESENT_PER_CLIP, "absent": 0 if is_long else ABSENT_PER_CLIP}
 
 
 class _Progress:

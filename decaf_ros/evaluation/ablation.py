@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from decaf_ros.config import DecafConfig, EngineConfig, replace
-from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
-from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, pointing
-from decaf_ros.grounding.fusion import coarse_masks
+from decaf_ros.evaluation.datasets.clips import EvaluationClip
+from decaf_ros.evaluation.metrics import MaskScore, Pointing
+from decaf_ros.evaluation.truth import Truth
 from decaf_ros.grounding.grounder import Grounder, resolve_start_layer
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.pipeline import Decaf, select_targets
@@ -78,13 +78,14 @@ class VariantScore(NamedTuple):
 
     Attributes:
         masks: on all frames, "not found" never being an answer.
-        attention: on the key frames, masks by Otsu's threshold of the fused map (the paper's "Attn Mask").
+        attention: on the key frames, masks by Otsu's threshold of the fused map (the paper's "Attn Mask"); None if no
+            key frame has known masks.
         pointing: None if the targets are on no key frame.
         decoded_category: the decoded category; None if the variant decodes none.
     """
 
     masks: MaskScore
-    attention: MaskScore
+    attention: MaskScore | None
     pointing: Pointing | None
     decoded_category: str | None
 
@@ -98,7 +99,7 @@ def variant_config(config: DecafConfig, variant: Variant, layers: int) -> DecafC
 
 
 def ablate(
-    decaf: Decaf, clip: EvaluationClip, expression: Referral, found: Segmentation, found_score: MaskScore
+    decaf: Decaf, clip: EvaluationClip, truth: Truth, found: Segmentation, found_score: MaskScore
 ) -> dict[str, VariantScore]:
     """Scores of all variants by name; the full method is `full`.
 
@@ -107,12 +108,10 @@ def ablate(
     Args:
         decaf: the method, configured by `always_answering`.
         clip: the clip.
-        expression: the expression, which has targets.
+        truth: the targets.
         found: the answer of `decaf`.
         found_score: score of the masks of `found` on all frames.
     """
-    truth = clip.mask(expression.targets)
-    truth_at_key_frames = truth[[frame.index for frame in found.window.frames]]
     layers = decaf.grounder.mllm.layers
     full_config = variant_config(decaf.config, Variant("", ""), layers)
     scores_by_clicks = {_clicks(found): found_score}
@@ -121,12 +120,12 @@ def ablate(
         clicks = _clicks(answer)
         if clicks not in scores_by_clicks:
             labels = finish(dense_labels(decaf.sam2, found.window, answer.selected, clip.frames))
-            scores_by_clicks[clicks] = mask_score(labels > 0, truth)
+            scores_by_clicks[clicks] = truth.score(labels)
         fused = answer.grounding.maps.fused
         return VariantScore(
             scores_by_clicks[clicks],
-            mask_score(coarse_masks(fused, found.window.size_hw), truth_at_key_frames),
-            pointing(fused, truth_at_key_frames),
+            truth.score_map(fused),
+            truth.pointing(fused),
             answer.grounding.category if answer.grounding.answers else None,
         )
 

@@ -33,6 +33,7 @@ class Plan:
         ablation_clips: number of scored clips, from the first on, on which the variants are scored.
         online_clips: number of scored clips, from the first on, on which one expression is asked online.
         watch: only ask the chosen expressions early in each clip and watch their targets to its end.
+        submit: only make the masks of all expressions, for a submission to a server.
     """
 
     choice: ExpressionChoice
@@ -41,11 +42,14 @@ class Plan:
     ablation_clips: int = 0
     online_clips: int = 0
     watch: bool = False
+    submit: bool = False
 
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
         """The job of the index-th clip of a dataset whose first `scored` clips are scored."""
         if self.watch:
             return Job(clip, watched=self.choice(dataclasses.replace(clip, expressions=tuple(watchable(clip)))))
+        if self.submit:
+            return Job(clip, self.choice(clip), submit=True)
         if index >= scored:
             online = choose_online_expression(clip, self.choice.candidates(clip))
             return Job(clip, online=online, segmenter=True)

@@ -21,6 +21,9 @@ from decaf_ros.segmentation.overlap import assign, mask_iou
 BOUNDARY_TOLERANCE = 0.008
 # Smallest IoU at which a published mask matches an object.
 MATCH_IOU = 0.5
+# PP@K counts the K strongest tokens. A token hits if a target is within this distance of its centre, in pixels.
+POINT_COUNTS = (1, 5, 10, 50, 100)
+POINT_TOLERANCE_PX = 14
 # Occluded: visible area below this share of the smaller of the first- and last-frame areas.
 OCCLUDED_SHARE = 0.5
 
@@ -84,6 +87,44 @@ def _boundary(mask: np.ndarray) -> np.ndarray:
 def _disc(radius: int) -> np.ndarray:
     rows, columns = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     return np.asarray(rows**2 + columns**2 <= radius**2, np.uint8)
+
+
+def robustness(predicted: np.ndarray, truth: np.ndarray, foreground: np.ndarray) -> float:
+    """The robustness score of ReVOS: the mean over frames of 1 - |predicted outside truth| / |foreground|, at least 0.
+
+    predicted, truth, foreground: (F, H, W) bool; foreground: all annotated objects. On a frame without foreground the
+    score is 1 without a wrong pixel, else 0. Raises ValueError for different shapes.
+    """
+    if not predicted.shape == truth.shape == foreground.shape or not len(truth):
+        shapes = ", ".join(str(masks.shape) for masks in (predicted, truth, foreground))
+        raise ValueError(f"robustness: expected masks of one shape (F, H, W), got {shapes}")
+    wrong = np.count_nonzero(predicted & ~truth, axis=(1, 2))
+    # The published constant, which decides the frames without foreground.
+    share = wrong / (np.count_nonzero(foreground, axis=(1, 2)) + 1e-6)
+    return float(np.maximum(1 - share, 0).mean())
+
+
+def point_precision(maps: np.ndarray, truth: np.ndarray) -> dict[int, float]:
+    """PP@K of the paper's published implementation: the share of the K strongest tokens of a clip that hit a target.
+
+    A token hits if the square around the pixel at its centre has a pixel of a target. The square reaches
+    POINT_TOLERANCE_PX up and left, one less down and right, and never the last row or column, as published. Of equal
+    tokens the first counts. Returns the share by K, for every K of POINT_COUNTS up to the number of tokens.
+
+    maps: (T, h, w) float32, T at least 1. truth: (T, H, W) bool, the targets on the same key frames.
+    Raises ValueError if the numbers of frames differ.
+    """
+    if len(maps) != len(truth):
+        raise ValueError(f"point_precision: expected truth for {len(maps)} key frames, got {len(truth)}")
+    (rows, columns), (height, width) = maps.shape[1:], truth.shape[1:]
+    strongest = np.argsort(-maps.reshape(-1), kind="stable")[: max(POINT_COUNTS)]
+    hits = []
+    for frame, row, column in zip(*np.unravel_index(strongest, maps.shape)):
+        y, x = int((row + 0.5) / rows * height), int((column + 0.5) / columns * width)
+        top, left = max(y - POINT_TOLERANCE_PX, 0), max(x - POINT_TOLERANCE_PX, 0)
+        bottom, right = min(y + POINT_TOLERANCE_PX, height - 1), min(x + POINT_TOLERANCE_PX, width - 1)
+        hits.append(bool(truth[frame, top:bottom, left:right].any()))
+    return {count: float(np.mean(hits[:count])) for count in POINT_COUNTS if count <= len(hits)}
 
 
 class Pointing(NamedTuple):

@@ -13,6 +13,7 @@ import numpy as np
 
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
+from decaf_ros.evaluation.protocol import SCORES
 from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
 from decaf_ros.io.results import write_png
@@ -92,6 +93,7 @@ def report_text(summary: Mapping[str, Any]) -> str:
         f"Clips: {counts['clips']}. Expressions with targets: {counts['present']}, without: {counts['absent']}. All "
         'numbers are percentages. A wrong "not found" scores 0.',
         _by_type(summary),
+        _protocol(summary["protocol"]),
         _further_measures(summary),
     ]
     if summary["ablation"]:
@@ -109,6 +111,23 @@ def _by_type(summary: Mapping[str, Any]) -> str:
             (kind, str(count), *(percent(scores[name]) for name in _HEADINGS), *_branch_categories(summary, kind))
             for kind, count, scores in rows
         ],
+    )
+
+
+def _protocol(scores: Mapping[str, Any]) -> str:
+    """The scores of the paper's tables: a row for each subset, and one for their mean."""
+    overall, by_subset = scores["overall"], scores["by_subset"]
+    measured = [name for name in SCORES if overall[name] is not None]
+    rows = [(name, str(scores["counts"][name]), means) for name, means in by_subset.items()]
+    if len(by_subset) > 1:
+        rows.append(("mean of the subsets", str(sum(scores["counts"].values())), overall))
+    return (
+        'The published protocol: "not found" is never an answer. "attention": masks from the attention map alone, on '
+        "the key frames. PP@K: the share of the K strongest tokens that are on a target or near it.\n\n"
+        + table(
+            ("subset", "cases", *(SCORES[name] for name in measured)),
+            [(name, cases, *(percent(means[name]) for name in measured)) for name, cases, means in rows],
+        )
     )
 
 
@@ -226,14 +245,14 @@ def caption(case: Case) -> str:
 
 def _case_entry(case: Case) -> dict[str, Any]:
     entry = dataclasses.asdict(case)
-    for name in ("always", "published", "pointing"):
+    for name in ("always", "published", "pointing", "attention"):
         value = getattr(case, name)
         entry[name] = value and value._asdict()
     entry["category_right"] = case.category_right
     entry["ablation"] = {
         name: {
             "masks": score.masks._asdict(),
-            "attention": score.attention._asdict(),
+            "attention": score.attention and score.attention._asdict(),
             "pointing": score.pointing and score.pointing._asdict(),
             "decoded_category": score.decoded_category,
         }

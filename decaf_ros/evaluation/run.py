@@ -16,10 +16,12 @@ from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, is_absent_kind
 from decaf_ros.evaluation.long import Watched, watch
-from decaf_ros.evaluation.metrics import MaskScore, Pointing, mask_score, names_category, pointing
+from decaf_ros.evaluation.metrics import MaskScore, Pointing, names_category
 from decaf_ros.evaluation.online import OnlineScore, play
 from decaf_ros.evaluation.pictures import case_strip
 from decaf_ros.evaluation.sam2 import SegmenterScore, score_segmenter
+from decaf_ros.evaluation.submission import frame_files
+from decaf_ros.evaluation.truth import Truth
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf, select_targets
 from decaf_ros.types import Presence, Segmentation
@@ -40,6 +42,7 @@ class Job:
         online: expression to ask while the clip is played as a live stream.
         segmenter: score SAM 2 by itself.
         watched: expressions with `asked_s`, each to ask early in the clip, which is then only watched.
+        submit: also return the masks, for a submission to a server.
     """
 
     clip: EvaluationClip
@@ -49,6 +52,7 @@ class Job:
     online: Referral | None = None
     segmenter: bool = False
     watched: Sequence[Referral] = ()
+    submit: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,11 @@ class Case:
         pointing: None if there are no targets, or none is visible on a key frame.
         seconds: time of the method and its mask score.
         ablation: scores by variant.
+        name: name of the expression in the clip.
+        subset: part of the dataset, see `Referral.subset`.
+        attention: score of the masks from the fused map alone on the key frames; None without targets or masks.
+        points: PP@K by K; empty without targets.
+        robustness: of the masks behind `always`; None without one.
     """
 
     clip: str
@@ -86,6 +95,11 @@ class Case:
     pointing: Pointing | None
     seconds: float
     ablation: Mapping[str, VariantScore] = field(default_factory=dict)
+    name: str = ""
+    subset: str = ""
+    attention: MaskScore | None = None
+    points: Mapping[int, float] = field(default_factory=dict)
+    robustness: float | None = None
 
     @property
     def published(self) -> MaskScore | None:
@@ -98,10 +112,14 @@ class Case:
 
 
 class CasePicture(NamedTuple):
-    """A case and its picture, (H, W, 3) uint8 RGB."""
+    """A case and its picture, (H, W, 3) uint8 RGB.
+
+    masks: PNG files by name of the frame, for a submission; else empty.
+    """
 
     case: Case
     picture: np.ndarray
+    masks: Mapping[str, bytes] = {}
 
 
 @dataclass(frozen=True)
@@ -147,14 +165,16 @@ class Evaluator:
             # The variants share forward passes.
             decaf.grounder = sharing_grounder(self.decaf.grounder.mllm)
         window = key_frames(clip.frames, config.window.size, config.window.clip_rounding)
-        truth = clip.mask(expression.targets)
-        found = decaf.segment(window, expression.text, clip.frames if job.masks and expression.targets else None)
-        always = None if found.dense_labels is None else mask_score(found.dense_labels > 0, truth)
+        has_masks = job.masks and bool(expression.targets)
+        found = decaf.segment(window, expression.text, clip.frames if has_masks or job.submit else None)
+        fused = found.grounding.maps.fused
+        truth = Truth.of(clip, expression, window)
+        labels = found.dense_labels
+        always = truth.score(labels) if has_masks and labels is not None else None
         seconds = time.perf_counter() - began
 
         published = node_segmentation(found, config)
         absence_text = absence(published, config)
-        truth_at_key_frames = truth[[frame.index for frame in window.frames]]
         grounding = found.grounding
         has_video = bool(grounding.answers) and config.grounding.branches != "frames"
         case = Case(
@@ -169,11 +189,17 @@ class Evaluator:
             answer=absence_text or tracking_text(len(published.selected), grounding.category),
             presence=found.presence,
             always=always,
-            pointing=pointing(grounding.maps.fused, truth_at_key_frames) if expression.targets else None,
+            pointing=truth.pointing(fused) if expression.targets else None,
             seconds=seconds,
-            ablation=ablate(decaf, clip, expression, found, always) if job.ablate and always is not None else {},
+            ablation=ablate(decaf, clip, truth, found, always) if job.ablate and always is not None else {},
+            name=expression.name,
+            subset=expression.subset,
+            attention=truth.score_map(fused) if always is not None else None,
+            points=truth.points(fused) if expression.targets else {},
+            robustness=None if always is None or labels is None else truth.robustness(labels),
         )
-        return CasePicture(case, case_strip(published, truth_at_key_frames))
+        masks = frame_files(clip, labels) if job.submit and labels is not None else {}
+        return CasePicture(case, case_strip(published, truth.on_key_frames(len(window))), masks)
 
 
 def _named(

@@ -13,6 +13,7 @@ from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.datasets.clips import is_absent_kind
 from decaf_ros.evaluation.metrics import MaskScore, Roc, mean, names_category, precision_recall, roc
 from decaf_ros.evaluation.online import OnlineScore
+from decaf_ros.evaluation.protocol import protocol
 from decaf_ros.evaluation.run import Case, CasePicture, ClipScores, is_absent
 from decaf_ros.evaluation.sam2 import SegmenterScore
 from decaf_ros.presence import PARTS
@@ -80,6 +81,7 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
             "chance_pointing": mean(pointing.chance for pointing in pointings),
             "centre_pointing": mean(pointing.centre for pointing in pointings),
         },
+        "protocol": protocol(present),
         "always_answered": measures(present, lambda case: case.always),
         "pointing_window": mean(pointing.window for pointing in pointings),
         "category_by_branch": {
@@ -162,7 +164,11 @@ def _attention_masks(present: Sequence[Case]) -> dict[str, float | None]:
     """J&F of masks from the attention map only, on the key frames."""
     ablated = [case for case in present if case.ablation]
     names = (FULL, *VARIANTS) if ablated else ()
-    return {name: mean(case.ablation[name].attention.j_and_f for case in ablated) for name in names}
+    return {name: mean(_j_and_f(case.ablation[name].attention) for case in ablated) for name in names}
+
+
+def _j_and_f(score: MaskScore | None) -> float | None:
+    return score and score.j_and_f
 
 
 def _by_branch(cases: Sequence[Case]) -> dict[str, float | None]:

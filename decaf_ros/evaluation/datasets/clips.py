@@ -87,7 +87,7 @@ class EvaluationClip:
         shape = (len(self.frames), *self.frames[0].size_hw) if self.frames else (0,)
         for masks in (self.objects, *((self.foreground,) if self.foreground is not None else ())):
             dtype = masks.dtype if isinstance(masks, np.ndarray) else np.dtype(bool)
-            if not self.frames or masks.shape[1:] != shape or dtype != bool:
+            if not self.frames or masks.shape[1:] != shape or dtype.kind != "b":
                 raise ValueError(
                     f"clip {self.name}: expected frames and bool masks of shape (K, {', '.join(map(str, shape))}), "
                     f"got {dtype} {masks.shape}"
@@ -119,7 +119,7 @@ class EvaluationClip:
     @property
     def count(self) -> int:
         """K, the number of objects."""
-        return self.objects.shape[0]
+        return int(self.objects.shape[0])
 
     def at(self, frame: int, objects: Sequence[int]) -> np.ndarray:
         """(len(objects), H, W) bool: objects on one frame."""
@@ -132,7 +132,7 @@ class EvaluationClip:
         wanted = range(len(self.frames)) if frames is None else frames
         union = np.zeros((len(wanted), *self.objects.shape[2:]), bool)
         for place, frame in enumerate(wanted):
-            self.at(frame, targets).any(axis=0, out=union[place])
+            np.any(self.at(frame, targets), axis=0, out=union[place])
         return union
 
     def masks_at(self, frame_index: int) -> dict[int, np.ndarray]:
@@ -142,7 +142,8 @@ class EvaluationClip:
     def areas(self, objects: Sequence[int]) -> np.ndarray:
         """(len(objects), F) int64: visible pixels."""
         counts = [np.count_nonzero(self.at(frame, objects), axis=(1, 2)) for frame in range(len(self.frames))]
-        return np.array(counts, np.int64).reshape(len(self.frames), len(objects)).T
+        areas: np.ndarray = np.array(counts, np.int64).reshape(len(self.frames), len(objects)).T
+        return areas
 
 
 class _Bits(NamedTuple):

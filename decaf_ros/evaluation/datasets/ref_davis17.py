@@ -67,11 +67,8 @@ def videos(root: Path, split: str) -> Sequence[str]:
     described = [_described(root / "davis_text_annotations" / f"{name}.txt") for name in _TEXTS]
     for video in listed:
         for name, objects in zip(_TEXTS, described):
-            if video not in objects or objects[video].keys() != described[0][video].keys():
-                raise ValueError(
-                    f"{root / 'davis_text_annotations' / name}.txt: expected expressions for the objects "
-                    f"{sorted(described[0].get(video, {}))} of {video}, got {sorted(objects.get(video, {}))}; {_MEND}"
-                )
+            if video not in objects:
+                raise ValueError(f"{root / 'davis_text_annotations' / name}.txt: no line of {video}; {_MEND}")
     return listed
 
 
@@ -102,8 +99,12 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
 def _expressions(root: Path, video: str) -> list[tuple[str, int, str]]:
     """Text, object and subset of each expression, in the order of a converted file."""
     described = [_described(root / "davis_text_annotations" / f"{name}.txt")[video] for name in _TEXTS]
+    numbers = sorted({number for texts in described for number in texts})
     return [
-        (texts[number], number, subset) for number in sorted(described[0]) for texts, subset in zip(described, SUBSETS)
+        (texts[number], number, subset)
+        for number in numbers
+        for texts, subset in zip(described, SUBSETS)
+        if number in texts
     ]
 
 
