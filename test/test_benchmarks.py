@@ -45,3 +45,9 @@ def test_resident_memory_is_flat_over_1000_windows():
     found = last_line("window_memory.py", "--windows", "1000")
     assert found["windows"] == 1000 and abs(found["change"]) < 0.02
     assert 0 < found["prefixes_mib"] <= 8 and 0 < found["features_mib"] <= 1 and 0 < found["looks_mib"] <= 1
+
+
+def test_the_speed_of_j_and_f():
+    found = last_line("metrics.py", "--frames", "20", "--cell", "4")
+    assert found["j_frames_per_minute"] > 0 and found["f_frames_per_minute"] > 0
+    assert 0.5 < found["mean_j"] < 1 and 0.5 < found["mean_f"] < 1, "pairs that are similar, but not equal"

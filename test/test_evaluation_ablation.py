@@ -13,6 +13,7 @@ from decaf_ros.evaluation import ablation
 from decaf_ros.evaluation.ablation import FULL, VARIANTS, Variant, ablate, sharing_grounder, variant_config
 from decaf_ros.evaluation.metrics import mask_score, pointing
 from decaf_ros.evaluation.run import always_answering
+from decaf_ros.evaluation.truth import Truth
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.offline import key_frames
@@ -121,7 +122,7 @@ def test_every_variant_is_the_real_method_under_its_configuration(models, clip, 
     decaf = Decaf(mllm, sam2, CONFIG)
     found = decaf.segment(window, expression.text, clip.frames)
     decaf.grounder = sharing_grounder(mllm)
-    scores = ablate(decaf, clip, expression, found, mask_score(found.dense_labels > 0, truth))
+    scores = ablate(decaf, clip, Truth.of(clip, expression, window), found, mask_score(found.dense_labels > 0, truth))
     assert list(scores) == [FULL, *VARIANTS]
     for name, score in scores.items():
         config = variant_config(CONFIG, VARIANTS.get(name, Variant("", "")), LAYERS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.spatial import cKDTree
 
 from decaf_ros.evaluation.metrics import (
     boundary_f,
@@ -11,9 +12,11 @@ from decaf_ros.evaluation.metrics import (
     mask_score,
     mean,
     names_category,
+    point_precision,
     pointing,
     precision_recall,
     region_similarity,
+    robustness,
     roc,
 )
 
@@ -57,22 +60,89 @@ def test_boundary_f_is_the_harmonic_mean():
     assert boundary_f(box(5, 5), twice) == pytest.approx(2 / 3)
 
 
-def test_boundary_f_follows_its_definition():
-    """Compares with the distances of all pairs of boundary pixels."""
+def pixels(mask):
+    return set(map(tuple, np.argwhere(mask).tolist()))
+
+
+def edge_pixels(mask):
+    """A pixel belongs to the boundary if it differs from its right, lower or lower right neighbour in the image."""
+    inside = pixels(mask)
+    height, width = mask.shape
+    edge = set()
+    for row in range(height):
+        for column in range(width):
+            for other in ((row, column + 1), (row + 1, column), (row + 1, column + 1)):
+                in_image = other[0] < height and other[1] < width
+                if in_image and ((row, column) in inside) != (other in inside):
+                    edge.add((row, column))
+    return np.array(sorted(edge)).reshape(-1, 2)
+
+
+def matched_share(edge, other, tolerance):
+    return (cKDTree(other).query(edge)[0] <= tolerance).mean()
+
+
+def test_j_and_f_equal_a_second_implementation():
+    """200 random pairs of random sizes against sets of pixels and the distances between boundary pixels."""
     rng = np.random.default_rng(0)
-    for _ in range(5):
-        masks = [np.kron(rng.random((6, 8)) < 0.3, np.ones((10, 10))) > 0 for _ in range(2)]
-        masks[1] = np.roll(masks[0] | (rng.random((60, 80)) < 0.01), 1, axis=1)
-        edges = []
-        for mask in masks:
-            other = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
-            differs = (other[:-1, 1:] != mask) | (other[1:, :-1] != mask)
-            differs[:-1, :-1] |= mask[1:, 1:] != mask[:-1, :-1]
-            edges.append(np.argwhere(differs))
-        near = np.linalg.norm(edges[0][:, None] - edges[1][None], axis=2) <= 1
-        precision, recall = near.any(axis=1).mean(), near.any(axis=0).mean()
-        assert boundary_f(*masks) == pytest.approx(2 * precision * recall / (precision + recall))
-        assert 0.3 < boundary_f(*masks) < 1
+    scores = []
+    for number in range(200):
+        grid, cell = rng.integers(2, 9, 2), rng.integers(4, 21, 2)
+        truth = np.kron(rng.random(grid) < rng.uniform(0, 0.8), np.ones(cell)) > 0
+        predicted = np.roll(truth, rng.integers(-6, 7, 2), (0, 1)) ^ (rng.random(truth.shape) < 0.002)
+        if number % 10 == 0:
+            predicted[:] = False
+        if number % 20 == 0:
+            truth[:] = False
+        union = pixels(predicted) | pixels(truth)
+        j = len(pixels(predicted) & pixels(truth)) / len(union) if union else 1.0
+        edges = edge_pixels(predicted), edge_pixels(truth)
+        if not len(edges[0]) or not len(edges[1]):
+            f = float(len(edges[0]) == len(edges[1]))
+        else:
+            tolerance = np.ceil(0.008 * np.sqrt(truth.shape[0] ** 2 + truth.shape[1] ** 2))
+            precision, recall = matched_share(*edges, tolerance), matched_share(*edges[::-1], tolerance)
+            f = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+        assert region_similarity(predicted, truth) == pytest.approx(j, abs=1e-9)
+        assert boundary_f(predicted, truth) == pytest.approx(f, abs=1e-6)
+        scores.append((j, f))
+    assert np.mean([0.05 < f < 0.95 for _, f in scores]) > 0.4, "pairs that are neither equal nor apart"
+    assert sum(score == (1, 1) for score in scores) >= 10, "empty against empty"
+
+
+def test_robustness_counts_the_pixels_outside_the_target():
+    truth = np.stack([box(10, 10), box(10, 10), EMPTY, EMPTY, EMPTY])
+    foreground = np.stack([box(10, 10, 20, 40), box(10, 10, 20, 40), box(10, 10), EMPTY, EMPTY])
+    predicted = np.stack([box(10, 10, 20, 30), box(30, 30, 30, 50), EMPTY, EMPTY, box(0, 0, 1, 1)])
+    # 200 wrong of 800; more wrong pixels than foreground; none; none without foreground; one without foreground.
+    assert robustness(predicted, truth, foreground) == pytest.approx((0.75 + 0 + 1 + 1 + 0) / 5)
+    assert robustness(predicted[:1], truth[:1], foreground[:1]) == pytest.approx(0.75)
+    with pytest.raises(ValueError, match="robustness: expected masks of one shape"):
+        robustness(predicted, truth, foreground[:2])
+
+
+def test_point_precision_counts_the_strongest_tokens():
+    """Token (2, 4) has its centre at pixel (25, 45): with 14 px a box that ends at row 11 is reached, one at 10 not."""
+    strongest = maps((0, 2, 4, 1.0), (0, 5, 0, 0.9), frames=1)
+    assert point_precision(strongest, box(0, 40, 12, 10)[None])[1] == 1
+    assert point_precision(strongest, box(0, 40, 11, 10)[None])[1] == 0
+    # One less to the lower right: 45 + 13 is reached, 45 + 14 not.
+    assert point_precision(strongest, box(20, 58, 10, 5)[None])[1] == 1
+    assert point_precision(strongest, box(20, 59, 10, 5)[None])[1] == 0
+    # The last column is never reached, as published: token (2, 7) has its centre at x = 75.
+    assert point_precision(maps((0, 2, 7, 1.0), frames=1), box(20, 79, 10, 1)[None])[1] == 0
+    found = point_precision(strongest, box(20, 40)[None])
+    assert list(found) == [1, 5, 10], "48 tokens"
+    assert found[1] == 1
+
+
+def test_point_precision_is_over_the_whole_clip():
+    truth = np.stack([box(0, 0, 5, 5), EMPTY])
+    values = maps(*((1, row, column, 0.5) for row in range(6) for column in range(8)), (0, 0, 0, 1.0), (0, 0, 1, 0.9))
+    found = point_precision(values, truth)
+    assert list(found) == [1, 5, 10, 50] and (found[1], found[5], found[10], found[50]) == (1, 0.4, 0.2, 0.04)
+    with pytest.raises(ValueError, match="expected truth for 2 key frames, got 1"):
+        point_precision(values, truth[:1])
 
 
 def test_boundary_f_of_empty_masks():
