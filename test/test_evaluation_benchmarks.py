@@ -164,6 +164,21 @@ def test_version_2_of_mevis_has_another_file_name(tmp_path):
     assert opened("mevis", tmp_path).clip(0).expressions[2].kind == "absent"
 
 
+def test_encoded_masks_are_in_the_order_of_the_frames(tmp_path):
+    """Names of different lengths: "9" comes before "10"."""
+    names = tuple(str(index) for index in range(7, 7 + FRAMES))
+    file = write_mevis(tmp_path) / "valid_u/meta_expressions.json"
+    write_images(tmp_path / "valid_u/JPEGImages/alpha", names)
+    content = json.loads(file.read_text())
+    content["videos"]["alpha"]["frames"] = names
+    write_json(file, content)
+    clip = opened("mevis", tmp_path).clip(0)
+    assert clip.frame_names == names
+    np.testing.assert_array_equal(clip.mask((1,)), labels("alpha") == 3)
+    picture = cv2.imread(str(tmp_path / "valid_u/JPEGImages/alpha/10.jpg"))
+    np.testing.assert_array_equal(clip.frames[3].image, picture[..., ::-1])
+
+
 # Faults. Each entry: dataset, file or folder to remove, words of the error.
 REMOVED = [
     ("ref_davis17", "DAVIS/ImageSets", "val.txt: not found"),

@@ -154,7 +154,10 @@ def check_files(folder: Path, names: Mapping[str, Collection[str]], suffix: str,
 
 
 def frames_of(meta: Mapping[str, Any], file: Path, video: str, mend: str) -> list[str]:
-    """The names of a video's frames, in the order of time. Raises ValueError if there are none."""
+    """The names of a video's frames in the order of the file, which is that of time and of the encoded masks.
+
+    Raises ValueError if there are none.
+    """
     if not meta.get("frames"):
         raise ValueError(f'{file}, video {video}: expected "frames", a list of names; {mend}')
-    return sorted(meta["frames"])
+    return list(meta["frames"])
