@@ -30,6 +30,8 @@ setup(
         ("share/decaf_ros/msg", glob("msg/*.msg")),
         ("share/decaf_ros/srv", glob("srv/*.srv")),
         ("share/decaf_ros/action", glob("action/*.action")),
+        # `decaf doctor` reads the tested versions.
+        ("share/decaf_ros/requirements", ["requirements/workspace.txt", "requirements/sam2.txt"]),
     ],
     entry_points=f"[console_scripts]\ndecaf = decaf_ros.cli.main:main\n\n{PLUGINS}",
     # The floors are the oldest versions that the tests have been run with (Python 3.10 on: transformers 4).

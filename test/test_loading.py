@@ -113,7 +113,7 @@ def test_a_folder_without_a_file_is_refused_with_its_name(tmp_path, family):
             (folder / file).unlink(missing_ok=True)
         with pytest.raises(FileNotFoundError) as caught:
             load(folder)
-        assert named in str(caught.value) and "hf download" not in str(caught.value)
+        assert named in str(caught.value) and "decaf weights get" not in str(caught.value)
         shutil.rmtree(folder)
     shutil.copytree(whole, folder)
     (folder / "chat_template.jinja").unlink()

@@ -212,7 +212,7 @@ def test_damaged_weights_raise(tmp_path):
 def test_missing_checkpoint_gives_advice(tmp_path):
     with pytest.raises(FileNotFoundError, match="mllm.checkpoint .*expected a folder, but .*nowhere does not exist$"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path / "nowhere"), local_files_only=True))
-    with pytest.raises(FileNotFoundError, match="mllm.checkpoint 'no/where'.*local_files_only is set.*hf download"):
+    with pytest.raises(FileNotFoundError, match="mllm.checkpoint 'no/where'.*local_files_only .*decaf weights get"):
         load_mllm(MllmConfig(checkpoint="no/where", local_files_only=True))
 
 

@@ -87,7 +87,7 @@ def test_errors_for_missing_checkpoints_give_advice(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="sam2.1_hiera_l"):
         load_sam2(Sam2Config(str(tmp_path / "weights.pt"), "hiera_gigantic"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(FileNotFoundError, match="hf download facebook/sam2.1-hiera-tiny"):
+    with pytest.raises(FileNotFoundError, match="decaf weights get facebook/sam2.1-hiera-tiny"):
         load_sam2(Sam2Config("facebook/sam2.1-hiera-tiny", local_files_only=True))
 
 

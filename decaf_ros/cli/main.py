@@ -1,14 +1,18 @@
-"""The command `decaf`. Subcommands are the modules of this package and the entry points in `decaf_ros.commands`."""
+"""The command `decaf`. Subcommands are modules of this package and the entry points in `decaf_ros.commands`."""
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.metadata import entry_points
 
-from decaf_ros.cli import calibrate, evaluate, parameters, replay, segment
 from decaf_ros.version import __version__
 
+# Modules of this package, one for each command.
+COMMANDS = ("segment", "replay", "evaluate", "calibrate", "doctor", "weights", "parameters")
 # Group in which other packages register subcommands: functions like `segment.add_parser`.
 ENTRY_POINTS = "decaf_ros.commands"
 
@@ -34,17 +38,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="decaf", description="Training-free video reasoning segmentation.")
     parser.add_argument("--version", action="version", version=f"decaf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
-    for module in (segment, replay, evaluate, calibrate, parameters):
-        module.add_parser(commands)
+    loaders: list[tuple[str, Callable[[], Callable[..., None]]]] = [(name, partial(_own, name)) for name in COMMANDS]
     # Unique by name: a checkout and an installation may both register the same commands.
-    for point in {point.name: point for point in entry_points(group=ENTRY_POINTS)}.values():
+    points = {point.name: point for point in entry_points(group=ENTRY_POINTS)}.values()
+    loaders += [(f"{point.name} ({point.value})", point.load) for point in points]
+    for name, load in loaders:
         try:
-            add_parser = point.load()
-        except Exception as error:  # whatever another package raises, `decaf segment` must still run
-            print(f"decaf: command {point.name} ({point.value}) cannot be loaded: {error}", file=sys.stderr)
+            add_parser = load()
+        except Exception as error:  # whatever a package raises: `decaf doctor` must still run, and say what is missing
+            print(f"decaf: command {name} cannot be loaded: {error}", file=sys.stderr)
         else:
             add_parser(commands)
     return parser
+
+
+def _own(name: str) -> Callable[..., None]:
+    add_parser: Callable[..., None] = import_module(f"decaf_ros.cli.{name}").add_parser
+    return add_parser
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from decaf_ros.io.parameter_files import load_config, plain_value
 def add_config_arguments(parser: argparse.ArgumentParser, default: str = "") -> None:
     """Adds --config, --node, --set, --mllm and --sam2. default: help text about the configuration without --config."""
     add = parser.add_argument
-    add("--config", "--params-file", type=Path, help=f"YAML parameter file in the node's format{default}")
+    add("--config", "--params-file", "--params", type=Path, help=f"YAML parameter file in the node's format{default}")
     add("--node", help="full name of the node whose sections of --config count, such as /front/segmenter")
     add("--set", action="append", default=[], metavar="STAGE.FIELD=VALUE", help="one parameter; may be repeated")
     add("--mllm", help="checkpoint of the multimodal LLM (mllm.checkpoint)")

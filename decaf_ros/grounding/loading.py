@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from safetensors import SafetensorError
@@ -16,7 +19,10 @@ from decaf_ros.config import MllmConfig
 from decaf_ros.devices import resolve_device, resolve_dtype
 from decaf_ros.grounding.checkpoint_files import require_files, require_folder
 from decaf_ros.grounding.mllm import Mllm, end_tokens
+from decaf_ros.hub import cached_folder, get_beforehand
 from decaf_ros.resources import resolve_path
+
+_log = logging.getLogger(__name__)
 
 # transformers model type -> adapter module in `families/`, and class.
 FAMILIES = {
@@ -36,28 +42,56 @@ UNQUANTISED = ("model.visual", "model.vision_tower", "model.multi_modal_projecto
 QUANTISERS = {"bitsandbytes": "bitsandbytes>=0.47", "torchao": "torchao>=0.15", "accelerate": "accelerate>=1.1"}
 
 
+class _Source(NamedTuple):
+    """Where a checkpoint is, and its configuration.
+
+    folder: None for a hub name. safely: arguments of every `from_pretrained`. settings: transformers' configuration.
+    """
+
+    name: str
+    source: str
+    folder: Path | None
+    safely: dict[str, Any]
+    settings: Any
+    model_type: str
+
+
+def local_folder(config: MllmConfig) -> Path | None:
+    """The checkpoint's folder: the configured one, or that of the hub's cache; None if it has not been downloaded.
+
+    Raises FileNotFoundError for a package:// path that is missing.
+    """
+    source = resolve_path(config.checkpoint)
+    return Path(source) if _is_path(source) else cached_folder(source)
+
+
+def outline_mllm(config: MllmConfig) -> Mllm:
+    """The model without its weights, on torch's meta device: its parameters and layouts tell what it needs. Nothing is
+    downloaded. Raises as `load_mllm`."""
+    config = dataclasses.replace(config, local_files_only=True)
+    found = _open(config)
+    dtype = resolve_dtype(config.dtype, resolve_device(config.device))
+    found.settings._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        untyped: Any = AutoModelForImageTextToText
+        model = untyped.from_config(found.settings, dtype=dtype)
+    processor = _load_processor(config, found.source, found.folder, found.safely)
+    return _adapter(found.model_type)(model.eval(), processor, config)
+
+
 def load_mllm(config: MllmConfig) -> Mllm:
     """Loads a checkpoint of a supported family, by folder or hub name.
 
     Raises FileNotFoundError for a missing checkpoint or file, ValueError if its family is not supported, its files are
     damaged or do not belong together, or it cannot be quantised as configured.
     """
-    source, name = resolve_path(config.checkpoint), f"mllm.checkpoint {config.checkpoint!r}"
-    folder = Path(source) if _is_path(source) else None
-    # Without the second entry transformers asks on the terminal whether to run the code of a checkpoint's folder.
-    safely: dict[str, Any] = {"local_files_only": config.local_files_only, "trust_remote_code": False}
-    if folder:
-        require_folder(folder, name)
-    try:
-        settings = AutoConfig.from_pretrained(source, **safely)
-        # From the class: in some 4.57 releases the instance returns the type of its text model.
-        model_type = type(settings).model_type
-    except OSError as error:
-        raise _unreadable(config, folder, error) from error
-    except (AttributeError, TypeError, ValueError) as error:  # code in the folder, an unknown type, or no settings
-        raise ValueError(_foreign_checkpoint(config, error)) from error
-    if model_type not in FAMILIES:
-        raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
+    if not config.local_files_only and not _is_here(config):
+        _log.warning(
+            "mllm.checkpoint %s is not on this machine: downloading it. To do so beforehand: %s",
+            config.checkpoint,
+            get_beforehand("mllm", config.checkpoint),
+        )
+    name, source, folder, safely, settings, model_type = _open(config)
     if folder:
         require_files(folder, name)
     device = resolve_device(config.device)
@@ -92,10 +126,51 @@ def load_mllm(config: MllmConfig) -> Mllm:
     model.eval()
     if "device_map" not in options:
         model.to(device)
-    module, adapter = FAMILIES[model_type]
-    mllm: Mllm = getattr(import_module(f"decaf_ros.grounding.families.{module}"), adapter)(model, processor, config)
+    mllm = _adapter(model_type)(model, processor, config)
     _try_prompts(mllm, name)
     return mllm
+
+
+def _is_here(config: MllmConfig) -> bool:
+    """Whether loading needs no download: a path, or a name whose files are all in the hub's cache."""
+    if _is_path(resolve_path(config.checkpoint)):
+        return True
+    folder = cached_folder(config.checkpoint)
+    try:
+        if folder is not None:
+            require_files(folder, config.checkpoint)
+    except (FileNotFoundError, ValueError):
+        return False
+    return folder is not None
+
+
+def _open(config: MllmConfig) -> _Source:
+    """Finds a checkpoint and reads its configuration. Raises as `load_mllm`."""
+    source, name = resolve_path(config.checkpoint), f"mllm.checkpoint {config.checkpoint!r}"
+    folder = Path(source) if _is_path(source) else None
+    # Without the second entry transformers asks on the terminal whether to run the code of a checkpoint's folder.
+    safely: dict[str, Any] = {"local_files_only": config.local_files_only, "trust_remote_code": False}
+    if folder:
+        require_folder(folder, name)
+    try:
+        settings = AutoConfig.from_pretrained(source, **safely)
+        # From the class: in some 4.57 releases the instance returns the type of its text model.
+        model_type = type(settings).model_type
+    except OSError as error:
+        raise _unreadable(config, folder, error) from error
+    except (AttributeError, TypeError, ValueError) as error:  # code in the folder, an unknown type, or no settings
+        raise ValueError(_foreign_checkpoint(config, error)) from error
+    if model_type not in FAMILIES:
+        raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
+    return _Source(name, source, folder, safely, settings, model_type)
+
+
+def _adapter(model_type: str) -> Callable[[Any, Any, MllmConfig], Mllm]:
+    module, name = FAMILIES[model_type]
+    adapter: Callable[[Any, Any, MllmConfig], Mllm] = getattr(
+        import_module(f"decaf_ros.grounding.families.{module}"), name
+    )
+    return adapter
 
 
 def _is_path(source: str) -> bool:
@@ -182,7 +257,8 @@ def _unreadable(config: MllmConfig, folder: Path | None, error: OSError) -> Exce
     if folder:
         return ValueError(f"{name}: damaged or not complete: {_first_line(error)}")
     advice = (
-        "local_files_only is set: download it first (hf download NAME) or clear mllm.local_files_only"
+        f"local_files_only is set: download it first ({get_beforehand('mllm', config.checkpoint)}) or clear "
+        "mllm.local_files_only"
         if config.local_files_only
         else "give the folder of a downloaded checkpoint, or a name on the hub that this machine can reach"
     )

@@ -32,6 +32,12 @@ EVERY_QUERY = QoSProfile(history=HistoryPolicy.KEEP_ALL)
 _CONFIGURED = "the node is configured"
 
 
+def image_qos(config: DecafConfig) -> QoSProfile:
+    """QoS of the image subscriptions. Depth 1 if the inbox keeps only the newest image, else enough for a burst."""
+    reliability = ReliabilityPolicy[config.node.reliability.upper()]
+    return QoSProfile(depth=1 if config.node.drop_frames else 100, reliability=reliability)
+
+
 class Camera:
     """A camera. Its action and services live until `destroy`, so that results can be sent after a deactivation.
 
@@ -79,9 +85,8 @@ class Camera:
         self._outputs = self._make_outputs(config)
 
     def activate(self, config: DecafConfig) -> None:
-        """Subscribes. Depth 1 if the inbox keeps only the newest image, else enough for a burst."""
-        reliability = ReliabilityPolicy[config.node.reliability.upper()]
-        qos = QoSProfile(depth=1 if config.node.drop_frames else 100, reliability=reliability)
+        """Subscribes."""
+        qos = image_qos(config)
         compressed = config.node.image_transport == "compressed"
         kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
         subscribe = self._node.create_subscription

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from yaml import YAMLError
 
 from decaf_ros.config import Sam2Config
 from decaf_ros.devices import resolve_device
+from decaf_ros.hub import cached_folder, get_beforehand
 from decaf_ros.resources import resolve_path
 from decaf_ros.segmentation.sam2 import Sam2
+
+_log = logging.getLogger(__name__)
 
 # All that a model.yaml may instantiate: the modules of the published configurations. Hydra imports a dotted name and
 # walks its attributes, so a prefix is no guard: sam2.build_sam.torch.load is reachable through the imports of sam2.
@@ -62,11 +66,8 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         FileNotFoundError: a file is missing; the message says how to get it.
         ValueError: an invalid model configuration, unreadable weights, or weights that do not fit the configuration.
     """
-    yaml_path, weights_path = _locate(config)
-    try:
-        model = build_model(_read_model_config(yaml_path))
-    except InstantiationException as error:
-        raise ValueError(f"{yaml_path}: expected the configuration of a SAM 2 model: {error}") from error
+    yaml_path, weights_path = locate(config)
+    model = read_model(yaml_path)
     try:
         model.load_state_dict(_read_weights(weights_path), strict=True)
     except RuntimeError as error:
@@ -79,6 +80,14 @@ def load_sam2(config: Sam2Config, fill_holes_px: int = 8) -> Sam2:
         # Only the encoder: the later parts change their batch and memory sizes at every step and would recompile.
         model.image_encoder.compile(dynamic=False)
     return Sam2(model, config, fill_holes_px)
+
+
+def read_model(path: Path) -> SAM2Base:
+    """The network of a model.yaml, with random weights. Raises ValueError for an invalid configuration."""
+    try:
+        return build_model(_read_model_config(path))
+    except InstantiationException as error:
+        raise ValueError(f"{path}: expected the configuration of a SAM 2 model: {error}") from error
 
 
 def build_model(model_config: dict[str, Any]) -> SAM2Base:
@@ -94,8 +103,9 @@ def build_model(model_config: dict[str, Any]) -> SAM2Base:
     return instantiate({**model_config, **extras}, _convert_="all")
 
 
-def _locate(config: Sam2Config) -> tuple[Path, Path]:
-    """Paths of the configuration (YAML) and the weights."""
+def locate(config: Sam2Config) -> tuple[Path, Path]:
+    """Paths of the configuration (YAML) and the weights, which are downloaded if need be and `local_files_only` is
+    false. Raises FileNotFoundError or ValueError, as `load_sam2`."""
     package, checkpoint = Path(sam2.__file__).parent, Path(resolve_path(config.checkpoint))
     if checkpoint.is_dir():
         model_config = checkpoint / "model.yaml"
@@ -118,6 +128,15 @@ def _locate(config: Sam2Config) -> tuple[Path, Path]:
         return _locate_config(config.model_config, package), weights
     beside = weights.with_name(Path(published).name)
     return beside if beside.is_file() else package / published, weights
+
+
+def model_config_of(config: Sam2Config) -> Path:
+    """Path of the configuration alone; that of a hub name is in the sam2 package. Downloads nothing. Raises as
+    `locate`."""
+    if config.checkpoint in HF_MODEL_ID_TO_FILENAMES and not Path(config.checkpoint).exists():
+        name: str = HF_MODEL_ID_TO_FILENAMES[config.checkpoint][0]
+        return Path(sam2.__file__).parent / name
+    return locate(config)[0]
 
 
 def _published_weights(folder: Path) -> Path:
@@ -148,12 +167,18 @@ def _locate_config(name: str, package: Path) -> Path:
 def _download(config: Sam2Config, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
 
+    if not config.local_files_only and cached_folder(config.checkpoint, filename) is None:
+        _log.warning(
+            "sam2.checkpoint %s is not on this machine: downloading it. To do so beforehand: %s",
+            config.checkpoint,
+            get_beforehand("sam2", config.checkpoint),
+        )
     try:
         return Path(hf_hub_download(config.checkpoint, filename, local_files_only=config.local_files_only))
     except OSError as error:
         raise FileNotFoundError(
             f"sam2.checkpoint: cannot get {filename} of {config.checkpoint} ({type(error).__name__}: {error}). With "
-            f"network access, set sam2.local_files_only to false or run `hf download {config.checkpoint}` once. "
+            f"network access, set sam2.local_files_only to false or run {get_beforehand('sam2', config.checkpoint)}. "
             f"Without, copy {filename} to this machine, set sam2.checkpoint to its path and sam2.model_config to "
             f"{Path(HF_MODEL_ID_TO_FILENAMES[config.checkpoint][0]).stem}"
         ) from error

@@ -1,0 +1,28 @@
+"""The Hugging Face hub's cache on this machine. Downloads nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
+
+
+def cached_folder(name: str, file: str = "config.json") -> Path | None:
+    """The folder of the cache with a file of a repository, None without one.
+
+    name: OWNER/NAME; another text is in no cache.
+    """
+    try:
+        path = try_to_load_from_cache(name, file)
+    except HFValidationError:
+        return None
+    return Path(path).parent if isinstance(path, str) else None
+
+
+def get_beforehand(stage: str, name: str) -> str:
+    """How to have a checkpoint on the machine before a launch. stage: mllm or sam2."""
+    return (
+        f"decaf weights get {name} --to DIR, then set {stage}.checkpoint to DIR/{name} and {stage}.local_files_only to "
+        "true"
+    )

@@ -1,0 +1,1 @@
+"""The files of checkpoints: downloaded beforehand, and checked."""
