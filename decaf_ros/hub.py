@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from huggingface_hub import try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError
-
 
 def cached_folder(name: str, file: str = "config.json") -> Path | None:
     """The folder of the cache with a file of a repository, None without one.
 
     name: OWNER/NAME; another text is in no cache.
     """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
     try:
         path = try_to_load_from_cache(name, file)
     except HFValidationError:

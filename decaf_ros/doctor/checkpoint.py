@@ -99,13 +99,22 @@ def _view(mllm: Mllm) -> View:
     vision: Any = mllm.model.config.vision_config
     if hasattr(vision, "spatial_merge_size"):
         side = vision.patch_size * vision.spatial_merge_size
-        rows, columns = (side * cells for cells in mllm.layout("frames", 1, (480, 640)).grid[1:])
+        size = (480, 640)
+        # The grid of a picture of just this grid's size may be another one; after a few steps it is the largest.
+        for _ in range(10):
+            size = _scaled(mllm.layout("frames", 1, size).grid, side)
     else:
         # One tile.
-        rows = columns = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
+        tile = vision.image_size[0] if isinstance(vision.image_size, (list, tuple)) else vision.image_size
+        size = (tile, tile)
+    rows, columns = size
     rng = np.random.default_rng(0)
     picture = np.linspace(0, 200, columns)[None, :, None] + rng.integers(0, 56, (rows, columns, 3))
     return View(mllm.layout("frames", 1, (rows, columns)), (Frame(picture.astype(np.uint8), 1),))
+
+
+def _scaled(grid: tuple[int, int, int], side: int) -> tuple[int, int]:
+    return grid[1] * side, grid[2] * side
 
 
 def _images(view: View) -> np.ndarray:
@@ -122,7 +131,9 @@ def _processed(mllm: Any, view: View, text: str) -> dict[str, Any]:
         turns.insert(0, {"role": "system", "content": [{"type": "text", "text": system}]})
     chat = mllm.processor.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     picture = torch.from_numpy(view.frames[0].image).permute(2, 0, 1)
-    inputs = mllm.processor(text=[chat], images=[picture], return_tensors="pt").to(mllm.model.device)
+    # The processors of the Qwen families have bounds of their own.
+    as_it_is = {"do_resize": False} if hasattr(mllm.model.config.vision_config, "spatial_merge_size") else {}
+    inputs = mllm.processor(text=[chat], images=[picture], return_tensors="pt", **as_it_is).to(mllm.model.device)
     if mllm.prompt(None, text).positions.ndim == 1:
         # Unused with one-dimensional positions, and `generate` refuses it.
         inputs.pop("mm_token_type_ids", None)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.doctor.findings import OK, WRONG, Finding
+from decaf_ros.hub import get_beforehand
 
 
 def check_weights(config: DecafConfig) -> Iterator[Finding]:
@@ -20,21 +21,20 @@ def check_weights(config: DecafConfig) -> Iterator[Finding]:
 
 def _check_mllm(config: DecafConfig) -> Iterator[Finding]:
     from decaf_ros.grounding.loading import local_folder
-    from decaf_ros.hub import get_beforehand
     from decaf_ros.weights.folders import check_folder
 
-    checkpoint, name = config.mllm.checkpoint, "weights of the MLLM"
+    stage, checkpoint, name = "mllm", config.mllm.checkpoint, "weights of the MLLM"
     try:
         folder = local_folder(config.mllm)
     except FileNotFoundError as error:
-        yield Finding(name, WRONG, str(error), "correct mllm.checkpoint")
+        yield Finding(name, WRONG, str(error), _again(stage, checkpoint))
         return
     if folder is None or not folder.is_dir():
-        yield Finding(name, WRONG, f"{checkpoint} is not on this machine", get_beforehand("mllm", checkpoint))
+        yield Finding(name, WRONG, f"{checkpoint} is not on this machine", _again(stage, checkpoint))
         return
     errors = check_folder(folder, checksums=False)
     if errors:
-        yield Finding(name, WRONG, f"{folder}: {'; '.join(errors)}", _again(checkpoint))
+        yield Finding(name, WRONG, f"{folder}: {'; '.join(errors)}", _again(stage, checkpoint))
     else:
         yield Finding(name, OK, f"{folder}, {_size(folder)}")
 
@@ -43,15 +43,15 @@ def _check_sam2(config: DecafConfig) -> Iterator[Finding]:
     from decaf_ros.segmentation.sam2_loading import locate
     from decaf_ros.weights.folders import check_file
 
-    checkpoint, name = config.sam2.checkpoint, "weights of SAM 2"
+    stage, checkpoint, name = "sam2", config.sam2.checkpoint, "weights of SAM 2"
     try:
         _, weights = locate(replace(config.sam2, local_files_only=True))
     except (FileNotFoundError, ValueError) as error:
-        yield Finding(name, WRONG, " ".join(str(error).split()), _again(checkpoint))
+        yield Finding(name, WRONG, " ".join(str(error).split()), _again(stage, checkpoint))
         return
     errors = check_file(weights)
     if errors:
-        yield Finding(name, WRONG, f"{weights.parent}: {errors[0]}", _again(checkpoint))
+        yield Finding(name, WRONG, f"{weights.parent}: {errors[0]}", _again(stage, checkpoint))
     else:
         yield Finding(name, OK, f"{weights}, {weights.stat().st_size / 1e6:.1f} MB")
 
@@ -80,12 +80,13 @@ def check_caches() -> Iterator[Finding]:
         yield Finding("caches", OK, f"can be written to: {', '.join(good)}")
 
 
-def _again(checkpoint: str) -> str:
-    """How to get whole files. A folder that `decaf weights get` made ends with the name on the hub."""
-    path = Path(checkpoint)
-    if path.is_absolute() or checkpoint.startswith((".", "~", "package:")):
-        return f"get the files again: decaf weights get {'/'.join(path.parts[-2:])} --to DIR, if that is its name"
-    return f"decaf weights get {checkpoint} --to DIR"
+def _again(stage: str, checkpoint: str) -> str:
+    """How to get whole files."""
+    if os.path.isabs(checkpoint) or checkpoint.startswith((".", "~", "package:")):
+        return (
+            f"get these files again, from the hub with decaf weights get NAME --to DIR, or correct {stage}.checkpoint"
+        )
+    return get_beforehand(stage, checkpoint)
 
 
 def _size(folder: Path) -> str:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -38,14 +39,14 @@ class Finding(NamedTuple):
 Check = Callable[[], Iterable[Finding]]
 
 
-def examine(name: str, check: Check) -> Iterator[Finding]:
-    """The findings of a check. A package that it lacks makes it NOT_CHECKED, any other error WRONG."""
+def examine(name: str, check: Check, mend: str = "") -> Iterator[Finding]:
+    """The findings of a check. A package that it lacks makes it NOT_CHECKED, any other error WRONG, with this mend."""
     try:
         yield from check()
     except ModuleNotFoundError as error:
         yield Finding(name, NOT_CHECKED, f"the Python package {error.name} is missing")
     except Exception as error:  # whatever a driver or a library raises is what the user wants to know
-        yield Finding(name, WRONG, f"{type(error).__name__}: {' '.join(str(error).split())}")
+        yield Finding(name, WRONG, _short(f"{type(error).__name__}: {error}"), mend)
 
 
 def run_trial(module: str, argument: Any, name: str, mend: str, limit_s: float) -> Iterator[Finding]:
@@ -84,15 +85,21 @@ def run_trial(module: str, argument: Any, name: str, mend: str, limit_s: float) 
             yield Finding(**json.loads(line.removeprefix(_FOUND)))
     if ending:
         said = errors.strip().splitlines()
-        yield Finding(name, WRONG, f"{ending}{': ' + _telling(said) if said else ''}", mend)
+        reason = f": {_short(_telling(said))}" if said else ""
+        yield Finding(name, WRONG, f"{ending}{reason}; what comes after {name} is not checked", mend)
 
 
-def serve(checks: Sequence[tuple[str, Check]]) -> None:
-    """Runs checks for `run_trial`, the last of which may end the process."""
+def serve(checks: Sequence[tuple[str, Check]], mend: str = "") -> None:
+    """Runs checks for `run_trial`, each of which may end the process. mend: of errors that a check does not expect."""
     for name, check in checks:
         print(f"\n{_BEGIN}{name}", flush=True)
-        for finding in examine(name, check):
+        for finding in examine(name, check, mend):
             print(f"\n{_FOUND}{json.dumps(finding._asdict())}", flush=True)
+
+
+def _short(text: str) -> str:
+    """One line of at most 240 characters."""
+    return textwrap.shorten(text, 240, placeholder=" ...")
 
 
 def _ending(status: int) -> str:

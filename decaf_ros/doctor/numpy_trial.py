@@ -39,4 +39,7 @@ def _compared(name: str, got: Sequence[object], expected: Sequence[object]) -> I
 
 
 if __name__ == "__main__":
-    serve([("NumPy with torch", _with_torch), ("NumPy with OpenCV", _with_opencv), ("NumPy with SciPy", _with_scipy)])
+    serve(
+        [("NumPy with torch", _with_torch), ("NumPy with OpenCV", _with_opencv), ("NumPy with SciPy", _with_scipy)],
+        NUMPY_MEND,
+    )

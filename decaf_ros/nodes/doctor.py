@@ -24,6 +24,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.doctor.findings import NOT_CHECKED, OK, WRONG, Finding, serve
+from decaf_ros.doctor.packages import NUMPY_MEND
 from decaf_ros.io.images import message_to_rgb, source_encoding
 from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import TrackletArray
@@ -323,14 +324,9 @@ def check_robot(config: DecafConfig, topics: list[str], target: str, watch_s: fl
 def main() -> None:
     request = json.loads(sys.argv[1])
     config = replace(DecafConfig(), request["options"])
-    serve(
-        [
-            ("messages", check_messages),
-            ("cv_bridge", lambda: check_cv_bridge(config)),
-            ("RMW", check_middleware),
-            ("images", lambda: check_robot(config, request["topics"], request["target"], request["watch_s"])),
-        ]
-    )
+    serve([("messages", check_messages), ("cv_bridge", lambda: check_cv_bridge(config))], NUMPY_MEND)
+    topics, target, watch_s = request["topics"], request["target"], request["watch_s"]
+    serve([("RMW", check_middleware), ("images", lambda: check_robot(config, topics, target, watch_s))])
 
 
 if __name__ == "__main__":

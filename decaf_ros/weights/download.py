@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.file_download import http_get
+from huggingface_hub.utils import build_hf_headers
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 from decaf_ros.weights.folders import SUMS, check_folder, digest, git_digest
@@ -16,6 +18,7 @@ from decaf_ros.weights.folders import SUMS, check_folder, digest, git_digest
 # Files of an MLLM that loading reads; a repository may also have pictures, other formats and other sizes in folders.
 _SUFFIXES = (".json", ".txt", ".jinja", ".model", ".safetensors")
 _PICKLES = ".bin"
+_PART = ".part"
 
 
 def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], None]) -> Path:
@@ -35,30 +38,57 @@ def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], Non
         OSError: no connection, no such repository, no access, a full disk.
     """
     # The file listing and the files belong to one commit.
-    info = HfApi(endpoint=endpoint).model_info(name, files_metadata=True)
+    info = _asked(name, lambda: HfApi(endpoint=endpoint).model_info(name, files_metadata=True))
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = _wanted(name, files)
     folder = to / name
-    work = folder if folder.exists() else folder.with_name(folder.name + ".part")
+    work = folder if folder.exists() else folder.with_name(folder.name + _PART)
     for number, file in enumerate(wanted, 1):
         path = work / file
         if path.is_file() and _is_whole(path, files[file]):
             say(f"{file} ({number} of {len(wanted)}): already there")
             continue
-        path.unlink(missing_ok=True)
-        hf_hub_download(name, file, revision=info.sha, local_dir=work, endpoint=endpoint)
-        if not _is_whole(path, files[file]):
-            path.unlink()
+        url = hf_hub_url(name, file, revision=info.sha, endpoint=endpoint)
+        part = work / f"{file}.{_checksum(files[file])}{_PART}"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        _asked(name, partial(_fetch, url, part, files[file].size, file))
+        if not _is_whole(part, files[file]):
+            part.unlink()
             raise ValueError(f"{name}: {file} came with another checksum than the hub's; try again")
+        os.replace(part, path)
     if errors := check_folder(work, checksums=False):
         raise ValueError(f"{name}: no checkpoint that decaf_ros can load: {'; '.join(errors)}")
-    sums = work / f"{SUMS}.part"
+    sums = work / f"{SUMS}{_PART}"
     sums.write_text("".join(f"{digest(work / file)}  {file}\n" for file in wanted), encoding="utf-8")
     os.replace(sums, work / SUMS)
-    shutil.rmtree(work / ".cache", ignore_errors=True)  # the hub's notes about unfinished files
+    for part in work.glob(f"*{_PART}"):  # of another commit
+        part.unlink()
     os.replace(work, folder)
     say(f"{folder} is whole: commit {info.sha}, {len(wanted)} files")
     return folder
+
+
+def _asked(name: str, ask: Callable[[], Any]) -> Any:
+    """The hub's answer. Raises OSError for all errors of a connection, whose types depend on the version."""
+    try:
+        return ask()
+    except ValueError:  # a name that no hub can have
+        raise
+    except Exception as error:
+        raise OSError(f"{name}: {error}; run the command again to go on") from error
+
+
+def _fetch(url: str, part: Path, size: int, file: str) -> None:
+    """Downloads what a file lacks, with a progress bar. (`hf_hub_download` begins a file anew in each process.)"""
+    with open(part, "ab") as stream:
+        http_get(
+            url,
+            stream,
+            resume_size=stream.tell(),
+            headers=build_hf_headers(),
+            expected_size=size,
+            displayed_filename=file,
+        )
 
 
 def _wanted(name: str, files: Iterable[str]) -> list[str]:
@@ -77,6 +107,8 @@ def _wanted(name: str, files: Iterable[str]) -> list[str]:
 
 def _is_whole(path: Path, file: Any) -> bool:
     """Whether a file has the checksum that the hub states: SHA-256 of a large file, git's of a small one."""
-    if file.size is not None and path.stat().st_size != file.size:
-        return False
-    return bool(digest(path) == file.lfs.sha256 if file.lfs else git_digest(path) == file.blob_id)
+    return path.stat().st_size == file.size and _checksum(file) == (digest(path) if file.lfs else git_digest(path))
+
+
+def _checksum(file: Any) -> str:
+    return str(file.lfs.sha256 if file.lfs else file.blob_id)
