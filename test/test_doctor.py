@@ -26,6 +26,8 @@ from decaf_ros.io.parameter_files import load_config
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import StageClock, finish, no_progress
 from decaf_ros.types import Frame, Window
+from hub_models.folder import write_settings
+from hub_models.published import CHECKPOINTS
 from tiny_models.internvl import write_tiny_internvl
 from tiny_models.llava_onevision import write_tiny_llava_onevision
 from tiny_models.qwen3_vl import write_tiny_qwen3_vl
@@ -213,6 +215,18 @@ def test_the_computed_need_is_what_a_grounding_holds(write, dtype, tmp_path):
     assert need.prefixes * tokens == held.held_bytes * visual
     cameras = replace(config, {"cameras": ("left", "right")})
     assert mllm_need(cameras, (96, 128)).prefixes == 2 * need.prefixes
+
+
+def test_the_need_of_a_7b(tmp_path):
+    """Qwen2.5-VL-7B, from its published configuration alone: its files have 16,584,333,312 bytes of weights."""
+    write_settings(tmp_path, CHECKPOINTS["Qwen2.5-VL-7B"])
+    config = replace(DecafConfig(), {"mllm.checkpoint": str(tmp_path), "mllm.dtype": "bfloat16"})
+    need = mllm_need(config, (480, 640))
+    assert need.weights == 16_584_333_312
+    # 28 layers with 4 key heads of 128; queries of 28 heads, and a statistic for each, in the upper 14 layers.
+    video, frame = 8 * 17 * 23, 34 * 46
+    assert need.prefixes == (video + 16 * frame) * (28 * 2 * 4 * 128 * 2 + 14 * 28 * (128 * 2 + 4))
+    assert need.features == (video + 16 * frame) * 3584 * 2
 
 
 def test_the_need_of_sam2(tiny_sam2_dir):

@@ -19,6 +19,7 @@ from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 import decaf_ros
 from decaf_ros.config import DecafConfig, options
+from decaf_ros.doctor.packages import PYTHON_VERSIONS, REQUIREMENTS
 from decaf_ros.io.cameras import split_cameras
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
@@ -76,6 +77,7 @@ def test_a_wheel_has_everything(tmp_path):
     data = "decaf_ros-0.1.0.data/data/share/decaf_ros"
     for name in ("config/decaf.yaml", "config/fastdds_large_shm.xml", "msg/Tracklet.msg", "action/Segment.action"):
         assert f"{data}/{name}" in names
+    assert {f"{data}/{file}" for file in REQUIREMENTS} < names
     tracked = [*ROOT.glob("decaf_tabletop/models/*/*"), *ROOT.glob("decaf_*/**/*.py"), ROOT / "decaf_ros" / "py.typed"]
     tracked += [*ROOT.glob("decaf_tabletop/config/*"), *ROOT.glob("decaf_tabletop/demo/bags/*/*")]
     needed = {str(file.relative_to(ROOT)) for file in tracked}
@@ -120,6 +122,18 @@ def test_workspaces_install_what_setup_requires():
     assert set(re.findall(r'"(.+?)"', required)) < set(listed)
     for distribution in ("humble", "jazzy", "kilted", "lyrical"):
         assert "-r workspace.txt" in (ROOT / "requirements" / f"ros-{distribution}.txt").read_text().splitlines()
+
+
+def test_the_doctor_knows_what_setup_requires():
+    """The ranges of sam2 and of Python stand in two places."""
+    setup = (ROOT / "setup.py").read_text()
+    lines = (ROOT / "requirements" / "sam2.txt").read_text().splitlines()
+    assert [line for line in lines if not line.startswith("#")] == re.findall(r'"sam2": \["(.+)"\]', setup)
+    minors = [int(minor) for minor in re.search(r"for minor in \((.+)\)\]", setup)[1].split(",")]
+    assert ((3, minors[0]), (3, minors[-1])) == PYTHON_VERSIONS
+    assert f'python_requires=">=3.{minors[0]}"' in setup
+    for file in REQUIREMENTS:
+        assert f'"{file}"' in setup and file in CMAKE and (ROOT / file).is_file()
 
 
 def test_package_xml_names_every_ros_import():

@@ -33,9 +33,15 @@ from decaf_ros.nodes.image_backend import CvBridgeConverter, UnusableError
 
 _DISCOVERY_S = 5.0
 _COMPRESSED = "/compressed"
+# In the name of a node that is not known yet.
+_UNKNOWN = "_UNKNOWN_"
 # An image of more bytes needs a larger shared-memory segment than Fast DDS has by default.
 _DEFAULT_SEGMENT = 512 * 1024
 _PROFILE = "config/fastdds_large_shm.xml"
+_LOSSES = (
+    f"images larger than 512 KiB are lost on the way: give {_PROFILE} to the camera driver (docs/workspace.md), or "
+    "publish reliably and set node.reliability to reliable"
+)
 _PROFILE_VARIABLES = ("FASTDDS_DEFAULT_PROFILES_FILE", "FASTRTPS_DEFAULT_PROFILES_FILE")
 _FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
 
@@ -153,10 +159,14 @@ class Camera:
         return str(self._message.header.frame_id) if self._message is not None else ""
 
     def _publishers(self) -> list[Any]:
+        """Waits until there are some, and their nodes' names, which come later."""
         until = time.monotonic() + _DISCOVERY_S
-        while not (found := self._node.get_publishers_info_by_topic(self._topic)) and time.monotonic() < until:
+        while True:
+            found = self._node.get_publishers_info_by_topic(self._topic)
+            named = found and not any(_UNKNOWN in publisher.node_name for publisher in found)
+            if named or time.monotonic() > until:
+                return found
             rclpy.spin_once(self._node, timeout_sec=0.1)
-        return found
 
     def _others(self) -> str:
         """Names the image topics that there are."""
@@ -187,32 +197,25 @@ class Camera:
 
         # The node keeps fewer; here all are counted.
         counted = QoSProfile(depth=100, reliability=qos.reliability)
-        received = _spin(self._node, self._kind, self._topic, counted, take, self._watch_s)
+        times = _spin(self._node, self._kind, self._topic, counted, take, self._watch_s)
         if not stamps:
-            mend = (
-                "is the camera on? If its node says so and images are larger than 512 KiB, give Fast DDS's profile to "
-                "the camera driver (docs/workspace.md)"
-            )
+            mend = f"is the camera on, by its driver's own log? If it is, {_LOSSES}"
             yield Finding(name, WRONG, f"none came in {self._watch_s:g} s", mend)
             return
-        yield self._rate(name, stamps, received)
+        yield self._rate(name, stamps, times)
         yield self._encoding()
 
-    def _rate(self, name: str, stamps: list[int], watched_s: float) -> Finding:
-        rate = len(stamps) / watched_s
-        text = f"{len(stamps)} in {watched_s:.1f} s, {rate:.1f} Hz"
+    def _rate(self, name: str, stamps: list[int], times: list[float]) -> Finding:
+        several = len(times) > 1
+        rate = (len(times) - 1) / (times[-1] - times[0]) if several else 1 / self._watch_s
+        text = f"{len(times)} in {self._watch_s:g} s, {rate:.1f} Hz"
         steps = np.diff(stamps)
-        if not stamps[0] or len(stamps) > 1 and not (steps > 0).any():
+        if not stamps[0] or several and not (steps > 0).any():
             mend = "the driver must set header.stamp; until then the segmenter uses the time of arrival"
             return Finding(name, WRONG, f"{text}, but their stamps do not move", mend)
-        camera = 1e9 / float(np.median(steps[steps > 0])) if len(stamps) > 1 else rate
-        text += f"; {camera:.1f} Hz by their stamps"
-        if camera > 2 * rate and len(stamps) > 1:
-            mend = f"give Fast DDS's profile {_PROFILE} to the camera driver, or publish reliably (docs/workspace.md)"
-            return Finding(name, WRONG, f"{text}: most are lost on the way", mend)
         period_s = self._config.window.keyframe_period_s
         if rate * period_s < 1:
-            mend = "raise the camera's rate or window.keyframe_period_s"
+            mend = f"raise the camera's rate or window.keyframe_period_s; if the camera is faster, {_LOSSES}"
             return Finding(name, WRONG, f"{text}: fewer than key frames, one each {period_s:g} s", mend)
         return Finding(name, OK, text)
 
@@ -288,22 +291,20 @@ def check_frames(node: Node, frame: str, target: str, watch_s: float) -> Iterato
 
 def _spin(
     node: Node, kind: Any, topic: str, qos: QoSProfile, take: Callable[[Any], None], limit_s: float, enough: int = 0
-) -> float:
-    """Receives messages for a time, or until there are enough. Returns seconds from the first message on."""
-    count, first = 0, 0.0
+) -> list[float]:
+    """Receives messages for a time, or until there are enough. Returns the monotonic times at which they came."""
+    times: list[float] = []
 
     def receive(message: Any) -> None:
-        nonlocal count, first
-        first = first or time.monotonic()
-        count += 1
+        times.append(time.monotonic())
         take(message)
 
     subscription = node.create_subscription(kind, topic, receive, qos)
     until = time.monotonic() + limit_s
-    while time.monotonic() < until and not 0 < enough <= count:
+    while time.monotonic() < until and not 0 < enough <= len(times):
         rclpy.spin_once(node, timeout_sec=0.1)
     node.destroy_subscription(subscription)
-    return max(time.monotonic() - first, 1e-3) if count else limit_s
+    return times
 
 
 def check_robot(config: DecafConfig, topics: list[str], target: str, watch_s: float) -> Iterator[Finding]:

@@ -28,14 +28,20 @@ def write_hub_folder(folder: Path, name: str, wide: bool) -> Path:
     """
     checkpoint = CHECKPOINTS[name]
     folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, checkpoint)
     _write(folder / "config.json", _shortened(checkpoint.config, wide))
+    _write_weights(folder, checkpoint)
+    return folder
+
+
+def write_settings(folder: Path, checkpoint: Checkpoint) -> None:
+    """Writes all files of a published checkpoint but its weights, with the published number of layers."""
+    _write(folder / "config.json", checkpoint.config)
     _write(folder / "generation_config.json", checkpoint.generation)
     _write(folder / "chat_template.json", {"chat_template": checkpoint.chat_template})
     for file, content in checkpoint.processors.items():
         _write(folder / file, content)
     write_tokenizer(folder, checkpoint)
-    _write_weights(folder, checkpoint)
-    return folder
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
