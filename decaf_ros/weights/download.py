@@ -10,7 +10,7 @@ from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_url
 from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers
+from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported when it is used
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 from decaf_ros.weights.folders import SUMS, check_folder, digest, git_digest
