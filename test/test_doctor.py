@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import shutil
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +67,17 @@ def test_bad_arguments(argument, capsys):
     with pytest.raises(SystemExit) as end:
         main(["doctor", *argument])
     assert end.value.code == 2 and "expected" in (text := capsys.readouterr().err) or "nowhere" in text
+
+
+def test_messages_that_are_not_built(tmp_path):
+    """With all installed packages, rclpy too where there is ROS, but not our own messages."""
+    environment = without(tmp_path / "packages")
+    status, findings, _ = run_doctor("--params", TABLETOP, environment=environment)
+    if find_spec("rclpy") is None:
+        assert status == 0
+    else:
+        assert status == 1 and wrong(findings) == ["ROS"]
+        assert named(findings)["ROS"].text == "the messages of decaf_ros are not built"
 
 
 def test_no_cuda(tmp_path):

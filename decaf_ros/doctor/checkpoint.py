@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,7 +35,7 @@ def check_checkpoint(config: DecafConfig) -> Iterator[Finding]:
     from decaf_ros.grounding.loading import load_mllm
     from decaf_ros.grounding.mllm import end_tokens
 
-    mllm = load_mllm(config.mllm)
+    mllm = load_mllm(replace(config.mllm, local_files_only=True))
     ends = mllm.tokenizer.convert_ids_to_tokens(end_tokens(mllm))
     yield Finding("end token", OK, ", ".join(ends))
     prompt = mllm.prompt(None, _TEXT)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, hf_hub_url
+from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.file_download import http_get
 from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported when it is used
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
@@ -74,6 +75,8 @@ def _asked(name: str, ask: Callable[[], Any]) -> Any:
         return ask()
     except ValueError:  # a name that no hub can have
         raise
+    except RepositoryNotFoundError as error:  # also one without access
+        raise OSError(f"{name}: {error}") from error
     except Exception as error:
         raise OSError(f"{name}: {error}; run the command again to go on") from error
 
