@@ -194,13 +194,15 @@ def test_weights_that_were_never_downloaded():
     config = replace(DecafConfig(), {"mllm.checkpoint": "tests/nothing", "sam2.checkpoint": "facebook/sam2-hiera-tiny"})
     of_mllm, of_sam2 = check_weights(config)
     assert of_mllm.text == "tests/nothing is not on this machine" and of_mllm.state == of_sam2.state == WRONG
+    assert of_sam2.text == "facebook/sam2-hiera-tiny is not on this machine"
     assert of_mllm.mend == (
         "decaf weights get tests/nothing --to DIR, then set mllm.checkpoint to DIR/tests/nothing and "
         "mllm.local_files_only to true"
     )
     assert of_sam2.mend.startswith("decaf weights get facebook/sam2-hiera-tiny --to DIR")
     (of_mllm, of_sam2) = check_memory(config, (480, 640))
-    assert of_mllm.name == "memory of MLLM" and of_mllm.state == NOT_CHECKED
+    missing = "the configuration of tests/nothing is not on this machine"
+    assert of_mllm == ("memory of MLLM", NOT_CHECKED, missing, "")
     assert "SAM 2 weights 149 MiB" in of_sam2.text, "its configuration comes with the package"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.doctor.findings import OK, WRONG, Finding
-from decaf_ros.hub import get_beforehand
+from decaf_ros.hub import cached_folder, get_beforehand
 
 
 def check_weights(config: DecafConfig) -> Iterator[Finding]:
@@ -40,10 +40,16 @@ def _check_mllm(config: DecafConfig) -> Iterator[Finding]:
 
 
 def _check_sam2(config: DecafConfig) -> Iterator[Finding]:
+    from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
+
     from decaf_ros.segmentation.sam2_loading import locate
     from decaf_ros.weights.folders import check_file
 
     stage, checkpoint, name = "sam2", config.sam2.checkpoint, "weights of SAM 2"
+    published = HF_MODEL_ID_TO_FILENAMES.get(checkpoint)
+    if published and not Path(checkpoint).exists() and cached_folder(checkpoint, published[1]) is None:
+        yield Finding(name, WRONG, f"{checkpoint} is not on this machine", _again(stage, checkpoint))
+        return
     try:
         _, weights = locate(replace(config.sam2, local_files_only=True))
     except (FileNotFoundError, ValueError) as error:

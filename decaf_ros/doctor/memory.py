@@ -46,8 +46,10 @@ def mllm_need(config: DecafConfig, size_hw: tuple[int, int]) -> MllmNeed:
     is not supported.
     """
     from decaf_ros.grounding.grounder import resolve_start_layer
-    from decaf_ros.grounding.loading import outline_mllm
+    from decaf_ros.grounding.loading import local_folder, outline_mllm
 
+    if local_folder(config.mllm) is None:
+        raise FileNotFoundError(f"the configuration of {config.mllm.checkpoint} is not on this machine")
     mllm = outline_mllm(config.mllm)
     language = mllm.model.config.get_text_config()
     number_bytes = mllm.model.dtype.itemsize

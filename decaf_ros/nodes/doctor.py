@@ -183,7 +183,8 @@ class Camera:
         asked = f"the segmenter asks for {qos.reliability.name.lower()}"
         if verdict == QoSCompatibility.ERROR:
             mend = "set node.reliability to best_effort, or let the camera driver publish reliably"
-            return Finding(name, WRONG, f"{offered}, {asked}: no image will come ({reason.strip(' ;')})", mend)
+            reason = reason.removeprefix("ERROR: ").strip(" ;")
+            return Finding(name, WRONG, f"{offered}, {asked}: no image will come ({reason})", mend)
         return Finding(name, OK, f"{offered}, {asked}")
 
     def _watch(self, qos: QoSProfile) -> Iterator[Finding]:
