@@ -23,8 +23,8 @@ def depth_in_camera(
     Args:
         depth_m: (h, w) float32 in metres, NaN invalid.
         frame_id: the frame of the depth image.
-        depth_camera, depth_to_camera: of an unregistered depth image: its own camera, and (4, 4) the transform that
-            takes points from its optical frame to that of `camera`, translation in metres.
+        depth_camera: the own camera of an unregistered depth image.
+        depth_to_camera: (4, 4), takes points from the optical frame of `depth_camera` to that of `camera`, in metres.
 
     Raises:
         ValueError: a depth image of another size or frame than the camera's, without both arguments; of another size
