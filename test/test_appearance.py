@@ -20,6 +20,7 @@ OFF = settings(tracking__appearance_margin=2.0).tracking
 LOOK, OTHER = np.array([1, 0, 0], np.float32), np.array([0.6, 0.8, 0], np.float32)
 DOUBTFUL = np.array([0.95, 0.31, 0], np.float32)
 LESS_ALIKE = np.array([0.97, 0.2431, 0], np.float32)
+UNLIKE = np.array([0.96, 0.28, 0], np.float32)
 NO_LOOK = np.zeros(3, np.float32)
 
 
@@ -150,10 +151,17 @@ def test_a_choice_needs_most_samples_to_agree():
 
 
 def test_a_mask_in_the_old_place_may_look_less_alike(known):
-    masks, looks = np.array([_mask(40), _mask(80)]), np.array([LESS_ALIKE, DOUBTFUL], np.float32)
+    masks, looks = np.array([_mask(40), _mask(80)]), np.array([LESS_ALIKE, UNLIKE], np.float32)
     assert known.choose(masks, looks, CONFIG) is None
     assert known.choose(masks, looks, CONFIG, in_place=[0]) == 0
     assert known.choose(masks, looks, CONFIG, in_place=[1]) is None, "the margin is a third"
+
+
+def test_slivers_and_strays_are_no_doubt(known):
+    """Half hidden, it looked alike all the time; then a doubtful mask comes."""
+    for number in range(10, 25):
+        assert not known.accept(frame(number), _mask(40, 4, 4), LOOK, CONFIG, has_strays=number % 2 == 0)
+    assert not known.contradicts(frame(25), _mask(40), DOUBTFUL, CONFIG)
 
 
 def test_doubt_that_lasts_asks_for_more_similarity(known):

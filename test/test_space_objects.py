@@ -48,6 +48,18 @@ def pose(place: np.ndarray, size: np.ndarray, yaw: float) -> tuple[np.ndarray, n
 SIZE = np.array([0.22, 0.12, 0.10])
 
 
+@pytest.mark.parametrize("size", [(30, 200), (100, 80), (60, 160), (200, 50), (20, 20)])
+def test_the_whole_of_an_upright_rectangle_is_measured(size: tuple[int, int]):
+    """A sample of its pixels must not fall into a few of its columns."""
+    rows, columns = size
+    mask = np.zeros(CAMERA.size_hw, bool)
+    mask[20 : 20 + rows, 30 : 30 + columns] = True
+    found = TargetMeasurer().measure({0: mask}, np.full(CAMERA.size_hw, 1.0, np.float32), CAMERA)[0]
+    width, height = (columns - 1) / CAMERA.fx, (rows - 1) / CAMERA.fy
+    np.testing.assert_allclose(found.extent[:2], (width, height), rtol=0.03, atol=1 / CAMERA.fx)
+    np.testing.assert_allclose(np.sort(found.box.size)[1:], np.sort((width, height)), rtol=0.04, atol=1 / CAMERA.fx)
+
+
 @pytest.mark.parametrize("camera", [CAMERA, BENT, FISHEYE], ids=["pinhole", "plumb_bob", "fisheye"])
 @pytest.mark.parametrize("yaw", [0, 25, 70])
 def test_a_box_on_a_table(camera: Camera, yaw: float):

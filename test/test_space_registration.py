@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import cv2
@@ -36,7 +37,7 @@ def scene() -> np.ndarray:
 
 
 def by_loop(depth: np.ndarray, camera: Camera, matrix: np.ndarray) -> np.ndarray:
-    """Each depth pixel as a patch between two projected corners; the nearest wins."""
+    """Each depth pixel as a patch around its four projected corners; the nearest wins."""
     found = np.full(camera.size_hw, np.nan)
     zero, coefficients = np.zeros(3), np.array(camera.coefficients or (0.0,) * 5)
     for row in range(depth.shape[0]):
@@ -50,10 +51,10 @@ def by_loop(depth: np.ndarray, camera: Camera, matrix: np.ndarray) -> np.ndarray
                 return matrix[:3, :3] @ (ray * z) + matrix[:3, 3]
 
             ends = []
-            for offset in (-0.5, 0.5):
-                corner = moved(column + offset, row + offset)
+            for right, down in itertools.product((-0.5, 0.5), repeat=2):
+                corner = moved(column + right, row + down)
                 ends.append(cv2.projectPoints(corner, zero, zero, camera.matrix, coefficients)[0].ravel())
-            (left, top), (right, bottom) = np.minimum(*ends), np.maximum(*ends)
+            (left, top), (right, bottom) = np.min(ends, axis=0), np.max(ends, axis=0)
             new_z = moved(column, row)[2]
             for y in range(math.ceil(top), math.ceil(bottom)):
                 for x in range(math.ceil(left), math.ceil(right)):
@@ -68,6 +69,17 @@ def test_registration_equals_a_loop_over_pixels(camera: Camera):
     expected = by_loop(depth, camera, matrix)
     assert np.isfinite(expected).mean() > 0.6 and np.isnan(expected).any()
     np.testing.assert_allclose(register(depth, DEPTH, camera, matrix), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("roll", [0, 5, 30, 45])
+def test_a_rolled_camera_leaves_no_gaps(roll: float):
+    depth = np.full(DEPTH.size_hw, 1.0, np.float32)
+    found = register(depth, DEPTH, COARSE, transform((0, 0, roll), (0, 0, 0)))
+    inner = found[4:-4, 7:-7]
+    assert (
+        np.isfinite(inner).all()
+        and np.isfinite(register(depth, DEPTH, PLAIN, transform((0, 0, roll), (0, 0, 0)))[12:-12, 22:-22]).all()
+    )
 
 
 def test_a_near_box_hides_what_is_behind_it():

@@ -45,6 +45,16 @@ def test_a_known_plane_needs_fewer_points():
     assert degrees(support_normal(points, UP), UP) < 1.0
 
 
+def test_another_plane_needs_half_of_the_points_also_after_a_known_one():
+    rng = np.random.default_rng(6)
+    wall, clutter = (
+        plane(np.array([0.0, 0.0, -1.0]), 400, rng),
+        rng.uniform((-0.2, -0.2, 0.8), (0.2, 0.2, 1.2), (600, 3)),
+    )
+    points = rng.permutation(np.vstack([wall, clutter]))
+    assert support_normal(points, UP) is None
+
+
 @pytest.mark.parametrize("distance", [0.5, 2.0, 4.0])
 def test_noise_grows_with_the_square_of_the_distance(distance: float):
     rng = np.random.default_rng(4)

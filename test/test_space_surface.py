@@ -96,12 +96,17 @@ def test_specks_and_far_regions_go():
     assert kept[:, 6:59][6:18].all() and not kept[:, 60:].any() and not kept[20:23, 20:23].any()
 
 
-def test_a_steep_or_noisy_surface_is_no_edge():
+@pytest.mark.parametrize("slope", [(0.05, 0.0), (0.0, 0.05), (0.05, 0.05), (-0.005, 0.05)])
+def test_a_steep_surface_is_no_edge(slope: tuple[float, float]):
+    """A floor, a wall seen from the side. Steps are larger than 2 % of most depths."""
     rows, columns = np.indices(HW)
     mask = rectangle(10, 10, 40, 60)
-    steep = (1.0 + 0.025 * columns).astype(np.float32)  # each step is larger than 2 % of the first depths
-    surface = find_surface(mask, steep, SpaceConfig())
-    assert surface.kept.sum() == mask.sum()
+    depth = (1.0 + slope[0] * rows + slope[1] * columns).astype(np.float32)
+    assert kept_pixels(mask, depth).sum() == mask.sum()
+
+
+def test_a_noisy_surface_is_no_edge():
+    mask = rectangle(10, 10, 40, 60)
     noisy = (4.0 + np.random.default_rng(0).normal(0, 0.08, HW)).astype(np.float32)
     surface = find_surface(mask, noisy, SpaceConfig())
     assert surface.kept.sum() > 0.95 * mask.sum()

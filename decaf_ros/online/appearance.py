@@ -57,7 +57,7 @@ class Appearance:
         self._area = 0.0
         self._shape = np.zeros((0, 0), bool)
         self._centre_xy = np.zeros(2)
-        self._seen_ns = self._sure_ns = 0
+        self._seen_ns = self._alike_ns = 0
 
     def similarity(self, look: np.ndarray | None) -> float | None:
         """Largest similarity to a sample, in [-1, 1]; None without evidence: no descriptor, or no sample yet."""
@@ -101,7 +101,7 @@ class Appearance:
         most = (_DOUBTFUL_AREA if is_doubtful else largest) * self._largest_area
         area = np.count_nonzero(mask)
         comes_near = is_recent and not is_doubtful and area <= _MAX_GROWTH * self._area
-        is_doubted = (frame.stamp_ns - self._sure_ns) / 1e9 > _DOUBTED_S
+        is_doubted = (frame.stamp_ns - self._alike_ns) / 1e9 > _DOUBTED_S
         if is_doubted and is_doubtful and not self._is_within(config.appearance_margin / 3, look):
             return True
         if self.looks_different(look, config) or (area > most and not (comes_near and _same_shape(mask, self._shape))):
@@ -190,9 +190,11 @@ class Appearance:
             self._shape = mask
         similarity = self.similarity(look)
         is_sliver = area < _LEARN_AREA * self._typical_area
-        is_sure = not (is_sliver or has_strays or self.is_doubtful(look, config))
+        is_doubtful = self.is_doubtful(look, config)
+        if not is_doubtful:
+            self._alike_ns = frame.stamp_ns
+        is_sure = not (is_sliver or has_strays or is_doubtful)
         if is_sure:
-            self._sure_ns = frame.stamp_ns
             # At first the mean, so that the size is right once it counts as known.
             self._typical_area += max(_NEWEST, 1 / (self._accepted + 1)) * (area - self._typical_area)
             is_past = self._accepted == _FIRST_FORGOTTEN

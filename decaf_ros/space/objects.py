@@ -15,8 +15,9 @@ from decaf_ros.space.surface import Surface, find_surface
 
 # The nearest point is the one at this rank: the very nearest one is mostly noise.
 _NEAREST_SHARE = 0.01
-# Boxes, nearest points and extents are of at most about so many points.
+# Boxes, nearest points and extents are of at most so many points.
 _BOX_POINTS = 800
+_GOLDEN = 0.6180339887498949
 # Pixels between two points of the surroundings, which reach so many of a target's sizes to all sides.
 _GRID_PX, _AROUND = 4, 1.0
 
@@ -84,7 +85,7 @@ class TargetMeasurer:
         pixels = surface.pixels(core, rays.shape[1])
         points = _points(rays.reshape(-1, 2).take(pixels, axis=0), surface.depth.take(core))
         # Noise would enlarge what is measured at the ends of the points.
-        some = kept[:: -(-len(kept) // _BOX_POINTS)]
+        some = _even(kept)
         smooth = _points(
             rays.reshape(-1, 2).take(surface.pixels(some, rays.shape[1]), axis=0), surface.smooth_depth().take(some)
         )
@@ -101,6 +102,13 @@ class TargetMeasurer:
             extent=np.ptp(smooth, axis=1).astype(np.float64),
             box=box,
         )
+
+
+def _even(places: np.ndarray) -> np.ndarray:
+    """At most `_BOX_POINTS` of (n,) values. Multiples of the golden ratio are even, and no row length divides them."""
+    if len(places) <= _BOX_POINTS:
+        return places
+    return np.asarray(places[(np.arange(_BOX_POINTS) * _GOLDEN % 1 * len(places)).astype(np.int64)])
 
 
 def _points(rays: np.ndarray, depth: np.ndarray) -> np.ndarray:

@@ -44,8 +44,9 @@ def depth_in_camera(
 def register(depth_m: np.ndarray, depth_camera: Camera, camera: Camera, depth_to_camera: np.ndarray) -> np.ndarray:
     """Moves a depth image into another camera. Arguments and errors: `depth_in_camera`.
 
-    Each depth pixel is a patch that faces its camera: it covers the pixels of `camera` whose centres lie between the
-    projections of two of its opposite corners, so a finer image has no gaps. The nearest patch wins.
+    Each depth pixel is a patch that faces its camera: it covers the pixels of `camera` whose centres lie in the
+    upright rectangle around the projections of its corners, so a finer or rolled image has no gaps. The nearest patch
+    wins.
     """
     if depth_m.shape != depth_camera.size_hw:
         raise ValueError(
@@ -56,11 +57,15 @@ def register(depth_m: np.ndarray, depth_camera: Camera, camera: Camera, depth_to
     rows, columns = np.nonzero(np.isfinite(depth_m) & (depth_m > 0))
     depth = depth_m[rows, columns].astype(np.float64)
     corners = corner_rays(depth_camera)
-    sides = [project(camera, _moved(corners[rows + offset, columns + offset], depth, transform)) for offset in (0, 1)]
+    sides = [
+        project(camera, _moved(corners[rows + down, columns + right], depth, transform))
+        for down in (0, 1)
+        for right in (0, 1)
+    ]
     moved_z = _moved(pixel_rays(depth_camera)[rows, columns], depth, transform)[:, 2]
     with np.errstate(invalid="ignore"):
-        first = np.ceil(np.minimum(*sides))
-        count = np.ceil(np.maximum(*sides)) - first
+        first = np.ceil(np.min(sides, axis=0))
+        count = np.ceil(np.max(sides, axis=0)) - first
         seen = (count > 0).all(axis=1) & (count <= _WIDEST_PX).all(axis=1) & (moved_z > 0)
         seen &= (first < camera.size_hw[::-1]).all(axis=1) & (first > -_WIDEST_PX).all(axis=1)
     first, count, near = first[seen].astype(np.int64), count[seen].astype(np.int64), moved_z[seen].astype(np.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 _POINTS = 1500
-_TRIES = 64
+_TRIES, _LAST_TRIES = 64, 16
 # A point lies on the plane within 1 cm at 1 m, two to three times the noise of stereo depth, and farther away by the
 # square of the distance, as that noise; within 0.5 cm at least, for a table that is not flat.
 _TOLERANCE, _LEAST_TOLERANCE_M = 0.01, 0.005
@@ -23,7 +23,7 @@ def support_normal(points: np.ndarray, last: np.ndarray | None = None) -> np.nda
 
     Args:
         points: (n, 3) metres in the optical frame.
-        last: (3,) the normal on the last frame, one more candidate for a quick and steady answer.
+        last: (3,) the normal on the last frame. Planes with it need 30 % of the points only.
     """
     points = points[:: max(len(points) // _POINTS, 1)].astype(np.float64)
     if len(points) < _LEAST_POINTS:
@@ -33,18 +33,23 @@ def support_normal(points: np.ndarray, last: np.ndarray | None = None) -> np.nda
     normals = np.cross(b - a, c - a)
     lengths = np.linalg.norm(normals, axis=1)
     normals, a = normals[lengths > 1e-9] / lengths[lengths > 1e-9, None], a[lengths > 1e-9]
+    is_last = np.zeros(len(normals), bool)
     if last is not None:
-        through = points[np.argsort(points @ last)[len(points) // 2]]
-        normals, a = np.vstack([normals, last]), np.vstack([a, through])
+        through = points[np.argsort(points @ last)[len(points) // _LAST_TRIES // 2 :: len(points) // _LAST_TRIES]]
+        normals, a = np.vstack([normals, np.tile(last, (len(through), 1))]), np.vstack([a, through])
+        is_last = np.append(is_last, np.ones(len(through), bool))
     if not len(normals):
         return None
     tolerance = np.maximum(_TOLERANCE * points[:, 2] ** 2, _LEAST_TOLERANCE_M)
     offsets = np.einsum("ij,ij->i", normals, a)
     counts = (np.abs(points @ normals.T - offsets) < tolerance[:, None]).sum(axis=0)
+    # The last frame's plane needs a smaller share than a new one.
+    counts = counts / np.where(is_last, _KEPT_SHARE, _LEAST_SHARE)
     best = int(counts.argmax())
+    least = _KEPT_SHARE if is_last[best] else _LEAST_SHARE
     for _ in range(2):
         on = np.abs(points @ normals[best] - offsets[best]) < tolerance
-        if on.mean() < (_LEAST_SHARE if last is None else _KEPT_SHARE):
+        if on.mean() < least:
             return None
         centre = points[on].mean(axis=0)
         normals[best] = np.linalg.eigh(np.cov((points[on] - centre).T))[1][:, 0]

@@ -2,8 +2,8 @@
 
 1. Depths within `min_m` and `max_m`.
 2. No pixel beside an edge in depth: a step to one of its four neighbours in the mask that is larger than `edge_step` of
-   its depth, and than six times the median step in the mask (noise, or a slope). Flying pixels lie between two
-   surfaces, with a step to each.
+   its depth, and than six times the median step of that direction in the mask (noise, or a slope). Flying pixels lie
+   between two surfaces, with a step to each.
 3. No part of the rest narrower than 2 `erode_px` + 1 pixels, such as a rim of background that the mask spills over.
 4. The largest connected region of what is left, and regions of at least 5 % of its size whose median depth differs from
    its median by at most 3 standard deviations (1.4826 MAD) and an edge: an object behind a post stays whole, the
@@ -79,9 +79,10 @@ def _without_edges(valid: np.ndarray, depth: np.ndarray, config: SpaceConfig) ->
     """Rule 2 of the module, (h, w) bool."""
     depth = np.where(valid, depth, np.float32(np.nan))  # no step to NaN is larger than anything
     steps = [np.abs(np.diff(depth, axis=axis)) for axis in (0, 1)]
-    known = steps[1][~np.isnan(steps[1])]
-    limit = np.maximum(config.edge_step * depth, _NOISE_STEPS * _middle(known) if len(known) else 0.0)
-    down, across = steps[0] > limit[1:], steps[1] > limit[:, 1:]
+    # By direction: a floor has large steps from row to row, none along a row.
+    usual = [_middle(known) if len(known := each[~np.isnan(each)]) else 0.0 for each in steps]
+    limits = [np.maximum(config.edge_step * depth, _NOISE_STEPS * step) for step in usual]
+    down, across = steps[0] > limits[0][1:], steps[1] > limits[1][:, 1:]
     kept: np.ndarray = valid.copy()
     kept[1:] &= ~down
     kept[:-1] &= ~down
