@@ -281,6 +281,28 @@ def test_wrong_content_is_named_with_its_file(tmp_path, name, file, content, wor
     assert str(tmp_path) in str(failed.value) and ";" in str(failed.value)
 
 
+META_FILES = {
+    "ref_davis17": "meta_expressions/valid/meta_expressions.json",
+    "ref_youtube_vos": "meta_expressions/train/meta_expressions.json",
+    "mevis": "valid_u/meta_expressions.json",
+    "revos": "meta_expressions_valid_.json",
+    "long_rvos": "valid/meta_expressions.json",
+    "folder": "meta_expressions.json",
+}
+
+
+@pytest.mark.parametrize("name", META_FILES)
+def test_only_reasonvos_lists_its_expressions(tmp_path, name):
+    writer, split = WRITERS[name] if name != "ref_davis17" else (write_converted_davis17, "valid")
+    file = writer(tmp_path) / META_FILES[name]
+    content = json.loads(file.read_text())
+    for meta in content["videos"].values():
+        meta["expressions"] = list(meta["expressions"].values())
+    write_json(file, content)
+    with pytest.raises(ValueError, match='video alpha: expected "expressions" by id, got list; '):
+        opened(name, tmp_path, split)
+
+
 SMALL = (40, 50)
 
 

@@ -111,15 +111,19 @@ def test_too_few_examples_are_reported():
 
 
 def test_the_roc_curve_is_printed():
-    """Scores 0.9, 0.6, 0.3 are there; 0.7 and 0.1 are not."""
-    given = [(0.9, True), (0.7, False), (0.6, True), (0.3, True), (0.1, False)]
+    """Scores 0.9, 0.6, 0.3 are there; 0.7, 0.5 and eight times 0.1 are not."""
+    given = [(0.9, True), (0.7, False), (0.6, True), (0.5, False), (0.3, True), *[(0.1, False)] * 8]
     made = []
     for number, (score, present) in enumerate(given):
         parts = dict.fromkeys(("contrast", "consistency", "agreement", "iou", "object_presence"), 0.5)
         made.append(Example(f"clip{number}", present, True, Presence(score=0.5, **parts, separation=score, asked=None)))
     lines = calibration_text(calibrate(made, CURRENT)).splitlines()
     found = [line.split() for line in lines if line.startswith("found of what is there")]
-    assert [(words[8], words[-1]) for words in found][::6] == [("0.0", "33.3"), ("50.0", "100.0")]
+    assert [(words[8], words[-1]) for words in found] == [
+        *((rate, "33.3") for rate in ("0.0", "1.0", "2.0", "5.0")),
+        ("10.0", "66.7"),
+        *((rate, "100.0") for rate in ("20.0", "50.0")),
+    ]
 
 
 def test_weights_are_finite_for_separable_classes():

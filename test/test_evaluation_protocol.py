@@ -22,6 +22,7 @@ from decaf_ros.evaluation.protocol import SCORES, protocol
 from decaf_ros.evaluation.run import Evaluator, Job
 from decaf_ros.evaluation.submission import Submission, frame_files
 from decaf_ros.evaluation.truth import Truth
+from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf
@@ -110,16 +111,23 @@ def test_a_split_without_masks_is_written_for_its_server(run, tmp_path, capsys):
 
 def test_a_submission_has_the_scored_masks(tiny_mllm_dir, tiny_sam2_dir, tmp_path):
     (tmp_path / "tiny.yaml").write_text(PARAMETERS)
-    checkpoints = {"mllm.checkpoint": str(tiny_mllm_dir), "sam2.checkpoint": str(tiny_sam2_dir)}
-    evaluator = Evaluator(Decaf.from_config(replace(load_config(tmp_path / "tiny.yaml"), checkpoints)))
+    # A node with this threshold finds nothing; the published protocol masks its targets all the same.
+    given = {"mllm.checkpoint": str(tiny_mllm_dir), "sam2.checkpoint": str(tiny_sam2_dir), "presence.threshold": 1.0}
+    decaf = Decaf.from_config(replace(load_config(tmp_path / "tiny.yaml"), given))
     writer, split = WRITERS["revos"]
     clip = find_source("revos").select(Selection(folder=writer(tmp_path / "revos"), split=split)).clip(1)
-    scores = evaluator(Job(clip, clip.expressions[:2], submit=True))
+    scores = Evaluator(decaf)(Job(clip, clip.expressions[:2], submit=True))
+    window = key_frames(clip.frames, decaf.config.window.size, decaf.config.window.clip_rounding)
     for (case, _, masks), number in zip(scores.cases, (1, 3)):
         pictures = np.stack([np.asarray(Image.open(io.BytesIO(masks[name]))) > 0 for name in NAMES])
         truth = labels("beta") == number
+        assert not case.found and pictures.any()
         assert case.always == pytest.approx(mask_score(pictures, truth))
         assert case.robustness == pytest.approx(robustness(pictures, truth, labels("beta") > 0))
+        fused = decaf.segment(window, case.text).grounding.maps.fused
+        attended = coarse_masks(fused, SIZE_HW)
+        assert case.attention == pytest.approx(mask_score(attended, truth[[frame.index for frame in window.frames]]))
+    assert any(case.attention != case.always for case, *_ in scores.cases)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +138,9 @@ def test_a_submission_has_the_scored_masks(tiny_mllm_dir, tiny_sam2_dir, tmp_pat
         ("mevis", ["--submission", "x.zip", "--kinds", "absent"], "--kinds: no effect with --submission"),
         ("mevis", ["--submission", "none/x.zip"], "--submission: no folder none"),
         ("mevis", ["--split", "test"], "--split: expected one of valid_u, valid, train for mevis"),
+        ("mevis", ["--long"], "--long: no effect with --dataset mevis, whose expressions are all asked"),
+        ("mevis", ["--seed", "5"], "--seed: no effect with --dataset mevis, whose expressions are all asked"),
+        ("mevis", ["--split", "valid", "--submission", "x.zip", "--seed", "0"], "--seed: no effect with --submission"),
         ("mevis", ["--calibrate"], "--calibrate: no effect with --dataset mevis"),
         ("long_rvos", ["--split", "test"], "data/test/meta_expressions.json: not found"),
     ],
@@ -158,6 +169,9 @@ def test_only_frames_with_known_masks_are_scored():
     fused = np.zeros((3, 6, 8), np.float32)
     fused[0, 0, 0], fused[1, 4, 6] = 1.0, 0.9  # the first key frame is not known
     assert truth.pointing(fused).window == truth.points(fused)[1] == 1
+    fused[2, 4, 5:7] = 0.8
+    attended = mask_score(coarse_masks(fused[1:], SIZE_HW), (labels("alpha") == 3)[[2, 4]])
+    assert truth.score_map(fused) == attended and attended.j > 0.1
     assert truth.robustness(wrong_on_unknown.astype(np.uint8)) is None
     np.testing.assert_array_equal(truth.on_key_frames(3)[1:], (labels("alpha") == 3)[[2, 4]])
     assert not truth.on_key_frames(3)[0].any()

@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(configure=read_evaluation_config, run=run)
     add = parser.add_argument
     add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
-    add("--seed", type=int, help="selects the clips and the expressions; 0 or more (default: 0)")
+    add("--seed", type=int, help="selects the clips and the expressions, except of a benchmark; 0 or more (default: 0)")
     add("--clips", type=int, help="number of clips (default: that of the dataset; with --clips-from: all)")
     add(
         "--clips-from",
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates or calibrates. Raises OSError, ValueError or RuntimeError; the last names clip and expression."""
     source = find_source(args.dataset)
     kinds = _kinds(args, source)
-    _check(args, config, kinds)
+    _check(args, config, kinds, source.every_expression)
     if args.long:
         _run_long(args, config, source, kinds)
         return
@@ -169,7 +169,7 @@ def _run_submission(args: argparse.Namespace, config: DecafConfig, source: Datas
 
     if source.submission is None:
         raise ValueError(f"--submission: no server scores {args.dataset}; its masks are public")
-    dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, split=args.split))
+    dataset = source.select(Selection(count=args.clips, folder=args.clips_from, split=args.split))
     workers, threads = _processes(args, config, dataset.scored)
     plan = Plan(ExpressionChoice(0, None), submit=True)
     progress = _Progress(dataset, plan)
@@ -215,30 +215,26 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
     _log(f"report in {out}, {progress.seconds:.0f} s")
 
 
-def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) -> None:
+def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str], every: bool) -> None:
     """Finds errors before hours of evaluation. Raises OSError or ValueError."""
     _check_file("--json", args.json)
     _check_file("--submission", args.submission)
-    for name in (
-        ("json", "out", "kinds", "calibrate", "long", "ablation_clips", "no_ablation") if args.submission else ()
-    ):
-        if getattr(args, name) not in (None, False, ""):
-            raise ValueError(f"--{name.replace('_', '-')}: no effect with --submission")
+    if args.submission:
+        names = ("seed", "json", "out", "kinds", "calibrate", "long", "ablation_clips", "no_ablation")
+        _refuse(args, names, "no effect with --submission")
+    if every:
+        _refuse(args, ("seed", "long"), f"no effect with --dataset {args.dataset}, whose expressions are all asked")
     if args.ablation_clips is not None and args.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")
     if args.seconds is not None and (not args.long or args.clips_from):
         raise ValueError("--seconds: only with --long, and without --clips-from")
-    for name in ("calibrate", "ablation_clips", "no_ablation") if args.long else ():
-        if getattr(args, name) not in (None, False):
-            raise ValueError(f"--{name.replace('_', '-')}: no effect with --long")
+    if args.long:
+        _refuse(args, ("calibrate", "ablation_clips", "no_ablation"), "no effect with --long")
     if not args.calibrate:
         return
     if args.out:
         check_out(args.out)
-    for name in ("seed", "ablation_clips", "no_ablation"):
-        value = getattr(args, name)
-        if value is not None and value is not False:
-            raise ValueError(f"--{name.replace('_', '-')}: no effect with --calibrate")
+    _refuse(args, ("seed", "ablation_clips", "no_ablation"), "no effect with --calibrate")
     if config.grounding.branches != "both":
         # The score of a single branch leaves agreement out; the fit would use 0 for it.
         raise ValueError(f"--calibrate: expected grounding.branches both, got {config.grounding.branches}")
@@ -247,6 +243,14 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str]) 
         raise ValueError("--calibrate: expected grounding.contrast true, got false")
     if len({is_absent_kind(kind) for kind in kinds}) == 1:
         raise ValueError(f"--calibrate: expected --kinds with {ABSENT} and another one, got {', '.join(kinds)}")
+
+
+def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:
+    """Raises ValueError if one of these options is given. A number may be 0."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and value is not False and value != "":
+            raise ValueError(f"--{name.replace('_', '-')}: {why}")
 
 
 def _check_file(option: str, file: Path | None) -> None:

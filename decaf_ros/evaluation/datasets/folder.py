@@ -56,8 +56,6 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     files = tuple(there.get(image.stem) for image in images)
     scored = tuple(place for place, mask in enumerate(files) if mask is not None)
     entries = meta["expressions"]
-    if not isinstance(entries, dict):
-        raise ValueError(f'{file}, video {video}: expected "expressions" by id, got a list; {_MEND}')
     numbers: dict[str, list[int]] = {}
     for key, entry in entries.items():
         given = value_of(entry, "obj_id", (int, list), f"{file}, video {video}, expression {key}", _MEND)

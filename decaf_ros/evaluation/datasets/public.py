@@ -100,10 +100,11 @@ class Source:
 
 
 @functools.lru_cache(maxsize=4)
-def read_videos(file: Path, mend: str) -> Mapping[str, Mapping[str, Any]]:
+def read_videos(file: Path, mend: str, lists: bool = False) -> Mapping[str, Mapping[str, Any]]:
     """The videos of a meta_expressions.json: {"videos": {video: {"frames": [...], "expressions": {...}}}}.
 
-    `frames`, if there, are names without a suffix. `expressions` is an object of objects, or a list of objects.
+    `frames`, if there, are names without a suffix. `expressions` is an object of objects by id;
+    with `lists` it may be a list of objects.
     """
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
@@ -119,8 +120,11 @@ def read_videos(file: Path, mend: str) -> Mapping[str, Mapping[str, Any]]:
         if not isinstance(frames, list) or not all(isinstance(name, str) for name in frames):
             raise ValueError(f'{file}, video {video}: expected "frames", a list of names; {mend}')
         entries = meta.get("expressions")
-        listed = list(entries.values()) if isinstance(entries, dict) else entries
-        if not isinstance(listed, list) or not all(isinstance(entry, dict) for entry in listed):
+        if not isinstance(entries, (dict, list) if lists else dict):
+            raise ValueError(
+                f'{file}, video {video}: expected "expressions" by id, got {type(entries).__name__}; {mend}'
+            )
+        if not all(isinstance(entry, dict) for entry in (entries.values() if isinstance(entries, dict) else entries)):
             raise ValueError(f'{file}, video {video}: expected "expressions", an object of objects; {mend}')
     return videos
 

@@ -48,7 +48,7 @@ def _mask_folder(root: Path, meta: Mapping[str, Any], video: str, entry: Mapping
 def videos(root: Path, split: str) -> Sequence[str]:
     """See `Source.videos`."""
     file = root / "meta_expressions.json"
-    metas = read_videos(file, _MEND)
+    metas = read_videos(file, _MEND, lists=True)
     check_files(root / "JPEGImages", {video: meta.get("frames", []) for video, meta in metas.items()}, ".jpg", _MEND)
     for video, meta in metas.items():
         for name, entry in _entries(meta):
@@ -59,7 +59,7 @@ def videos(root: Path, split: str) -> Sequence[str]:
 def read(root: Path, split: str, video: str) -> EvaluationClip:
     """See `Source.read`."""
     file = root / "meta_expressions.json"
-    meta = read_videos(file, _MEND)[video]
+    meta = read_videos(file, _MEND, lists=True)[video]
     check_files(root / "JPEGImages", {video: meta.get("frames", [])}, ".jpg", _MEND)
     images = image_files(root / "JPEGImages" / video)
     if not images:

@@ -111,7 +111,7 @@ def _expressions(root: Path, video: str) -> list[tuple[str, int, str]]:
 def _converted_expressions(root: Path, split: str, video: str) -> list[tuple[str, int, str]]:
     file = _meta_file(root, split)
     entries = read_videos(file, _MEND)[video]["expressions"]
-    if not isinstance(entries, dict) or len(entries) % len(SUBSETS):
+    if len(entries) % len(SUBSETS):
         raise ValueError(
             f"{file}, video {video}: expected {len(SUBSETS)} expressions for each object, got {len(entries)}; {_MEND}"
         )
