@@ -19,6 +19,7 @@ from benchmark_layouts import (
     VIDEOS,
     WRITERS,
     labels,
+    rle,
     write_converted_davis17,
     write_images,
     write_json,
@@ -263,6 +264,33 @@ CHANGED = [
     ),
     ("folder", "meta_expressions.json", changed(obj_id=0), 'expected "obj_id" above 0, got 0'),
     ("folder", "meta_expressions.json", changed(type="absent"), "expected the type referring or reasoning"),
+    (
+        "mevis",
+        "valid_u/mask_dict.json",
+        lambda masks: {**masks, "8": [None, None, [{"counts": "6"}], None, None]},
+        "mask_dict.json, video alpha, entry '8', mask 2: expected a mask with \"size\"",
+    ),
+    (
+        "mevis",
+        "valid_u/mask_dict.json",
+        lambda masks: {**masks, "8": [False] * 5},
+        "entry '8', mask 0: expected a mask",
+    ),
+    (
+        "ref_youtube_vos",
+        "meta_expressions/train/meta_expressions.json",
+        changed(obj_id="x"),
+        "video alpha, expression 0: expected 'obj_id', a number above 0, got 'x'",
+    ),
+    ("ref_youtube_vos", "meta_expressions/train/meta_expressions.json", changed(obj_id=True), "got True"),
+    ("ref_youtube_vos", "meta_expressions/train/meta_expressions.json", changed(obj_id="0"), "above 0, got '0'"),
+    ("folder", "meta_expressions.json", changed(obj_id=[True]), 'expected "obj_id" above 0, got [True]'),
+    (
+        "folder",
+        "meta_expressions.json",
+        changed(obj_id=[1, 9]),
+        "video alpha, expression 0: no mask in",
+    ),
     ("ref_davis17", "davis_text_annotations/Davis17_annot1.txt", "alpha one box", "line 1: expected VIDEO OBJECT"),
     ("ref_davis17", "davis_text_annotations/Davis17_annot1.txt", 'alpha 1 "box"', "annot1.txt: no line of beta"),
 ]
@@ -303,6 +331,43 @@ def test_only_reasonvos_lists_its_expressions(tmp_path, name):
         opened(name, tmp_path, split)
 
 
+def test_wrong_content_of_a_converted_davis(tmp_path):
+    file = write_converted_davis17(tmp_path) / META_FILES["ref_davis17"]
+    content = json.loads(file.read_text())
+    write_json(file, changed(obj_id="x")(json.loads(file.read_text())))
+    with pytest.raises(ValueError, match="video alpha, expression 0: expected 'obj_id', a number above 0, got 'x'"):
+        opened("ref_davis17", tmp_path).clip(0)
+    expressions = content["videos"]["beta"]["expressions"]
+    expressions["e0"] = expressions.pop("0")
+    write_json(file, content)
+    with pytest.raises(ValueError, match="video beta: expected numbers as ids of expressions, got 'e0'"):
+        opened("ref_davis17", tmp_path).clip(1)
+
+
+def test_several_encoded_masks_of_a_frame_mean_their_union(tmp_path):
+    writer, split = WRITERS["revos"]
+    file = writer(tmp_path) / "mask_dict_foreground.json"
+    foreground = json.loads(file.read_text())
+    foreground["beta"]["masks_rle"] = [[rle(image == 1), rle(image == 3)] for image in labels("beta")]
+    foreground["beta"]["masks_rle"][1] = []
+    write_json(file, foreground)
+    masks = opened("revos", tmp_path, split).clip(1).foreground
+    for frame in (0, 2, 3, 4):
+        np.testing.assert_array_equal(masks.at(frame, [0])[0], labels("beta")[frame] > 0)
+    assert not masks.at(1, [0]).any()
+
+
+def test_an_encoded_mask_that_cannot_be_decoded_is_named(tmp_path):
+    writer, split = WRITERS["revos"]
+    file = writer(tmp_path) / "mask_dict.json"
+    masks = json.loads(file.read_text())
+    masks["9"][2]["counts"] = "1"
+    write_json(file, masks)
+    clip = opened("revos", tmp_path, split).clip(1)
+    with pytest.raises(ValueError, match="mask_dict.json, video beta, entry '9', mask 2: counts: expected run lengths"):
+        clip.at(2, [0])
+
+
 SMALL = (40, 50)
 
 
@@ -311,7 +376,9 @@ def test_masks_of_another_size(tmp_path):
     dataset = written("mevis", tmp_path / "mevis")
     for name in NAMES:
         cv2.imwrite(str(tmp_path / f"mevis/valid_u/JPEGImages/alpha/{name}.jpg"), np.zeros((*SMALL, 3), np.uint8))
-    with pytest.raises(ValueError, match=r"mask_dict.json, entries 7, 8, mask 0: expected \(40, 50\).*got \(96, 128\)"):
+    with pytest.raises(
+        ValueError, match=r"mask_dict.json, video alpha, entry '7', mask 0: expected \(40, 50\).*got \(96, 128\)"
+    ):
         dataset.clip(0)
     clip = written("ref_youtube_vos", tmp_path / "youtube").clip(0)
     write_palette_masks(tmp_path / "youtube/train/Annotations/alpha", np.zeros((1, *SMALL), np.uint8))

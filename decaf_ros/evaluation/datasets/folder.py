@@ -60,7 +60,7 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     for key, entry in entries.items():
         given = value_of(entry, "obj_id", (int, list), f"{file}, video {video}, expression {key}", _MEND)
         numbers[key] = given if isinstance(given, list) else [given]
-        if not all(isinstance(number, int) and number > 0 for number in numbers[key]):
+        if not all(type(number) is int and number > 0 for number in numbers[key]):
             raise ValueError(
                 f'{file}, video {video}, expression {key}: expected "obj_id" above 0, got {given!r}; {_MEND}'
             )
@@ -75,6 +75,16 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
         text = value_of(entry, "exp", str, where, _MEND)
         asked.append(Referral(text, kind_of(task, targets), targets, name=key, scored=scored))
     masks = PngMasks((files,) * len(objects), tuple(objects), len(images), frames[0].size_hw)
+    unseen = set(range(len(objects)))
+    for place in scored:  # usually the first frame has all of them
+        if unseen:
+            unseen -= {target for target in unseen if masks.at(place, [target]).any()}
+    for one in asked:
+        if lost := unseen.intersection(one.targets or ()):
+            raise ValueError(
+                f"{file}, video {video}, expression {one.name}: no mask in {root / 'Annotations' / video} has the "
+                f'"obj_id" {objects[min(lost)]}; {_MEND}'
+            )
     return EvaluationClip(video, frames, masks, tuple(asked), frame_names=tuple(image.stem for image in images))
 
 

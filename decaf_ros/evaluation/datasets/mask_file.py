@@ -50,8 +50,10 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
     counts = rle.get("counts")
     if not isinstance(counts, (str, list)):
         raise ValueError(f"counts: expected text or a list, got {counts!r}")
+    if isinstance(counts, list) and not all(type(run) is int and 0 <= run <= height * width for run in counts):
+        raise ValueError(f"counts: expected run lengths from 0 to {height} x {width}, got {str(counts)[:60]}")
     lengths = run_lengths(counts) if isinstance(counts, str) else np.asarray(counts, np.int64)
-    if (lengths < 0).any() or lengths.sum() != height * width:
+    if (lengths < 0).any() or (lengths > height * width).any() or lengths.sum() != height * width:
         raise ValueError(f"counts: expected run lengths with the sum {height} x {width}, got {lengths.sum()}")
     pixels = np.repeat(np.arange(len(lengths)) % 2 == 1, lengths)
     return np.ascontiguousarray(pixels.reshape(width, height).T)
@@ -60,8 +62,8 @@ def decode_rle(rle: Mapping[str, Any]) -> np.ndarray:
 def size_of(rle: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width of a mask. Raises ValueError if it states none."""
     size = rle.get("size") if isinstance(rle, Mapping) else None
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int) for side in size)):
-        raise ValueError(f'expected a mask with "size": [height, width], got {str(rle)[:60]}')
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(type(side) is int and side > 0 for side in size)):
+        raise ValueError(f'expected a mask with "size": [height, width], above 0, got {str(rle)[:60]}')
     return size[0], size[1]
 
 

@@ -70,7 +70,7 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
         for key, (entry, where) in entries.items()
     }
     ids = list(dict.fromkeys(number for numbers in annotations.values() for number in numbers))
-    masks = rle_masks(root / split / "mask_dict.json", ids, len(names), size_hw, mend)
+    masks = rle_masks(root / split / "mask_dict.json", video, ids, len(names), size_hw, mend)
     asked = tuple(
         Referral(text, kind_of(REFERRING, annotations[key]), tuple(map(ids.index, annotations[key])), name=key)
         for key, text in texts.items()

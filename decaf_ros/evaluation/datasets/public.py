@@ -132,10 +132,18 @@ def read_videos(file: Path, mend: str, lists: bool = False) -> Mapping[str, Mapp
 def value_of(entry: Mapping[str, Any], key: str, kinds: type | tuple[type, ...], where: str, mend: str) -> Any:
     """The value of an expression's key, checked for its type. where: file, video and expression, for errors."""
     value = entry.get(key)
-    if not isinstance(value, kinds) or value == "":
+    if not isinstance(value, kinds) or isinstance(value, bool) or value == "":
         expected = kinds.__name__ if isinstance(kinds, type) else " or ".join(kind.__name__ for kind in kinds)
         raise ValueError(f"{where}: expected {key!r}, {expected}, got {value!r}; {mend}")
     return value
+
+
+def object_of(entry: Mapping[str, Any], where: str, mend: str) -> int:
+    """The number above 0 of an expression's object, which may be written as text. where: as in `value_of`."""
+    value = value_of(entry, "obj_id", (int, str), where, mend)
+    if not str(value).isdecimal() or int(value) < 1:
+        raise ValueError(f"{where}: expected 'obj_id', a number above 0, got {value!r}; {mend}")
+    return int(value)
 
 
 def check_files(folder: Path, names: Mapping[str, Collection[str]], suffix: str, mend: str) -> None:

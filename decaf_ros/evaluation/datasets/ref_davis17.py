@@ -22,7 +22,15 @@ from pathlib import Path
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
-from decaf_ros.evaluation.datasets.public import REFERRING, Source, check_files, frames_of, read_videos, value_of
+from decaf_ros.evaluation.datasets.public import (
+    REFERRING,
+    Source,
+    check_files,
+    frames_of,
+    object_of,
+    read_videos,
+    value_of,
+)
 from decaf_ros.evaluation.datasets.stored_masks import PngMasks
 
 _MEND = (
@@ -115,10 +123,12 @@ def _converted_expressions(root: Path, split: str, video: str) -> list[tuple[str
         raise ValueError(
             f"{file}, video {video}: expected {len(SUBSETS)} expressions for each object, got {len(entries)}; {_MEND}"
         )
+    if wrong := next((key for key in entries if not key.isdecimal()), None):
+        raise ValueError(f"{file}, video {video}: expected numbers as ids of expressions, got {wrong!r}; {_MEND}")
     found = []
     for place, (key, entry) in enumerate(sorted(entries.items(), key=lambda item: int(item[0]))):
         where = f"{file}, video {video}, expression {key}"
-        number = int(value_of(entry, "obj_id", (int, str), where, _MEND))
+        number = object_of(entry, where, _MEND)
         found.append((value_of(entry, "exp", str, where, _MEND), number, SUBSETS[place % len(SUBSETS)]))
     return found
 

@@ -20,7 +20,15 @@ import numpy as np
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
-from decaf_ros.evaluation.datasets.public import REFERRING, Source, check_files, frames_of, read_videos, value_of
+from decaf_ros.evaluation.datasets.public import (
+    REFERRING,
+    Source,
+    check_files,
+    frames_of,
+    object_of,
+    read_videos,
+    value_of,
+)
 from decaf_ros.evaluation.datasets.stored_masks import PngMasks
 
 _SPLITS = {"valid": False, "train": True}
@@ -64,7 +72,7 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
         asked = tuple(Referral(text, KINDS[0], None, name=key) for key, text in texts.items())
         return EvaluationClip(video, frames, np.zeros((0, len(names), *size_hw), bool), asked, frame_names=tuple(names))
     check_files(root / split / "Annotations", {video: names}, ".png", _MEND)
-    numbers = {key: int(value_of(entry, "obj_id", (int, str), where, _MEND)) for key, (entry, where) in entries.items()}
+    numbers = {key: object_of(entry, where, _MEND) for key, (entry, where) in entries.items()}
     objects = sorted(set(numbers.values()))
     files = tuple(root / split / "Annotations" / video / f"{name}.png" for name in names)
     return EvaluationClip(

@@ -4,7 +4,8 @@
     meta_expressions_SPLIT_.json: {"videos": {VIDEO: {"frames": [FRAME],
         "expressions": {ID: {"exp": text, "anno_id": [number], "type_id": 0 referring, 1 reasoning, 2 no target}}}}}
     mask_dict.json: {ANNO_ID: [mask, one a frame, or null]}, COCO's run-length encoding
-    mask_dict_foreground.json: {VIDEO: {"masks_rle": [mask, one a frame]}}, all objects, for the robustness score
+    mask_dict_foreground.json: {VIDEO: {"masks_rle": [mask, or list of masks, one a frame]}}, all objects, for the
+        robustness score
 
 Referring and reasoning expressions are its subsets: the overall score is the mean of both.
 """
@@ -82,9 +83,9 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     return EvaluationClip(
         video,
         frames,
-        rle_masks(root / "mask_dict.json", ids, len(names), size_hw, _MEND),
+        rle_masks(root / "mask_dict.json", video, ids, len(names), size_hw, _MEND),
         asked,
-        rle_masks(root / "mask_dict_foreground.json", [video], len(names), size_hw, _MEND, within="masks_rle"),
+        rle_masks(root / "mask_dict_foreground.json", video, [video], len(names), size_hw, _MEND, within="masks_rle"),
         tuple(names),
     )
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,30 +16,33 @@ from decaf_ros.evaluation.datasets.mask_file import decode_rle, read_entry, size
 
 @dataclass(frozen=True, eq=False)
 class RleMasks:
-    """Tracks of run-length encoded masks; None is a frame without the object.
+    """Tracks of run-length encoded masks. Several masks on a frame mean their union, none a frame without the object.
 
     Attributes:
-        source: file and entries of the tracks, for errors.
-        tracks: K tracks of F masks.
+        sources: file, video and entry of each track, for errors.
+        tracks: K tracks of F frames.
         frames: F.
         size_hw: size of every mask.
+        mend: what to do, for errors.
 
     Raises ValueError for a mask of another size.
     """
 
-    source: str
-    tracks: tuple[tuple[Mapping[str, Any] | None, ...], ...]
+    sources: tuple[str, ...]
+    tracks: tuple[tuple[Sequence[Mapping[str, Any]], ...], ...]
     frames: int
     size_hw: tuple[int, int]
+    mend: str
 
     def __post_init__(self) -> None:
-        for track in self.tracks:
-            for index, rle in enumerate(track):
-                if rle is not None and size_of(rle) != self.size_hw:
-                    raise ValueError(
-                        f"{self.source}, mask {index}: expected {self.size_hw} (height, width) as the image, "
-                        f"got {size_of(rle)}"
-                    )
+        for source, track in zip(self.sources, self.tracks):
+            for index, encoded in enumerate(track):
+                for rle in encoded:
+                    with _named(source, index, self.mend):
+                        if size_of(rle) != self.size_hw:
+                            raise ValueError(
+                                f"expected {self.size_hw} (height, width) as the image, got {size_of(rle)}"
+                            )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -48,22 +52,28 @@ class RleMasks:
         """See `ObjectMasks.at`. Raises ValueError for a mask that cannot be decoded."""
         masks = np.zeros((len(objects), *self.size_hw), bool)
         for place, index in enumerate(objects):
-            rle = self.tracks[index][frame]
-            if rle is not None:
-                try:
-                    masks[place] = decode_rle(rle)
-                except ValueError as error:
-                    raise ValueError(f"{self.source}, object {index}, mask {frame}: {error}") from error
+            with _named(self.sources[index], frame, self.mend):
+                for rle in self.tracks[index][frame]:
+                    masks[place] |= decode_rle(rle)
         return masks
 
 
-def rle_masks(
-    file: Path, keys: Sequence[str], frames: int, size_hw: tuple[int, int], mend: str, within: str = ""
-) -> RleMasks:
-    """The tracks with these keys of a JSON file with one list of masks, or null, for each key.
+@contextlib.contextmanager
+def _named(source: str, index: int, mend: str) -> Iterator[None]:
+    """Names a track's mask in a ValueError."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{source}, mask {index}: {error}; {mend}") from error
 
-    within: the list is this entry of the value. mend: what to do, for errors. Raises ValueError, naming the file, if a
-    track is missing or has another number of masks than `frames`, or masks are of another size.
+
+def rle_masks(
+    file: Path, video: str, keys: Sequence[str], frames: int, size_hw: tuple[int, int], mend: str, within: str = ""
+) -> RleMasks:
+    """The tracks with these keys of a JSON file: each a list with a mask, a list of masks or null for each frame.
+
+    video: for errors. mend: what to do, for errors. within: the list is this entry of the value. Raises ValueError,
+    naming the file, if a track is missing or has another number of masks than `frames`, or masks are of another size.
     """
     tracks = []
     for key in keys:
@@ -71,9 +81,12 @@ def rle_masks(
         track = track.get(within) if within and isinstance(track, dict) else track
         if not isinstance(track, list) or len(track) != frames:
             got = len(track) if isinstance(track, list) else type(track).__name__
-            raise ValueError(f"{file}, entry {key!r}: expected {frames} masks, one a frame, got {got}; {mend}")
-        tracks.append(tuple(rle or None for rle in track))
-    return RleMasks(f"{file}, entries {', '.join(keys)}", tuple(tracks), frames, size_hw)
+            raise ValueError(
+                f"{file}, video {video}, entry {key!r}: expected {frames} masks, one a frame, got {got}; {mend}"
+            )
+        tracks.append(tuple(rle if isinstance(rle, list) else [] if rle is None else [rle] for rle in track))
+    sources = tuple(f"{file}, video {video}, entry {key!r}" for key in keys)
+    return RleMasks(sources, tuple(tracks), frames, size_hw, mend)
 
 
 @dataclass(frozen=True, eq=False)
