@@ -198,7 +198,10 @@ REMOVED = [
     ("revos", "JPEGImages/beta/00005.jpg", "JPEGImages/beta/00005.jpg: missing, 1 of 2 folders"),
     ("reasonvos", "Annotations/mose_beta_3", "Annotations/MOSE_beta_3: no such folder"),
     ("reasonvos", "JPEGImages/beta/00010.jpg", "JPEGImages/beta/00010.jpg: missing"),
-    ("long_rvos", "valid/Annotations/alpha", "Annotations/alpha: missing"),
+    ("reasonvos", "Annotations/mose_beta_3/*.png", "Annotations/mose_beta_3: missing"),
+    ("long_rvos", "valid/Annotations/alpha", "Annotations/alpha/1: missing, 2 of 4"),
+    ("long_rvos", "valid/Annotations/beta/3", "Annotations/beta/3: missing, 1 of 4"),
+    ("long_rvos", "valid/Annotations/beta/3/*.png", "Annotations/beta/3: missing, 1 of 4"),
     ("folder", "meta_expressions.json", "meta_expressions.json: not found; docs/evaluation.md"),
     ("folder", "JPEGImages/alpha", "JPEGImages/alpha: missing"),
     ("folder", "Annotations", "Annotations: no such folder"),
@@ -208,10 +211,30 @@ REMOVED = [
 @pytest.mark.parametrize(("name", "gone", "words"), REMOVED)
 def test_an_incomplete_benchmark_is_found_before_anything_runs(tmp_path, name, gone, words):
     writer, split = WRITERS[name]
-    path = writer(tmp_path) / gone
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    for path in list(writer(tmp_path).glob(gone)):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     with pytest.raises(ValueError, match=re.escape(words)):
         opened(name, tmp_path, split)
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("mevis", "valid_u/mask_dict.json"), ("revos", "mask_dict.json"), ("revos", "mask_dict_foreground.json")],
+)
+def test_incomplete_encoded_masks_are_found_before_anything_runs(tmp_path, name, file):
+    """Those of the last video, too: the file is cut, or lacks an entry."""
+    writer, split = WRITERS[name]
+    (tmp_path / "cut").mkdir()
+    path = writer(tmp_path / "cut") / file
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=re.escape(f"{path}: expected one complete JSON object; ")):
+        opened(name, tmp_path / "cut", split)
+    path = writer(tmp_path / "lacks") / file
+    masks = json.loads(path.read_text())
+    lost, _ = masks.popitem()
+    write_json(path, masks)
+    with pytest.raises(ValueError, match=re.escape(f"{path}: expected an entry '{lost}', got {len(masks)} others; ")):
+        opened(name, tmp_path / "lacks", split)
 
 
 def test_a_split_without_the_test_videos_is_refused(tmp_path):
@@ -260,7 +283,7 @@ CHANGED = [
         "long_rvos",
         "valid/meta_expressions.json",
         changed(obj_id=9),
-        "Annotations/alpha/9: expected PNG files, got none",
+        "Annotations/alpha/9: missing",
     ),
     ("folder", "meta_expressions.json", changed(obj_id=0), 'expected "obj_id" above 0, got 0'),
     ("folder", "meta_expressions.json", changed(type="absent"), "expected the type referring or reasoning"),
@@ -331,17 +354,22 @@ def test_only_reasonvos_lists_its_expressions(tmp_path, name):
         opened(name, tmp_path, split)
 
 
-def test_wrong_content_of_a_converted_davis(tmp_path):
+@pytest.mark.parametrize(
+    ("key", "entry", "words"),
+    [
+        ("0", {"exp": "a", "obj_id": "x"}, "video alpha, expression 0: expected 'obj_id', a number above 0, got 'x'"),
+        ("e0", {"exp": "a", "obj_id": "1"}, "video alpha: expected numbers as ids of expressions, got 'e0'"),
+    ],
+)
+def test_wrong_content_of_a_converted_davis(tmp_path, key, entry, words):
     file = write_converted_davis17(tmp_path) / META_FILES["ref_davis17"]
     content = json.loads(file.read_text())
-    write_json(file, changed(obj_id="x")(json.loads(file.read_text())))
-    with pytest.raises(ValueError, match="video alpha, expression 0: expected 'obj_id', a number above 0, got 'x'"):
-        opened("ref_davis17", tmp_path).clip(0)
-    expressions = content["videos"]["beta"]["expressions"]
-    expressions["e0"] = expressions.pop("0")
+    expressions = content["videos"]["alpha"]["expressions"]
+    del expressions["0"]
+    expressions[key] = entry
     write_json(file, content)
-    with pytest.raises(ValueError, match="video beta: expected numbers as ids of expressions, got 'e0'"):
-        opened("ref_davis17", tmp_path).clip(1)
+    with pytest.raises(ValueError, match=re.escape(f"{file}, {words}")):
+        opened("ref_davis17", tmp_path).clip(0)
 
 
 def test_several_encoded_masks_of_a_frame_mean_their_union(tmp_path):

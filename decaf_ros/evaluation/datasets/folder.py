@@ -75,12 +75,13 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
         text = value_of(entry, "exp", str, where, _MEND)
         asked.append(Referral(text, kind_of(task, targets), targets, name=key, scored=scored))
     masks = PngMasks((files,) * len(objects), tuple(objects), len(images), frames[0].size_hw)
-    unseen = set(range(len(objects)))
-    for place in scored:  # usually the first frame has all of them
-        if unseen:
-            unseen -= {target for target in unseen if masks.at(place, [target]).any()}
+    unseen = list(range(len(objects)))
+    for place in scored:
+        if not unseen:  # usually after the first frame
+            break
+        unseen = [target for target, mask in zip(unseen, masks.at(place, unseen)) if not mask.any()]
     for one in asked:
-        if lost := unseen.intersection(one.targets or ()):
+        if lost := set(unseen).intersection(one.targets or ()):
             raise ValueError(
                 f"{file}, video {video}, expression {one.name}: no mask in {root / 'Annotations' / video} has the "
                 f'"obj_id" {objects[min(lost)]}; {_MEND}'

@@ -11,8 +11,9 @@ The score is the mean over all expressions, whatever their types.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
@@ -29,8 +30,17 @@ def videos(root: Path, split: str) -> Sequence[str]:
     metas = read_videos(file, _MEND)
     names = {video: frames_of(meta, file, video, _MEND) for video, meta in metas.items()}
     check_files(root / split / "JPEGImages", names, ".jpg", _MEND)
-    check_files(root / split / "Annotations", dict.fromkeys(metas, ()), "", _MEND)
+    objects = {
+        f"{video}/{_object(entry, f'{file}, video {video}, expression {key}')}": ()
+        for video, meta in metas.items()
+        for key, entry in meta["expressions"].items()
+    }
+    check_files(root / split / "Annotations", objects, "", _MEND)
     return list(metas)
+
+
+def _object(entry: Mapping[str, Any], where: str) -> str:
+    return str(value_of(entry, "obj_id", (int, str), where, _MEND))
 
 
 def read(root: Path, split: str, video: str) -> EvaluationClip:
@@ -44,7 +54,7 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     asked = []
     for key, entry in meta["expressions"].items():
         where = f"{file}, video {video}, expression {key}"
-        number = str(value_of(entry, "obj_id", (int, str), where, _MEND))
+        number = _object(entry, where)
         of_type = value_of(entry, "type", str, where, _MEND)
         if of_type not in _TYPES:
             raise ValueError(f"{where}: expected a type of {', '.join(_TYPES)}, got {of_type!r}; {_MEND}")

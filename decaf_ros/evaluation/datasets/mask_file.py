@@ -12,7 +12,7 @@ import functools
 import json
 import mmap
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +72,8 @@ def read_entry(file: Path, key: str, mend: str) -> Any:
 
     Raises ValueError, which names the file and ends with `mend`: no such file or key, or no JSON object.
     """
-    places = _places(file, mend)
-    if key not in places:
-        raise ValueError(f"{file}: expected an entry {key!r}, got {len(places)} others; {mend}")
-    start, end = places[key]
+    check_entries(file, [key], mend)
+    start, end = _places(file, mend)[key]
     with file.open("rb") as opened:
         opened.seek(start)
         text = opened.read(end - start)
@@ -83,6 +81,14 @@ def read_entry(file: Path, key: str, mend: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise ValueError(f"{file}, entry {key!r}: expected JSON: {error}; {mend}") from error
+
+
+def check_entries(file: Path, keys: Iterable[str], mend: str) -> None:
+    """Checks that a JSON object is complete and has these keys. Raises ValueError as `read_entry`."""
+    places = _places(file, mend)
+    for key in keys:
+        if key not in places:
+            raise ValueError(f"{file}: expected an entry {key!r}, got {len(places)} others; {mend}")
 
 
 @functools.lru_cache(maxsize=4)

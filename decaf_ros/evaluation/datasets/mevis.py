@@ -11,13 +11,15 @@ VIDEO/ID/FRAME.png. Version 2 has expressions without targets, whose "anno_id" i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
+from decaf_ros.evaluation.datasets.mask_file import check_entries
 from decaf_ros.evaluation.datasets.public import (
     REFERRING,
     Source,
@@ -47,9 +49,23 @@ def videos(root: Path, split: str) -> Sequence[str]:
     metas = read_videos(file, mend)
     names = {video: frames_of(meta, file, video, mend) for video, meta in metas.items()}
     check_files(root / split / "JPEGImages", names, ".jpg", mend)
-    if _SPLITS[split] and not (root / split / "mask_dict.json").is_file():
-        raise ValueError(f"{root / split / 'mask_dict.json'}: not found; {mend}")
+    if _SPLITS[split]:
+        ids = {
+            one
+            for video, meta in metas.items()
+            for listed in _masks(meta, file, video, mend).values()
+            for one in listed
+        }
+        check_entries(root / split / "mask_dict.json", sorted(ids), mend)
     return list(metas)
+
+
+def _masks(meta: Mapping[str, Any], file: Path, video: str, mend: str) -> dict[str, list[str]]:
+    """Ids of the encoded masks of each expression."""
+    return {
+        key: [str(one) for one in value_of(entry, "anno_id", list, f"{file}, video {video}, expression {key}", mend)]
+        for key, entry in meta["expressions"].items()
+    }
 
 
 def read(root: Path, split: str, video: str) -> EvaluationClip:
@@ -65,10 +81,7 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     if not _SPLITS[split]:
         asked = tuple(Referral(text, REFERRING, None, name=key) for key, text in texts.items())
         return EvaluationClip(video, frames, np.zeros((0, len(names), *size_hw), bool), asked, frame_names=tuple(names))
-    annotations = {
-        key: [str(number) for number in value_of(entry, "anno_id", list, where, mend)]
-        for key, (entry, where) in entries.items()
-    }
+    annotations = _masks(meta, file, video, mend)
     ids = list(dict.fromkeys(number for numbers in annotations.values() for number in numbers))
     masks = rle_masks(root / split / "mask_dict.json", video, ids, len(names), size_hw, mend)
     asked = tuple(

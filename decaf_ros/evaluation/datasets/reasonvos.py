@@ -50,9 +50,12 @@ def videos(root: Path, split: str) -> Sequence[str]:
     file = root / "meta_expressions.json"
     metas = read_videos(file, _MEND, lists=True)
     check_files(root / "JPEGImages", {video: meta.get("frames", []) for video, meta in metas.items()}, ".jpg", _MEND)
-    for video, meta in metas.items():
-        for name, entry in _entries(meta):
-            _mask_folder(root, meta, video, entry, f"{file}, video {video}, expression {name}")
+    folders = [
+        _mask_folder(root, meta, video, entry, f"{file}, video {video}, expression {name}")
+        for video, meta in metas.items()
+        for name, entry in _entries(meta)
+    ]
+    check_files(root / "Annotations", {folder.name: () for folder in folders}, "", _MEND)
     return list(metas)
 
 

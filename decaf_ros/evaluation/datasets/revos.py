@@ -12,11 +12,13 @@ Referring and reasoning expressions are its subsets: the overall score is the me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
+from decaf_ros.evaluation.datasets.mask_file import check_entries
 from decaf_ros.evaluation.datasets.public import (
     REASONING,
     REFERRING,
@@ -44,10 +46,24 @@ def videos(root: Path, split: str) -> Sequence[str]:
     metas = read_videos(file, _MEND)
     names = {video: frames_of(meta, file, video, _MEND) for video, meta in metas.items()}
     check_files(root / "JPEGImages", names, ".jpg", _MEND)
-    for name in ("mask_dict.json", "mask_dict_foreground.json"):
-        if not (root / name).is_file():
-            raise ValueError(f"{root / name}: not found; {_MEND}")
+    ids = {one for video, meta in metas.items() for _, listed in _targets(meta, file, video).values() for one in listed}
+    check_entries(root / "mask_dict.json", sorted(ids), _MEND)
+    check_entries(root / "mask_dict_foreground.json", metas, _MEND)
     return list(metas)
+
+
+def _targets(meta: Mapping[str, Any], file: Path, video: str) -> dict[str, tuple[str, list[str]]]:
+    """Task of each expression and ids of its encoded masks."""
+    found = {}
+    for key, entry in meta["expressions"].items():
+        where = f"{file}, video {video}, expression {key}"
+        number = value_of(entry, "type_id", int, where, _MEND)
+        if not 0 <= number < len(_TASKS):
+            raise ValueError(f"{where}: expected a type_id from 0 to {len(_TASKS) - 1}, got {number}; {_MEND}")
+        # An expression without a target may name objects that it does not mean.
+        listed = value_of(entry, "anno_id", list, where, _MEND) if _TASKS[number] != ABSENT else []
+        found[key] = _TASKS[number], [str(one) for one in listed]
+    return found
 
 
 def read(root: Path, split: str, video: str) -> EvaluationClip:
@@ -58,27 +74,17 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
     check_files(root / "JPEGImages", {video: names}, ".jpg", _MEND)
     frames = FrameFiles([root / "JPEGImages" / video / f"{name}.jpg" for name in names])
     size_hw = frames[0].size_hw
-    annotations: dict[str, list[str]] = {}
-    tasks: dict[str, str] = {}
-    for key, entry in meta["expressions"].items():
-        where = f"{file}, video {video}, expression {key}"
-        number = value_of(entry, "type_id", int, where, _MEND)
-        if not 0 <= number < len(_TASKS):
-            raise ValueError(f"{where}: expected a type_id from 0 to {len(_TASKS) - 1}, got {number}; {_MEND}")
-        tasks[key] = _TASKS[number]
-        # An expression without a target may name objects that it does not mean.
-        listed = value_of(entry, "anno_id", list, where, _MEND) if tasks[key] != ABSENT else []
-        annotations[key] = [str(one) for one in listed]
-    ids = list(dict.fromkeys(one for numbers in annotations.values() for one in numbers))
+    targets = _targets(meta, file, video)
+    ids = list(dict.fromkeys(one for _, listed in targets.values() for one in listed))
     asked = tuple(
         Referral(
-            value_of(entry, "exp", str, f"{file}, video {video}, expression {key}", _MEND),
-            kind_of(tasks[key], annotations[key]),
-            tuple(map(ids.index, annotations[key])),
+            value_of(meta["expressions"][key], "exp", str, f"{file}, video {video}, expression {key}", _MEND),
+            kind_of(task, listed),
+            tuple(map(ids.index, listed)),
             name=key,
-            subset=tasks[key],
+            subset=task,
         )
-        for key, entry in meta["expressions"].items()
+        for key, (task, listed) in targets.items()
     )
     return EvaluationClip(
         video,
