@@ -1,0 +1,312 @@
+"""Depth through the real node process over real DDS: 3D outputs with the stamps of the frames, and bad inputs."""
+# ruff: noqa: E402
+
+from __future__ import annotations
+
+import time
+from importlib.util import find_spec
+
+import numpy as np
+import pytest
+
+pytest.importorskip("rclpy")
+pytest.importorskip("decaf_ros.msg")
+pytest.importorskip("domain_coordinator")
+
+from generated_messages import vision_messages
+from geometry_msgs.msg import PoseStamped
+from node_process import LATCHED, Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+
+from decaf_ros.config.space import SpaceConfig
+from decaf_ros.io.messages import header, image
+from decaf_ros.msg import QueryStatus
+from decaf_ros.nodes.message_factory import make_message
+from decaf_ros.space.camera import camera_from_info
+from decaf_ros.space.objects import TargetMeasurer
+from decaf_tabletop.world.simulator import make_clip
+
+# Not importorskip: that would import MuJoCo before the simulator sets MUJOCO_GL.
+pytestmark = [pytest.mark.ros, pytest.mark.skipif(find_spec("mujoco") is None, reason="MuJoCo is not installed")]
+
+FRAME = "camera_optical"
+WARN = "1"
+SPACE_TOPICS = ("target_pose", "points", "depth_masked", "depth_masked/camera_info", "detections_3d")
+
+
+@pytest.fixture(scope="module")
+def clip():
+    return make_clip(990001, depth=True)
+
+
+@pytest.fixture(scope="module")
+def vision():
+    with vision_messages():
+        yield
+
+
+@pytest.fixture(scope="module")
+def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
+    return small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"space": {"enabled": True, "sync_slop_s": 0.5}}
+
+
+class DepthRobot(Robot):
+    """A robot with a depth camera that shows a clip."""
+
+    def __init__(self, domain_id: int, clip, camera: str = "") -> None:
+        from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo
+
+        super().__init__(domain_id, camera)
+        own = f"{camera}/" if camera else ""
+        for topic, kind, qos in (
+            ("target_pose", PoseStamped, 50),
+            ("points", PointCloud2, 50),
+            ("depth_masked", Image, 50),
+            ("depth_masked/camera_info", CameraInfo, 50),
+            ("detections_3d", Detection3DArray, 50),
+            ("detections", Detection2DArray, 50),
+            ("label_info", LabelInfo, LATCHED),
+        ):
+            self.received[topic] = []
+            self.node.create_subscription(kind, own + topic, self.received[topic].append, qos)
+        self._clip = clip
+        self._depth = self.node.create_publisher(Image, f"{own}depth", 10)
+        self._info = self.node.create_publisher(CameraInfo, f"{own}camera_info", 10)
+        self._depth_info = self.node.create_publisher(CameraInfo, f"{own}depth/camera_info", 10)
+
+    def wait_until_listened_to(self) -> None:
+        super().wait_until_listened_to()
+        wait_for(lambda: self._depth.get_subscription_count() and self._info.get_subscription_count(), "depth")
+
+    def info(self, stamp_ns: int, **changes) -> CameraInfo:
+        matrix = self._clip.intrinsics
+        height, width = self._clip.images.shape[1:3]
+        message = CameraInfo(header=header(make_message, stamp_ns, FRAME), height=height, width=width)
+        message.distortion_model, message.k = "plumb_bob", matrix.ravel().tolist()
+        message.p = np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()
+        for name, value in changes.items():
+            setattr(message, name, value)
+        return message
+
+    def depth(self, index: int, stamp_ns: int, frame_id: str = FRAME) -> Image:
+        depth_mm = np.nan_to_num(self._clip.depth_m[index] * 1000).astype(np.uint16)
+        return image(make_message, depth_mm, header(make_message, stamp_ns, frame_id))
+
+    def show(self, frames: int, hz: float = 20.0, *, depth=True, info=True, late_s=0.0, shift_s=0.0, **changes):
+        """Publishes frames of the clip with depth and camera info; returns their stamps. depth: a function that makes
+        the message from its number and stamp, or False."""
+        stamps = []
+        for _ in range(frames):
+            index = self.shown % len(self._clip)
+            stamp_ns = time.time_ns()
+            depth_ns = stamp_ns + round(shift_s * 1e9)
+            if info:
+                self._info.publish(self.info(stamp_ns) if info is True else info(stamp_ns))
+            self._camera.publish(image(make_message, self._clip.images[index], header(make_message, stamp_ns, FRAME)))
+            time.sleep(late_s)
+            if depth:
+                self._depth.publish(self.depth(index, depth_ns) if depth is True else depth(index, depth_ns))
+            stamps.append(stamp_ns)
+            self.shown += 1
+            time.sleep(max(1 / hz - late_s, 0))
+        return stamps
+
+    def frames(self, key: str) -> int:
+        return int(self.diagnosed()[key])
+
+
+@pytest.fixture(scope="module")
+def running(parameters, clip, vision, tmp_path_factory):
+    with unused_domain() as domain_id:
+        process = SegmenterProcess(domain_id, tmp_path_factory.mktemp("segmenter"), parameters)
+        robot = DepthRobot(domain_id, clip)
+        robot.wait_until_listened_to()
+        yield process, robot
+        print(process.log)
+        robot.close()
+        assert process.stop() == 0 and "Traceback" not in process.log
+
+
+@pytest.fixture
+def robot(running) -> DepthRobot:
+    """The robot, with a freshly configured node."""
+    _, robot = running
+    for name in ("deactivate", "cleanup", "configure"):
+        assert robot.change_state(name)
+    for messages in robot.received.values():
+        messages.clear()
+    assert robot.change_state("activate")
+    robot.wait_until_listened_to()
+    wait_for(lambda: robot.received["/diagnostics"] and "frames with 3D" in robot.diagnosed(), "diagnostics")
+    return robot
+
+
+def _track(robot: DepthRobot, **options) -> None:
+    query_id = robot.ask("the red square")
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_id), "tracking", **options)
+
+
+def test_every_used_frame_has_its_3d_outputs_with_the_exact_stamp(robot, clip):
+    _track(robot)
+    robot.show(10)
+    used = lambda: robot.stamps("masks")  # noqa: E731
+    wait_for(lambda: robot.stamps("detections_3d") == used() and robot.stamps("points") == used(), "3D outputs")
+    for topic in ("detections_3d", "points", "depth_masked", "depth_masked/camera_info", "detections"):
+        assert robot.stamps(topic) == used()
+        assert {message.header.frame_id for message in robot.received[topic]} == {FRAME}
+    wait_for(lambda: robot.frames("frames with 3D") == len(used()), "the count")
+    assert robot.frames("frames without 3D") == 0
+    placed = [message for message in robot.received["tracklets"] if message.tracklets]
+    assert placed and not any(np.isnan(one.position.x) for one in placed[-1].tracklets if one.area > 1000)
+
+
+def test_the_numbers_are_those_of_the_published_masks(robot, clip):
+    _track(robot)
+    robot.show(5)
+    wait_for(lambda: robot.stamps("detections_3d") == robot.stamps("masks"), "3D outputs")
+    tracklets, masks = robot.received["tracklets"][-1], robot.received["masks"][-1]
+    found, cloud = robot.received["detections_3d"][-1], robot.received["points"][-1]
+    labels = np.frombuffer(masks.data, np.uint8).reshape(masks.height, masks.width)
+    whole = [one for one in tracklets.tracklets if one.area and one.area == np.count_nonzero(labels == one.label)]
+    index = (robot.shown - 1) % len(clip)
+    camera = camera_from_info(robot.info(0))
+    depth_m = np.nan_to_num(clip.depth_m[index] * 1000).astype(np.uint16).astype(np.float32) * np.float32(0.001)
+    geometry = TargetMeasurer(SpaceConfig()).measure({one.id: labels == one.label for one in whole}, depth_m, camera)
+    placed = [one for one in whole if geometry[one.id].position is not None]
+    assert placed
+    points = np.frombuffer(cloud.data, np.float32).reshape(-1, 5)
+    for one in placed:
+        position = [one.position.x, one.position.y, one.position.z]
+        assert np.allclose(position, geometry[one.id].position, atol=1e-6)
+        (detection,) = [each for each in found.detections if each.id == str(one.id)]
+        pose = detection.results[0].pose.pose.position
+        assert [pose.x, pose.y, pose.z] == position
+        assert [detection.bbox.size.x, detection.bbox.size.y] == [one.size.x, one.size.y]
+        own = points[points.view(np.uint32)[:, 4] == one.label]
+        assert np.allclose(own[:, :3].mean(axis=0), position, atol=1e-4)
+    masked = np.frombuffer(robot.received["depth_masked"][-1].data, np.float32).reshape(labels.shape)
+    assert np.array_equal(np.isfinite(masked), (labels > 0) & (depth_m > 0))
+    best = max(placed, key=lambda one: one.combined)
+    pose = robot.received["target_pose"][-1].pose
+    assert [pose.position.x, pose.position.y, pose.position.z] == [best.position.x, best.position.y, best.position.z]
+    assert np.isclose(
+        np.linalg.norm([pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w]), 1
+    )
+
+
+def test_detections_and_label_info_tell_the_targets(robot):
+    _track(robot)
+    robot.show(3)
+    wait_for(lambda: robot.stamps("detections") == robot.stamps("masks"), "detections")
+    tracklets, found = robot.received["tracklets"][-1].tracklets, robot.received["detections"][-1].detections
+    visible = [one for one in tracklets if one.area]
+    assert [one.id for one in found] == [str(one.id) for one in visible]
+    for one, detection in zip(visible, found):
+        assert detection.results[0].hypothesis.class_id == "the red square"
+        assert detection.results[0].hypothesis.score == pytest.approx(one.combined)
+        assert (detection.bbox.size_x, detection.bbox.size_y) == (one.box.width, one.box.height)
+    info = robot.received["label_info"][-1]
+    assert {one.class_id: one.class_name for one in info.class_map} == {
+        one.label: "the red square" for one in tracklets
+    }
+    assert not robot.received["label_info"][0].class_map
+
+
+def test_late_depth_gives_3d_outputs(robot):
+    shown = robot.show(5, hz=5, late_s=0.1)
+    wait_for(lambda: robot.stamps("detections_3d") == shown, "3D outputs with late depth")
+    assert robot.frames("frames without 3D") == 0
+
+
+def test_the_nearest_depth_within_the_slop_is_used(robot):
+    (shown,) = robot.show(1, shift_s=0.1)
+    wait_for(lambda: robot.stamps("detections_3d") == [shown], "3D outputs with the nearest depth")
+
+
+def test_no_depth_beyond_the_slop_is_used(robot):
+    robot.show(1, shift_s=-0.9)
+    wait_for(lambda: robot.frames("frames without 3D") == 1, "a frame without depth")
+    assert robot.diagnosed()["level"] == WARN and "got one 0.900 s away" in robot.diagnosed()["message"]
+    assert not robot.received["detections_3d"]
+
+
+def _other_size(message: Image) -> Image:
+    message.height //= 2
+    message.data = message.data[: len(message.data) // 2]
+    return message
+
+
+BAD = {
+    "no depth": (lambda robot: {"depth": False}, "within 0.5 s of the frame (space.sync_slop_s), got none"),
+    "no camera info": (lambda robot: {"info": False}, "camera info: expected a message, got none yet"),
+    "not calibrated": (
+        lambda robot: {"info": lambda stamp_ns: robot.info(stamp_ns, k=[0.0] * 9)},
+        "expected a calibrated camera, got K of zeros",
+    ),
+    "unknown encoding": (
+        lambda robot: {"depth": lambda index, stamp_ns: _encoded(robot.depth(index, stamp_ns), "mono16")},
+        "expected one of the encodings 16UC1, 32FC1, got 'mono16'",
+    ),
+    "wrong size": (
+        lambda robot: {"depth": lambda index, stamp_ns: _other_size(robot.depth(index, stamp_ns))},
+        "got 320 x 120 in 'camera_optical'",
+    ),
+    "another frame": (
+        lambda robot: {"depth": lambda index, stamp_ns: robot.depth(index, stamp_ns, "depth_optical")},
+        "got 320 x 240 in 'depth_optical'",
+    ),
+}
+
+
+def _encoded(message: Image, encoding: str) -> Image:
+    message.encoding = encoding
+    return message
+
+
+@pytest.mark.parametrize("options, text", BAD.values(), ids=BAD)
+def test_a_bad_input_is_named_and_the_node_goes_on(running, robot, options, text):
+    robot.show(4, hz=10, **options(robot))
+    wait_for(lambda: robot.frames("frames without 3D") == len(robot.received["masks"]) > 0, "frames without 3D")
+    assert robot.diagnosed()["level"] == WARN and text in robot.diagnosed()["message"]
+    assert not robot.received["detections_3d"]
+    assert len(robot.received["tracklets"]) == len(robot.received["masks"])
+    robot.show(3, hz=10)
+    wait_for(lambda: robot.received["detections_3d"], "3D outputs with good inputs")
+
+
+def test_compressed_depth(running, robot):
+    import cv2
+
+    for name in ("deactivate", "cleanup"):
+        assert robot.change_state(name)
+    try:
+        assert robot.set_parameter("space.depth_transport", "compressed")[0]
+        assert robot.change_state("configure") and robot.change_state("activate")
+        publisher = robot.node.create_publisher(CompressedImage, "depth/compressedDepth", 10)
+        wait_for(publisher.get_subscription_count, "a subscription")
+
+        def publish(index: int, stamp_ns: int) -> Image:
+            raw = robot.depth(index, stamp_ns)
+            values = np.frombuffer(raw.data, np.uint16).reshape(raw.height, raw.width)
+            message = CompressedImage(header=raw.header, format="16UC1; compressedDepth png")
+            message.data = bytes(12) + cv2.imencode(".png", values)[1].tobytes()
+            publisher.publish(message)
+            return raw
+
+        shown = robot.show(4, hz=10, depth=publish)
+        wait_for(lambda: set(robot.stamps("detections_3d")) >= set(shown[1:]), "3D outputs")
+    finally:
+        robot.change_state("deactivate"), robot.change_state("cleanup")
+        robot.set_parameter("space.depth_transport", "raw")
+        robot.change_state("configure"), robot.change_state("activate")
+
+
+def test_topics_of_packages_that_are_missing_are_left_out(running, robot):
+    pytest.importorskip("vision_msgs")
+    values = robot.diagnosed()
+    try:
+        import visualization_msgs  # noqa: F401
+    except ModuleNotFoundError:
+        assert values["topics left out"] == "markers: visualization_msgs is not installed"
+    else:
+        assert "topics left out" not in values
