@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,15 +12,13 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 pytest.importorskip("domain_coordinator")
 
+from depth_robot import FRAME, DepthRobot
 from generated_messages import vision_messages
-from geometry_msgs.msg import PoseStamped
-from node_process import LATCHED, Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from node_process import SegmenterProcess, small_parameters, unused_domain, wait_for
+from sensor_msgs.msg import CompressedImage, Image
 
 from decaf_ros.config.space import SpaceConfig
-from decaf_ros.io.messages import header, image
 from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.space.camera import camera_from_info
 from decaf_ros.space.objects import TargetMeasurer
 from decaf_tabletop.world.simulator import make_clip
@@ -29,9 +26,7 @@ from decaf_tabletop.world.simulator import make_clip
 # Not importorskip: that would import MuJoCo before the simulator sets MUJOCO_GL.
 pytestmark = [pytest.mark.ros, pytest.mark.skipif(find_spec("mujoco") is None, reason="MuJoCo is not installed")]
 
-FRAME = "camera_optical"
-WARN = "1"
-SPACE_TOPICS = ("target_pose", "points", "depth_masked", "depth_masked/camera_info", "detections_3d")
+WARN, ERROR = "1", "2"
 
 
 @pytest.fixture(scope="module")
@@ -48,71 +43,6 @@ def vision():
 @pytest.fixture(scope="module")
 def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
     return small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"space": {"enabled": True, "sync_slop_s": 0.5}}
-
-
-class DepthRobot(Robot):
-    """A robot with a depth camera that shows a clip."""
-
-    def __init__(self, domain_id: int, clip, camera: str = "") -> None:
-        from vision_msgs.msg import Detection2DArray, Detection3DArray, LabelInfo
-
-        super().__init__(domain_id, camera)
-        own = f"{camera}/" if camera else ""
-        for topic, kind, qos in (
-            ("target_pose", PoseStamped, 50),
-            ("points", PointCloud2, 50),
-            ("depth_masked", Image, 50),
-            ("depth_masked/camera_info", CameraInfo, 50),
-            ("detections_3d", Detection3DArray, 50),
-            ("detections", Detection2DArray, 50),
-            ("label_info", LabelInfo, LATCHED),
-        ):
-            self.received[topic] = []
-            self.node.create_subscription(kind, own + topic, self.received[topic].append, qos)
-        self._clip = clip
-        self._depth = self.node.create_publisher(Image, f"{own}depth", 10)
-        self._info = self.node.create_publisher(CameraInfo, f"{own}camera_info", 10)
-        self._depth_info = self.node.create_publisher(CameraInfo, f"{own}depth/camera_info", 10)
-
-    def wait_until_listened_to(self) -> None:
-        super().wait_until_listened_to()
-        wait_for(lambda: self._depth.get_subscription_count() and self._info.get_subscription_count(), "depth")
-
-    def info(self, stamp_ns: int, **changes) -> CameraInfo:
-        matrix = self._clip.intrinsics
-        height, width = self._clip.images.shape[1:3]
-        message = CameraInfo(header=header(make_message, stamp_ns, FRAME), height=height, width=width)
-        message.distortion_model, message.k = "plumb_bob", matrix.ravel().tolist()
-        message.p = np.hstack([matrix, np.zeros((3, 1))]).ravel().tolist()
-        for name, value in changes.items():
-            setattr(message, name, value)
-        return message
-
-    def depth(self, index: int, stamp_ns: int, frame_id: str = FRAME) -> Image:
-        depth_mm = np.nan_to_num(self._clip.depth_m[index] * 1000).astype(np.uint16)
-        return image(make_message, depth_mm, header(make_message, stamp_ns, frame_id))
-
-    def show(self, frames: int, hz: float = 20.0, *, depth=True, info=True, late_s=0.0, shift_s=0.0, **changes):
-        """Publishes frames of the clip with depth and camera info; returns their stamps. depth: a function that makes
-        the message from its number and stamp, or False."""
-        stamps = []
-        for _ in range(frames):
-            index = self.shown % len(self._clip)
-            stamp_ns = time.time_ns()
-            depth_ns = stamp_ns + round(shift_s * 1e9)
-            if info:
-                self._info.publish(self.info(stamp_ns) if info is True else info(stamp_ns))
-            self._camera.publish(image(make_message, self._clip.images[index], header(make_message, stamp_ns, FRAME)))
-            time.sleep(late_s)
-            if depth:
-                self._depth.publish(self.depth(index, depth_ns) if depth is True else depth(index, depth_ns))
-            stamps.append(stamp_ns)
-            self.shown += 1
-            time.sleep(max(1 / hz - late_s, 0))
-        return stamps
-
-    def frames(self, key: str) -> int:
-        return int(self.diagnosed()[key])
 
 
 @pytest.fixture(scope="module")
@@ -310,3 +240,19 @@ def test_topics_of_packages_that_are_missing_are_left_out(running, robot):
         assert values["topics left out"] == "markers: visualization_msgs is not installed"
     else:
         assert "topics left out" not in values
+
+
+def test_a_target_frame_without_tf2_is_refused_with_the_reason(running, robot):
+    if find_spec("tf2_ros") is not None:
+        pytest.skip("tf2_ros is installed")
+    for name in ("deactivate", "cleanup"):
+        assert robot.change_state(name)
+    try:
+        assert robot.set_parameter("space.target_frame", "base")[0]
+        assert not robot.change_state("configure")
+        wait_for(lambda: robot.diagnosed()["level"] == ERROR, "an error in the diagnostics")
+        expected = "space.target_frame: expected tf2_ros, for transforms to 'base', got No module named 'tf2_ros'"
+        assert expected in robot.diagnosed()["message"]
+    finally:
+        robot.set_parameter("space.target_frame", "")
+        assert robot.change_state("configure") and robot.change_state("activate")

@@ -24,8 +24,8 @@ class SpaceConfig(Checked):
     )
     sync_slop_s: float = option(
         0.03,
-        "a frame without a depth image of its exact stamp gets the nearest one within this many seconds, and waits this "
-        "long for it after its masks were published",
+        "a frame without a depth image of its exact stamp gets the nearest one within this many seconds, and waits "
+        "this long for it after its masks were published",
         0.0,
         10.0,
     )

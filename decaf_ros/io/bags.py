@@ -71,7 +71,10 @@ class RecordedFrame(NamedTuple):
 
 @lru_cache(maxsize=1)
 def typestore() -> Typestore:
-    """The standard ROS 2 messages (Humble to Kilted), those of this package and some of vision_msgs. Shared: do not register more types."""
+    """The standard ROS 2 messages (Humble to Kilted), those of this package and some of vision_msgs.
+
+    Shared: do not register more types.
+    """
     store = get_typestore(Stores.ROS2_HUMBLE)
     types: dict[str, Any] = {}
     for name in MESSAGES:

@@ -11,14 +11,14 @@ from decaf_ros.config import SpaceConfig
 
 
 def make_transforms(node: Node, config: SpaceConfig) -> TfTransforms | None:
-    """The transforms of a node, None without tf2_ros. Raises RuntimeError if `space.target_frame` needs it."""
+    """The node's transforms, None without tf2_ros. Raises RuntimeError if the target frame needs it."""
     try:
         return TfTransforms(node)
     except ImportError as error:
         if config.target_frame:
             raise RuntimeError(
-                f"space.target_frame: expected tf2_ros for transforms to {config.target_frame!r}, got {error}; leave it "
-                "empty for outputs in the camera's frame"
+                f"space.target_frame: expected tf2_ros, for transforms to {config.target_frame!r}, got {error}; leave "
+                "it empty for outputs in the camera's frame"
             ) from error
         return None
 

@@ -1,8 +1,8 @@
 """Targets in space on a camera stream: matches depth with frames, measures, and publishes.
 
-A frame's masks are published at once. Its 3D outputs follow as soon as its depth is settled: with the depth image of its
-exact stamp; else, when a later one has come or after `space.sync_slop_s`, with the nearest one within that time. Frames
-keep their order. A frame without depth has no 3D outputs; it is counted, and the reason is reported.
+A frame's masks are published at once. Its 3D outputs follow as soon as its depth is settled: with the depth image of
+its exact stamp; else, when a later one has come or after `space.sync_slop_s`, with the nearest one within that time.
+Frames keep their order. A frame without depth has no 3D outputs; it is counted, and the reason is reported.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class SpaceOutputs:
         statistics: counts the frames with and without 3D outputs.
         config: returns the configuration.
         clock: seconds, for waiting.
-        transforms: None: there are none.
+        transforms: None: there are none. Raises ValueError if `space.target_frame` needs them.
     """
 
     def __init__(
@@ -72,6 +72,8 @@ class SpaceOutputs:
         clock: Callable[[], float],
         transforms: Transforms | None,
     ) -> None:
+        if config().space.target_frame and transforms is None:
+            raise ValueError("space.target_frame: expected transforms, got none; leave it empty for the camera's frame")
         self._make = make
         self._publish = publish
         self._is_wanted = is_wanted
@@ -114,7 +116,8 @@ class SpaceOutputs:
         self._search = self._matcher.seek(frame.stamp_ns)
 
     def locate(self, result: FrameResult) -> FrameResult:
-        """Takes the result of the frame that has begun. Returns it with the places of its targets, if its depth has come."""
+        """Takes the result of the frame that has begun. Returns it with the places of its targets if its depth is
+        there."""
         search, self._search = self._search, None
         assert search is not None, "begin comes before"
         if not any(map(self._is_wanted, ("tracklets", _INFO, *BUILDERS))):
