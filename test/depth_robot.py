@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from importlib.util import find_spec
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -34,6 +35,11 @@ class DepthRobot(Robot):
         ):
             self.received[topic] = []
             self.node.create_subscription(kind, own + topic, self.received[topic].append, qos)
+        if find_spec("visualization_msgs") is not None:
+            from visualization_msgs.msg import MarkerArray
+
+            self.received["markers"] = []
+            self.node.create_subscription(MarkerArray, own + "markers", self.received["markers"].append, 50)
         self._clip = clip
         self._depth = self.node.create_publisher(Image, f"{own}depth", 10)
         self._info = self.node.create_publisher(CameraInfo, f"{own}camera_info", 10)

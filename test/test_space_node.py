@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib.util import find_spec
 
 import numpy as np
@@ -51,7 +52,7 @@ def running(parameters, clip, vision, tmp_path_factory):
         process = SegmenterProcess(domain_id, tmp_path_factory.mktemp("segmenter"), parameters)
         robot = DepthRobot(domain_id, clip)
         robot.wait_until_listened_to()
-        yield process, robot
+        yield process, robot, domain_id
         print(process.log)
         robot.close()
         assert process.stop() == 0 and "Traceback" not in process.log
@@ -60,7 +61,7 @@ def running(parameters, clip, vision, tmp_path_factory):
 @pytest.fixture
 def robot(running) -> DepthRobot:
     """The robot, with a freshly configured node."""
-    _, robot = running
+    _, robot, _ = running
     for name in ("deactivate", "cleanup", "configure"):
         assert robot.change_state(name)
     for messages in robot.received.values():
@@ -231,15 +232,43 @@ def test_compressed_depth(running, robot):
         robot.change_state("configure"), robot.change_state("activate")
 
 
-def test_topics_of_packages_that_are_missing_are_left_out(running, robot):
-    pytest.importorskip("vision_msgs")
-    values = robot.diagnosed()
+def test_topics_of_packages_that_are_missing_are_left_out(running, parameters, tmp_path):
+    """A node of its own: without vision_msgs, which the other one has."""
+    _, robot, domain_id = running
+    if os.environ.get("ROS_DISTRO"):
+        pytest.skip("the distribution may have vision_msgs")
+    with pytest.MonkeyPatch.context() as patch:
+        paths = [path for path in os.environ["PYTHONPATH"].split(os.pathsep) if "vision_msgs_" not in path]
+        patch.setenv("PYTHONPATH", os.pathsep.join(paths))
+        process = SegmenterProcess(domain_id, tmp_path, parameters, namespace="/other")
     try:
-        import visualization_msgs  # noqa: F401
-    except ModuleNotFoundError:
-        assert values["topics left out"] == "markers: visualization_msgs is not installed"
-    else:
-        assert "topics left out" not in values
+        text = "detections, detections_3d, label_info: vision_msgs is not installed"
+        if find_spec("visualization_msgs") is None:
+            text += "; markers: visualization_msgs is not installed"
+        wait_for(lambda: f"topics that are left out: {text}" in process.log, "a line in the log")
+
+        def left_out() -> str:
+            found = [one for one in robot.received["/diagnostics"] if one.status[0].hardware_id == "/other/segmenter"]
+            return {value.key: value.value for value in found[-1].status[0].values}["topics left out"] if found else ""
+
+        assert wait_for(left_out, "the topics in the diagnostics") == text
+        wait_for(lambda: robot.node.get_publishers_info_by_topic("/other/points"), "the other topics")
+        assert not robot.node.get_publishers_info_by_topic("/other/detections_3d")
+    finally:
+        assert process.stop() == 0
+
+
+def test_markers_show_the_boxes(running, robot):
+    pytest.importorskip("visualization_msgs")
+    _track(robot)
+    robot.show(5)
+    wait_for(lambda: len(robot.received["markers"]) == len(robot.received["masks"]), "markers of every frame")
+    found = [message for message in robot.received["markers"] if len(message.markers) > 1][-1].markers
+    stamp = found[0].header.stamp
+    (detections,) = [one.detections for one in robot.received["detections_3d"] if one.header.stamp == stamp]
+    boxes = [marker for marker in found[1:] if marker.ns == "targets"]
+    assert [(str(box.id), box.scale) for box in boxes] == [(one.id, one.bbox.size) for one in detections]
+    assert [box.pose for box in boxes] == [one.bbox.center for one in detections]
 
 
 def test_a_target_frame_without_tf2_is_refused_with_the_reason(running, robot):
