@@ -41,6 +41,7 @@ class DepthRobot(Robot):
             self.received["markers"] = []
             self.node.create_subscription(MarkerArray, own + "markers", self.received["markers"].append, 50)
         self._clip = clip
+        self.shown_index: dict[int, int] = {}
         self._depth = self.node.create_publisher(Image, f"{own}depth", 10)
         self._info = self.node.create_publisher(CameraInfo, f"{own}camera_info", 10)
         self._depth_info = self.node.create_publisher(CameraInfo, f"{own}depth/camera_info", 10)
@@ -75,6 +76,7 @@ class DepthRobot(Robot):
         for _ in range(frames):
             index = self.shown % len(self._clip)
             stamp_ns = time.time_ns()
+            self.shown_index[stamp_ns] = index
             depth_ns = stamp_ns + round(shift_s * 1e9)
             if info:
                 self._info.publish(self.info(stamp_ns) if info is True else info(stamp_ns))

@@ -13,7 +13,7 @@ MS = 1_000_000
 
 def depth(at_ms: int) -> SimpleNamespace:
     """A message with the stamp; the matcher looks at nothing else."""
-    return SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=0, nanosec=at_ms * MS)))
+    return SimpleNamespace(header=SimpleNamespace(stamp=SimpleNamespace(sec=at_ms // 1000, nanosec=at_ms % 1000 * MS)))
 
 
 def filled(matcher: DepthMatcher, *times_ms: int) -> dict[int, SimpleNamespace]:
@@ -77,7 +77,9 @@ def test_all_depth_is_kept_for_frames_in_a_queue_and_dropped_behind_them():
 @pytest.mark.parametrize("keep_all", [True, False])
 def test_time_may_jump_back(keep_all):
     matcher = DepthMatcher(keep_all)
-    filled(matcher, 1000, 1100)
-    matcher.end(matcher.seek(1100 * MS))
+    filled(matcher, 10000, 10033)
+    matcher.end(matcher.seek(10033 * MS))
+    search = matcher.seek(100 * MS)
+    assert not search.settled
     sent = filled(matcher, 100)
-    assert matcher.seek(100 * MS).found(0.0) is sent[100]
+    assert search.settled and search.found(0.0) is sent[100]

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from importlib.util import find_spec
 
+import cv2
 import numpy as np
 import pytest
 
@@ -19,6 +21,7 @@ from node_process import SegmenterProcess, small_parameters, unused_domain, wait
 from sensor_msgs.msg import CompressedImage, Image
 
 from decaf_ros.config.space import SpaceConfig
+from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import QueryStatus
 from decaf_ros.space.camera import camera_from_info
 from decaf_ros.space.objects import TargetMeasurer
@@ -43,7 +46,8 @@ def vision():
 
 @pytest.fixture(scope="module")
 def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
-    return small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"space": {"enabled": True, "sync_slop_s": 0.5}}
+    space = {"enabled": True, "sync_slop_s": 0.5, "depth_wait_s": 0.5}
+    return small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"space": space}
 
 
 @pytest.fixture(scope="module")
@@ -77,29 +81,48 @@ def _track(robot: DepthRobot, **options) -> None:
     robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_id), "tracking", **options)
 
 
+def _placed(robot: DepthRobot) -> list[int]:
+    """Stamps of frames with a whole target that has a position."""
+    masks = dict(zip(robot.stamps("masks"), robot.received["masks"]))
+    return [
+        stamp
+        for stamp, message in zip(robot.stamps("tracklets"), robot.received["tracklets"])
+        if stamp in masks and any(_is_whole(one, masks[stamp]) and one.size.x > 0 for one in message.tracklets)
+    ]
+
+
+def _is_whole(tracklet, masks: Image) -> bool:
+    """Whether no other target covers it in the label image."""
+    return 0 < tracklet.area == np.count_nonzero(np.frombuffer(masks.data, np.uint8) == tracklet.label)
+
+
+def _at(robot: DepthRobot, topic: str, stamp: int):
+    """The message with the stamp, which may still be on its way."""
+    wait_for(lambda: stamp in robot.stamps(topic), topic)
+    return robot.received[topic][robot.stamps(topic).index(stamp)]
+
+
 def test_every_used_frame_has_its_3d_outputs_with_the_exact_stamp(robot, clip):
     _track(robot)
     robot.show(10)
-    used = lambda: robot.stamps("masks")  # noqa: E731
-    wait_for(lambda: robot.stamps("detections_3d") == used() and robot.stamps("points") == used(), "3D outputs")
-    for topic in ("detections_3d", "points", "depth_masked", "depth_masked/camera_info", "detections"):
-        assert robot.stamps(topic) == used()
+    topics = ("detections_3d", "points", "depth_masked", "depth_masked/camera_info", "detections")
+    for topic in topics:
+        wait_for(lambda topic=topic: robot.stamps(topic) == robot.stamps("masks"), topic)
         assert {message.header.frame_id for message in robot.received[topic]} == {FRAME}
-    wait_for(lambda: robot.frames("frames with 3D") == len(used()), "the count")
+    wait_for(lambda: robot.frames("frames with 3D") == len(robot.received["masks"]), "the count")
     assert robot.frames("frames without 3D") == 0
-    placed = [message for message in robot.received["tracklets"] if message.tracklets]
-    assert placed and not any(np.isnan(one.position.x) for one in placed[-1].tracklets if one.area > 1000)
 
 
 def test_the_numbers_are_those_of_the_published_masks(robot, clip):
     _track(robot)
-    robot.show(5)
-    wait_for(lambda: robot.stamps("detections_3d") == robot.stamps("masks"), "3D outputs")
-    tracklets, masks = robot.received["tracklets"][-1], robot.received["masks"][-1]
-    found, cloud = robot.received["detections_3d"][-1], robot.received["points"][-1]
+    robot.show_until(lambda: _placed(robot), "a target with a position")
+    stamp = _placed(robot)[-1]
+    tracklets, masks, found, cloud = (
+        _at(robot, topic, stamp) for topic in ("tracklets", "masks", "detections_3d", "points")
+    )
     labels = np.frombuffer(masks.data, np.uint8).reshape(masks.height, masks.width)
-    whole = [one for one in tracklets.tracklets if one.area and one.area == np.count_nonzero(labels == one.label)]
-    index = (robot.shown - 1) % len(clip)
+    whole = [one for one in tracklets.tracklets if _is_whole(one, masks)]
+    index = robot.shown_index[stamp]
     camera = camera_from_info(robot.info(0))
     depth_m = np.nan_to_num(clip.depth_m[index] * 1000).astype(np.uint16).astype(np.float32) * np.float32(0.001)
     geometry = TargetMeasurer(SpaceConfig()).measure({one.id: labels == one.label for one in whole}, depth_m, camera)
@@ -112,13 +135,13 @@ def test_the_numbers_are_those_of_the_published_masks(robot, clip):
         (detection,) = [each for each in found.detections if each.id == str(one.id)]
         pose = detection.results[0].pose.pose.position
         assert [pose.x, pose.y, pose.z] == position
-        assert [detection.bbox.size.x, detection.bbox.size.y] == [one.size.x, one.size.y]
+        assert detection.bbox.size == one.size
         own = points[points.view(np.uint32)[:, 4] == one.label]
         assert np.allclose(own[:, :3].mean(axis=0), position, atol=1e-4)
-    masked = np.frombuffer(robot.received["depth_masked"][-1].data, np.float32).reshape(labels.shape)
+    masked = np.frombuffer(_at(robot, "depth_masked", stamp).data, np.float32).reshape(labels.shape)
     assert np.array_equal(np.isfinite(masked), (labels > 0) & (depth_m > 0))
-    best = max(placed, key=lambda one: one.combined)
-    pose = robot.received["target_pose"][-1].pose
+    best = max((one for one in tracklets.tracklets if one.size.x > 0), key=lambda one: one.combined)
+    pose = _at(robot, "target_pose", stamp).pose
     assert [pose.position.x, pose.position.y, pose.position.z] == [best.position.x, best.position.y, best.position.z]
     assert np.isclose(
         np.linalg.norm([pose.orientation.x, pose.orientation.y, pose.orientation.z, pose.orientation.w]), 1
@@ -127,19 +150,20 @@ def test_the_numbers_are_those_of_the_published_masks(robot, clip):
 
 def test_detections_and_label_info_tell_the_targets(robot):
     _track(robot)
-    robot.show(3)
-    wait_for(lambda: robot.stamps("detections") == robot.stamps("masks"), "detections")
-    tracklets, found = robot.received["tracklets"][-1].tracklets, robot.received["detections"][-1].detections
+    stamp = robot.show(3)[-1]  # the newest image is never dropped
+    tracklets, found = _at(robot, "tracklets", stamp).tracklets, _at(robot, "detections", stamp).detections
     visible = [one for one in tracklets if one.area]
     assert [one.id for one in found] == [str(one.id) for one in visible]
     for one, detection in zip(visible, found):
         assert detection.results[0].hypothesis.class_id == "the red square"
         assert detection.results[0].hypothesis.score == pytest.approx(one.combined)
         assert (detection.bbox.size_x, detection.bbox.size_y) == (one.box.width, one.box.height)
-    info = robot.received["label_info"][-1]
-    assert {one.class_id: one.class_name for one in info.class_map} == {
-        one.label: "the red square" for one in tracklets
-    }
+    expected = {one.label: "the red square" for one in tracklets}
+
+    def names() -> dict[int, str]:
+        return {one.class_id: one.class_name for one in robot.received["label_info"][-1].class_map}
+
+    wait_for(lambda: names() == expected, "the names of the labels")
     assert not robot.received["label_info"][0].class_map
 
 
@@ -206,8 +230,6 @@ def test_a_bad_input_is_named_and_the_node_goes_on(running, robot, options, text
 
 
 def test_compressed_depth(running, robot):
-    import cv2
-
     for name in ("deactivate", "cleanup"):
         assert robot.change_state(name)
     try:
@@ -261,11 +283,12 @@ def test_topics_of_packages_that_are_missing_are_left_out(running, parameters, t
 def test_markers_show_the_boxes(running, robot):
     pytest.importorskip("visualization_msgs")
     _track(robot)
-    robot.show(5)
+    robot.show_until(lambda: _placed(robot), "a target with a position")
+    stamp = _placed(robot)[-1]
     wait_for(lambda: len(robot.received["markers"]) == len(robot.received["masks"]), "markers of every frame")
-    found = [message for message in robot.received["markers"] if len(message.markers) > 1][-1].markers
-    stamp = found[0].header.stamp
-    (detections,) = [one.detections for one in robot.received["detections_3d"] if one.header.stamp == stamp]
+    every = [one.markers for one in robot.received["markers"]]
+    (found,) = [markers for markers in every if stamp_ns(markers[0].header.stamp) == stamp]
+    detections = _at(robot, "detections_3d", stamp).detections
     boxes = [marker for marker in found[1:] if marker.ns == "targets"]
     assert [(str(box.id), box.scale) for box in boxes] == [(one.id, one.bbox.size) for one in detections]
     assert [box.pose for box in boxes] == [one.bbox.center for one in detections]
@@ -285,3 +308,35 @@ def test_a_target_frame_without_tf2_is_refused_with_the_reason(running, robot):
     finally:
         robot.set_parameter("space.target_frame", "")
         assert robot.change_state("configure") and robot.change_state("activate")
+
+
+@pytest.mark.slow
+def test_a_minute_at_30_hz_in_640x480(parameters, clip, vision, tmp_path):
+    """Every frame that the node uses has its 3D outputs with its exact stamp."""
+    larger = dataclasses.replace(
+        clip,
+        images=np.stack([cv2.resize(image, (640, 480)) for image in clip.images]),
+        depth_m=np.stack([cv2.resize(depth, (640, 480), interpolation=cv2.INTER_NEAREST) for depth in clip.depth_m]),
+        intrinsics=clip.intrinsics * [[2], [2], [1]],
+    )
+    with unused_domain() as domain_id:
+        process = SegmenterProcess(domain_id, tmp_path, parameters | {"space": {"enabled": True}})
+        robot = DepthRobot(domain_id, larger)
+        try:
+            robot.wait_until_listened_to()
+            robot.show(10, hz=10)
+            robot.ask("the red square")
+            shown = robot.show(1800, hz=30)
+            wait_for(lambda: robot.stamps("masks")[-1] == shown[-1] == robot.stamps("points")[-1], "the last frame")
+            used = robot.stamps("masks")
+            missing = set(used) - set(robot.stamps("detections_3d"))
+            values = robot.diagnosed()
+            counts = ", ".join(f"{key}: {values[key]}" for key in values if key.startswith("frames "))
+            print(
+                f"{len(used)} used, {len(missing)} without 3D; {counts}; publishing {values['publishing (ms a frame)']}"
+            )
+            assert len(used) > 300 and not missing
+        finally:
+            robot.close()
+            print(process.log[-2000:])
+            assert process.stop() == 0

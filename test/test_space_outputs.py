@@ -125,7 +125,7 @@ def test_depth_that_has_come_gives_places_at_once():
 
 
 def test_late_depth_gives_the_outputs_later_and_frames_keep_their_order():
-    stream = Stream(sync_slop_s=0.03)
+    stream = Stream(depth_wait_s=0.03)
     assert stream.frame(100).targets[0].place is None
     stream.frame(133)
     assert stream.outputs.waits and not stream.published
@@ -137,8 +137,8 @@ def test_late_depth_gives_the_outputs_later_and_frames_keep_their_order():
     assert (stream.statistics.located, stream.statistics.unlocated) == (2, 0)
 
 
-def test_a_frame_waits_no_longer_than_the_slop_and_is_counted():
-    stream = Stream(sync_slop_s=0.03)
+def test_a_frame_does_not_wait_longer_and_is_counted():
+    stream = Stream(depth_wait_s=0.03)
     stream.frame(100)
     stream.now = 0.031
     stream.outputs.publish_ready()
@@ -150,7 +150,7 @@ def test_a_frame_waits_no_longer_than_the_slop_and_is_counted():
 
 
 def test_after_the_wait_an_earlier_depth_within_the_slop_is_used():
-    stream = Stream(sync_slop_s=0.03)
+    stream = Stream(depth_wait_s=0.03)
     stream.depth(90)
     stream.frame(100)
     assert not stream.published
@@ -168,7 +168,7 @@ def test_the_end_of_the_stream_ends_all_waiting():
 
 
 def test_waiting_frames_are_bounded():
-    stream = Stream(sync_slop_s=10.0)
+    stream = Stream(depth_wait_s=10.0)
     for number in range(100):
         stream.frame(number)
     assert stream.statistics.unlocated == 70
@@ -212,6 +212,15 @@ def test_a_camera_info_that_does_not_fit_is_named(info, text):
     stream.depth(133)
     stream.frame(133)
     assert stream.stamps() == [133]
+
+
+@pytest.mark.parametrize("rectified, focal", [(False, 50), (True, 100)])
+def test_a_rectified_image_takes_the_other_matrix(rectified, focal):
+    stream = Stream(rectified=rectified)
+    matrix = np.array([[100, 0, 31.5, 0], [0, 100, 23.5, 0], [0, 0, 1.0, 0]])
+    stream.outputs.put_info(camera_info(p=matrix.ravel()))
+    stream.depth(100)
+    assert stream.frame(100).targets[0].place.position[1] == pytest.approx(-4 / focal)
 
 
 def test_depth_of_another_size_is_registered_with_its_own_camera_info():

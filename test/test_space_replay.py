@@ -124,7 +124,7 @@ def test_depth_recorded_a_little_later_is_there_for_the_tracklets(play, bag, tmp
 
 def test_depth_recorded_later_than_the_wait_and_missing_depth_give_frames_without_3d(play, bag, tmp_path, capsys):
     missing = _changed(bag, tmp_path / "missing", lambda number: {5: None, 9: 75_000_000}.get(number, 0))
-    code, out = play(missing, *DEPTH)
+    code, out = play(missing, *DEPTH, "--set", "space.depth_wait_s=0.03")
     assert code == 0
     masks = _stamps(out, "masks")
     assert _stamps(out, "detections_3d") == [stamp for number, stamp in enumerate(masks) if number not in (5, 9)]

@@ -24,10 +24,12 @@ class SpaceConfig(Checked):
     )
     sync_slop_s: float = option(
         0.03,
-        "a frame without a depth image of its exact stamp gets the nearest one within this many seconds, and waits "
-        "this long for it after its masks were published",
+        "a frame without a depth image of its exact stamp gets the nearest one within this many seconds",
         0.0,
         10.0,
+    )
+    depth_wait_s: float = option(
+        0.2, "seconds that the 3D outputs of a frame wait for its depth after its masks were published", 0.0, 10.0
     )
     target_frame: str = option(
         "", "frame of the 3D outputs, by TF at the image's stamp (needs tf2_ros); empty: the camera's frame"

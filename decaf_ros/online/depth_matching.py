@@ -13,6 +13,8 @@ from decaf_ros.io.messages import stamp_ns
 
 # Depth images kept for frames that have not been taken yet: half a second at 30 Hz, as an image may be late.
 _RECENT = 16
+# A depth image that is so much later is of another time: a bag that loops.
+_OTHER_TIME_NS = 1_000_000_000
 
 
 class Search:
@@ -30,7 +32,7 @@ class Search:
         if self.distance_ns is None or distance_ns < self.distance_ns:
             self.nearest, self.distance_ns = message, distance_ns
         # Messages come in the order of their stamps, so after a later one the exact one is not expected any more.
-        self.settled = self.settled or own_ns >= self.stamp_ns
+        self.settled = self.settled or 0 <= own_ns - self.stamp_ns < _OTHER_TIME_NS
 
     def found(self, slop_s: float) -> Any:
         """The message to use; None if none is within the slop."""

@@ -77,7 +77,7 @@ def replay(
         cameras: image topic of each camera by name. Default: the only image topic of the bag, without a name ("").
         with_overlay: whether to draw and record `overlay`.
         depth: topics of cameras with depth, by name. Without any there are no 3D outputs (`space.enabled`). A depth
-            image recorded up to `space.sync_slop_s` after an image comes before it, as if tracking took that time.
+            image recorded up to `space.depth_wait_s` after an image comes before it, as if tracking took that time.
         log: called with level ("info", "warn", "error") and text.
 
     Raises:
@@ -136,7 +136,7 @@ def replay(
         if name not in depth:
             each.space = None
     inputs = _depth_inputs(handlers, depth)
-    lead_ns = round(decaf.config.space.sync_slop_s * 1e9) if depth else 0
+    lead_ns = round(decaf.config.space.depth_wait_s * 1e9) if depth else 0
     messages = _without_depth(reader, [*names, *asked], inputs, lead_ns, clock)
     try:
         for message, due in _schedule(messages, queries):

@@ -1,8 +1,9 @@
 """Targets in space on a camera stream: matches depth with frames, measures, and publishes.
 
 A frame's masks are published at once. Its 3D outputs follow as soon as its depth is settled: with the depth image of
-its exact stamp; else, when a later one has come or after `space.sync_slop_s`, with the nearest one within that time.
-Frames keep their order. A frame without depth has no 3D outputs; it is counted, and the reason is reported.
+its exact stamp; else, when a later one has come or after `space.depth_wait_s`, with the nearest one within
+`space.sync_slop_s`. Frames keep their order. A frame without depth has no 3D outputs; it is counted, and the reason is
+reported.
 """
 
 from __future__ import annotations
@@ -133,9 +134,9 @@ class SpaceOutputs:
         while self._waiting:
             waiting = self._waiting[0]
             hurry = is_end or len(self._waiting) > _MOST_WAITING
-            slop_s = self._config().space.sync_slop_s
+            wait_s = self._config().space.depth_wait_s
             if waiting.scene is None:
-                if not (hurry or waiting.search.settled or self._clock() - waiting.since > slop_s):
+                if not (hurry or waiting.search.settled or self._clock() - waiting.since > wait_s):
                     return
                 if not self._measure(waiting):
                     self._waiting.popleft()
