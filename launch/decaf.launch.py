@@ -1,6 +1,7 @@
 """Starts the segmenter: `ros2 launch decaf_ros decaf.launch.py image:=/camera/image_raw`.
 
-Several cameras: `cameras:=wrist=/wrist_camera/image_raw,head=/head_camera/image_raw`.
+Several cameras: `cameras:=wrist=/wrist_camera/image_raw,head=/head_camera/image_raw`. With depth:
+`depth:=/camera/aligned_depth_to_color/image_raw camera_info:=/camera/color/camera_info`.
 
 The parameter file holds all parameters of the node. The launch arguments select that file, names, topics and logging.
 """
@@ -19,6 +20,8 @@ from decaf_ros.io.cameras import split_cameras
 
 # Fast DDS 3 (Kilted) renamed the environment variable, and warns about the old name.
 FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
+
+_DEPTH = ("", "/compressedDepth")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -43,6 +46,20 @@ def generate_launch_description() -> LaunchDescription:
                 "wrist=/wrist/image_raw,head=/head/image_raw; without a topic NAMESPACE/NAME/image; default: the "
                 "parameter of this name",
             ),
+            DeclareLaunchArgument(
+                "depth",
+                default_value="",
+                description="topic of the only camera's depth images, compressed ones on its /compressedDepth, or with "
+                "cameras NAME=TOPIC,...; turns on the parameter space.enabled",
+            ),
+            DeclareLaunchArgument(
+                "camera_info", default_value="", description="topic of the camera info of the image, or NAME=TOPIC,..."
+            ),
+            DeclareLaunchArgument(
+                "depth_camera_info",
+                default_value="",
+                description="that of the depth, if it is not registered to the image, or NAME=TOPIC,...",
+            ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             OpaqueFunction(function=make_node, args=[config]),
         ]
@@ -59,18 +76,27 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
     image = LaunchConfiguration("image").perform(context)
     cameras = split_cameras(LaunchConfiguration("cameras").perform(context))
     topics = {"image": image, **{f"{name}/image": topic for name, topic in cameras.items() if topic}}
+    depth = _by_camera(context, "depth", "depth", cameras)
+    infos = _by_camera(context, "camera_info", "camera_info", cameras)
+    infos |= _by_camera(context, "depth_camera_info", "depth/camera_info", cameras)
     return [
         Node(
             package="decaf_ros",
             executable="segmenter",
             name="segmenter",
             namespace=LaunchConfiguration("namespace"),
-            parameters=[LaunchConfiguration("params_file"), *([{"cameras": list(cameras)}] if cameras else [])],
+            parameters=[
+                LaunchConfiguration("params_file"),
+                *([{"cameras": list(cameras)}] if cameras else []),
+                *([{"space.enabled": True}] if depth else []),
+            ],
             remappings=[
                 (name + transport, topic + transport)
                 for name, topic in topics.items()
                 for transport in ("", "/compressed")
-            ],
+            ]
+            + [(name + transport, topic + transport) for name, topic in depth.items() for transport in _DEPTH]
+            + list(infos.items()),
             arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
             additional_env={} if has_profile else profile,
             output="screen",
@@ -78,3 +104,14 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
             on_exit=Shutdown(),
         ),
     ]
+
+
+def _by_camera(context: LaunchContext, argument: str, name: str, cameras: dict[str, str]) -> dict[str, str]:
+    """The topic of each camera for the node's name `name`. Raises ValueError for an unknown camera."""
+    text = LaunchConfiguration(argument).perform(context)
+    if not cameras:
+        return {name: text} if text else {}
+    topics = split_cameras(text)
+    if unknown := [each for each in topics if each not in cameras]:
+        raise ValueError(f"{argument}: expected cameras of {', '.join(cameras)}, got {', '.join(unknown)}")
+    return {f"{each}/{name}": topic for each, topic in topics.items()}

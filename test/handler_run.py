@@ -17,15 +17,18 @@ pytest.importorskip("decaf_ros.msg")
 from sensor_msgs.msg import Image
 
 from decaf_ros.config import DecafConfig, replace
-from decaf_ros.io.messages import header, stamp_ns
+from decaf_ros.io.messages import TOPICS, header, stamp_ns
+from decaf_ros.io.space_messages import SPACE_TOPICS
+from decaf_ros.io.vision_messages import VISION_TOPICS
 from decaf_ros.msg import QueryStatus
-from decaf_ros.nodes.message_factory import make_message
+from decaf_ros.nodes.message_factory import CLASSES, make_message
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 
 START_NS = 1_700_000_000_000_000_000
 PERIOD_NS = 50_000_000
+TYPES = TOPICS | SPACE_TOPICS | VISION_TOPICS
 ANSWERS = range(QueryStatus.TRACKING, QueryStatus.SUPERSEDED + 1)
 
 
@@ -64,6 +67,7 @@ class Run:
         self.published: list[tuple[str, object]] = []
         self.log: list[tuple[str, str]] = []
         self.turns = Turns(decaf)
+        options.setdefault("is_wanted", lambda topic: TYPES[topic] in CLASSES)
         self.handlers = Handlers(
             decaf,
             make_message,

@@ -15,13 +15,14 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 
 from handler_run import PERIOD_NS, START_NS, Run, image, tiny_models
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from decaf_ros.config import replace
 from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import QueryStatus
 from decaf_ros.online import handlers as handlers_module
 from decaf_ros.pipeline import Decaf
+from decaf_ros.types import FrameResult
 
 pytestmark = pytest.mark.ros
 
@@ -62,6 +63,29 @@ def test_overlay_and_heatmaps_are_published_only_if_wanted(models):
     run.show(*map(image, range(4)))
     run.ask("the red disc")
     assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}
+
+
+def test_watchers_of_results_get_the_places_of_targets_with_depth(models):
+    before, results = models.config, []
+    models.config = replace(before, {"space.enabled": True, "space.min_points": 3})
+    try:
+        run = Run(models, watch=lambda output: results.append(output) if isinstance(output, FrameResult) else None)
+        matrix = [50.0, 0.0, 31.5, 0.0, 50.0, 23.5, 0.0, 0.0, 1.0]
+        run.handlers.space.put_info(CameraInfo(header=image(0).header, height=48, width=64, k=matrix))
+        for number in range(8):
+            depth = Image(header=image(number).header, height=48, width=64, encoding="16UC1", step=128)
+            depth.data = array.array("B", np.full((48, 64), 1000, np.uint16).tobytes())
+            run.handlers.space.put_depth(depth)
+            run.show(image(number))
+            if number == 3:
+                run.ask("the red disc")
+    finally:
+        models.config = before
+    seen = [target for target in results[-1].targets if target.area_px > 100]
+    assert seen and all(target.place.position[2] == pytest.approx(1.0) for target in seen)
+    published = {one.id: one.position.z for one in run.on("tracklets")[-1].tracklets}
+    assert all(published[target.id] == target.place.position[2] for target in seen)
+    assert run.stamps("points") == run.stamps("masks") and run.warnings() == []
 
 
 def test_compressed_images_give_the_same_result_as_raw_ones(run):

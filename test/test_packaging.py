@@ -210,7 +210,8 @@ def test_launch_file_compiles():
     source = (ROOT / "launch" / "decaf.launch.py").read_text()
     compile(source, "decaf.launch.py", "exec")
     arguments = set(re.findall(r'DeclareLaunchArgument\(\s*"(\w+)"', source))
-    assert arguments == {"params_file", "namespace", "image", "cameras", "log_level"}
+    depth = {"depth", "camera_info", "depth_camera_info"}
+    assert arguments == {"params_file", "namespace", "image", "cameras", "log_level", *depth}
     fields = {option.name.split(".")[-1] for option in options(DecafConfig())}
     assert arguments & fields == {"cameras"}, "a launch argument repeats a key of the parameter file"
 
@@ -247,6 +248,8 @@ def test_launch_description(cameras):
     spec.loader.exec_module(module)
     context = LaunchContext()
     context.launch_configurations["cameras"] = cameras
+    context.launch_configurations["depth"] = "wrist=/wrist_camera/depth" if cameras else "/depth"
+    context.launch_configurations["camera_info"] = "wrist=/wrist_camera/info" if cameras else "/info"
     entities = module.generate_launch_description().entities
     for entity in entities:
         if isinstance(entity, DeclareLaunchArgument):
@@ -259,12 +262,17 @@ def test_launch_description(cameras):
     assert (node.node_package, node.node_executable) == ("decaf_ros", "segmenter")
     node._perform_substitutions(context)
     expected = {"image": "image", "image/compressed": "image/compressed"}
+    own, topic = ("wrist/", "/wrist_camera") if cameras else ("", "")
+    expected |= {f"{own}depth": f"{topic}/depth", f"{own}depth/compressedDepth": f"{topic}/depth/compressedDepth"}
+    expected |= {f"{own}camera_info": f"{topic}/info"}
     if cameras:
         expected |= {"wrist/image": "/wrist_camera/image_raw"}
         expected |= {"wrist/image/compressed": "/wrist_camera/image_raw/compressed"}
     assert dict(node.expanded_remapping_rules) == expected
     files = [Path(path) for path, is_file in node._Node__expanded_parameter_arguments if is_file]
-    assert [load_config(file).cameras for file in files] == ([(), ("wrist", "head")] if cameras else [()])
+    configs = [load_config(file) for file in files]
+    assert [config.cameras for config in configs] == ([(), ("wrist", "head"), ()] if cameras else [(), ()])
+    assert [config.space.enabled for config in configs] == [False] * (len(configs) - 1) + [True]
 
 
 @pytest.mark.ros

@@ -136,6 +136,8 @@ def test_two_replays_give_the_same_bytes(play, tmp_path, mode):
             "/decaf/tracklets",
             "/decaf/heatmaps",
             "/decaf/status",
+            "/decaf/detections",
+            "/decaf/label_info",
         }
     # Empty masks would be equal trivially.
     assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
@@ -339,7 +341,7 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
         assert code == 0
         runs.append(_recorded(out))
     assert runs[0] == runs[1]
-    topics = ("masks", "target_mask", "tracklets", "heatmaps", "status")
+    topics = ("masks", "target_mask", "tracklets", "heatmaps", "status", "detections", "label_info")
     with BagReader(out) as reader:
         recorded = {message.topic for message in reader.messages()}
     assert recorded == {f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics}

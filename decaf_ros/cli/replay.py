@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.bags import STORAGES, BagReader, BagWriter
-from decaf_ros.io.cameras import parse_cameras, recorded_cameras
+from decaf_ros.io.cameras import parse_cameras, recorded_cameras, recorded_depth
 from decaf_ros.io.messages import shortened
 from decaf_ros.types import QueryState
 
@@ -58,6 +58,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="one of several cameras and its image topic (NAMESPACE/NAME/image or its /compressed); default: the "
         "parameter `cameras`, unless --image-topic is given",
     )
+    add(
+        "--depth",
+        action="append",
+        default=[],
+        metavar="[NAME=]TOPIC",
+        help="depth images of a camera, for 3D outputs; raw or compressedDepth, registered to its image",
+    )
+    add("--camera-info", action="append", default=[], metavar="[NAME=]TOPIC", help="camera_info of a camera with depth")
     add("--namespace", type=_namespace, default="/decaf", help="namespace of query topic and outputs (%(default)s)")
     add("--storage", choices=sorted(STORAGES), default="mcap", help="storage format of the new bag (%(default)s)")
     add("--overlay", action="store_true", help="write the overlay images too")
@@ -75,10 +83,12 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
     queries = [TimedQuery(*query) for query in args.query]
     with BagReader(args.bag, lambda text: _log("warn", text)) as reader:
         cameras = _cameras(reader, args, config)
+        depth = recorded_depth(reader, cameras, args.depth, args.camera_info)
+        _check_space(config, bool(depth))
         check_times(reader, queries, list(cameras.values()))  # before the slow loading of the models
         decaf = Decaf.from_config(config)
         with BagWriter(args.out, args.storage) as writer:
-            played = replay(decaf, reader, writer, queries, cameras, args.namespace, args.overlay, _log)
+            played = replay(decaf, reader, writer, queries, cameras, args.namespace, args.overlay, depth, _log)
     print("\n".join(_summary(played, args.out)))
     answers = [event for camera in played.cameras.values() for event in camera.answers]
     failed = any(event.state == QueryState.FAILED for event in answers)
@@ -95,6 +105,15 @@ def _cameras(reader: BagReader, args: argparse.Namespace, config: DecafConfig) -
     return recorded_cameras(reader, named, args.namespace, lambda text: _log("warn", text))
 
 
+def _check_space(config: DecafConfig, has_depth: bool) -> None:
+    """Raises ValueError if the 3D outputs cannot be as configured."""
+    if config.space.enabled and not has_depth:
+        _log("warn", "space.enabled: no 3D outputs without --depth and --camera-info")
+    if config.space.target_frame and has_depth:
+        frame = config.space.target_frame
+        raise ValueError(f"space.target_frame: expected no frame, as a replay has no transforms, got {frame!r}")
+
+
 def _summary(played: Played, out: Path) -> Sequence[str]:
     lines = []
     for name, (statistics, answers) in played.cameras.items():
@@ -105,6 +124,8 @@ def _summary(played: Played, out: Path) -> Sequence[str]:
             query = f"query {event.query.id} {shortened(event.query.text)!r}"
             lines.append(f"{own}{query}: {event.state.name}{presence}: {event.text}")
             lines += [f"    {stage:<18} {ms:9.1f} ms" for stage, ms in event.stage_ms]
+        if statistics.located is not None:
+            lines.append(f"{own}3D: {statistics.located} frames with, {statistics.unlocated} without")
         lines.append(
             f"{own}per frame: decoding {statistics.decode_ms:.1f} ms, tracking {statistics.track_ms:.1f} ms "
             "(moving average)"

@@ -20,6 +20,7 @@ from decaf_ros.config.method import (
     Sam2Config,
     SegmentationConfig,
 )
+from decaf_ros.config.space import SpaceConfig
 from decaf_ros.config.stream import (
     NodeConfig,
     QueriesConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "RegroundingConfig",
     "Sam2Config",
     "SegmentationConfig",
+    "SpaceConfig",
     "TrackingConfig",
     "WindowConfig",
     "camera_names",
@@ -63,6 +65,7 @@ class DecafConfig(Checked):
     tracking: TrackingConfig = TrackingConfig()
     regrounding: RegroundingConfig = RegroundingConfig()
     queries: QueriesConfig = QueriesConfig()
+    space: SpaceConfig = SpaceConfig()
     node: NodeConfig = NodeConfig()
     cameras: tuple[str, ...] = option(
         (),

@@ -1,4 +1,4 @@
-"""Options of the 3D geometry of targets (`decaf_ros.space`)."""
+"""Options of targets in space: inputs, and the geometry of targets (`decaf_ros.space`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,37 @@ from decaf_ros.config.fields import Checked, option
 
 @dataclass(frozen=True)
 class SpaceConfig(Checked):
-    """Which depth pixels of a mask are used."""
+    """Targets in space, from depth images: see docs/space.md."""
 
+    enabled: bool = option(
+        False, "subscribe to depth images and camera_info, and publish the places and sizes of targets"
+    )
+    depth_transport: str = option(
+        "raw",
+        "subscribe to topic depth (raw) or depth/compressedDepth (compressed: PNG or RVL)",
+        choices=("raw", "compressed"),
+    )
+    rectified: bool = option(
+        False, "the image and its depth are rectified: P of camera_info counts, without distortion; false: K and D"
+    )
+    sync_slop_s: float = option(
+        0.03,
+        "a frame without a depth image of its exact stamp gets the nearest one within this many seconds",
+        0.0,
+        10.0,
+    )
+    depth_wait_s: float = option(
+        0.2, "seconds that the 3D outputs of a frame wait for its depth after its masks were published", 0.0, 10.0
+    )
+    target_frame: str = option(
+        "", "frame of the 3D outputs, by TF at the image's stamp (needs tf2_ros); empty: the camera's frame"
+    )
+    tf_timeout_s: float = option(
+        0.1,
+        "seconds after which the 3D outputs of a frame without a transform are published in the camera's frame",
+        0.0,
+        10.0,
+    )
     min_m: float = option(0.1, "smaller depths, in metres, are invalid", 0.001, 1000.0, live=True)
     max_m: float = option(10.0, "larger depths, in metres, are invalid", 0.01, 1000.0, live=True)
     erode_px: int = option(

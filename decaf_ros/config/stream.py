@@ -14,6 +14,8 @@ QUERY_MODES = ("replace", "add")
 # Names in the node's namespace, which no camera may have.
 _TAKEN = (
     *("image", "query", "masks", "target_mask", "tracklets", "heatmaps", "status", "overlay"),
+    *("depth", "camera_info", "target_pose", "points", "depth_masked", "markers"),
+    *("detections", "detections_3d", "label_info"),
     *("segment", "segmenter"),
 )
 _CAMERA = re.compile(r"[A-Za-z](_?[A-Za-z0-9])*", re.ASCII)

@@ -30,6 +30,7 @@ from decaf_ros.io.interfaces import MESSAGES, interface_text
 from decaf_ros.io.stamps import StreamStamps
 from decaf_ros.io.storage import zstd
 from decaf_ros.io.topics import UNREADABLE, ImageTopic, candidates, kind_of_image, ranked
+from decaf_ros.io.vision_types import VISION_MESSAGES
 from decaf_ros.types import Frame
 
 _log = logging.getLogger(__name__)
@@ -70,11 +71,16 @@ class RecordedFrame(NamedTuple):
 
 @lru_cache(maxsize=1)
 def typestore() -> Typestore:
-    """The standard ROS 2 messages (Humble to Kilted) and those of this package. Shared: do not register more types."""
+    """The standard ROS 2 messages (Humble to Kilted), those of this package and some of vision_msgs.
+
+    Shared: do not register more types.
+    """
     store = get_typestore(Stores.ROS2_HUMBLE)
     types: dict[str, Any] = {}
     for name in MESSAGES:
         types.update(get_types_from_msg(interface_text(name), f"decaf_ros/msg/{name}"))
+    for name, text in VISION_MESSAGES.items():
+        types.update(get_types_from_msg(text, f"vision_msgs/msg/{name}"))
     store.register(types)
     return store
 

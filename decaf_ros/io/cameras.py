@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from decaf_ros.config import camera_names
 
 if TYPE_CHECKING:
     # Not at run time: the launch file imports this module.
     from decaf_ros.io.bags import BagReader
+
+_DEPTH_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
+_INFO_TYPES = ("sensor_msgs/msg/CameraInfo",)
+
+
+class DepthTopics(NamedTuple):
+    """The topics of one camera's depth images and its camera info."""
+
+    depth: str
+    camera_info: str
 
 
 def parse_cameras(entries: Iterable[str]) -> dict[str, str]:
@@ -53,4 +63,36 @@ def recorded_cameras(
         raise ValueError("; ".join(missing))
     for text in missing:
         warn(text)
+    return topics
+
+
+def recorded_depth(
+    reader: BagReader, cameras: Iterable[str], depth: Iterable[str], infos: Iterable[str]
+) -> dict[str, DepthTopics]:
+    """The topics of the cameras with depth, from texts "NAME=TOPIC", or "TOPIC" for a camera without a name ("").
+
+    Raises ValueError for a camera that is not in `cameras`, one with depth or camera info only, and a topic that the
+    bag does not have or of another type.
+    """
+    named = [_by_camera("--depth", depth), _by_camera("--camera-info", infos)]
+    for name in {**named[0], **named[1]}:
+        if name not in cameras:
+            raise ValueError(f"--depth: expected one of the cameras {', '.join(cameras) or 'none'}, got {name!r}")
+        if not (name in named[0] and name in named[1]):
+            raise ValueError(f"--depth: expected --depth and --camera-info of a camera, got one for {name!r}")
+    for topics, types in zip(named, (_DEPTH_TYPES, _INFO_TYPES)):
+        for topic in topics.values():
+            kind = reader.topics[topic].msgtype if topic in reader.topics else "no such topic"
+            if kind not in types:
+                raise ValueError(f"{reader.path}: {topic}: expected {' or '.join(types)}, got {kind}")
+    return {name: DepthTopics(topic, named[1][name]) for name, topic in named[0].items()}
+
+
+def _by_camera(option: str, entries: Iterable[str]) -> dict[str, str]:
+    topics: dict[str, str] = {}
+    for entry in entries:
+        name, _, topic = entry.rpartition("=")
+        if name in topics:
+            raise ValueError(f"{option}: expected one topic for a camera, got {topics[name]} and {topic}")
+        topics[name] = topic
     return topics

@@ -14,8 +14,9 @@ from typing import Any
 import cv2
 import numpy as np
 
+from decaf_ros.io.geometry_messages import point, vector
 from decaf_ros.io.images import Convert, builtin_rgb, message_to_rgb
-from decaf_ros.types import Frame, FrameResult, Heatmap, Output, QueryEvent, QueryState, Target
+from decaf_ros.types import Frame, FrameResult, Heatmap, Output, Place, QueryEvent, QueryState, Target
 
 Make = Callable[..., Any]
 
@@ -33,6 +34,7 @@ _ENCODINGS = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1
 # Maximum length of a query text in logs and in the status of a failed query.
 _SHORT_CHARS = 200
 _NS_PER_S = 1_000_000_000
+_NO_PLACE = Place((math.nan,) * 3, (math.nan,) * 3)
 
 
 def shortened(text: str) -> str:
@@ -109,15 +111,20 @@ def topic_messages(make: Make, output: Output) -> Iterator[tuple[str, Any]]:
     others give nothing.
     """
     if isinstance(output, FrameResult):
-        yield "masks", frame_image(make, output.labels, output.frame)
-        union = (output.labels > 0).view(np.uint8) * np.uint8(255)
-        yield "target_mask", frame_image(make, union, output.frame)
+        yield from mask_messages(make, output)
         yield "tracklets", tracklet_array(make, output)
     elif isinstance(output, Heatmap):
         size = output.frame.camera_hw[::-1]
         yield "heatmaps", frame_image(make, cv2.resize(output.values, size), output.frame)
     elif isinstance(output, QueryEvent):
         yield "status", query_status(make, output)
+
+
+def mask_messages(make: Make, result: FrameResult) -> Iterator[tuple[str, Any]]:
+    """Topic and message of `masks` and `target_mask`."""
+    yield "masks", frame_image(make, result.labels, result.frame)
+    union = (result.labels > 0).view(np.uint8) * np.uint8(255)
+    yield "target_mask", frame_image(make, union, result.frame)
 
 
 def tracklet_array(make: Make, result: FrameResult) -> Any:
@@ -133,6 +140,7 @@ def tracklet_array(make: Make, result: FrameResult) -> Any:
 
 def _tracklet(make: Make, target: Target) -> Any:
     x, y, width, height = target.box_xywh
+    place = target.place or _NO_PLACE
     return make(
         "decaf_ros/msg/Tracklet",
         id=target.id,
@@ -148,6 +156,8 @@ def _tracklet(make: Make, target: Target) -> Any:
         centroid_x=target.centroid_xy[0],
         centroid_y=target.centroid_xy[1],
         source_stamp=time(make, target.source_stamp_ns),
+        position=point(make, place.position),
+        size=vector(make, place.size),
         **{name: float(value) for name, value in target.scores._asdict().items()},
     )
 

@@ -12,11 +12,13 @@ from rclpy.lifecycle import LifecycleNode
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.messages import TOPICS
+from decaf_ros.io.space_messages import SPACE_TOPICS
+from decaf_ros.io.vision_messages import VISION_TOPICS
 from decaf_ros.nodes.action import SegmentAction
 from decaf_ros.nodes.message_factory import CLASSES
 from decaf_ros.nodes.queries import QueryServices
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 # All: each query gets an answer, also in a burst that comes faster than this process takes it.
 EVERY_QUERY = QoSProfile(history=HistoryPolicy.KEEP_ALL)
+_LATCHED = ("status", "label_info")
 # Invariant: queries and images come only while the node is configured.
 _CONFIGURED = "the node is configured"
 
@@ -65,6 +68,8 @@ class Camera:
         self._log = log
         self._prefix = f"{name}/" if name else ""
         self._worker: Worker | None = None
+        # Whether a command for `check_space` waits.
+        self._is_space_due = False
         self._inputs: list[Subscription[Any]] = []
         self._outputs: dict[str, Publisher[Any]] = {}
         self._action = SegmentAction(
@@ -94,6 +99,18 @@ class Camera:
             subscribe(kind, self._prefix + topic, self._take_image, qos),
             subscribe(String, self._prefix + "query", lambda message: self.take_query(message.data), EVERY_QUERY),
         ]
+        space = self.handlers.space if self.handlers is not None else None
+        if space is not None:
+            compressed = config.space.depth_transport == "compressed"
+            kind, topic = (CompressedImage, "depth/compressedDepth") if compressed else (Image, "depth")
+            several = QoSProfile(depth=5 if config.node.drop_frames else 100, reliability=qos.reliability)
+            # Best effort matches every publisher.
+            newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
+            self._inputs += [
+                subscribe(kind, self._prefix + topic, self._take_depth, several),
+                subscribe(CameraInfo, self._prefix + "camera_info", space.put_info, newest),
+                subscribe(CameraInfo, self._prefix + "depth/camera_info", space.put_depth_info, newest),
+            ]
 
     def deactivate(self) -> None:
         for subscription in self._inputs:
@@ -122,25 +139,32 @@ class Camera:
     # Topics
 
     def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
-        """Makes reliable publishers, which match any subscription. `status` is latched for late subscribers."""
+        """Makes reliable publishers, which match any subscription, of the messages that are installed. `status` and
+        `label_info` are latched for late subscribers."""
+        topics = TOPICS | VISION_TOPICS | SPACE_TOPICS
+        if not config.space.enabled:
+            topics = {topic: kind for topic, kind in topics.items() if topic not in (*SPACE_TOPICS, "detections_3d")}
         latched = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
         # The heatmaps of a whole window are published at once.
         qos: dict[str, QoSProfile | int] = {
             "heatmaps": config.window.size,
             "tracklets": 10,
             "status": latched,
+            "label_info": QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
             "overlay": 1,
         }
         return {
             topic: self._node.create_publisher(CLASSES[type_name], self._prefix + topic, qos.get(topic, 5))
-            for topic, type_name in TOPICS.items()
+            for topic, type_name in topics.items()
+            if type_name in CLASSES
         }
 
     def _publish(self, topic: str, message: Any) -> None:
         self._outputs[topic].publish(message)
 
     def _is_wanted(self, topic: str) -> bool:
-        return self._outputs[topic].get_subscription_count() > 0
+        publisher = self._outputs.get(topic)
+        return publisher is not None and (topic in _LATCHED or publisher.get_subscription_count() > 0)
 
     def _log_own(self, level: str, text: str) -> None:
         self._log(level, f"{self.name}: {text}" if self.name else text)
@@ -152,6 +176,23 @@ class Camera:
         if self._worker is not None and self.handlers is not None:
             arrival_ns = self._node.get_clock().now().nanoseconds or time.time_ns()
             self._worker.put_image(partial(self.handlers.on_image, message, arrival_ns), self.name)
+
+    def _take_depth(self, message: Any) -> None:
+        if self.handlers is not None and self.handlers.space is not None:
+            self.handlers.space.put_depth(message)
+            self.check_space()
+
+    def check_space(self) -> None:
+        """Publishes 3D outputs whose depth or transform has come, or has not come in time."""
+        space = self.handlers.space if self.handlers is not None else None
+        if space is None or not space.waits or self._is_space_due:
+            return
+
+        def publish(handlers: Handlers) -> None:
+            self._is_space_due = False
+            space.publish_ready()
+
+        self._is_space_due = self.command(publish)
 
     def take_query(self, text: str) -> None:
         self._ask(self._new_query(text))

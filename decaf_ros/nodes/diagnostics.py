@@ -30,6 +30,7 @@ def diagnostics_message(
     failure: str,
     streams: Mapping[str, tuple[Statistics, InboxCounts]],
     now_ns: int,
+    left_out: str = "",
 ) -> DiagnosticArray:
     """Makes a DiagnosticArray: one status of the only camera, or one of the node and one of each named camera.
 
@@ -39,8 +40,9 @@ def diagnostics_message(
         failure: error of the last transition; empty if it succeeded.
         streams: what the handlers and the inbox counted, by the names of the cameras; "" for the only one.
         now_ns: time of the node's clock, for the age of frames.
+        left_out: topics that are not published, and why.
     """
-    own: list[tuple[str, str]] = [("state", phase)]
+    own: list[tuple[str, str]] = [("state", phase), *([("topics left out", left_out)] if left_out else [])]
     array = DiagnosticArray()
     array.header.stamp = time_message(now_ns)
     if "" not in streams:
@@ -111,6 +113,7 @@ def _values(
         ("query answer", event.text if event else ""),
         *((f"query {one.query.id}", f"{one.state.name}: {shortened(one.query.text)}") for one in statistics.live),
         ("targets", str(statistics.targets)),
+        *_space(statistics),
         ("window prepared for a question", f"{statistics.ready:.0%}"),
         ("last stage", f"{stage.stage} ({stage.progress:.0%})" if stage else ""),
         ("decoding (ms a frame)", f"{statistics.decode_ms:.2f}"),
@@ -120,6 +123,12 @@ def _values(
         *memory,
         ("last notice", f"{problem.level}: {problem.text}" if problem else ""),
     ]
+
+
+def _space(statistics: Statistics) -> list[tuple[str, str]]:
+    if statistics.located is None:
+        return []
+    return [("frames with 3D", str(statistics.located)), ("frames without 3D", str(statistics.unlocated))]
 
 
 def _memory() -> list[tuple[str, str]]:

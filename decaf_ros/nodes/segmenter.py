@@ -15,6 +15,7 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleNode, State, TransitionCallbackReturn
 from rclpy.subscription import Subscription
+from rclpy.timer import Timer
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
@@ -22,9 +23,10 @@ from decaf_ros.nodes.camera import EVERY_QUERY, Camera
 from decaf_ros.nodes.diagnostics import diagnostics_message
 from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
-from decaf_ros.nodes.message_factory import make_message
+from decaf_ros.nodes.message_factory import left_out_topics, make_message
 from decaf_ros.nodes.params import Parameters
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
+from decaf_ros.nodes.transforms import TfTransforms, make_transforms
 from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import Notice
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from decaf_ros.online.turns import Turns
 
 _PATIENCE_PERIOD_S = 0.5
+_SPACE_PERIOD_S = 0.02
 _DEACTIVATED = "the node was deactivated"
 
 
@@ -55,6 +58,8 @@ class Segmenter(LifecycleNode):
         self._query_numbers, self._target_ids = itertools.count(1), itertools.count(1)
         self._worker: Worker | None = None
         self._query_to_all: Subscription[Any] | None = None
+        self._transforms: TfTransforms | None = None
+        self._space_timer: Timer | None = None
         self._cameras: dict[str, Camera] = {}
         self._name_cameras()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
@@ -113,13 +118,25 @@ class Segmenter(LifecycleNode):
         return TransitionCallbackReturn.SUCCESS
 
     def _configure(self) -> None:
+        self._name_cameras()
+        config = self._options.config
+        with contextlib.ExitStack() as after_failure:
+            after_failure.callback(self._clean_up)
+            self._load(config)
+            after_failure.pop_all()
+        self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)
+        self._options.locked = True
+
+    def _load(self, config: DecafConfig) -> None:
         # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
         from decaf_ros.online.handlers import Handlers
         from decaf_ros.online.turns import Turns
         from decaf_ros.pipeline import Decaf
 
-        self._name_cameras()
-        config = self._options.config
+        if config.space.enabled:
+            self._transforms = make_transforms(self, config.space)
+        if left_out := left_out_topics(config.space.enabled):
+            self.get_logger().info(f"topics that are left out: {left_out}")
         convert = choose_converter(config.node.image_backend, self._log)
         self.get_logger().info(f"loading {config.mllm.checkpoint} and {config.sam2.checkpoint}")
         decaf = Decaf.from_config(config)
@@ -144,20 +161,19 @@ class Segmenter(LifecycleNode):
             target_ids=self._target_ids,
             convert=convert,
             turns=turns,
+            transforms=self._transforms,
         )
-        with contextlib.ExitStack() as after_failure:
-            after_failure.callback(self._clean_up)
-            for camera in self._cameras.values():
-                camera.configure(config, self._worker, make_handlers)
-            after_failure.pop_all()
-        self._diagnostics_timer.timer_period_ns = int(config.node.diagnostics_period_s * 1e9)
-        self._options.locked = True
+        for camera in self._cameras.values():
+            camera.configure(config, self._worker, make_handlers)
 
     def _activate(self) -> None:
         assert self._worker is not None, "the node is configured"
         self._worker.start()
         for camera in self._cameras.values():
             camera.activate(self._options.config)
+        if self._options.config.space.enabled:
+            steady = Clock(clock_type=ClockType.STEADY_TIME)
+            self._space_timer = self.create_timer(_SPACE_PERIOD_S, self._check_space, clock=steady)
         if "" not in self._cameras:
             self._query_to_all = self.create_subscription(String, "query", self._ask_all, EVERY_QUERY)
 
@@ -165,6 +181,9 @@ class Segmenter(LifecycleNode):
         if self._query_to_all is not None:
             self.destroy_subscription(self._query_to_all)
             self._query_to_all = None
+        if self._space_timer is not None:
+            self.destroy_timer(self._space_timer)
+            self._space_timer = None
         for camera in self._cameras.values():
             camera.deactivate()
         if self._worker is not None:
@@ -173,6 +192,9 @@ class Segmenter(LifecycleNode):
     def _clean_up(self) -> None:
         for camera in self._cameras.values():
             camera.clean_up()
+        if self._transforms is not None:
+            self._transforms.destroy()
+            self._transforms = None
         self._worker = None
         self._options.locked = False
         gc.collect()
@@ -232,7 +254,8 @@ class Segmenter(LifecycleNode):
             for camera in self._cameras.values()
         }
         name, now_ns = self.get_fully_qualified_name(), self.get_clock().now().nanoseconds
-        self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, streams, now_ns))
+        left_out = left_out_topics(self._options.config.space.enabled)
+        self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, streams, now_ns, left_out))
 
     def _log(self, level: str, text: str) -> None:
         # Separate calls: rclpy raises if one call site logs with different severities.
@@ -247,6 +270,10 @@ class Segmenter(LifecycleNode):
         if self._is_active():
             for camera in self._cameras.values():
                 camera.check_patience()
+
+    def _check_space(self) -> None:
+        for camera in self._cameras.values():
+            camera.check_space()
 
     def _change_config(self, config: DecafConfig) -> None:
         for camera in self._cameras.values():

@@ -13,11 +13,21 @@ from typing import Any
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.images import Convert, builtin_rgb
-from decaf_ros.io.messages import Make, frame_from_message, frame_image, shortened, topic_messages
+from decaf_ros.io.messages import (
+    Make,
+    frame_from_message,
+    frame_image,
+    mask_messages,
+    shortened,
+    topic_messages,
+    tracklet_array,
+)
 from decaf_ros.io.stamps import StreamStamps
+from decaf_ros.io.vision_messages import detections, label_info, label_names
 from decaf_ros.io.viz import overlay
 from decaf_ros.online.patience import Patience
 from decaf_ros.online.segmenter import RESET_NOTICE, OnlineSegmenter
+from decaf_ros.online.space import SpaceOutputs, Transforms
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
@@ -52,17 +62,22 @@ class _LogThrottle:
 class Handlers:
     """The handlers of one camera stream. Call all methods except `new_query` and `change_config` from one thread.
 
+    space: the 3D outputs, if `space.enabled`; else None.
+
     Args:
         make: message factory, see `decaf_ros.io.messages`.
         publish: called with topic and message for every output, in order.
         log: called with level ("info", "warn", "error") and text.
-        is_wanted: whether `overlay` or `heatmaps` has a consumer; the other topics are always published.
+        is_wanted: whether a topic is published and has a consumer. Asked for all but `masks`, `target_mask`,
+            `tracklets` and `status`, which are always published; a latched topic needs no consumer.
         live: see `OnlineSegmenter`.
         watch: called with every output of the core after it was published.
         query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
         target_ids: the same for target ids.
         convert: makes RGB of raw images.
         turns: shared by all Handlers of `decaf`; default: these are the only ones.
+        clock: seconds, for the waiting of 3D outputs.
+        transforms: for 3D outputs; None: there are none. Raises ValueError if `space.target_frame` needs them.
     """
 
     def __init__(
@@ -78,6 +93,8 @@ class Handlers:
         target_ids: Iterator[int] | None = None,
         convert: Convert = builtin_rgb,
         turns: Turns | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        transforms: Transforms | None = None,
     ) -> None:
         self.statistics = Statistics()
         self._decaf = decaf
@@ -96,6 +113,12 @@ class Handlers:
         self._patience: dict[str, Patience] = {}
         self._warned: set[str] = set()
         self._frame_began = 0.0
+        self._label_names: tuple[tuple[int, str], ...] | None = None
+        self.space: SpaceOutputs | None = None
+        if decaf.config.space.enabled:
+            self.space = SpaceOutputs(
+                make, publish, is_wanted, self.report, self.statistics, lambda: decaf.config, clock, transforms
+            )
         self._stopping = False
 
     def change_config(self, config: DecafConfig) -> None:
@@ -128,6 +151,8 @@ class Handlers:
         self.statistics.used += 1
         self._frame_began = time.perf_counter()
         self.statistics.average("decode_ms", self._frame_began - began)
+        if self.space is not None:
+            self.space.begin(frame)
         self._online.observe(frame)
         self.check_patience()
 
@@ -201,6 +226,8 @@ class Handlers:
                 self._online.reset(reason)
         finally:
             self._stopping = False
+        if self.space is not None:
+            self.space.publish_ready(is_end=True)
         self.statistics.targets = 0
 
     def _note_queries(self) -> None:
@@ -217,7 +244,7 @@ class Handlers:
 
     def _on_output(self, output: Output) -> None:
         if isinstance(output, FrameResult):
-            self._publish_result(output)
+            output = self._publish_result(output)
         elif isinstance(output, QueryEvent):
             self._publish_event(output)
         elif isinstance(output, Heatmap):
@@ -257,18 +284,37 @@ class Handlers:
             text = f"query {query.id}: {event.state.name}{': ' if event.text else ''}{event.text}"
             self._log("warn" if failed else "info", text)
 
-    def _publish_result(self, result: FrameResult) -> None:
+    def _publish_result(self, result: FrameResult) -> FrameResult:
+        """Publishes a result. Returns it with the places of its targets, as far as they are known."""
         tracking_ended = time.perf_counter()
         self.statistics.average("track_ms", tracking_ended - self._frame_began)
-        self._publish_all(result)
+        for topic, message in mask_messages(self._make, result):
+            self._publish(topic, message)
+        if self.space is not None:
+            result = self.space.locate(result)
+        self._publish("tracklets", tracklet_array(self._make, result))
+        self._publish_detections(result)
         if self._is_wanted("overlay"):
             events = self.statistics.events
             states = ", ".join(dict.fromkeys(event.state.name for event in events))
             picture = overlay(result, states, "; ".join(shortened(event.query.text) for event in events))
             self._publish("overlay", frame_image(self._make, picture, result.frame))
+        if self.space is not None:
+            self.space.publish_ready()
         self.statistics.result_ns = result.frame.stamp_ns
         self.statistics.targets = len(result.targets)
         self.statistics.average("publish_ms", time.perf_counter() - tracking_ended)
+        return result
+
+    def _publish_detections(self, result: FrameResult) -> None:
+        """Publishes `detections`, and `label_info` when labels change."""
+        if self._is_wanted("detections"):
+            self._publish("detections", detections(self._make, result))
+        names = label_names(result)
+        if names != self._label_names and self._is_wanted("label_info"):
+            self._label_names = names
+            threshold = self._decaf.config.segmentation.tracklet_threshold
+            self._publish("label_info", label_info(self._make, result, threshold))
 
     def _publish_all(self, output: Output) -> None:
         for topic, message in topic_messages(self._make, output):

@@ -7,10 +7,14 @@ always give the same masks and tracklets, byte for byte. CUDA kernels are not pi
 from __future__ import annotations
 
 import itertools
+import math
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from decaf_ros.config import replace
 from decaf_ros.io.bags import BagMessage, BagReader, BagWriter, make_message
+from decaf_ros.io.cameras import DepthTopics
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.online.turns import Turns
@@ -59,6 +63,7 @@ def replay(
     cameras: Mapping[str, str] | None = None,
     namespace: str = "/decaf",
     with_overlay: bool = False,
+    depth: Mapping[str, DepthTopics] | None = None,
     log: Callable[[str, str], None] = lambda level, text: None,
 ) -> Played:
     """Plays the images of all cameras, and `queries` or, without any, the queries recorded on NAMESPACE/query, which go
@@ -71,14 +76,18 @@ def replay(
     Args:
         cameras: image topic of each camera by name. Default: the only image topic of the bag, without a name ("").
         with_overlay: whether to draw and record `overlay`.
+        depth: topics of cameras with depth, by name. Without any there are no 3D outputs (`space.enabled`). A depth
+            image recorded up to `space.depth_wait_s` after an image comes before it, as if tracking took that time.
         log: called with level ("info", "warn", "error") and text.
 
     Raises:
         ValueError: the bag is damaged, has no such topic, or ends before a query is due.
     """
     cameras = cameras or {"": reader.image_topic()}
+    depth = depth or {}
+    decaf.config = replace(decaf.config, {"space.enabled": bool(depth)})
     names = {topic: name for name, topic in cameras.items()}
-    now_ns = 0
+    now_ns, clock = 0, _Clock()
     outputs: dict[str, int] = {}
     decaf.grounder.engine.streams = len(cameras)
     turns, query_numbers, target_ids = Turns(decaf), itertools.count(1), itertools.count(1)
@@ -111,6 +120,7 @@ def replay(
             query_numbers=query_numbers,
             target_ids=target_ids,
             turns=turns,
+            clock=lambda: clock.ns / 1e9,
         )
 
     handlers = {name: make_handlers(name) for name in cameras}
@@ -122,8 +132,14 @@ def replay(
         if not queries and topic in reader.topics and reader.topics[topic].msgtype == _STRING
     }
     ending = "the bag could not be played to its end"
+    for name, each in handlers.items():
+        if name not in depth:
+            each.space = None
+    inputs = _depth_inputs(handlers, depth)
+    lead_ns = round(decaf.config.space.depth_wait_s * 1e9) if depth else 0
+    messages = _without_depth(reader, [*names, *asked], inputs, lead_ns, clock)
     try:
-        for message, due in _schedule(reader.messages([*names, *asked]), queries):
+        for message, due in _schedule(messages, queries):
             now_ns = message.stamp_ns
             for query in due:
                 for each in handlers.values():
@@ -131,6 +147,9 @@ def replay(
             receivers = asked[message.topic] if message.topic in asked else [handlers[names[message.topic]]]
             for each in receivers:
                 _handle(reader, message, each)
+        for each in handlers.values():
+            if each.space is not None:
+                each.space.publish_ready(is_end=True)
         ending = "the bag has ended"
     finally:
         for each in handlers.values():
@@ -146,6 +165,59 @@ def check_times(reader: BagReader, queries: Sequence[TimedQuery], image_topics: 
         count += len(due)
         if count == len(queries):
             return
+
+
+class _Clock:
+    """The time of a replay in nanoseconds, for the waiting of 3D outputs."""
+
+    ns = 0
+
+
+class _DepthInput(NamedTuple):
+    """Takes the messages of a topic with depth or camera info."""
+
+    handlers: Handlers
+    take: Callable[[Any], None]
+
+
+def _depth_inputs(handlers: Mapping[str, Handlers], depth: Mapping[str, DepthTopics]) -> dict[str, _DepthInput]:
+    """The inputs by topic."""
+    inputs = {}
+    for name, topics in depth.items():
+        space = handlers[name].space
+        assert space is not None, "enabled"
+        inputs[topics.depth] = _DepthInput(handlers[name], space.put_depth)
+        inputs[topics.camera_info] = _DepthInput(handlers[name], space.put_info)
+    return inputs
+
+
+def _without_depth(
+    reader: BagReader, topics: Collection[str], inputs: Mapping[str, _DepthInput], lead_ns: int, clock: _Clock
+) -> Iterator[BagMessage]:
+    """The messages of `topics`, each `lead_ns` later by the clock. Those of `inputs` are taken in between."""
+    held: deque[BagMessage] = deque()
+
+    def release(until_ns: float) -> Iterator[BagMessage]:
+        # A bag whose time jumps back is played in its order.
+        while held and not held[0].stamp_ns <= until_ns <= held[0].stamp_ns + lead_ns:
+            clock.ns = held[0].stamp_ns + lead_ns
+            yield held.popleft()
+
+    for message in reader.messages([*topics, *inputs]):
+        yield from release(message.stamp_ns)
+        if message.topic not in inputs:
+            held.append(message)
+            continue
+        clock.ns = message.stamp_ns
+        handlers, take = inputs[message.topic]
+        assert handlers.space is not None, "enabled"
+        handlers.space.publish_ready()
+        try:
+            take(reader.deserialize(message))
+        except ValueError as error:
+            handlers.report(Notice("warn", f"depth rejected: {error}"), kind="depth rejected")
+        handlers.space.publish_ready()
+    yield from release(math.inf)
 
 
 def _handle(reader: BagReader, message: BagMessage, handlers: Handlers) -> None:

@@ -24,6 +24,8 @@ class Statistics:
         publish_ms: the same for publishing.
         result_ns: stamp of the last published frame; 0 before the first.
         targets: targets in the last published frame.
+        located: frames with 3D outputs; None if they are not enabled.
+        unlocated: frames without 3D outputs, for want of depth.
         ready: share of the window that is prepared for a question, in [0, 1]; 0 if nothing is prepared ahead.
         event: last event of the newest current query; without a current query, the last event.
         live: last event of each current query, in the order of asking.
@@ -41,6 +43,8 @@ class Statistics:
     publish_ms: float = 0.0
     result_ns: int = 0
     targets: int = 0
+    located: int | None = None
+    unlocated: int = 0
     ready: float = 0.0
     event: QueryEvent | None = None
     live: tuple[QueryEvent, ...] = ()

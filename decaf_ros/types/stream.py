@@ -102,6 +102,16 @@ class Notice:
     text: str
 
 
+class Place(NamedTuple):
+    """Where a target is, by depth: metres, in the camera's optical frame.
+
+    position: (x, y, z), the middle of the visible surface. size: (x, y, z), the sides of the oriented box around it.
+    """
+
+    position: tuple[float, float, float]
+    size: tuple[float, float, float]
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """One target on one frame.
@@ -112,6 +122,7 @@ class Target:
     category: the first query's.
     mask: (H, W) bool.
     source_stamp_ns: stamp of the key frame with the point that started it.
+    place: None without depth.
     box_xywh, area_px, centroid_xy: geometry of the mask in pixels; zeros if it is empty.
     """
 
@@ -123,6 +134,7 @@ class Target:
     mask: np.ndarray
     scores: TrackletScores
     source_stamp_ns: int
+    place: Place | None = None
     box_xywh: tuple[int, int, int, int] = field(init=False)
     area_px: int = field(init=False)
     centroid_xy: tuple[float, float] = field(init=False)
