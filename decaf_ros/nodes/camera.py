@@ -192,7 +192,9 @@ class Camera:
             self._is_space_due = False
             space.publish_ready()
 
-        self._is_space_due = self.command(publish)
+        self._is_space_due = True  # before the command, which may run at once
+        if not self.command(publish):
+            self._is_space_due = False
 
     def take_query(self, text: str) -> None:
         self._ask(self._new_query(text))
