@@ -17,7 +17,7 @@ pytest.importorskip("domain_coordinator")
 
 from depth_robot import FRAME, DepthRobot
 from generated_messages import vision_messages
-from node_process import SegmenterProcess, small_parameters, unused_domain, wait_for
+from node_process import ROOT, SegmenterProcess, small_parameters, unused_domain, wait_for
 from sensor_msgs.msg import CompressedImage, Image
 
 from decaf_ros.config.space import SpaceConfig
@@ -45,9 +45,11 @@ def vision():
 
 
 @pytest.fixture(scope="module")
-def parameters(tiny_mllm_dir, tiny_sam2_dir) -> dict:
+def parameters() -> dict:
+    """The table's models: the masks of random ones seldom have enough depth for a position."""
+    models = ROOT / "decaf_tabletop" / "models"
     space = {"enabled": True, "sync_slop_s": 0.5, "depth_wait_s": 0.5}
-    return small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"space": space}
+    return small_parameters(models / "tabletop_mllm", models / "tabletop_sam2") | {"space": space}
 
 
 @pytest.fixture(scope="module")
