@@ -54,7 +54,9 @@ class SpaceOutputs:
     others from one.
 
     Args:
-        make, publish, is_wanted: as for `Handlers`.
+        make: makes messages, as for `Handlers`.
+        publish: called with a topic and a message.
+        is_wanted: whether a topic has a consumer.
         report: called with a notice and its kind.
         statistics: counts the frames with and without 3D outputs.
         config: returns the configuration.
