@@ -254,7 +254,7 @@ SMALL = (40, 50)
 
 
 def test_masks_of_another_size(tmp_path):
-    """Of encoded masks when the video is read, of pictures when they are decoded."""
+    """Encoded masks are checked when the video is read, pictures when they are decoded."""
     dataset = written("mevis", tmp_path / "mevis")
     for name in NAMES:
         cv2.imwrite(str(tmp_path / f"mevis/valid_u/JPEGImages/alpha/{name}.jpg"), np.zeros((*SMALL, 3), np.uint8))

@@ -9,11 +9,11 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from played_bags import played_bytes, played_messages, played_stamps
 from rosbags.highlevel import AnyReader
 
 from decaf_ros.cli.main import _parser, main
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
-from decaf_ros.io.messages import stamp_ns
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.replay import TimedQuery, replay
 from decaf_ros.pipeline import Decaf
@@ -90,32 +90,8 @@ def play(params_file, tmp_path):
     return play_bag
 
 
-def _messages(bag: Path, topic: str) -> list:
-    with BagReader(bag) as reader:
-        return [reader.deserialize(message) for message in reader.messages([f"/decaf/{topic}"])]
-
-
-def _stamps(bag: Path, topic: str) -> list[int]:
-    return [stamp_ns(message.header.stamp) for message in _messages(bag, topic)]
-
-
 def _states(bag: Path, query_id: str) -> list[int]:
-    return [status.state for status in _messages(bag, "status") if status.query_id == query_id]
-
-
-def _recorded(bag: Path) -> list:
-    """All messages of a bag as they are, but those of a `status` topic as fields without the measured stage times."""
-
-    def content(reader: BagReader, message) -> object:
-        if not message.topic.endswith("/status"):
-            return message
-        status = reader.deserialize(message)
-        assert status.state != QueryState.TRACKING or len(status.stage_times) > 5
-        status.stage_times = []
-        return message.topic, message.stamp_ns, repr(status)
-
-    with BagReader(bag) as reader:
-        return [content(reader, message) for message in reader.messages()]
+    return [status.state for status in played_messages(bag, "status") if status.query_id == query_id]
 
 
 @pytest.mark.parametrize("mode", ["replace", "add"])
@@ -127,7 +103,7 @@ def test_two_replays_give_the_same_bytes(play, tmp_path, mode):
     for name in ("first", "second"):
         code, out = play(bag, *queries, name=name)
         assert code == 0
-        runs.append(_recorded(out))
+        runs.append(played_bytes(out))
     assert runs[0] == runs[1]
     with BagReader(out) as reader:
         assert {message.topic for message in reader.messages()} == {
@@ -140,8 +116,8 @@ def test_two_replays_give_the_same_bytes(play, tmp_path, mode):
             "/decaf/label_info",
         }
     # Empty masks would be equal trivially.
-    assert any(any(mask.data) for mask in _messages(tmp_path / "first", "masks"))
-    last = _messages(tmp_path / "first", "tracklets")[-1]
+    assert any(any(mask.data) for mask in played_messages(tmp_path / "first", "masks"))
+    last = played_messages(tmp_path / "first", "tracklets")[-1]
     meant = {query_id for tracklet in last.tracklets for query_id in tracklet.query_ids}
     assert last.query_id == "q2" and meant == ({"q2"} if mode == "replace" else {"q1", "q2"})
     for query_id in ("q1", "q2"):
@@ -154,8 +130,8 @@ def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
     code, out = play(bag, "--query", "the red disc", "--storage", storage, "--overlay")
     assert code == 0
     for topic in ("masks", "target_mask", "tracklets", "overlay"):
-        assert _stamps(out, topic) == [START_NS + number * PERIOD_NS for number in range(10)]
-        assert {message.header.frame_id for message in _messages(out, topic)} == {"camera"}
+        assert played_stamps(out, topic) == [START_NS + number * PERIOD_NS for number in range(10)]
+        assert {message.header.frame_id for message in played_messages(out, topic)} == {"camera"}
     assert _states(out, "q1") == [QueryState.RECEIVED, QueryState.GROUNDING, QueryState.TRACKING]
     with BagReader(bag) as before, BagReader(out) as after:
         recorded = [message.stamp_ns for message in before.messages()]
@@ -179,16 +155,16 @@ def test_recorded_queries_are_used_unless_queries_are_given(play, tmp_path):
     bag = _write(tmp_path / "bag", messages)
     _, out = play(bag)
     assert _states(out, "q1")[-1] == QueryState.TRACKING and _states(out, "q2") == [QueryState.CANCELLED]
-    tracked = [message.query_id for message in _messages(out, "tracklets")]
+    tracked = [message.query_id for message in played_messages(out, "tracklets")]
     assert tracked == [""] * 4 + ["q1"] * 4 + [""] * 2
     _, out = play(bag, "--query", "the other disc", name="other")
-    assert {status.query for status in _messages(out, "status")} == {"the other disc"}
+    assert {status.query for status in played_messages(out, "status")} == {"the other disc"}
 
 
 def test_compressed_images_are_played(play, tmp_path):
     bag = _write(tmp_path / "bag", [("/camera/image/compressed", _jpeg(number)) for number in range(5)])
     code, out = play(bag, "--query", "the red disc")
-    assert code == 0 and len(_messages(out, "masks")) == 5
+    assert code == 0 and len(played_messages(out, "masks")) == 5
 
 
 def test_undecodable_frames_are_counted_and_the_rest_is_played(play, tmp_path, capsys):
@@ -196,7 +172,7 @@ def test_undecodable_frames_are_counted_and_the_rest_is_played(play, tmp_path, c
     bag = _write(tmp_path / "bag", [*_camera(*range(4)), truncated, *_camera(*range(5, 8))])
     code, out = play(bag, "--query", "the red disc")
     assert code == 0
-    assert _stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5, 6, 7)]
+    assert played_stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5, 6, 7)]
     printed = capsys.readouterr()
     assert "frames: 7 used, 1 rejected" in printed.out
     assert printed.err.count("got 100") == 1
@@ -215,7 +191,7 @@ def test_unreadable_messages_are_rejected_and_the_rest_is_played(play, tmp_path,
                 writer.write_message("/decaf/query", _query("the red disc"), stamp)
     code, out = play(tmp_path / "bag")
     assert code == 0
-    assert _stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5)]
+    assert played_stamps(out, "masks") == [START_NS + number * PERIOD_NS for number in (0, 1, 2, 3, 5)]
     assert _states(out, "q1")[-1] == QueryState.TRACKING
     printed = capsys.readouterr()
     assert "frames: 5 used, 1 rejected" in printed.out
@@ -230,13 +206,13 @@ def test_a_failing_replay_answers_the_waiting_query(params_file, tmp_path):
         with pytest.raises(ValueError, match="got 'too late' at 99 s"):
             replay(decaf, reader, writer, queries)
     assert _states(tmp_path / "out", "q1") == [QueryState.RECEIVED, QueryState.CANCELLED]
-    assert _messages(tmp_path / "out", "status")[-1].text == "the bag could not be played to its end"
+    assert played_messages(tmp_path / "out", "status")[-1].text == "the bag could not be played to its end"
 
 
 def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, capsys):
     bag = _write(tmp_path / "bag", [*_camera(*range(6)), *_camera(*range(6))])
     code, out = play(bag, "--query", "the red disc")
-    assert code == 0 and len(_messages(out, "masks")) == 12
+    assert code == 0 and len(played_messages(out, "masks")) == 12
     assert "the stamp jumped back by 0.250 s" in capsys.readouterr().err
     answers = [state for state in _states(out, "q1") if state >= QueryState.TRACKING]
     assert answers == [QueryState.TRACKING]
@@ -251,7 +227,7 @@ def test_a_bag_without_stamps_is_answered_the_same_each_time(play, tmp_path, cap
     for name in ("first", "second"):
         code, out = play(bag, "--query", "the red disc", name=name)
         assert code == 0 and _states(out, "q1")[-1] == QueryState.TRACKING
-        stamps.append(_stamps(out, "masks"))
+        stamps.append(played_stamps(out, "masks"))
     # The recorded times.
     assert stamps[0] == stamps[1] == [START_NS + DELAY_NS + PERIOD_NS * number for number in range(1, 11)]
     assert capsys.readouterr().err.count("image stamps are not set (0 ns): times of arrival are used instead") == 2
@@ -339,7 +315,7 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
     for name in ("first", "second"):
         code, out = play(bag, *CAMERAS, *queries, name=name)
         assert code == 0
-        runs.append(_recorded(out))
+        runs.append(played_bytes(out))
     assert runs[0] == runs[1]
     topics = ("masks", "target_mask", "tracklets", "heatmaps", "status", "detections", "label_info")
     with BagReader(out) as reader:
@@ -347,8 +323,8 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
     assert recorded == {f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics}
     answered, ids = [], []
     for name in ("wrist", "head"):
-        answered += [one.query_id for one in _messages(out, f"{name}/status") if one.state >= QueryState.TRACKING]
-        tracklets = [one for message in _messages(out, f"{name}/tracklets") for one in message.tracklets]
+        answered += [one.query_id for one in played_messages(out, f"{name}/status") if one.state >= QueryState.TRACKING]
+        tracklets = [one for message in played_messages(out, f"{name}/tracklets") for one in message.tracklets]
         ids.append({one.id for one in tracklets})
         code, alone = play(bag, *queries, *CAMERAS[-2:], "--image-topic", f"/camera/{name}", name=f"{name}_alone")
         assert code == 0
@@ -356,12 +332,12 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
             both, one = (
                 [bytes(each.data) for each in messages]
                 for messages in (
-                    _messages(out, f"{name}/{topic}"),
-                    _messages(alone, topic),
+                    played_messages(out, f"{name}/{topic}"),
+                    played_messages(alone, topic),
                 )
             )
             assert both == one and any(any(data) for data in one)
-        assert _stamps(out, f"{name}/masks") == _stamps(alone, "masks")
+        assert played_stamps(out, f"{name}/masks") == played_stamps(alone, "masks")
     assert sorted(answered) == ["q1", "q2", "q3", "q4"] and ids[0] and ids[1] and not ids[0] & ids[1]
 
 
@@ -370,7 +346,7 @@ def test_recorded_queries_go_to_all_cameras_or_to_one(play, tmp_path, capsys):
     bag = _two_cameras(tmp_path / "bag", *asked)
     code, out = play(bag, *CAMERAS)
     assert code == 0
-    texts = [{one.query_id: one.query for one in _messages(out, f"{name}/status")} for name in ("wrist", "head")]
+    texts = [{one.query_id: one.query for one in played_messages(out, f"{name}/status")} for name in ("wrist", "head")]
     assert texts == [{"q1": "the red disc"}, {"q2": "the red disc", "q3": "the other disc"}]
     printed = capsys.readouterr().out
     assert "wrist: frames: 15 used, 0 rejected" in printed and "head: frames: 5 used, 0 rejected" in printed
@@ -384,11 +360,11 @@ def test_cameras_of_the_configuration_have_their_topics_in_the_namespace(play, t
         for place, (topic, message) in enumerate(messages):
             writer.write_message(topic, message, START_NS + place * PERIOD_NS)
     code, out = play(tmp_path / "bag", "--query", "it", "--set", "cameras=[wrist, head, rear]")
-    assert code == 0 and [len(_messages(out, f"{name}/masks")) for name in ("wrist", "head", "rear")] == [4, 4, 0]
+    assert code == 0 and [len(played_messages(out, f"{name}/masks")) for name in ("wrist", "head", "rear")] == [4, 4, 0]
     missing = "no images of camera rear on /decaf/rear/image or /decaf/rear/image/compressed"
     assert missing in capsys.readouterr().err
     code, out = play(tmp_path / "bag", "--image-topic", "/decaf/wrist/image", "--set", "cameras=wrist", name="one")
-    assert code == 0 and len(_messages(out, "masks")) == 4
+    assert code == 0 and len(played_messages(out, "masks")) == 4
     code, out = play(tmp_path / "bag", "--set", "cameras=rear", name="none")
     assert code == 1 and missing in capsys.readouterr().err and not out.exists()
 

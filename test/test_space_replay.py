@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from played_bags import played_bytes, played_messages, played_stamps
 
 from decaf_ros.cli.main import main
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
@@ -69,33 +70,23 @@ def _changed(bag: Path, path: Path, change) -> Path:
     return path
 
 
-def _messages(bag: Path, topic: str) -> list:
-    with BagReader(bag) as reader:
-        return [reader.deserialize(message) for message in reader.messages([f"/decaf/{topic}"])]
-
-
-def _stamps(bag: Path, topic: str) -> list[int]:
-    return [stamp_ns(message.header.stamp) for message in _messages(bag, topic)]
-
-
 def test_every_frame_has_3d_outputs_and_two_replays_give_the_same_bytes(play, bag, capsys):
     runs = []
     for name in ("first", "second"):
         code, out = play(bag, *DEPTH, name=name)
         assert code == 0
-        with BagReader(out) as reader:
-            runs.append([message for message in reader.messages() if not message.topic.endswith("/status")])
+        runs.append(played_bytes(out))
     assert runs[0] == runs[1]
-    masks = _stamps(out, "masks")
+    masks = played_stamps(out, "masks")
     assert len(masks) == 32
     for topic in OUTPUTS[:-1]:
-        assert _stamps(out, topic) == masks
-    assert len(_messages(out, "markers")) == len(masks)
+        assert played_stamps(out, topic) == masks
+    assert len(played_messages(out, "markers")) == len(masks)
     assert "3D: 32 frames with, 0 without" in capsys.readouterr().out
-    poses = _messages(out, "target_pose")
+    poses = played_messages(out, "target_pose")
     places = {
         (stamp_ns(message.header.stamp), one.position.x, one.position.y, one.position.z): one.size
-        for message in _messages(out, "tracklets")
+        for message in played_messages(out, "tracklets")
         for one in message.tracklets
     }
     assert len(poses) > 3
@@ -103,7 +94,7 @@ def test_every_frame_has_3d_outputs_and_two_replays_give_the_same_bytes(play, ba
         at = pose.pose.position
         size = places[stamp_ns(pose.header.stamp), at.x, at.y, at.z]
         assert 0.3 < at.z < 3 and 0 < max(size.x, size.y, size.z) < 3
-    info, depth = _messages(out, "depth_masked/camera_info")[0], _messages(out, "depth_masked")[0]
+    info, depth = played_messages(out, "depth_masked/camera_info")[0], played_messages(out, "depth_masked")[0]
     assert (info.width, info.height, info.header.frame_id) == (depth.width, depth.height, depth.header.frame_id)
 
 
@@ -112,22 +103,22 @@ def test_without_depth_there_are_no_3d_outputs(play, bag):
     assert code == 0
     with BagReader(out) as reader:
         assert not {f"/decaf/{topic}" for topic in (*OUTPUTS, "target_pose")} & set(reader.topics)
-    assert all(np.isnan(one.position.x) for message in _messages(out, "tracklets") for one in message.tracklets)
+    assert all(np.isnan(one.position.x) for message in played_messages(out, "tracklets") for one in message.tracklets)
 
 
 def test_depth_recorded_a_little_later_is_there_for_the_tracklets(play, bag, tmp_path):
     late = _changed(bag, tmp_path / "late", lambda number: 20_000_000)
     (_, out), (_, expected) = play(late, *DEPTH), play(bag, *DEPTH, name="expected")
-    assert list(map(repr, _messages(out, "tracklets"))) == list(map(repr, _messages(expected, "tracklets")))
-    assert _stamps(out, "detections_3d") == _stamps(out, "masks")
+    assert list(map(repr, played_messages(out, "tracklets"))) == list(map(repr, played_messages(expected, "tracklets")))
+    assert played_stamps(out, "detections_3d") == played_stamps(out, "masks")
 
 
 def test_depth_recorded_later_than_the_wait_and_missing_depth_give_frames_without_3d(play, bag, tmp_path, capsys):
     missing = _changed(bag, tmp_path / "missing", lambda number: {5: None, 9: 75_000_000}.get(number, 0))
     code, out = play(missing, *DEPTH, "--set", "space.depth_wait_s=0.03")
     assert code == 0
-    masks = _stamps(out, "masks")
-    assert _stamps(out, "detections_3d") == [stamp for number, stamp in enumerate(masks) if number not in (5, 9)]
+    masks = played_stamps(out, "masks")
+    assert played_stamps(out, "detections_3d") == [stamp for number, stamp in enumerate(masks) if number not in (5, 9)]
     said = capsys.readouterr()
     assert "3D: 30 frames with, 2 without" in said.out
     assert "within 0.03 s of the frame (space.sync_slop_s), got one 0.100 s away" in said.err
@@ -140,7 +131,7 @@ def test_damaged_depth_is_reported_and_the_rest_is_played(play, bag, tmp_path, c
             cut = message.topic == DEPTH_TOPIC and number < 10
             writer.write(message.topic, message.msgtype, message.stamp_ns, message.data[:50] if cut else message.data)
     code, out = play(damaged, *DEPTH)
-    assert code == 0 and len(_stamps(out, "masks")) == 32 and len(_stamps(out, "detections_3d")) == 29
+    assert code == 0 and len(played_stamps(out, "masks")) == 32 and len(played_stamps(out, "detections_3d")) == 29
     assert "depth rejected: " in capsys.readouterr().err
 
 
@@ -167,7 +158,9 @@ def test_compressed_depth_gives_the_same_outputs(play, bag, tmp_path):
         play(packed, "--depth", f"{DEPTH_TOPIC}/compressedDepth", *DEPTH[2:], "--image-topic", COMPRESSED_TOPIC),
         play(bag, *DEPTH, name="expected"),
     )
-    assert list(map(repr, _messages(out, "detections_3d"))) == list(map(repr, _messages(expected, "detections_3d")))
+    assert list(map(repr, played_messages(out, "detections_3d"))) == list(
+        map(repr, played_messages(expected, "detections_3d"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def sam2_need(config: DecafConfig) -> Sam2Need:
 
 
 def check_memory(config: DecafConfig, size_hw: tuple[int, int]) -> Iterator[Finding]:
-    """What both models need on their devices, and in RAM while they are loaded."""
+    """Compares the need of both models with their devices, and with RAM while they are loaded."""
     from decaf_ros.devices import resolve_device
 
     parts: dict[torch.device, dict[str, int]] = {}

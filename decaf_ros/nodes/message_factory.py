@@ -21,7 +21,7 @@ from decaf_ros.msg import Keypoint, QueryStatus, StageTime, Tracklet, TrackletAr
 
 _GEOMETRY = ("Point", "Pose", "PoseStamped", "PoseWithCovariance", "Quaternion", "Vector3")
 _SENSOR = ("CameraInfo", "CompressedImage", "Image", "PointCloud2", "PointField", "RegionOfInterest")
-# Of packages that need not be installed.
+# These packages need not be installed.
 _OPTIONAL = {"visualization_msgs": ("Marker", "MarkerArray", "MeshFile"), "vision_msgs": tuple(VISION_MESSAGES)}
 
 

@@ -32,7 +32,7 @@ def find_checkpoints(folder: Path) -> list[Path]:
 
 
 def check_folder(folder: Path, checksums: bool) -> list[str]:
-    """What is wrong with a checkpoint's files; empty: nothing.
+    """Lists the faults of a checkpoint's files.
 
     checksums: also compare every file with `SHA256SUMS`, where there is one; reads all of them.
     """
@@ -52,7 +52,7 @@ def check_folder(folder: Path, checksums: bool) -> list[str]:
 
 
 def check_file(file: Path) -> list[str]:
-    """What is wrong with a file of weights; empty also for other files. Reads its header only."""
+    """Lists the faults of a file of weights, by its header; none for other files."""
     if file.suffix == ".safetensors":
         try:
             expected = sum(_header(file)[1])
