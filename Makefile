@@ -16,6 +16,9 @@ PYTHON ?=
 QUICK ?=
 ARGS ?=
 RUN := scripts/with_env.sh
+# Every test uses one thread. The tests of a file stay together, because they share what its fixtures start.
+TEST_WORKERS ?= 2
+PYTEST := python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
 .PHONY: help setup demo test test-slow test-floor test-quantised test-colcon lint docs bench clips validation train-mllm train-sam2 clean
 
@@ -29,10 +32,10 @@ demo: setup
 	@$(RUN) python -m decaf_tabletop.demo.run
 
 test: setup
-	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest -m "not slow" $(ARGS)
+	DECAF_REQUIRE_ROS=1 $(RUN) $(PYTEST) -m "not slow" $(ARGS)
 
 test-slow: setup
-	DECAF_REQUIRE_ROS=1 $(RUN) python -m pytest $(ARGS)
+	DECAF_REQUIRE_ROS=1 $(RUN) $(PYTEST) $(ARGS)
 
 # Tests compare with float32 on a CPU, also where there is a GPU; scripts/gpu_check.sh runs those for a GPU.
 test test-slow test-floor test-quantised test-colcon: export CUDA_VISIBLE_DEVICES :=
