@@ -16,6 +16,7 @@ from std_msgs.msg import String
 
 from decaf_ros.msg import QueryStatus
 from decaf_ros.srv import AddQuery, ListQueries
+from decaf_ros.types import QueryState
 
 pytestmark = pytest.mark.ros
 
@@ -63,7 +64,7 @@ def _ask_all(robot: Robot, text: str) -> None:
 
 def _answers(robot: Robot) -> list[str]:
     """Ids of the queries that were answered on the camera's status, with repetitions."""
-    return [status.query_id for status in robot.received["status"] if status.state >= QueryStatus.TRACKING]
+    return [status.query_id for status in robot.received["status"] if QueryState(status.state).is_answer]
 
 
 def _show_both(cameras: tuple[Robot, Robot], count: int = 1, hz: float = 20.0) -> list[list[int]]:

@@ -93,7 +93,9 @@ def test_a_new_query_ends_the_current_one(tracked):
     assert len(run.answers("q1")) == len(run.answers("q2")) == 1
     if tracked:  # answered already: no second answer
         states = ("RECEIVED", "GROUNDING", "TRACKING")
-        assert run.events == [(query, state) for query in ("q1", "q2") for state in states]
+        first, second = ([(query, state) for state in states] for query in ("q1", "q2"))
+        assert run.events == [*first, ("q1", "ENDED"), *second]
+        assert run.of(QueryEvent)[3].text == "superseded by query q2"
         assert run.states() == {2: "TRACKED"}
     else:
         assert run.events[:3] == [("q1", "RECEIVED"), ("q1", "SUPERSEDED"), ("q2", "RECEIVED")]
@@ -204,7 +206,8 @@ def test_cancel_while_tracked_stops_without_a_second_answer():
     run.online.cancel("q1")
     run.watch(range(20, 22))
     assert run.answers("q1") == [QueryState.TRACKING]
-    assert run.notices == ["warn: query q1: tracking stopped: cancelled on request"]
+    event = run.of(QueryEvent)[-1]
+    assert (event.state, event.text, run.notices) == (QueryState.ENDED, "cancelled on request", [])
     assert run.results[-1].targets == ()
 
 

@@ -221,7 +221,7 @@ def test_a_new_query_during_a_regrounding(world_tracker):
     run = _tracking(["a"], ["a"], ["b"], between=lambda: pending and run.online.ask(pending.pop()))
     pending.append(Query("q2", "other"))
     run.watch(range(16, 28))
-    assert run.events[3:] == [("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING")]
+    assert run.events[3:] == [("q1", "ENDED"), ("q2", "RECEIVED"), ("q2", "GROUNDING"), ("q2", "TRACKING")]
     assert run.results[25].query.id == "q1" and run.results[26].query.id == "q2"
     assert run.states(26) == {2: "TENTATIVE"}
     np.testing.assert_array_equal(run.results[26].targets[0].mask, THREE.mask("b", frame(26)))

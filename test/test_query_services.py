@@ -13,6 +13,7 @@ from node_process import Robot, SegmenterProcess, small_parameters, unused_domai
 
 from decaf_ros.msg import QueryStatus
 from decaf_ros.srv import AddQuery, CancelQuery, ListQueries
+from decaf_ros.types import QueryState
 
 pytestmark = pytest.mark.ros
 
@@ -75,7 +76,7 @@ def test_questions_are_added_listed_and_cancelled(robot):
     third = _add(robot, "the green box")
     assert robot.call(CancelQuery, "cancel_query").cancelled == [second, third] and _listed(robot) == []
     for query_id in (first, second, third):
-        assert len([state for state in robot.states(query_id) if state >= QueryStatus.TRACKING]) <= 1
+        assert len([state for state in robot.states(query_id) if QueryState(state).is_answer]) <= 1
 
 
 def test_requests_that_cannot_be_accepted_say_why(robot):

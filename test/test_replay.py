@@ -90,8 +90,8 @@ def play(params_file, tmp_path):
     return play_bag
 
 
-def _states(bag: Path, query_id: str) -> list[int]:
-    return [status.state for status in played_messages(bag, "status") if status.query_id == query_id]
+def _states(bag: Path, query_id: str) -> list[QueryState]:
+    return [QueryState(status.state) for status in played_messages(bag, "status") if status.query_id == query_id]
 
 
 @pytest.mark.parametrize("mode", ["replace", "add"])
@@ -121,7 +121,7 @@ def test_two_replays_give_the_same_bytes(play, tmp_path, mode):
     meant = {query_id for tracklet in last.tracklets for query_id in tracklet.query_ids}
     assert last.query_id == "q2" and meant == ({"q2"} if mode == "replace" else {"q1", "q2"})
     for query_id in ("q1", "q2"):
-        assert [state >= QueryState.TRACKING for state in _states(tmp_path / "first", query_id)].count(True) == 1
+        assert [state.is_answer for state in _states(tmp_path / "first", query_id)].count(True) == 1
 
 
 @pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
@@ -154,7 +154,8 @@ def test_recorded_queries_are_used_unless_queries_are_given(play, tmp_path):
     messages += [("/decaf/query", _query("")), *_camera(*range(8, 10))]
     bag = _write(tmp_path / "bag", messages)
     _, out = play(bag)
-    assert _states(out, "q1")[-1] == QueryState.TRACKING and _states(out, "q2") == [QueryState.CANCELLED]
+    assert _states(out, "q1")[-2:] == [QueryState.TRACKING, QueryState.ENDED]
+    assert _states(out, "q2") == [QueryState.CANCELLED]
     tracked = [message.query_id for message in played_messages(out, "tracklets")]
     assert tracked == [""] * 4 + ["q1"] * 4 + [""] * 2
     _, out = play(bag, "--query", "the other disc", name="other")
@@ -214,7 +215,7 @@ def test_a_bag_that_jumps_back_in_time_is_played_to_its_end(play, tmp_path, caps
     code, out = play(bag, "--query", "the red disc")
     assert code == 0 and len(played_messages(out, "masks")) == 12
     assert "the stamp jumped back by 0.250 s" in capsys.readouterr().err
-    answers = [state for state in _states(out, "q1") if state >= QueryState.TRACKING]
+    answers = [state for state in _states(out, "q1") if state.is_answer]
     assert answers == [QueryState.TRACKING]
 
 
@@ -323,7 +324,7 @@ def test_two_replays_of_two_cameras_give_the_same_bytes_and_the_masks_of_each_al
     assert recorded == {f"/decaf/{name}/{topic}" for name in ("wrist", "head") for topic in topics}
     answered, ids = [], []
     for name in ("wrist", "head"):
-        answered += [one.query_id for one in played_messages(out, f"{name}/status") if one.state >= QueryState.TRACKING]
+        answered += [one.query_id for one in played_messages(out, f"{name}/status") if QueryState(one.state).is_answer]
         tracklets = [one for message in played_messages(out, f"{name}/tracklets") for one in message.tracklets]
         ids.append({one.id for one in tracklets})
         code, alone = play(bag, *queries, *CAMERAS[-2:], "--image-topic", f"/camera/{name}", name=f"{name}_alone")

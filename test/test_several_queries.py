@@ -75,7 +75,7 @@ def test_a_query_that_ends_leaves_the_targets_of_the_others(ended, left):
     run.watch(range(16, 20))
     assert [target.category for target in run.results[-1].targets] == ["mug", "cup"]
     assert run.online.cancel(ended) == [ended]
-    assert run.notices == [f"warn: query {ended}: tracking stopped: cancelled on request"]
+    assert run.events[-1] == (ended, "ENDED") and run.of(QueryEvent)[-1].text == "cancelled on request"
     run.watch(range(20, 22))
     assert _meant(run) == left and set(run.states().values()) == {"TRACKED"}
     assert run.results[-1].targets[0].category == ("cup" if ended == "q1" else "mug")
@@ -254,7 +254,8 @@ def test_the_oldest_of_the_lowest_priority_gives_way_and_is_told():
     run.ask("q3", "third")
     assert _ids(run) == ["q1", "q3"]
     reason = "gave way: at most 2 queries at once (queries.most)"
-    assert run.notices == [f"warn: query q2: tracking stopped: {reason}"]
+    assert [event.text for event in run.of(QueryEvent) if event.state == QueryState.ENDED] == [reason]
+    assert run.answers("q2") == [QueryState.TRACKING]
     run.watch(range(16, 20))
     assert _meant(run) == {1: ("q1",), 3: ("q3",)}
     run = _recorder(queries__most=2)

@@ -51,4 +51,4 @@ def test_label_must_fit_the_label_image():
 
 def test_answers():
     answers = {state for state in QueryState if state.is_answer}
-    assert answers == set(QueryState) - {QueryState.RECEIVED, QueryState.GROUNDING}
+    assert answers == set(QueryState) - {QueryState.RECEIVED, QueryState.GROUNDING, QueryState.ENDED}

@@ -130,6 +130,8 @@ class SegmentAction:
             reason = f"timeout_s: expected 0 to {_LONGEST_TIMEOUT_S:g}, got {request.timeout_s:g}"
         elif request.policy not in ("", *POLICIES):
             reason = f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {request.policy!r}"
+        elif not request.query.strip():
+            reason = "query: expected a question, got an empty text"
         if reason:
             self._node.get_logger().warning(f"action {self._name}: goal rejected: {reason}")
         return GoalResponse.REJECT if reason else GoalResponse.ACCEPT
@@ -201,14 +203,14 @@ class SegmentAction:
             if isinstance(output, StageEvent) and output.query.id == goal.query.id:
                 goal.send_feedback(QueryState.GROUNDING, output.stage, output.progress)
             elif isinstance(output, QueryEvent) and output.query.id == goal.query.id:
+                if output.state == QueryState.ENDED:
+                    self._finish(goal, QueryState.CANCELLED, f"tracking ended before its first frame: {output.text}")
+                    continue
                 goal.send_feedback(output.state, "", float(output.state.is_answer))
                 goal.set_state(output)
                 if output.state.is_answer and not goal.tracked:
                     self._wake(goal)
             elif isinstance(output, FrameResult) and goal.tracked:
-                if goal.query not in output.queries:
-                    self._finish(goal, QueryState.CANCELLED, "tracking ended before its first frame")
-                    continue
                 goal.set_frame(output)
                 self._wake(goal)
 

@@ -204,12 +204,7 @@ class Handlers:
         """Ends a current query, or all if the id is empty. Returns the ids of those that it ended."""
         if query_id and query_id not in self._online.queries:
             return []
-        before = self.statistics.event
-        ended = self._online.cancel(query_id, reason)
-        self._note_queries()
-        if not self.statistics.live and self.statistics.event is before:  # an answered one ends without another event
-            self.statistics.event = None
-        return ended
+        return self._online.cancel(query_id, reason)
 
     def cancel_unanswered(self, reason: str) -> None:
         """Ends the queries that have no answer yet, so that they are answered with CANCELLED."""
@@ -231,7 +226,7 @@ class Handlers:
         self.statistics.targets = 0
 
     def _note_queries(self) -> None:
-        """Notes the last events of the current queries, of which some may have ended without one."""
+        """Notes the last events of the current queries."""
         self.statistics.live = self._online.queries.events
         if self.statistics.live:
             self.statistics.event = self.statistics.live[-1]
@@ -269,6 +264,11 @@ class Handlers:
     def _publish_event(self, event: QueryEvent) -> None:
         query = event.query
         self._publish_all(event)
+        if event.state == QueryState.ENDED:
+            self.statistics.event = None
+            self._note_queries()
+            self._log("info", f"query {query.id}: {event.state.name}: {event.text}")
+            return
         failed, is_first = event.state == QueryState.FAILED, query.id not in self._unanswered
         self._unanswered.add(query.id)
         if event.state == QueryState.RECEIVED:

@@ -134,21 +134,21 @@ class OnlineSegmenter:
         self._emit_event(query, QueryState.RECEIVED, waiting)
         while len(self.queries) > config.queries.most:
             reason = f"gave way: at most {config.queries.most} queries at once (queries.most)"
-            self._stop(self.queries.who_gives_way(), QueryState.SUPERSEDED, reason)
+            self._end(self.queries.who_gives_way(), QueryState.SUPERSEDED, reason)
         self._begin_if_due()
 
     def cancel(self, query_id: str = "", reason: str = "cancelled on request") -> list[str]:
         """Ends a current query, or all of them. Returns their ids.
 
-        Where a query was already answered, tracking stops with a notice and without a second answer. Raises ValueError
-        if `query_id` is neither empty nor the id of a current query.
+        A query that was already answered gets no second answer, but the event ENDED. Raises ValueError if `query_id` is
+        neither empty nor the id of a current query.
         """
         if query_id and query_id not in self.queries:
             ids = ", ".join(repr(live.query.id) for live in self.queries) or "no query is current"
             raise ValueError(f"query id: expected that of a current query ({ids}), got {query_id!r}")
         ended = [live for live in self.queries if query_id in ("", live.query.id)]
         for live in ended:
-            self._stop(live, QueryState.CANCELLED, reason)
+            self._end(live, QueryState.CANCELLED, reason)
         self._begin_if_due()
         return [live.query.id for live in ended]
 
@@ -347,18 +347,14 @@ class OnlineSegmenter:
     # Outputs
 
     def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
-        """Ends a query: drops its targets and emits `state` unless it was already answered. details: see below."""
+        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered. details: see below."""
         self.queries.remove(live)
         self._turns.abandon(live)
         self._follower.drop(live.query)
-        if not live.answered:
-            self._emit_event(live.query, state, text, **details)
-
-    def _stop(self, live: LiveQuery, state: QueryState, reason: str) -> None:
-        """Ends a query as `_end`; if it was already answered, a notice tells it."""
-        self._end(live, state, reason)
         if live.answered:
-            self._emit(Notice("warn", f"query {live.query.id}: tracking stopped: {reason}"))
+            self._emit_event(live.query, QueryState.ENDED, text)
+        else:
+            self._emit_event(live.query, state, text, **details)
 
     def _emit_event(
         self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any

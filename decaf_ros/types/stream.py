@@ -14,7 +14,8 @@ from decaf_ros.types.method import Presence, TrackletScores
 
 
 class QueryState(enum.IntEnum):
-    """States of a query, with the values of `decaf_ros/msg/QueryStatus`."""
+    """States of a query, with the values of `decaf_ros/msg/QueryStatus`. ENDED follows TRACKING only: the query's
+    targets are not tracked any more."""
 
     RECEIVED = 0
     GROUNDING = 1
@@ -23,11 +24,12 @@ class QueryState(enum.IntEnum):
     FAILED = 4
     CANCELLED = 5
     SUPERSEDED = 6
+    ENDED = 7
 
     @property
     def is_answer(self) -> bool:
         """Whether this state is an answer; every query gets exactly one."""
-        return self >= QueryState.TRACKING
+        return QueryState.TRACKING <= self <= QueryState.SUPERSEDED
 
 
 class TargetState(enum.IntEnum):
