@@ -44,11 +44,13 @@ def test_cameras_take_turns():
         inbox.put_image(f"fast {number}", "fast")
     inbox.put_image("slow", "slow")
     inbox.put_image("fast 3", "fast")
-    assert inbox.take().is_image and inbox.counts("fast") == InboxCounts(received=4, dropped=3, waiting=0)
+    assert inbox.take().camera == "fast" and inbox.counts("fast") == InboxCounts(received=4, dropped=3, waiting=0)
     assert inbox.counts("slow") == InboxCounts(received=1, dropped=0, waiting=1) and inbox.counts() == InboxCounts()
     inbox.put_image("fast 4", "fast")
     inbox.put_image("slow 1", "slow")
+    assert inbox.next_camera == "slow"
     _run_all(inbox)
+    assert inbox.next_camera is None
     assert done == ["slow 1", "fast 4"], "a newer image keeps the place of the older one"
 
 
@@ -69,9 +71,9 @@ def test_commands_come_first_and_in_order():
     inbox.put_command(lambda: done.append(3))
     kinds = []
     while (work := inbox.take(wait=False)) is not None:
-        kinds.append(work.is_image)
+        kinds.append(work.camera)
         work.run()
-    assert (done, kinds) == ([1, 2, 3, "image"], [False, True])
+    assert (done, kinds) == ([1, 2, 3, "image"], [None, ""])
 
 
 def test_commands_cannot_starve_the_images():

@@ -69,8 +69,9 @@ def test_a_cpu_decodes_fewer_points_at_once_of_larger_features(random_model, mon
     for images in (0.5, 2.5, 100):
         monkeypatch.setattr("decaf_ros.segmentation.sam2.CPU_BATCH_BYTES", int(images * embedding.features[-1].nbytes))
         logits.clear()
-        sam2.masks_at_points(embedding, xy)
+        units = 1 + sum(1 for _ in sam2.point_steps(embedding, xy))
         sizes[images] = [len(part) for part in logits]
+        assert units == len(sizes[images]) and not torch.is_inference_mode_enabled()
     assert sizes == {0.5: [1] * 5, 2.5: [2, 2, 1], 100: [4, 1]}
 
 

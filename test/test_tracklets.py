@@ -151,13 +151,13 @@ def test_suppression_looks_at_the_earlier_tracklet_where_it_is_now(sam2, monkeyp
 
 
 def test_a_point_without_a_mask_makes_no_candidate(sam2, monkeypatch):
-    masks_at_points = sam2.masks_at_points
+    point_steps = sam2.point_steps
 
     def blind_on_the_left(embedding, xy):
-        found = masks_at_points(embedding, xy)
+        found = yield from point_steps(embedding, xy)
         return found._replace(logits=torch.where(torch.from_numpy(xy[:, 0] > 0.5)[:, None, None], found.logits, -1.0))
 
-    monkeypatch.setattr(sam2, "masks_at_points", blind_on_the_left)
+    monkeypatch.setattr(sam2, "point_steps", blind_on_the_left)
     window = Window(tuple(moving_scene(2)))
     (found,) = finish(
         propose_tracklets(sam2, window, points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9)), SegmentationConfig())

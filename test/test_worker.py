@@ -93,6 +93,55 @@ def test_images_wait_for_a_slice_of_the_grounding_and_commands_for_a_unit(slice_
     assert stream.done == expected
 
 
+def test_an_image_of_each_camera_waits_for_one_slice_together():
+    stream = _Stream()
+    stream.held = 1
+    stream.worker.start()
+    stream.worker.put_image("ground", "a")
+    assert stream.in_unit.acquire(timeout=5)
+    for camera in ("a", "b", "c"):
+        stream.worker.put_image(camera, camera)
+    stream.go_on.release()
+    _wait(lambda: stream.done[-1] == "unit" and "c" in stream.done)
+    stream.worker.stop()
+    assert stream.done[:6] == ["ground", "unit", "a", "b", "c", "unit"]
+
+
+def test_the_next_grounding_goes_on_after_one_that_raises():
+    stream = _Stream()
+    units = iter([RuntimeError("first"), True, False])
+
+    def advance() -> bool:
+        unit = next(units, False)
+        if isinstance(unit, Exception):
+            raise unit
+        stream.done.append("unit")
+        return unit
+
+    stream.worker._advance = advance
+    stream.worker.start()
+    stream.worker.put_image("a")
+    _wait(lambda: stream.done == ["a", "unit", "unit"])
+    stream.worker.stop()
+    assert [str(error) for error in stream.errors] == ["first"]
+
+
+def test_stopping_and_commands_come_before_further_units():
+    stream = _Stream()
+    stream.held = 1
+    stream.worker.start()
+    stream.worker.put_image("ground")
+    assert stream.in_unit.acquire(timeout=5)
+    for number in range(3):
+        stream.worker.put_command(lambda number=number: stream.done.append(number))
+    stopper = threading.Thread(target=stream.worker.stop)
+    stopper.start()
+    _wait(lambda: not stream.worker.put_command(lambda: None))
+    stream.go_on.release()
+    stopper.join(timeout=5)
+    assert stream.done == ["ground", "unit", 0, 1, 2, "stop"]
+
+
 def test_a_grounding_goes_on_without_images():
     stream = _Stream()
     stream.worker.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import traceback
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from decaf_ros.nodes.action import SegmentAction
 from decaf_ros.nodes.message_factory import CLASSES
 from decaf_ros.nodes.queries import QueryServices
 from decaf_ros.nodes.worker import Worker
-from decaf_ros.types import Query
+from decaf_ros.types import Notice, Query
 
 if TYPE_CHECKING:
     from decaf_ros.online.handlers import Handlers
@@ -175,7 +176,8 @@ class Camera:
         """Notes when the image came: it may wait. A simulated clock that has not begun counts as none."""
         if self._worker is not None and self.handlers is not None:
             arrival_ns = self._node.get_clock().now().nanoseconds or time.time_ns()
-            self._worker.put_image(partial(self.handlers.on_image, message, arrival_ns), self.name)
+            handle = partial(self.handlers.on_image, message, arrival_ns)
+            self._worker.put_image(partial(self._run_own, handle), self.name)
 
     def _take_depth(self, message: Any) -> None:
         if self.handlers is not None and self.handlers.space is not None:
@@ -220,9 +222,24 @@ class Camera:
     def command(self, run: Callable[[Handlers], None]) -> bool:
         """Runs a function on the worker thread. Returns False if there is none; the function will not run then."""
         worker, handlers = self._worker, self.handlers
-        return worker is not None and handlers is not None and worker.put_command(lambda: run(handlers))
+        if worker is None or handlers is None:
+            return False
+        return worker.put_command(partial(self._run_own, partial(run, handlers)))
 
     # On the worker thread
+
+    def _run_own(self, run: Callable[[], None]) -> None:
+        """Runs a part of this camera's work. An unexpected error is a problem of this camera alone."""
+        try:
+            run()
+        except Exception as error:
+            self.report_error(error)
+            self._log_own("error", "".join(traceback.format_exception(error)))
+
+    def report_error(self, error: Exception) -> None:
+        """Shows an unexpected error in the diagnostics."""
+        if self.handlers is not None:
+            self.handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
 
     def end_stream(self, reason: str) -> None:
         """Ends the stream and all goals."""

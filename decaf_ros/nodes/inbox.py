@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 
 class Work(NamedTuple):
-    """A piece of work for the worker thread."""
+    """A piece of work for the worker thread. camera: whose image it is; None for a command."""
 
     run: Callable[[], None]
-    is_image: bool
+    camera: str | None
 
 
 class InboxCounts(NamedTuple):
@@ -73,10 +73,11 @@ class Inbox:
                 self._changed.wait_for(lambda: self._closed or self._commands or self._images)
             if self._images and (self._image_is_next or not self._commands):
                 self._image_is_next = False
-                return Work(partial(self._handle_image, self._take_image()), is_image=True)
+                camera, message = self._take_image()
+                return Work(partial(self._handle_image, message), camera)
             if self._commands:
                 self._image_is_next = bool(self._images)
-                return Work(self._commands.popleft(), is_image=False)
+                return Work(self._commands.popleft(), None)
             return None
 
     def open(self) -> None:
@@ -101,6 +102,12 @@ class Inbox:
         return bool(self._images)
 
     @property
+    def next_camera(self) -> str | None:
+        """Whose image is taken next; None if none waits."""
+        with self._changed:
+            return next(iter(self._images), None)
+
+    @property
     def closed(self) -> bool:
         return self._closed
 
@@ -108,10 +115,10 @@ class Inbox:
         with self._changed:
             return InboxCounts(self._received[camera], self._dropped[camera], len(self._images.get(camera, ())))
 
-    def _take_image(self) -> Any:
-        """The oldest image of the camera whose turn it is, which then comes last."""
+    def _take_image(self) -> tuple[str, Any]:
+        """The camera whose turn it is, and its oldest image. The camera then comes last."""
         camera, waiting = self._images.popitem(last=False)
         message = waiting.popleft()
         if waiting:
             self._images[camera] = waiting
-        return message
+        return camera, message

@@ -29,7 +29,6 @@ from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.transforms import TfTransforms, make_transforms
 from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
-from decaf_ros.types import Notice
 
 if TYPE_CHECKING:
     from decaf_ros.online.turns import Turns
@@ -297,8 +296,7 @@ class Segmenter(LifecycleNode):
 
     def _report_error(self, error: Exception) -> None:
         for camera in self._cameras.values():
-            if camera.handlers is not None:
-                camera.handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
+            camera.report_error(error)
         self.get_logger().error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
 
 

@@ -65,27 +65,43 @@ class Worker:
 
     def _run(self) -> None:
         busy = False
+        # Cameras whose image came since groundings went on.
+        served: set[str] = set()
         while True:
             # Read first: a command that was accepted before the inbox closed still runs.
             closed = self._inbox.closed
             work = self._inbox.take(wait=not busy)
             if work is not None:
                 self._do(work.run)
+                if work.camera is not None:
+                    served.add(work.camera)
+                    if self._inbox.next_camera not in (None, *served):
+                        busy = True
+                        continue
             elif closed:
                 break
+            served.clear()
             busy = self._go_on()
         self._do(self._on_stop)
 
     def _go_on(self) -> bool:
         """Advances groundings until something else is to do. Returns whether they go on.
 
-        Images wait for at most a slice, so the camera is tracked; groundings have a slice after each image, so a
-        tracker slower than the camera does not block them. Commands, and the end, take effect after the next unit.
+        Images wait for at most a slice, so the cameras are tracked; groundings have a slice after an image of each
+        camera, so a tracker slower than the cameras does not block them. Commands, and the end, take effect after the
+        running unit.
         """
         until_s = time.monotonic() + self._slice_s()
         inbox = self._inbox
-        while self._step(self._advance):
-            if inbox.closed or inbox.has_command or (inbox.has_image and time.monotonic() >= until_s):
+        while True:
+            if inbox.closed or inbox.has_command:
+                return True
+            try:
+                if not self._advance():
+                    break
+            except Exception as error:  # ends one grounding; the next one may have begun
+                self._on_error(error)
+            if inbox.has_image and time.monotonic() >= until_s:
                 return True
         while not (inbox.closed or inbox.has_command or inbox.has_image) and self._step(self._prepare):
             pass

@@ -19,6 +19,7 @@ from decaf_ros.devices import avoid_planned_attention
 from decaf_ros.segmentation.decoding import decode_clicks
 from decaf_ros.segmentation.holes import fill_holes
 from decaf_ros.segmentation.resizing import masks_of_size
+from decaf_ros.stages import Steps, finish
 from decaf_ros.types import Frame
 
 # Bytes of image features per decoder call on a CPU: they should fit its caches, larger batches are slower.
@@ -111,6 +112,10 @@ class Sam2:
         self._evict()
         return embedding
 
+    def has(self, frame: Frame) -> bool:
+        """Whether the features of a frame are cached."""
+        return frame in self._cache
+
     def hold(self, owner: object, frames: Iterable[Frame]) -> None:
         """Replaces the frames whose cached features are kept for one owner, such as a stream: its key frames are
         reused, while most camera frames between them are embedded once.
@@ -164,6 +169,10 @@ class Sam2:
         return FrameEmbedding((image.shape[0], image.shape[1]), tuple(levels), self._position)
 
     def masks_at_points(self, embedding: FrameEmbedding, xy: np.ndarray) -> PointMasks:
+        """As `point_steps`, at once."""
+        return finish(self.point_steps(embedding, xy))
+
+    def point_steps(self, embedding: FrameEmbedding, xy: np.ndarray) -> Steps[PointMasks]:
         """One mask per point; each point is a positive click on a separate object.
 
         Takes the mask with the best predicted IoU of the three in the multimask output, whatever its object score,
@@ -180,10 +189,14 @@ class Sam2:
             no_scores = torch.zeros(0, device=self.device)
             no_masks = no_scores.view(0, *(side // 4 for side in (self.image_size, self.image_size)))
             return PointMasks(no_masks, no_scores, no_scores, embedding.size_hw)
-        with self.inference():
-            parts = [self._decode(embedding, chunk) for chunk in torch.split(points, self._batch_size(embedding))]
-            logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
-            return PointMasks(logits, iou, object_score, embedding.size_hw)
+        parts: list[tuple[torch.Tensor, ...]] = []
+        for chunk in torch.split(points, self._batch_size(embedding)):
+            if parts:
+                yield
+            with self.inference():  # not across a yield
+                parts.append(self._decode(embedding, chunk))
+        logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
+        return PointMasks(logits, iou, object_score, embedding.size_hw)
 
     def _batch_size(self, embedding: FrameEmbedding) -> int:
         """Points per decoder call."""

@@ -110,7 +110,10 @@ def propose_tracklets(
     for source in np.unique(points.frame).tolist():
         yield
         here = np.flatnonzero(points.frame == source)
-        found = sam2.masks_at_points(sam2.embed(window.frames[source]), points.xy[here])
+        embedding = sam2.embed(window.frames[source])
+        yield
+        found = yield from sam2.point_steps(embedding, points.xy[here])
+        yield
         masks = PackedMasks.of(found.logits, window.size_hw)
         kept = (masks.area_px > 0) | sam2.blank_unseen
         here, masks = here[kept.cpu().numpy()], masks[kept]
