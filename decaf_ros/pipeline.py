@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
@@ -120,6 +120,15 @@ class Decaf:
             labels,
             clock.stage_ms,
         )
+
+    def prepare(self, window: Window, others: Sequence[Window] = ()) -> Generator[tuple[Frame, ...], None, None]:
+        """Makes what a question about this window will need of it: see `Grounder.prepare`, which says what it yields;
+        then SAM 2's features, which stay only if the caller holds the frames (`Sam2.hold`)."""
+        yield from self.grounder.prepare(window, self.config, others)
+        for frame in window.frames:
+            if not self.sam2.has(frame):
+                self.sam2.embed(frame)
+                yield ()
 
     def _retry_without_caches(self, work: Callable[[], Steps[Result]]) -> Steps[Result]:
         """Runs SAM 2; if out of memory, once more after dropping the grounding's caches."""

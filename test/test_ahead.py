@@ -15,24 +15,24 @@ from decaf_ros.types import FrameResult, Query, QueryEvent, QueryState, Window
 
 
 class Preparing:
-    """Stands in for Decaf and its Grounder: a window takes four units of a second."""
+    """Stands in for Decaf: a window takes four units of a second."""
 
     def __init__(self) -> None:
-        self.grounder = self
         self.now_s = 0.0
         self.done: list[int] = []
         self.others: list[list[int]] = []
         self.error: Exception | None = None
         self.released = 0
+        self.outlasts = False
 
-    def prepare(self, window, config, others):
+    def prepare(self, window, others):
         self.others.append([one.frames[-1].index for one in others])
         for _ in range(4):
             self.now_s += 1.0
             if self.error:
                 raise self.error
             self.done.append(window.frames[-1].index)
-            yield
+            yield window.frames[1:] if self.outlasts else ()
 
     def release(self) -> None:
         self.released += 1
@@ -78,6 +78,16 @@ def test_another_window_takes_the_place_of_the_unfinished_one():
     assert ahead.advance([second], config) and len(preparing.done) == 7
 
 
+def test_work_in_hand_goes_on_while_its_frames_stay_in_the_window():
+    preparing = Preparing()
+    preparing.outlasts = True
+    ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 1.0})
+    frames = window(5).frames
+    for first in (0, 0, 1, 2):
+        assert ahead.advance([Window(frames[first : first + 3])], config)
+    assert preparing.done == [2, 2, 2, 4], "of no use without frame 1: begun anew"
+
+
 def test_streams_take_turns_and_share_the_time():
     preparing = Preparing()
     ahead, config = Ahead(preparing, lambda: preparing.now_s), replace(settings(), {"engine.ahead_share": 0.5})
@@ -113,6 +123,8 @@ def test_a_failure_ends_the_preparation_of_this_window(caplog):
     assert ahead.advance([first], config) and not ahead.advance([first], config)
     assert preparing.released == 1 and "CUDA out of memory" in caplog.text
     preparing.error = None
+    assert not ahead.advance([window(2)], config), "not at once again"
+    preparing.now_s += 60
     assert ahead.advance([window(2)], config) and preparing.done == [2]
 
 
@@ -165,6 +177,13 @@ def test_a_live_window_is_ready_when_the_question_comes(decaf, monkeypatch):
     assert all(isinstance(output, FrameResult) for output in outputs)
     encoded = []
     monkeypatch.setattr(decaf.grounder.mllm, "encode", lambda *_: encoded.append(1))
+    key_images, encode = [key.image for key in online.window.frames], decaf.sam2._encode
+
+    def encode_others(image):
+        assert not any(image is one for one in key_images)
+        return encode(image)
+
+    monkeypatch.setattr(decaf.sam2, "_encode", encode_others)
     online.ask(Query("q1", "the red disc"))
     assert not online.prepare(), "the question comes first"
     while online.advance():

@@ -10,8 +10,9 @@ prefixes, and finished maps are cached for later windows and queries.
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -84,9 +85,14 @@ class Engine:
         self.prefixes.new_round()
         self.results.new_round()
 
-    def prepare(self, views: Sequence[View], text: str, options: ReadOptions) -> Steps[None]:
+    def prepare(
+        self, views: Sequence[View], text: str, options: ReadOptions
+    ) -> Generator[tuple[View, ...], None, None]:
         """Makes what any text about these views needs of them, as far as the prefix cache has room for it beside the
-        prefixes used in this round: features, prefixes, and the top layer's statistics. text: any prompt."""
+        prefixes used in this round: features, prefixes, and the top layer's statistics. text: any prompt.
+
+        Yields after each unit, as Steps do: the views of the unfinished batch, or none if all that is begun is cached.
+        """
         self._expect(views, text)
         if self._budget is None and not self.prefixes.max_bytes:
             return
@@ -100,15 +106,15 @@ class Engine:
                 self._budget.apply(self.prefixes, size, tokens)
             if size > self.prefixes.free_bytes:
                 return
-            prefix = yield from self._prefix(batch, prompt, options, keep=True)
-            yield from prepare_rollout(
-                prefix.attention,
-                options.method,
-                options.block,
-                options.start_layer - prefix.first_layer,
-                options.kernel,
-            )
-            yield
+            with contextlib.closing(self._prepare_batch(batch, prompt, options)) as steps:
+                for _ in steps:
+                    yield tuple(batch.views)
+            yield ()
+
+    def _prepare_batch(self, batch: _Batch, prompt: Prompt, options: ReadOptions) -> Steps[None]:
+        prefix = yield from self._prefix(batch, prompt, options, keep=True)
+        skipped = options.start_layer - prefix.first_layer
+        yield from prepare_rollout(prefix.attention, options.method, options.block, skipped, options.kernel)
 
     def use_prefixes(self, views: Sequence[View], options: ReadOptions) -> list[tuple[Hashable, ...]]:
         """Marks cached prefixes that a question about these views uses as used in this round; returns their keys."""

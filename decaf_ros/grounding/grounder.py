@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from decaf_ros.grounding.mllm import Answer, Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
 from decaf_ros.grounding.views import ReadOptions, View, ViewResult
 from decaf_ros.stages import StageClock, Steps
-from decaf_ros.types import AttentionMaps, BranchMaps, Grounding, Window
+from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, Window
 
 STAGES = (
     "video_object",
@@ -50,9 +51,14 @@ class Grounder:
         """
         return _GroundingRun(self, window, query, config, clock).run()
 
-    def prepare(self, window: Window, config: DecafConfig, others: Sequence[Window] = ()) -> Steps[None]:
+    def prepare(
+        self, window: Window, config: DecafConfig, others: Sequence[Window] = ()
+    ) -> Generator[tuple[Frame, ...], None, None]:
         """Makes what a question about this window will need of it, whatever it is: the frame branch first, which is
         most of the work and stays useful when the window moves on, then the video branch.
+
+        Yields after each unit, as Steps do: the key frames of unfinished work that is useful for every window with
+        these frames; none if there is no such work. The newest come first, because they stay longest.
 
         others: windows of which nothing is dropped for it.
         """
@@ -63,9 +69,11 @@ class Grounder:
             kept = _Looks(self.mllm, other, config.grounding)
             for views in (kept.frames, kept.video):
                 self.engine.use_prefixes(views, kept.read_options)
-        for views in (looks.frames, looks.video):
+        for views, outlasts in ((looks.frames[::-1], True), (looks.video, False)):
             if views:
-                yield from self.engine.prepare(views, text, looks.read_options)
+                with contextlib.closing(self.engine.prepare(views, text, looks.read_options)) as steps:
+                    for in_work in steps:
+                        yield tuple(frame for view in in_work for frame in view.frames) if outlasts else ()
 
     def ready_share(self, window: Window, config: DecafConfig) -> float:
         """Share of the window's visual tokens of which a question needs nothing any more, in [0, 1]."""

@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import torch
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.pipeline import Decaf
-from decaf_ros.stages import Steps
-from decaf_ros.types import Window
+from decaf_ros.types import Frame, Window
 
 _log = logging.getLogger(__name__)
 _CPU_SHARE, _GPU_SHARE = 0.25, 0.5
+# After preparing ran out of memory.
+_PAUSE_S = 60.0
 
 
 class Ahead:
     """Prepares the windows of all streams, one after the other, within `engine.ahead_share` of the time.
 
     A window is finished before the next stream's begins. One that moves on before it is finished leaves the turn to the
-    next stream: what is complete stays cached.
+    next stream, as soon as the work in hand is complete or of no use for the new window: what is complete stays cached.
+    After memory ran out, nothing is prepared for a minute.
 
     clock: seconds.
     """
@@ -32,7 +35,10 @@ class Ahead:
         # By the place of the stream: the last window that was begun.
         self._begun: dict[int, Window] = {}
         self._place = 0
-        self._task: Steps[None] | None = None
+        self._task: Generator[tuple[Frame, ...], None, None] | None = None
+        # The key frames for which the unfinished work of the task is useful, whatever the window.
+        self._in_hand: tuple[Frame, ...] = ()
+        self._resume_s = -math.inf
         self._since_s = self._spent_s = 0.0
 
     def stop(self) -> None:
@@ -46,9 +52,9 @@ class Ahead:
         windows: of each stream; None for one without key frames.
         """
         share = self._share(config)
-        if share == 0:
+        if share == 0 or self._clock() < self._resume_s:
             return False
-        if self._is_new(self._place, windows):
+        if self._is_new(self._place, windows) and not self._is_useful(windows[self._place]):
             self._close()
         if self._task is None and not self._begin_next(windows, config, share):
             return False
@@ -58,7 +64,7 @@ class Ahead:
             return False
         out_of_memory = False
         try:
-            next(self._task)
+            self._in_hand = next(self._task)
         except StopIteration:
             self._task = None
         except Exception as error:  # a question will meet it again, and report it
@@ -66,6 +72,7 @@ class Ahead:
             self._task, out_of_memory = None, isinstance(error, torch.OutOfMemoryError)
         if out_of_memory:  # after the except block: its error references the tensors of the failed work
             self._decaf.release()
+            self._resume_s = self._clock() + _PAUSE_S
         self._spent_s += self._clock() - started_s
         return True
 
@@ -74,6 +81,12 @@ class Ahead:
         window, begun = windows[place], self._begun.get(place)
         return (window and window.frames) != (begun and begun.frames)
 
+    def _is_useful(self, window: Window | None) -> bool:
+        """Whether the work in hand is useful for this window."""
+        if self._task is None or window is None:
+            return False
+        return bool(self._in_hand) and set(self._in_hand) <= set(window.frames)
+
     def _begin_next(self, windows: Sequence[Window | None], config: DecafConfig, share: float) -> bool:
         """Begins the next window that was not begun yet, if there is one. A share that is used up stays so."""
         for place in (*range(self._place + 1, len(windows)), *range(self._place + 1)):
@@ -81,7 +94,7 @@ class Ahead:
             if window is None or not self._is_new(place, windows):
                 continue
             others = [one for one in windows if one is not None and one is not window]
-            self._task = self._decaf.grounder.prepare(window, config, others)
+            self._task = self._decaf.prepare(window, others)
             self._place, self._begun[place] = place, window
             self._since_s, self._spent_s = max(self._clock(), self._since_s + self._spent_s / share), 0.0
             return True
@@ -90,7 +103,7 @@ class Ahead:
     def _close(self) -> None:
         if self._task is not None:
             self._task.close()
-        self._task = None
+        self._task, self._in_hand = None, ()
 
     def _share(self, config: DecafConfig) -> float:
         share = config.engine.ahead_share

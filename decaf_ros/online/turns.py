@@ -40,11 +40,11 @@ class Turns:
         self._ahead = Ahead(decaf)
         self._streams: list[Stream] = []
         self._waiting: list[Stream] = []
-        # The running grounding: its stream, query and task, and whether it only searches: a question comes before it.
+        # The running grounding: its stream, query and task, and whether it yields to a question, as it only searches.
         self._holder: Stream | None = None
         self._live: LiveQuery | None = None
         self._task: Steps[None] | None = None
-        self._can_wait = False
+        self._yields = False
         self._in_unit = False
 
     def join(self, stream: Stream) -> None:
@@ -80,13 +80,13 @@ class Turns:
 
     def give_way(self, stream: Stream) -> None:
         """A question comes to this stream, which will `ask`: its own search, if one is running, begins again later."""
-        if self._task is not None and self._holder is stream and self._can_wait:
+        if self._task is not None and self._holder is stream and self._yields:
             assert self._live is not None
             self._live.due_in = 0
             self._close()
 
     def abandon(self, live: LiveQuery) -> None:
-        """Abandons the grounding of this query, if it is running. The caller has emitted what made it obsolete."""
+        """Abandons the grounding of this query, if it is running. Its query has ended."""
         if self._task is not None and self._live is live:
             self._close()
             self._pass_on()
@@ -113,7 +113,7 @@ class Turns:
 
     def _pass_on(self) -> None:
         """Begins the next grounding if none is running, or only a search while a question waits."""
-        if self._in_unit or (self._task is not None and not self._can_wait):
+        if self._in_unit or (self._task is not None and not self._yields):
             return
         due = [(stream, live) for stream in self._waiting if (live := stream.due()) is not None]
         self._waiting = [stream for stream, _ in due]
@@ -129,5 +129,5 @@ class Turns:
             stream, live = max(questions, key=lambda one: one[1].query.priority) if questions else due[0]
             self._waiting.remove(stream)
             self._ahead.stop()
-            self._holder, self._live, self._can_wait = stream, live, not live.fresh
+            self._holder, self._live, self._yields = stream, live, not live.fresh
             self._task = stream.begin(live)
