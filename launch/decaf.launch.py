@@ -65,7 +65,9 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="",
                 description="that of the depth, if it is not registered to the image, or NAME=TOPIC,...",
             ),
-            DeclareLaunchArgument("rviz", default_value="false", description="true: also start RViz, see rviz.launch.py"),
+            DeclareLaunchArgument(
+                "rviz", default_value="false", description="true: also start RViz, see rviz.launch.py"
+            ),
             DeclareLaunchArgument(
                 "fixed_frame",
                 default_value="",
@@ -88,7 +90,12 @@ def include_rviz(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     if image and not image.startswith("/"):
         image = f"/{namespace.strip('/')}/{image}"
     launch_file = os.path.join(get_package_share_directory("decaf_ros"), "launch", "rviz.launch.py")
-    names = {"namespace": namespace, "camera": camera, "image": image}
+    names = {
+        "namespace": namespace,
+        "camera": camera,
+        "image": image,
+        "fixed_frame": LaunchConfiguration("fixed_frame"),
+    }
     rviz = IncludeLaunchDescription(PythonLaunchDescriptionSource(launch_file), launch_arguments=names.items())
     # A group: `image` is another argument there.
     return [GroupAction([rviz], condition=IfCondition(LaunchConfiguration("rviz")))]

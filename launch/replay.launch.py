@@ -27,7 +27,7 @@ PASSED = {
     "params_file": (os.path.join(SHARE, "config", "decaf.yaml"), "parameter file of the node"),
     "namespace": ("decaf", "namespace of the node"),
     "rviz": ("false", "also start RViz"),
-    "fixed_frame": ("", "RViz: frame in which targets are shown; default: camera_color_optical_frame"),
+    "fixed_frame": ("", "RViz: frame in which targets are shown; default: that of the bag's images"),
     "log_level": ("info", "debug, info, warn, error or fatal"),
 }
 OWN = {
@@ -63,13 +63,15 @@ def replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     bag = resolve_path(own["bag"])
     warnings: list[str] = []
     with BagReader(bag, warnings.append) as reader:
-        cameras = split_cameras(own["cameras"])
+        cameras = {name: _recorded(reader, topic, _COMPRESSED) for name, topic in split_cameras(own["cameras"]).items()}
         if cameras:
             images = recorded_cameras(reader, cameras, namespace, warnings.append)
         else:
-            images = {"": reader.image_topic(own["image"])}
+            images = {"": reader.image_topic(_recorded(reader, own["image"], _COMPRESSED))}
         entries = [[each for each in own[name].split(",") if each] for name in ("depth", "camera_info")]
+        entries[0] = [_recorded(reader, entry, _COMPRESSED_DEPTH) for entry in entries[0]]
         depth = recorded_depth(reader, list(images), *entries)
+        first = next(reader.frames(next(iter(images.values())), warnings.append), None)
         # Of no use without tf2.
         transforms = [topic for topic in ("/tf", "/tf_static") if topic in reader.topics and find_spec("tf2_msgs")]
     topics = {*images.values(), *(topic for each in depth.values() for topic in each), *transforms}
@@ -77,7 +79,8 @@ def replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     player += ["--loop"] if own["loop"].lower() in ("true", "1") else []
     if own["query"]:
         player += ["--query", own["query"], "--query-at", own["query_at"], "--query-topic", f"{namespace}/query"]
-    passed = {name: LaunchConfiguration(name) for name in PASSED}
+    passed = {name: LaunchConfiguration(name).perform(context) for name in PASSED}
+    passed["fixed_frame"] = passed["fixed_frame"] or (first.frame_id if first else "")
     launch_file = PythonLaunchDescriptionSource(os.path.join(SHARE, "launch", "decaf.launch.py"))
     segmenter = IncludeLaunchDescription(
         launch_file, launch_arguments={**passed, **_topics(images, depth, bool(cameras))}.items()
@@ -101,6 +104,12 @@ def replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     ]
 
 
+def _recorded(reader: BagReader, entry: str, ending: str) -> str:
+    """A topic, or NAME=TOPIC, with the ending of its transport if the bag has only that."""
+    topic = entry.rpartition("=")[2]
+    return entry + ending if topic not in reader.topics and topic + ending in reader.topics else entry
+
+
 def _topics(images: dict[str, str], depth: dict[str, DepthTopics], has_names: bool) -> dict[str, str]:
     """Arguments of decaf.launch.py, which wants the names without their transports."""
     named = {
@@ -108,10 +117,12 @@ def _topics(images: dict[str, str], depth: dict[str, DepthTopics], has_names: bo
         "depth": {name: each.depth.removesuffix(_COMPRESSED_DEPTH) for name, each in depth.items()},
         "camera_info": {name: each.camera_info for name, each in depth.items()},
     }
-    return {
+    texts = {
         argument: ",".join(f"{name}={topic}" if name else topic for name, topic in topics.items())
         for argument, topics in named.items()
     }
+    # Otherwise this file's empty ones would count there.
+    return {"cameras": "", "image": "image"} | texts
 
 
 def _transport(topics: Iterable[str], ending: str) -> str:

@@ -84,7 +84,10 @@ def test_the_view_fits_the_frame(frame, is_upright):
         ({"namespace": "a b"}, "namespace: expected names of letters"),
         ({"namespace": "/"}, "namespace: expected names of letters"),
         ({"camera": "left camera"}, "cameras: expected names of letters"),
-        ({"image": "image_raw"}, "image: expected the full name of a topic, such as /camera/image_raw, got 'image_raw'"),
+        (
+            {"image": "image_raw"},
+            "image: expected the full name of a topic, such as /camera/image_raw, got 'image_raw'",
+        ),
     ],
 )
 def test_bad_names(arguments, error):

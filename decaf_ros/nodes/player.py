@@ -1,4 +1,4 @@
-"""Plays topics of a bag with /clock, once a node listens: `ros2 run decaf_ros player BAG --topics /camera/image_raw`."""
+"""Plays topics of a bag with /clock, when a node listens: `ros2 run decaf_ros player BAG --topics /camera/image`."""
 
 from __future__ import annotations
 
@@ -77,7 +77,9 @@ class Player:
         for topic in topics or [name for name, each in reader.topics.items() if each.msgtype in _PLAYED]:
             self._add(topic, is_named=bool(topics))
         if not self._publishers:
-            raise ValueError(f"{reader.path}: expected topics to play, got {', '.join(reader.topics) or 'an empty bag'}")
+            raise ValueError(
+                f"{reader.path}: expected topics to play, got {', '.join(reader.topics) or 'an empty bag'}"
+            )
         log(f"plays {', '.join(self._publishers)}")
 
     def wait_for(self, name: str) -> bool:
@@ -104,9 +106,9 @@ class Player:
         """
         shift_ns, begin_ns, began = 0, 0, time.monotonic()
         while True:
-            first_ns = last_ns = 0
-            count = 0
-            for count, message in enumerate(self._reader.messages(list(self._publishers)), 1):
+            count = first_ns = last_ns = 0
+            for message in self._reader.messages(list(self._publishers)):
+                count += 1
                 first_ns = first_ns or message.stamp_ns
                 last_ns = max(last_ns, message.stamp_ns)
                 begin_ns = begin_ns or message.stamp_ns
@@ -187,18 +189,24 @@ def main(args: list[str] | None = None) -> int:
     asked = node.create_publisher(String, arguments.query_topic, 10) if arguments.query else None
     pending = iter([arguments.query] if arguments.query else [])
 
+    def warn(text: str) -> None:
+        logger.warning(text)
+
+    def log(text: str) -> None:
+        logger.info(text)
+
     def at(seconds: float) -> None:
         if asked is not None and seconds >= arguments.query_at:
             for text in itertools.islice(pending, 1):
                 asked.publish(String(data=text))
-                logger.info(f"asks at {seconds:.1f} s: {text}")
+                log(f"asks at {seconds:.1f} s: {text}")
 
     try:
-        with BagReader(resolve_path(arguments.bag), logger.warning) as reader:
-            player = Player(node, reader, arguments.topics, logger.info, stopping)
+        with BagReader(resolve_path(arguments.bag), warn) as reader:
+            player = Player(node, reader, arguments.topics, log, stopping)
             if not arguments.wait_for or player.wait_for(arguments.wait_for):
                 player.play(arguments.rate, arguments.loop, at)
-                logger.info("stopped" if stopping.is_set() else "the bag is over")
+                log("stopped" if stopping.is_set() else "the bag is over")
     except (OSError, ValueError) as error:
         logger.fatal(str(error))
         return 1
