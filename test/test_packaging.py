@@ -310,7 +310,7 @@ def test_rviz_is_started_with_the_names_of_the_camera(tmp_path, monkeypatch):
     context.launch_configurations.update(names)
     monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
     monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(RuntimeError, match="rviz: expected the package rviz2, got none .* sudo apt install"):
+    with pytest.raises(RuntimeError, match="rviz: expected the package rviz2, got none .*sudo apt install"):
         module.make_rviz(context)
     (tmp_path / "share" / "ament_index" / "resource_index" / "packages").mkdir(parents=True)
     (tmp_path / "share" / "ament_index" / "resource_index" / "packages" / "rviz2").touch()
