@@ -146,6 +146,7 @@ def test_the_behaviour_tree_finds_and_approaches(running, clip):
     code, output, _ = _run("behaviour_tree.py", "the", "small", "orange", "bottle")
     assert code == 0 and _distance_m(_place(output), clip, BOTTLE) < NEAR_M
     assert re.search(r"find the target: RUNNING \w+ \d+%", output), "feedback while it runs"
+    wait_for(lambda: goals, "the arm's goal")
     (goal,) = goals
     where = goal.pose.position
     assert np.allclose([where.x, where.y, where.z], _place(output), atol=1e-3)
@@ -171,6 +172,7 @@ def test_the_robot_drives_in_front_of_the_target(running, clip):
     goals = _received(running, "/goal_pose")
     arguments = ["the", "red", "mug", "--frame", "map", "--stand-off", "0.4"]
     code, _, _ = _run("nav2_goal.py", *arguments, pythonpath=STAND_IN, then=send_transforms)
+    wait_for(lambda: goals, "the goal")
     assert code == 0 and len(goals) == 1 and goals[0].header.frame_id == "map"
     shift, turn = sent[FRAME]
     target = Rotation.from_quat(turn).apply(_middle(clip, RED_MUG)) + shift

@@ -106,3 +106,13 @@ def test_the_command(tmp_path, capsys):
     with pytest.raises(SystemExit) as ended:
         main([*arguments, "--out", str(file)])
     assert ended.value.code == 2 and "expected a new file" in capsys.readouterr().err
+
+
+def test_the_panels_of_rviz_have_places():
+    """RViz places panels by their names; others float. scripts/rviz_docks.py makes the places."""
+    content = yaml.safe_load(layout("rviz"))
+    places = bytes.fromhex(content["Window Geometry"]["QMainWindow State"])
+    displays = content["Visualization Manager"]["Displays"]
+    names = [each["Name"] for each in displays if each["Class"] == "rviz_default_plugins/Image"]
+    for name in names + [each["Name"] for each in content["Panels"]]:
+        assert name.encode("utf-16-be") in places, name
