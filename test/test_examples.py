@@ -76,7 +76,7 @@ def running(clip, tmp_path_factory):
             player = subprocess.Popen(command, stdout=log, stderr=log, cwd=ROOT)
         robot = Robot(domain_id)
         try:
-            wait_for(lambda: len(robot.received["masks"]) > 5 or not process.running, "masks of the bag", 60)
+            wait_for(lambda: robot.received["masks"] or not process.running, "masks of the bag", 60)
             yield robot
         finally:
             player.send_signal(signal.SIGINT)
