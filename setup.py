@@ -27,6 +27,8 @@ setup(
     # The same places as in a ROS installation (decaf_ros/resources.py).
     data_files=[
         ("share/decaf_ros/config", glob("config/*")),
+        ("share/decaf_ros/rviz", glob("rviz/*.rviz")),
+        ("share/decaf_ros/foxglove", glob("foxglove/*.json")),
         ("share/decaf_ros/msg", glob("msg/*.msg")),
         ("share/decaf_ros/srv", glob("srv/*.srv")),
         ("share/decaf_ros/action", glob("action/*.action")),

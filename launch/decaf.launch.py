@@ -1,7 +1,7 @@
 """Starts the segmenter: `ros2 launch decaf_ros decaf.launch.py image:=/camera/image_raw`.
 
 Several cameras: `cameras:=wrist=/wrist_camera/image_raw,head=/head_camera/image_raw`. With depth:
-`depth:=/camera/aligned_depth_to_color/image_raw camera_info:=/camera/color/camera_info`.
+`depth:=/camera/aligned_depth_to_color/image_raw camera_info:=/camera/color/camera_info`. With RViz: `rviz:=true`.
 
 The parameter file holds all parameters of the node. The launch arguments select that file, names, topics and logging.
 """
@@ -12,11 +12,15 @@ import os
 
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
-from launch.actions import DeclareLaunchArgument, OpaqueFunction, Shutdown
+from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction, Shutdown
+from launch.conditions import IfCondition
+from launch.launch_description_entity import LaunchDescriptionEntity
+from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
 
 from decaf_ros.io.cameras import split_cameras
+from decaf_ros.resources import resolve_path
 
 # Fast DDS 3 (Kilted) renamed the environment variable, and warns about the old name.
 FASTDDS_2_DISTROS = ("humble", "iron", "jazzy")
@@ -31,7 +35,8 @@ def generate_launch_description() -> LaunchDescription:
             DeclareLaunchArgument(
                 "params_file",
                 default_value=os.path.join(config, "decaf.yaml"),
-                description="parameter file of the node; config/paper.yaml is the paper's evaluation protocol",
+                description="parameter file of the node, also package://PACKAGE/PATH; config/paper.yaml is the paper's "
+                "evaluation protocol",
             ),
             DeclareLaunchArgument("namespace", default_value="decaf", description="one for each node"),
             DeclareLaunchArgument(
@@ -60,10 +65,40 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="",
                 description="that of the depth, if it is not registered to the image, or NAME=TOPIC,...",
             ),
+            DeclareLaunchArgument(
+                "rviz", default_value="false", description="true: also start RViz, see rviz.launch.py"
+            ),
+            DeclareLaunchArgument(
+                "fixed_frame",
+                default_value="",
+                description="RViz: frame in which targets are shown; default: camera_color_optical_frame",
+            ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
+            # First: without RViz nothing is started.
+            OpaqueFunction(function=include_rviz),
             OpaqueFunction(function=make_node, args=[config]),
         ]
     )
+
+
+def include_rviz(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """rviz.launch.py for the first camera, if `rviz` is set. Raises ValueError for bad names of cameras."""
+    namespace = LaunchConfiguration("namespace").perform(context)
+    image = LaunchConfiguration("image").perform(context)
+    cameras = split_cameras(LaunchConfiguration("cameras").perform(context))
+    camera, image = next(iter(cameras.items())) if cameras else ("", image)
+    if image and not image.startswith("/"):
+        image = f"/{namespace.strip('/')}/{image}"
+    launch_file = os.path.join(get_package_share_directory("decaf_ros"), "launch", "rviz.launch.py")
+    names = {
+        "namespace": namespace,
+        "camera": camera,
+        "image": image,
+        "fixed_frame": LaunchConfiguration("fixed_frame"),
+    }
+    rviz = IncludeLaunchDescription(PythonLaunchDescriptionSource(launch_file), launch_arguments=names.items())
+    # A group: `image` is another argument there.
+    return [GroupAction([rviz], condition=IfCondition(LaunchConfiguration("rviz")))]
 
 
 def make_node(context: LaunchContext, config: str) -> list[Node]:
@@ -86,7 +121,7 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
             name="segmenter",
             namespace=LaunchConfiguration("namespace"),
             parameters=[
-                LaunchConfiguration("params_file"),
+                resolve_path(LaunchConfiguration("params_file").perform(context)),
                 *([{"cameras": list(cameras)}] if cameras else []),
                 *([{"space.enabled": True}] if depth else []),
             ],

@@ -117,7 +117,7 @@ def plan(python: str) -> list[Step]:
     source = BUILD / "ros-source" / "decaf_ros"
     kinds = ("msg", "srv", "action")
     parts = ("CMakeLists.txt", "package.xml", *kinds, "bin", "config", "launch", "decaf_ros", "decaf_tabletop")
-    parts += ("requirements",)
+    parts += ("requirements", "rviz", "foxglove", "examples")
     build = [
         *("colcon", "--log-base", str(BUILD / "log" / "colcon"), "build", "--paths", str(source)),
         *("--build-base", str(BUILD / "ros"), "--install-base", str(ROOT / "install")),

@@ -14,7 +14,7 @@ import numpy as np
 from mcap.writer import IndexType, Writer
 
 from decaf_ros.cli.clips import ClipSource
-from decaf_ros.io.bags import BagWriter, make_header, typestore
+from decaf_ros.io.bags import BagWriter, make_header, make_message, typestore
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000
@@ -61,6 +61,32 @@ def write_bag(
     with BagWriter(path, storage) as writer:
         for index, recorded_ns, stamp_ns in zip(indices, times, stamps or times):
             writer.write_message(topic, raw(index, stamp_ns), recorded_ns)
+    return path
+
+
+def write_depth_bag(path: Path, cameras: Iterable[str] = ()) -> Path:
+    """A bag of cameras with compressed images, raw depth and camera infos: NAME/image/compressed and so on."""
+    info = make_message(
+        "sensor_msgs/msg/CameraInfo",
+        header=make_header(START_NS, "cam"),
+        height=HEIGHT,
+        width=WIDTH,
+        distortion_model="plumb_bob",
+        **{name: np.zeros(size) for name, size in (("d", 5), ("k", 9), ("r", 9), ("p", 12))},
+        binning_x=0,
+        binning_y=0,
+        roi=make_message(
+            "sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False
+        ),
+    )
+    with BagWriter(path) as writer:
+        for index in range(3):
+            stamp_ns = START_NS + index * STEP_NS
+            for own in [f"/{name}" for name in cameras] or [""]:
+                picture_message = compressed(picture(index), "png", ".png", stamp_ns)
+                writer.write_message(f"{own}/image/compressed", picture_message, stamp_ns)
+                writer.write_image(f"{own}/depth", np.full((HEIGHT, WIDTH), 1000, np.uint16), stamp_ns, "cam")
+                writer.write_message(f"{own}/camera_info", info, stamp_ns)
     return path
 
 

@@ -15,12 +15,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from recordings import write_depth_bag
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
 import decaf_ros
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.doctor.packages import PYTHON_VERSIONS, REQUIREMENTS
 from decaf_ros.io.cameras import split_cameras
+from decaf_ros.io.layouts import LAYOUTS, layout
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_ros.types import QueryState, TargetState
@@ -29,6 +31,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ElementTree.parse(ROOT / "package.xml").getroot()
 CMAKE = (ROOT / "CMakeLists.txt").read_text()
 PROFILE = ROOT / "config" / "fastdds_large_shm.xml"
+DEPTH = ("depth", "camera_info", "depth_camera_info")
+REPLAYED = ("image", "cameras", "depth", "camera_info", "rate", "loop", "query", "query_at")
 
 
 def test_one_version():
@@ -57,8 +61,10 @@ def test_cmake_installs_every_executable():
 def test_cmake_installs_all_folders_and_setup_links_them():
     installed = re.search(r"install\(DIRECTORY ([\w ]+) DESTINATION share/\$\{PROJECT_NAME\}", CMAKE)[1].split()
     packages = re.findall(r"install\(DIRECTORY (\w+)/", CMAKE)
-    assert (sorted(installed), sorted(packages)) == (["config", "launch"], ["decaf_ros", "decaf_tabletop"])
-    linked = re.search(r"parts = \((.+)\)", (ROOT / "scripts" / "setup_env.py").read_text())[1]
+    shared = ["config", "examples", "foxglove", "launch", "rviz"]
+    assert (sorted(installed), sorted(packages)) == (shared, ["decaf_ros", "decaf_tabletop"])
+    linked = re.findall(r"parts \+?= \((.+)\)", (ROOT / "scripts" / "setup_env.py").read_text())
+    linked = ", ".join(linked)
     assert all(f'"{folder}"' in linked for folder in (*installed, *packages))
     assert CMAKE.count(decaf_ros.__version__) == CMAKE.count("0.1.0") == 2
 
@@ -75,7 +81,8 @@ def test_a_wheel_has_everything(tmp_path):
         plugins = wheel.read("decaf_ros-0.1.0.dist-info/entry_points.txt").decode()
     assert "simulate = decaf_tabletop.simulate:add_parser" in plugins and "decaf = decaf_ros.cli.main:main" in plugins
     data = "decaf_ros-0.1.0.data/data/share/decaf_ros"
-    for name in ("config/decaf.yaml", "config/fastdds_large_shm.xml", "msg/Tracklet.msg", "action/Segment.action"):
+    shared = ["config/decaf.yaml", "config/fastdds_large_shm.xml", "msg/Tracklet.msg", "action/Segment.action"]
+    for name in (*shared, *LAYOUTS.values()):
         assert f"{data}/{name}" in names
     assert {f"{data}/{file}" for file in REQUIREMENTS} < names
     tracked = [*ROOT.glob("decaf_tabletop/models/*/*"), *ROOT.glob("decaf_*/**/*.py"), ROOT / "decaf_ros" / "py.typed"]
@@ -206,14 +213,23 @@ def test_the_robot_configuration_allows_not_found():
     assert config.segmentation.fallback == "none" and config.presence.threshold > 0
 
 
-def test_launch_file_compiles():
-    source = (ROOT / "launch" / "decaf.launch.py").read_text()
-    compile(source, "decaf.launch.py", "exec")
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("decaf", {"params_file", "namespace", "image", "cameras", "log_level", "rviz", "fixed_frame", *DEPTH}),
+        ("rviz", {"namespace", "camera", "image", "fixed_frame"}),
+        ("replay", {"bag", *REPLAYED, "params_file", "namespace", "rviz", "fixed_frame", "log_level"}),
+    ],
+)
+def test_launch_files_compile_and_declare_their_arguments(name: str, expected: set[str]):
+    source = (ROOT / "launch" / f"{name}.launch.py").read_text()
+    compile(source, f"{name}.launch.py", "exec")
+    # Named in a call, or as the keys of the tables from which they are declared.
     arguments = set(re.findall(r'DeclareLaunchArgument\(\s*"(\w+)"', source))
-    depth = {"depth", "camera_info", "depth_camera_info"}
-    assert arguments == {"params_file", "namespace", "image", "cameras", "log_level", *depth}
+    arguments |= set(re.findall(r'^    "(\w+)": \(', source, re.MULTILINE))
+    assert arguments == expected
     fields = {option.name.split(".")[-1] for option in options(DecafConfig())}
-    assert arguments & fields == {"cameras"}, "a launch argument repeats a key of the parameter file"
+    assert arguments & fields <= {"cameras"}, "a launch argument repeats a key of the parameter file"
 
 
 @pytest.mark.parametrize(
@@ -236,6 +252,15 @@ def test_bad_cameras_of_the_launch_file(text):
         split_cameras(text)
 
 
+def _launch_file(name: str):
+    """The module of a launch file. Skips without launch_ros, which is on no registry."""
+    pytest.importorskip("launch_ros")
+    spec = importlib.util.spec_from_file_location(f"{name}_launch", ROOT / "launch" / f"{name}.launch.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("cameras", ["", "wrist=/wrist_camera/image_raw,head"])
 def test_launch_description(cameras):
     pytest.importorskip("launch_ros")
@@ -243,9 +268,7 @@ def test_launch_description(cameras):
     from launch.actions import DeclareLaunchArgument, OpaqueFunction
     from launch_ros.actions import Node
 
-    spec = importlib.util.spec_from_file_location("decaf_launch", ROOT / "launch" / "decaf.launch.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = _launch_file("decaf")
     context = LaunchContext()
     context.launch_configurations["cameras"] = cameras
     context.launch_configurations["depth"] = "wrist=/wrist_camera/depth" if cameras else "/depth"
@@ -254,7 +277,9 @@ def test_launch_description(cameras):
     for entity in entities:
         if isinstance(entity, DeclareLaunchArgument):
             entity.execute(context)
-    (function,) = (entity for entity in entities if isinstance(entity, OpaqueFunction))
+    with_rviz, function = (entity for entity in entities if isinstance(entity, OpaqueFunction))
+    (group,) = with_rviz.execute(context)
+    assert not group.condition.evaluate(context), "without RViz by default"
     (node,) = function.execute(context)
     assert isinstance(node, Node)
     assert Path(context.launch_configurations["params_file"]).is_file()
@@ -273,6 +298,60 @@ def test_launch_description(cameras):
     configs = [load_config(file) for file in files]
     assert [config.cameras for config in configs] == ([(), ("wrist", "head"), ()] if cameras else [(), ()])
     assert [config.space.enabled for config in configs] == [False] * (len(configs) - 1) + [True]
+
+
+def test_rviz_is_started_with_the_names_of_the_camera(tmp_path, monkeypatch):
+    module = _launch_file("rviz")
+    from launch import LaunchContext
+    from launch.event_handlers import OnShutdown
+
+    context = LaunchContext()
+    names = {"namespace": "robot", "camera": "wrist", "image": "/wrist/image_raw", "fixed_frame": "base"}
+    context.launch_configurations.update(names)
+    monkeypatch.setenv("AMENT_PREFIX_PATH", str(tmp_path))
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(RuntimeError, match="rviz: expected the package rviz2, got none .*sudo apt install"):
+        module.make_rviz(context)
+    (tmp_path / "share" / "ament_index" / "resource_index" / "packages").mkdir(parents=True)
+    (tmp_path / "share" / "ament_index" / "resource_index" / "packages" / "rviz2").touch()
+    node, removal = module.make_rviz(context)
+    assert (node.node_package, node.node_executable) == ("rviz2", "rviz2")
+    (file,) = tmp_path.glob("decaf_*.rviz")
+    assert file.read_text() == layout("rviz", **names)
+    assert isinstance(removal.event_handler, OnShutdown)
+
+
+@pytest.mark.parametrize("names", [(), ("wrist", "head")])
+def test_a_replay_starts_the_node_for_the_topics_of_the_bag(names, tmp_path):
+    module = _launch_file("replay")
+    from launch import LaunchContext
+    from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+    from launch_ros.actions import Node, SetParameter
+
+    bag = write_depth_bag(tmp_path / "bag", names)
+    context = LaunchContext()
+    configurations = context.launch_configurations
+    configurations |= {"bag": str(bag), "loop": "true", "query": "the red box", "namespace": "eyes"}
+    own = [f"{name}=/{name}" if name else "" for name in names or ("",)]
+    configurations["cameras"] = ",".join(f"{each}/image" for each in own) if names else ""
+    configurations["depth"] = ",".join(f"{each}/depth" for each in own)
+    configurations["camera_info"] = ",".join(f"{each}/camera_info" for each in own)
+    for entity in module.generate_launch_description().entities:
+        if isinstance(entity, DeclareLaunchArgument):
+            entity.execute(context)
+    group, player = module.replay(context)
+    parts = group.get_sub_entities()
+    parameters = [each for each in parts if isinstance(each, SetParameter)]
+    (include,) = (each for each in parts if isinstance(each, IncludeLaunchDescription))
+    passed = dict(include.launch_arguments)
+    expected = {"image": "image" if names else "/image", "cameras": configurations["cameras"]}
+    expected |= {key: configurations[key] for key in ("depth", "camera_info", "namespace")}
+    assert {key: passed[key] for key in expected} == expected and passed["fixed_frame"] == "cam"
+    for each in parameters:
+        each.execute(context)
+    transports = {"node.image_transport": "compressed", "space.depth_transport": "raw"}
+    assert dict(configurations["global_params"]) == {"use_sim_time": True, **transports}
+    assert isinstance(player, Node) and player.node_executable == "player"
 
 
 @pytest.mark.ros
