@@ -104,13 +104,24 @@ class Published:
 
 
 @dataclass(frozen=True)
+class Size:
+    """Size of a split, for estimates without its data. frames: of a clip, mean. source: where it was read."""
+
+    clips: int
+    samples: int
+    frames: int
+    source: str
+
+
+@dataclass(frozen=True)
 class Catalogue:
-    """All tables, by name; columns and models by key; figures of other methods."""
+    """All tables, by name; columns and models by key; figures of other methods; sizes by data set and split."""
 
     columns: Mapping[str, Column]
     models: Mapping[str, Model]
     tables: Mapping[str, Table]
     published: Sequence[Published]
+    sizes: Mapping[str, Size]
 
     def named(self, name: str) -> list[Table]:
         """The table, or all parts of it: table4 is table4a, table4b and table4c. Raises ValueError for another name."""
@@ -138,13 +149,14 @@ def read_catalogue(file: Path) -> Catalogue:
     ]
     for one in published:
         if bad := [key for key, values in one.figures.items() if key not in columns or len(values) not in (1, 3)]:
-            raise ValueError(f"published {one.method}: expected a known column and 1 or 3 figures, got {', '.join(bad)}")
-    return Catalogue(columns, models, tables, published)
+            raise ValueError(
+                f"published {one.method}: expected a known column and 1 or 3 figures, got {', '.join(bad)}"
+            )
+    sizes = {key: Size(**entry) for key, entry in content["sizes"].items()}
+    return Catalogue(columns, models, tables, published, sizes)
 
 
-def _table(
-    name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], models: Mapping[str, Model]
-) -> Table:
+def _table(name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], models: Mapping[str, Model]) -> Table:
     rows = tuple(Row(**{**row, "figures": tuple(row["figures"])}) for row in entry["rows"])
     keys, scores = tuple(entry["columns"]), tuple(entry["scores"])
     if unknown := sorted((set(keys) - set(columns)) | (set(scores) - set(SCORES))):
