@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-
-
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
 
 import pytest
-from benchmark_layouts import WRITERS
+from benchmark_layouts import FRAMES, WRITERS
 
 from decaf_ros.cli.main import main
 from decaf_ros.evaluation.tables import local_pool
-from decaf_ros.evaluation.tables.catalogue import catalogue
 
 PARAMETERS = """
 /**:
@@ -21,6 +25,7 @@ PARAMETERS = """
     segmentation: {max_points: 2, fallback: best}
     presence: {threshold: 0.0, ask: false}
 """
+DATASETS_OF_TABLE_2 = ("ref_davis17", "reasonvos", "revos")
 CHECKPOINTS = ("InternVL3-8B-hf", "Qwen2.5-VL-7B-Instruct")
 
 
@@ -44,16 +49,20 @@ def data(tmp_path_factory):
     return root
 
 
+def arguments(models, data, folder):
+    return ["reproduce", "--data", str(data), "--models", str(models), "--config", str(folder / "tiny.yaml"), "--set",
+            "sam2.checkpoint=facebook/sam2-hiera-large", "--workers", "0", "--threads", "1"]  # fmt: skip
+
+
 @pytest.fixture
 def given(models, data, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(PARAMETERS)
-    return ["reproduce", "--data", str(data), "--models", str(models), "--config", "tiny.yaml", "--set",
-            "sam2.checkpoint=facebook/sam2-hiera-large", "--workers", "0", "--threads", "1"]  # fmt: skip
+    return arguments(models, data, tmp_path)
 
 
 def content(name, out="decaf_reproduce"):
-    return json.loads(open(f"{out}/{name}.json").read())
+    return json.loads(Path(out, f"{name}.json").read_text())
 
 
 def figures(name, out="decaf_reproduce"):
@@ -77,14 +86,119 @@ def test_a_table_of_two_models_and_two_data_sets(given, capsys):
         single, double = (by_row[f"{count} resolution{'s' * (count == 'two')}", model, "ref_davis17"]["run"]
                           for count in ("one", "two"))  # fmt: skip
         assert single != double
-        parameters = [json.loads(open(f"decaf_reproduce/runs/{run}/run.json").read()) for run in (single, double)]
+        parameters = [json.loads(Path(f"decaf_reproduce/runs/{run}/run.json").read_text()) for run in (single, double)]
         assert [one["parameters"]["mllm.frame_tiles"] for one in parameters] == [1, 0]
         assert len(parameters[0]["checkpoints"]["mllm"]["sha256"]) == 64
         assert parameters[0]["versions"].keys() >= {"decaf_ros", "torch", "transformers", "sam2"}
     printed = capsys.readouterr()
     assert "| one resolution  | InternVL3-8B | Ref-DAVIS17 |" in printed.out and "54.0" in printed.out
-    assert printed.out.strip() == open("decaf_reproduce/table4c.md").read().strip()
-    # The same rows of another table are the same runs.
-    assert main([*given, "table4a", "--limit", "1"]) == 0
-    assert "8 samples in 8 runs, 4 of them done before" not in printed.err
-    assert "samples in 8 runs, 4 of them done before" in capsys.readouterr().err
+    assert printed.out.strip() == Path("decaf_reproduce/table4c.md").read_text().strip()
+
+
+def test_every_layout_gives_figures_or_a_submission(given, data, capsys):
+    assert main([*given, "table2", "table3", "--limit", "1"]) == 1
+    assert "missing: model llava-hf/llava-onevision-qwen2-7b-ov-hf: not in " in capsys.readouterr().err
+    found = {(model, dataset) for _, model, dataset, _, _ in figures("table2")}
+    assert found == {(model, name) for model in ("InternVL3-8B", "Qwen2.5VL-7B") for name in DATASETS_OF_TABLE_2}
+    lines = content("table2")["lines"]
+    loc_head = [line for line in lines if line["method"] == "Loc-Head"]
+    assert {line["note"] for line in loc_head} == {"baseline, not here yet"} and loc_head[0]["samples"] is None
+    assert [line["scores"]["j_and_f"]["published"] for line in lines if line["method"] == "LISA"][:2] == [64.8, 31.1]
+    by_data = {line["dataset"]: line for line in content("table3")["lines"] if line["method"] == "DecAF"}
+    for name, folder in (("mevis", ""), ("ref_youtube_vos", "Annotations/")):
+        assert by_data[name]["scores"]["j"]["ours"] is None and by_data[name]["samples"] == 1
+        with zipfile.ZipFile(f"decaf_reproduce/{by_data[name]['run']}.zip") as written:
+            assert len(written.namelist()) == FRAMES and f"{folder}alpha/0/00000.png" in written.namelist()
+    # The same row of another table is the same run.
+    assert main([*given, "table9", "--limit", "1"]) == 0
+    assert "2 samples in 2 runs, 2 of them done before" in capsys.readouterr().err
+    for name in ("long_rvos", "folder"):
+        command = [*given, "table13", "--dataset", name, "--limit", "1", "--out", name]
+        command[command.index("--data") + 1] = str(data / name)
+        assert main([*command, "--mllm", str(Path(given[4]) / CHECKPOINTS[1])]) == 0
+        assert {(model, dataset) for _, model, dataset, _, _ in figures("table13", name)} == {(CHECKPOINTS[1], name)}
+        assert [line["note"] for line in content("table13", name)["lines"]][-1].startswith("the paper does not list")
+
+
+SAMPLES = 10
+
+
+def on_davis(given, data, out, *more):
+    """Table 1, whose one row that can be run is the full method, on ten samples of two clips."""
+    command = [*given, "table1", "--dataset", "ref_davis17", "--limit", str(SAMPLES), "--out", str(out), *more]
+    command[command.index("--data") + 1] = str(data / "ref_davis17")
+    return [*command, "--mllm", str(Path(given[4]) / CHECKPOINTS[1])]
+
+
+def entries(out):
+    """The lines of all runs, by run and sample; each sample is there once."""
+    found = {}
+    for file in Path(out).glob("runs/*/samples.jsonl"):
+        for line in file.read_text().splitlines():
+            entry = json.loads(line)
+            assert (file.parent.name, entry["sample"]) not in found
+            found[file.parent.name, entry["sample"]] = entry
+    return found
+
+
+class KillingPool(local_pool.LocalPool):
+    """Kills one of its two workers, with the second sample that it has got."""
+
+    sent: list[int] = []
+    killed: list[int] = []
+
+    def send(self, worker, sample):
+        super().send(worker, sample)
+        self.sent.append(worker)
+        if not self.killed and self.sent.count(worker) == 2:
+            self.killed.append(worker)
+            os.kill(self._workers[worker].process.pid, signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(models, data, tmp_path_factory):
+    """A complete run of `on_davis` without workers."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(PARAMETERS)
+    assert main(on_davis(arguments(models, data, folder), data, folder / "out")) == 0
+    assert len(entries(folder / "out")) == SAMPLES
+    ((*_, attention),) = figures("table1", folder / "out")
+    assert attention > 0.01
+    return folder / "out"
+
+
+def cases(out):
+    """All that was measured, by run and sample."""
+    return {key: {**entry["case"], "seconds": 0} for key, entry in entries(out).items()}
+
+
+def test_a_killed_worker_changes_no_figure(given, data, undisturbed, monkeypatch):
+    monkeypatch.setattr(local_pool, "LocalPool", KillingPool)
+    assert main(on_davis(given, data, "out", "--workers", "2")) == 0
+    assert len(KillingPool.killed) == 1 and len(set(KillingPool.sent)) == 3, "a third worker takes its place"
+    assert figures("table1", "out") == figures("table1", undisturbed)
+    assert cases("out") == cases(undisturbed)
+    found = entries("out")
+    assert sum(entry["deaths"] for entry in found.values()) == 1
+    assert sum(entry["attempts"] for entry in found.values()) == SAMPLES + 1
+    assert all("error" not in entry for entry in found.values())
+
+
+def test_a_killed_run_goes_on_to_the_same_table(given, data, undisturbed):
+    command = on_davis(given, data, "out")
+    with subprocess.Popen([sys.executable, "-m", "decaf_ros.cli.main", *command], stderr=subprocess.PIPE) as run:
+        while len(entries("out")) < 2:
+            assert run.poll() is None, run.stderr.read().decode()
+            time.sleep(0.02)
+        run.kill()
+    done = entries("out")
+    assert 2 <= len(done) < SAMPLES
+    # As if it had been killed while it wrote the next line.
+    last = max(Path("out").glob("runs/*/samples.jsonl"), key=lambda file: file.stat().st_mtime)
+    with last.open("a") as file:
+        file.write('{"sample": "alpha/0", "text": "the le')
+    assert main(command) == 0
+    assert figures("table1", "out") == figures("table1", undisturbed)
+    assert cases("out") == cases(undisturbed)
+    found = entries("out")
+    assert {key: found[key] for key in done} == done, "what was done is not done again"

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from decaf_ros.evaluation.tables.samples import Sample, SampleResult, SampleWorker, Work
 from decaf_ros.evaluation.tables.scheduling import Event
+from decaf_ros.segmentation.sam2 import Sam2
 
 
 class OwnProcess:
@@ -55,8 +56,10 @@ class LocalPool:
 
     def __init__(self, works: Sequence[Work], threads: int, devices: Sequence[str] = ()) -> None:
         self._works, self._threads, self._devices = tuple(works), threads, devices
-        # Spawned: the threads of torch and a renderer do not survive a fork.
-        self._context = multiprocessing.get_context("spawn")
+        # Forked from a process that has imported the packages, seconds of work, and nothing else: the threads of torch
+        # and a renderer, which this process may have, do not survive a fork.
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([SampleWorker.__module__, Sam2.__module__])
         self._workers: dict[int, _Process] = {}
         self._started = 0
 
