@@ -167,17 +167,34 @@ def undisturbed(models, data, tmp_path_factory):
     return folder / "out"
 
 
-def cases(out):
-    """All that was measured, by run and sample."""
-    return {key: {**entry["case"], "seconds": 0} for key, entry in entries(out).items()}
+def measured(out):
+    """All that was measured, but times, by run, sample and name: numbers, which caches of the models change by
+    rounding, and the rest."""
+    numbers, others = {}, {}
+    for key, entry in entries(out).items():
+        rest = [((*key, name), value) for name, value in entry["case"].items() if name != "seconds"]
+        while rest:
+            name, value = rest.pop()
+            if isinstance(value, dict):
+                rest += [((*name, inner), part) for inner, part in value.items()]
+            else:
+                (numbers if isinstance(value, float) else others)[name] = value
+    return numbers, others
+
+
+def check_same(out, undisturbed):
+    """Two runs have the same table, and measured the same of every sample."""
+    assert Path(out, "table1.md").read_text() == Path(undisturbed, "table1.md").read_text()
+    (numbers, others), (wanted_numbers, wanted_others) = measured(out), measured(undisturbed)
+    assert others == wanted_others and len(numbers) > 10 * SAMPLES
+    assert numbers == pytest.approx(wanted_numbers, abs=1e-6)
 
 
 def test_a_killed_worker_changes_no_figure(given, data, undisturbed, monkeypatch):
     monkeypatch.setattr(local_pool, "LocalPool", KillingPool)
     assert main(on_davis(given, data, "out", "--workers", "2")) == 0
     assert len(KillingPool.killed) == 1 and len(set(KillingPool.sent)) == 3, "a third worker takes its place"
-    assert figures("table1", "out") == figures("table1", undisturbed)
-    assert cases("out") == cases(undisturbed)
+    check_same("out", undisturbed)
     found = entries("out")
     assert sum(entry["deaths"] for entry in found.values()) == 1
     assert sum(entry["attempts"] for entry in found.values()) == SAMPLES + 1
@@ -198,7 +215,87 @@ def test_a_killed_run_goes_on_to_the_same_table(given, data, undisturbed):
     with last.open("a") as file:
         file.write('{"sample": "alpha/0", "text": "the le')
     assert main(command) == 0
-    assert figures("table1", "out") == figures("table1", undisturbed)
-    assert cases("out") == cases(undisturbed)
+    check_same("out", undisturbed)
     found = entries("out")
     assert {key: found[key] for key in done} == done, "what was done is not done again"
+
+
+def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path):
+    source = ["--dataset", "folder", "--clips", "1", "--mllm", str(models / CHECKPOINTS[1])]
+    one = [*given, "table1", *source]
+    one[one.index("--data") + 1] = str(data / "folder")
+    assert main(one) == 0
+    (line,) = [line for line in content("table1")["lines"] if line["samples"]]
+    common = one[one.index("--data") : one.index("--models")] + one[one.index("--config") : one.index("table1")]
+    own = ["--set", f"sam2.checkpoint={models}/sam2-hiera-large", "--json", "eval.json"]
+    assert main(["eval", *common, *source, *own]) == 0
+    overall = json.loads(Path("eval.json").read_text())["protocol"]["overall"]
+    for name in ("j_and_f", "j", "f"):
+        assert line["scores"][name]["ours"] == pytest.approx(overall[f"attention_{name}"], abs=1e-6)
+    assert overall["attention_j"] > 0.01
+
+
+def test_a_sample_that_fails_costs_the_figure_until_it_is_done(given, tmp_path, models, capsys):
+    root = WRITERS["folder"][0](tmp_path / "mine")
+    frame = root / "JPEGImages/beta/00010.jpg"
+    good = frame.read_bytes()
+    frame.write_bytes(b"no picture")
+    command = [*given, "table13", "--dataset", "folder", "--mllm", str(models / CHECKPOINTS[1])]
+    command[command.index("--data") + 1] = str(root)
+    assert main(command) == 1
+    assert "2 samples failed; the same command tries them again" in capsys.readouterr().err
+    (line,) = [line for line in content("table13")["lines"] if line["samples"] is not None]
+    assert line["samples"] == 2 and line["scores"]["j"]["ours"] is None, "the others alone would be another figure"
+    assert line["failed"].keys() == {"beta/0", "beta/1"} and "00010.jpg" in line["failed"]["beta/1"]
+    assert [entry["attempts"] for entry in entries("decaf_reproduce").values()] == [1, 1, 3, 3]
+    frame.write_bytes(good)
+    assert main(command) == 0
+    assert "4 samples in 1 runs, 2 of them done before" in capsys.readouterr().err
+    (line,) = [line for line in content("table13")["lines"] if line["samples"] is not None]
+    assert line["samples"] == 4 and line["failed"] == {} and line["scores"]["j"]["ours"] is not None
+
+
+def test_a_dry_run_lists_runs_and_what_is_missing(given, models, capsys):
+    assert main([*given, "table5b", "table13", "--dry-run"]) == 0
+    listed = capsys.readouterr().out
+    assert not Path("decaf_reproduce").exists()
+    # Two clips of five frames, eight expressions each: (2 x 1.515 s + 14 x 0.259 s + 80 frames / 20) / 3600.
+    assert "| ref_davis17 valid | Qwen2.5VL-7B | table5b: from 1/4 of the layers" in listed
+    row = next(line for line in listed.splitlines() if "Qwen2.5VL-7B | table5b: from 1/4" in line and "davis" in line)
+    assert [cell.strip() for cell in row.split("|")][4:7] == ["2", "16", "0.00"]
+    assert "Runs: 12." in listed and "a lower bound" in listed and "Missing" not in listed
+    assert "table13: DecAF, subset, Qwen2.5VL-7B: the paper does not list the 187 samples" in listed
+    bare = [*given, "table3", "--dry-run"]
+    bare[bare.index("--data") : bare.index("--models") + 2] = []
+    assert main(bare) == 0
+    listed = capsys.readouterr().out
+    # (140 x 1.515 + 2383 x 0.259 + 2523 x 80 / 20) / 3600
+    row = next(line for line in listed.splitlines() if line.startswith("| mevis valid"))
+    assert [cell.strip() for cell in row.split("|")][4:7] == ["140", "2523", "3.03"] and "lacks model Qwen" in row
+    for text in ("- data mevis: expected --data DIR with the folder DIR/mevis", "decaf weights get Qwen/Qwen2.5-VL-7B"):
+        assert text in listed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["table14"], "expected one of table1, table2"),
+        (["table4", "--limit", "0"], "--limit: expected 1 or more, got 0"),
+        (["table4", "--workers", "-1"], "--workers: expected 0 or more, got -1"),
+        (["table4", "--engine", "ray"], "--workers 0: only with --engine local"),
+        (["table4", "--split", "valid"], "--split: only with --dataset"),
+        (["table4", "--address", "auto"], "--address: only with --engine ray"),
+    ],
+)
+def test_bad_arguments_are_one_line(given, capsys, arguments, words):
+    assert main([*given, *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("decaf: ") and error.count("\n") == 1 and words in error
+
+
+def test_two_processes_do_not_share_a_folder(given, tmp_path, capsys):
+    from decaf_ros.evaluation.tables.runs import locked
+
+    with locked(tmp_path / "decaf_reproduce"):
+        assert main([*given, "table13", "--limit", "1"]) == 1
+    assert "another process writes to this folder" in capsys.readouterr().err
