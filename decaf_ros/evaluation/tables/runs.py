@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -146,8 +146,16 @@ def _identity(key: RunKey, dataset: Dataset, digests: _Digests) -> dict[str, Any
         "checkpoints": {
             stage: {"name": Path(path).name, "sha256": digests(Path(path))} for stage, path in checkpoints.items()
         },
-        "versions": {"decaf_ros": __version__, **{name: version(name) for name in PACKAGES}},
+        "versions": {"decaf_ros": __version__, **{name: _version(name) for name in PACKAGES}},
     }
+
+
+def _version(package: str) -> str | None:
+    """None for a package without metadata, as the OpenCV of a Linux distribution."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 class _Digests:
