@@ -283,6 +283,7 @@ def test_a_dry_run_lists_runs_and_what_is_missing(given, models, capsys):
         (["table4", "--limit", "0"], "--limit: expected 1 or more, got 0"),
         (["table4", "--workers", "-1"], "--workers: expected 0 or more, got -1"),
         (["table4", "--engine", "ray"], "--workers 0: only with --engine local"),
+        (["table4", "--engine", "ray", "--workers", "1"], "expected Ray to be installed: pip install"),
         (["table4", "--split", "valid"], "--split: only with --dataset"),
         (["table4", "--address", "auto"], "--address: only with --engine ray"),
     ],

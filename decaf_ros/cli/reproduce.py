@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,6 +125,8 @@ def _check(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name}: expected {least} or more, got {value}")
     if args.engine == "ray" and args.workers == 0:
         raise ValueError("--workers 0: only with --engine local")
+    if args.engine == "ray" and find_spec("ray") is None:
+        raise ValueError("--engine ray: expected Ray to be installed: pip install 'decaf_ros[ray]'")
     if args.address and args.engine != "ray":
         raise ValueError("--address: only with --engine ray")
     if args.split and not args.dataset:

@@ -37,15 +37,13 @@ class RayPool:
         address: of the cluster; empty: that of RAY_ADDRESS or of this machine, else a new one on this machine.
 
     Raises:
-        ValueError: Ray is not installed.
+        ModuleNotFoundError: Ray is not installed.
         ConnectionError: there is no cluster at the address.
     """
 
     def __init__(self, works: Sequence[Work], threads: int, address: str = "") -> None:
-        try:
-            import ray
-        except ModuleNotFoundError as error:
-            raise ValueError("--engine ray: expected Ray to be installed: pip install 'decaf_ros[ray]'") from error
+        import ray
+
         self._ray: Any = ray
         self._started_here = not ray.is_initialized()
         if self._started_here:

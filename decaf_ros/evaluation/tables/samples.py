@@ -123,18 +123,19 @@ class SampleWorker:
 
     def _configure(self, index: int) -> Evaluator:
         """The method configured for a Work. Models are loaded again only if their own options differ."""
-        work = self._works[index]
-        if self._evaluator is None or not _same_models(self._evaluator.decaf.config, work.config):
-            self._evaluator = None  # frees the memory of the old models first
-            self._evaluator = load_evaluator(work.config, self._threads)
-        elif self._configured != index:
-            last = self._evaluator.decaf
-            self._evaluator = Evaluator(Decaf(last.grounder.mllm, last.sam2, work.config))
-        if self._configured != index and work.start is not None:
-            decaf = self._evaluator.decaf
+        if self._evaluator is not None and self._configured == index:
+            return self._evaluator
+        work, last, self._evaluator = self._works[index], self._evaluator, None
+        if last is not None and _same_models(last.decaf.config, work.config):
+            evaluator = Evaluator(Decaf(last.decaf.grounder.mllm, last.decaf.sam2, work.config))
+        else:
+            last = None  # frees the memory of the old models first
+            evaluator = load_evaluator(work.config, self._threads)
+        decaf = evaluator.decaf
+        if work.start is not None:
             decaf.config = variant_config(work.config, Variant("", "", start=work.start), decaf.grounder.mllm.layers)
-        self._configured = index
-        return self._evaluator
+        self._evaluator, self._configured = evaluator, index
+        return evaluator
 
     def _read(self, dataset: Dataset, index: int) -> EvaluationClip:
         if self._clip is None or self._clip[:2] != (dataset, index):
