@@ -61,8 +61,8 @@ setup(
         "tabletop": [
             "mujoco>=3.3",
         ],
-        # `decaf reproduce --engine ray`. Tested with 2.60.0.
-        "ray": ["ray>=2.40,<3"],
+        # `decaf reproduce --engine ray`.
+        "ray": ["ray>=2.60,<3"],
         "test": ["pytest>=7.4"],
     },
 )

@@ -44,6 +44,12 @@ class Given:
     limit: int | None = None
     present_per_clip: int = 3
 
+    @property
+    def part(self) -> str:
+        """Which part of each data set is measured; empty: all of it."""
+        limits = ((self.clips, "clips"), (self.limit, "samples"))
+        return ", ".join(f"first {count} {name}" for count, name in limits if count is not None)
+
 
 class RunKey(NamedTuple):
     """One configuration on one split: what a cell of a table needs. The same cell of two tables is one run."""
@@ -172,8 +178,7 @@ class Plan:
         found = self._dataset(column.dataset, column.split)
         missing += [f"data {column.dataset}: {found}"] if isinstance(found, str) else []
         key = RunKey(column.dataset, column.split, config, row.start)
-        note = "" if self.given.limit is None else f"first {self.given.limit} samples"
-        return Line(table, row, column, figures, key, tuple(missing), note)
+        return Line(table, row, column, figures, key, tuple(missing), self.given.part)
 
     def _dataset(self, name: str, split: str) -> Dataset | str:
         """The data set, or what is missing."""

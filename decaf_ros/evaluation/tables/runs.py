@@ -49,7 +49,7 @@ class Measured:
     def scores(self, column: Column, names: Sequence[str]) -> dict[str, float | None]:
         """The scores of a column, fractions; None where nothing was measured. Without public masks there are none, nor
         if a sample failed: leaving it out would favour the method."""
-        if self.failed or self.submission or not self.cases:
+        if self.failed or not self.cases:
             return dict.fromkeys(names)
         found = protocol(self.cases)
         means = found["by_subset"].get(column.subset, {}) if column.subset else found["overall"]
@@ -117,7 +117,7 @@ def _collected(key: RunKey, plan: Plan, run: StoredRun, out: Path) -> Measured:
     cases = [read_case(case) for case in stored.values() if case is not None]
     failed = {sample.key: run.error_of(sample) for sample, case in stored.items() if case is None}
     submission = None
-    if not plan.dataset(key).has_truth and not failed:
+    if not plan.dataset(key).has_truth and not failed and not plan.given.part:
         submission = _submission(key, samples, run, out)
     return Measured(run.folder.name, cases, failed, submission)
 

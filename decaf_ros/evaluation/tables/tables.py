@@ -16,9 +16,11 @@ _HEADINGS = {"j_and_f": "J&F", "j": "J", "f": "F"}
 def table_text(lines: Sequence[Line], measured: Mapping[RunKey, Measured]) -> str:
     """The lines of one table as Markdown. In per cent; "-" for what was not measured or published."""
     first = lines[0].table
-    # Headings repeat for every score: ours, published, their difference.
-    headings = [heading for name in first.scores for heading in (_HEADINGS[name], "published", "difference")]
-    rows = [(*_named(line), *_figures(line, measured), *_remarks(line, measured)) for line in lines]
+    compared = any(line.figures for line in lines)
+    # They repeat for every score.
+    beside = ("published", "difference") if compared else ()
+    headings = [heading for name in first.scores for heading in (_HEADINGS[name], *beside)]
+    rows = [(*_named(line), *_figures(line, measured, compared), *_remarks(line, measured)) for line in lines]
     data = table(("method", "model", "data", "masks", *headings, "samples", "remarks"), rows)
     return f"## {_title(first.name)}: {first.text}\n\n{data}"
 
@@ -32,12 +34,14 @@ def _named(line: Line) -> tuple[str, ...]:
     return line.row.method, line.row.model, line.column.text, masks
 
 
-def _figures(line: Line, measured: Mapping[RunKey, Measured]) -> list[str]:
+def _figures(line: Line, measured: Mapping[RunKey, Measured], compared: bool) -> list[str]:
     texts = []
     for values in line_scores(line, measured).values():
         published, difference = values["published"], values["difference"]
-        texts += [percent(values["ours"]), "-" if published is None else f"{published:.1f}"]
-        texts.append("-" if difference is None else f"{difference:+.1f}")
+        texts.append(percent(values["ours"]))
+        if compared:
+            texts.append("-" if published is None else f"{published:.1f}")
+            texts.append("-" if difference is None else f"{difference:+.1f}")
     return texts
 
 
