@@ -4,6 +4,7 @@
 #   make test [ARGS="-k rollout"]    the tests of CI; test-slow adds the long ones
 #   make test-floor                  the tests without ROS, with the oldest versions that setup.py allows
 #   make test-quantised              the tests of quantised loading
+#   make test-ray                    the test of `decaf reproduce --engine ray`
 #   make test-colcon                 the tests of CI, run by colcon
 #   make lint                        ruff and mypy
 #   make docs                        the site with docs/ and the API reference, in site/
@@ -20,7 +21,7 @@ RUN := scripts/with_env.sh
 TEST_WORKERS ?= 2
 PYTEST := python -m pytest --numprocesses $(TEST_WORKERS) --dist loadfile
 
-.PHONY: help setup demo test test-slow test-floor test-quantised test-colcon lint docs bench clips validation train-mllm train-sam2 clean
+.PHONY: help setup demo test test-slow test-floor test-quantised test-ray test-colcon lint docs bench clips validation train-mllm train-sam2 clean
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -38,7 +39,7 @@ test-slow: setup
 	DECAF_REQUIRE_ROS=1 $(RUN) $(PYTEST) $(ARGS)
 
 # Tests compare with float32 on a CPU, also where there is a GPU; scripts/gpu_check.sh runs those for a GPU.
-test test-slow test-floor test-quantised test-colcon: export CUDA_VISIBLE_DEVICES :=
+test test-slow test-floor test-quantised test-ray test-colcon: export CUDA_VISIBLE_DEVICES :=
 
 # A second environment: older versions of the same packages, without ROS.
 FLOOR := .venv-floor
@@ -65,6 +66,18 @@ test-quantised: setup $(QUANTISERS)/stamp
 $(QUANTISERS)/stamp: requirements/quantised.txt | setup
 	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(QUANTISERS) \
 	  --requirement requirements/quantised.txt
+	touch $@
+
+# Ray, outside .venv.
+RAY := .ray
+
+test-ray: setup $(RAY)/stamp
+	$(RUN) sh -c 'PYTHONPATH="$$PYTHONPATH:$(CURDIR)/$(RAY)" DECAF_REQUIRE_RAY=1 \
+	  python -m pytest test/test_reproduce_ray.py $(ARGS)'
+
+$(RAY)/stamp: requirements/ray.txt | setup
+	.venv/bin/python -m pip install --disable-pip-version-check --quiet --no-deps --upgrade --target $(RAY) \
+	  --requirement requirements/ray.txt
 	touch $@
 
 # As in a workspace: a copy of the sources, built and tested by colcon against the ROS of .venv alone.
@@ -111,5 +124,5 @@ train-sam2: clips validation
 		--validation .training/validation
 
 clean:
-	rm -rf .venv $(FLOOR) $(QUANTISERS) $(DOCS) site build install log demo_output gpu_check .pytest_cache .ruff_cache .mypy_cache *.egg-info
+	rm -rf .venv $(FLOOR) $(QUANTISERS) $(RAY) $(DOCS) site build install log demo_output gpu_check .pytest_cache .ruff_cache .mypy_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

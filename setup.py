@@ -21,7 +21,7 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["decaf_ros", "decaf_ros.*", "decaf_tabletop", "decaf_tabletop.*"]),
     package_data={
-        "decaf_ros": ["py.typed"],
+        "decaf_ros": ["py.typed", "evaluation/tables/*.yaml"],
         "decaf_tabletop": ["config/*.yaml", "models/*/*", "demo/bags/*/*", "README.md", "entry_points.txt"],
     },
     # The same places as in a ROS installation (decaf_ros/resources.py).
@@ -63,6 +63,8 @@ setup(
         "tabletop": [
             "mujoco>=3.3",
         ],
+        # `decaf reproduce --engine ray`.
+        "ray": ["ray>=2.60,<3"],
         "test": ["pytest>=7.4"],
     },
 )

@@ -15,6 +15,7 @@ from family_checks import (
     check_maps,
     check_places,
     check_segment,
+    encode,
     noise,
     processed,
     view,
@@ -79,6 +80,23 @@ def test_layouts(mllm):
     for size in SIZES:
         grid = mllm.layout("frames", 1, size).grid
         assert grid[1] * grid[2] <= 12 * 9
+
+
+def test_fewer_tiles(folder):
+    """One tile shows the frame as the video branch does; the processor splits into at most four just as the adapter."""
+    alone, few = (
+        load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="float32", frame_tiles=count))
+        for count in (1, 4)
+    )
+    pictures = noise(1, (480, 854))
+    single, video = view(alone, "frames", pictures), view(alone, "video", pictures)
+    assert single.layout.grid == video.layout.grid == (1, 3, 3)
+    (one,), (other,) = encode(alone, single), encode(alone, video)
+    assert torch.allclose(one.tokens, other.tokens, atol=1e-5)
+    assert few.layout("frames", 1, (480, 854)).grid == (1, 3, 2 * 3)
+    few.processor.image_processor.max_patches = 4
+    seen = view(few, "frames", pictures)
+    check_inputs(few, seen, TEXT, expected(few, seen))
 
 
 @pytest.mark.parametrize("size_hw", SIZES)

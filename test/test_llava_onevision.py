@@ -21,7 +21,7 @@ from family_checks import (
 )
 
 from decaf_ros.config import MllmConfig, Sam2Config
-from decaf_ros.grounding.families.llava_onevision import SYSTEM_PROMPT
+from decaf_ros.grounding.families.llava_onevision import SYSTEM_PROMPT, sizes_within
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from tiny_models.llava_onevision import write_tiny_llava_onevision
@@ -69,6 +69,21 @@ def test_layouts(mllm):
     assert (frames.grid, frames.units, frames.frames_per_unit) == ((1, 13, 20), 1, 1)
     # 6 x 5 tiles are more than nine: 30 x 25 tokens are scaled down to about nine tiles of 25.
     assert mllm.layout("frames", 1, (480, 400)).grid == (1, 16, 13)
+
+
+@pytest.mark.parametrize(("tiles", "grid"), [(1, (1, 3, 5)), (4, (1, 6, 10))])
+def test_fewer_tiles(folder, tiles, grid):
+    config = MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="float32", frame_tiles=tiles)
+    few = load_mllm(config)
+    seen = view(few, "frames", noise(1, (480, 854)))
+    assert seen.layout.grid == grid
+    check_inputs(few, seen, TEXT, tiles_alone(few, seen, TEXT, SYSTEM_PROMPT))
+
+
+def test_too_few_tiles_are_refused():
+    config = MllmConfig(frame_tiles=1)
+    with pytest.raises(ValueError, match="mllm.frame_tiles: expected at least 2 for this model, got 1"):
+        sizes_within([[384, 768], [768, 768]], 384, config)
 
 
 @pytest.mark.parametrize("size_hw", SIZES)

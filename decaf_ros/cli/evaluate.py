@@ -34,7 +34,7 @@ ABLATION_CLIPS, ONLINE_CLIPS = 10, 4
 # Questions per long clip, and its length in seconds.
 WATCHED_PER_CLIP, LONG_S = 1, 60.0
 # Image embeddings to keep: each expression of a clip masks the same frames.
-_EMBEDDING_CACHE = 64
+EMBEDDING_CACHE = 64
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -122,7 +122,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     out = args.out or Path("decaf_eval")
     if not args.calibrate:
         check_folder(out, args.json)
-    config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, _EMBEDDING_CACHE)})
+    config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, EMBEDDING_CACHE)})
     if args.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
     workers, threads = _processes(args, config, dataset.scored + dataset.tracking_only)

@@ -40,7 +40,17 @@ class MllmConfig(Checked):
     )
     video_tokens: int = option(400, "video branch: max visual tokens per temporal pair of frames", 1, 16384)
     frame_scale: int = option(
-        2, "frame branch: height and width of its token grid, as a multiple of the video branch's", 1, 8
+        2,
+        "frame branch of the Qwen families: height and width of its token grid, as a multiple of the video branch's",
+        1,
+        8,
+    )
+    frame_tiles: int = option(
+        0,
+        "frame branch of InternVL3 and LLaVA-OneVision: max tiles of a frame; 1: no tiling; 0: as many as published "
+        "(InternVL3: 12)",
+        0,
+        64,
     )
     max_new_tokens: int = option(
         128, "max tokens decoded per answer (mode paper); an answer that is cut off is no category", 1, 1024

@@ -72,7 +72,7 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
         pictures.append("![ROC of the presence score](roc.png)")
     (folder / "report.md").write_text("\n\n".join(["# Evaluation", text, *pictures]) + "\n", encoding="utf-8")
     write_json(folder / "report.json", summary)
-    write_json(folder / "cases.json", [_case_entry(case) for case in collected.cases])
+    write_json(folder / "cases.json", [case_entry(case) for case in collected.cases])
 
 
 def remove_report(folder: Path) -> None:
@@ -243,7 +243,7 @@ def caption(case: Case) -> str:
     return ", ".join(parts)
 
 
-def _case_entry(case: Case) -> dict[str, Any]:
+def case_entry(case: Case) -> dict[str, Any]:
     entry = dataclasses.asdict(case)
     for name in ("always", "published", "pointing", "attention"):
         value = getattr(case, name)

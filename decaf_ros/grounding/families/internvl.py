@@ -1,7 +1,7 @@
 """InternVL3, and other checkpoints that transformers loads as `internvl`.
 
 The vision tower takes square tiles. Video branch: each frame is one tile, labelled `FrameN: ` in the text. Frame
-branch: a frame is split into up to twelve tiles, whose tokens are stitched into one grid.
+branch: a frame is split into up to twelve tiles (`mllm.frame_tiles`), whose tokens are stitched into one grid.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ class InternVl:
         self.layers = model.config.get_text_config().num_hidden_layers
         vision = model.config.vision_config
         self._tile_px = vision.image_size[0]
+        self._most_tiles = config.frame_tiles or MAX_TILES
         self._tile_tokens = int(self._tile_px // vision.patch_size[0] * model.config.downsample_ratio)
 
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
         """See `Mllm.layout`. Grids, at s x s tokens per tile: video (frames, s, s); frames (1, rows*s, columns*s)."""
         if kind == "video":
             return Layout(kind, frames, 1, size_hw, (frames, self._tile_tokens, self._tile_tokens))
-        columns, rows = get_optimal_tiled_canvas(size_hw, (self._tile_px, self._tile_px), 1, MAX_TILES)
+        columns, rows = get_optimal_tiled_canvas(size_hw, (self._tile_px, self._tile_px), 1, self._most_tiles)
         return Layout(kind, 1, 1, size_hw, (1, rows * self._tile_tokens, columns * self._tile_tokens))
 
     def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
@@ -63,7 +64,7 @@ class InternVl:
                 size=size,
                 crop_to_patches=True,
                 min_patches=1,
-                max_patches=MAX_TILES,
+                max_patches=self._most_tiles,
                 return_tensors="pt",
             )["pixel_values"]
             # A thumbnail of the frame follows several tiles; it is not part of the map.

@@ -37,6 +37,9 @@ class LlavaOnevision:
         if not isinstance(selection[0], int) or selection[1] != "full":
             raise ValueError(f"mllm.checkpoint: expected all features of one vision layer, got {selection}")
         self.layers = model.config.get_text_config().num_hidden_layers
+        if config.frame_tiles:
+            sizes = sizes_within(model.config.image_grid_pinpoints, model.config.vision_config.image_size, config)
+            model.config.image_grid_pinpoints = self.processor.image_processor.image_grid_pinpoints = sizes
         self._tokens = {"video": model.config.video_token_id, "frames": model.config.image_token_id}
         self._tile_px = model.config.vision_config.image_size
         # Tokens per side of a tile, and of a video frame.
@@ -97,6 +100,18 @@ class LlavaOnevision:
     def embed(self, ids: torch.Tensor, slots: torch.Tensor, features: Sequence[Sequence[Features]]) -> dict[str, Any]:
         """See `Mllm.embed`."""
         return embed_tokens(self.model, ids, slots, features)
+
+
+def sizes_within(sizes: Sequence[Sequence[int]], tile_px: int, config: MllmConfig) -> list[list[int]]:
+    """Those of a model's image sizes (height, width), in pixels, that have at most `mllm.frame_tiles` tiles.
+
+    Raises ValueError if there are none.
+    """
+    within = [list(size) for size in sizes if (size[0] // tile_px) * (size[1] // tile_px) <= config.frame_tiles]
+    if not within:
+        fewest = min((height // tile_px) * (width // tile_px) for height, width in sizes)
+        raise ValueError(f"mllm.frame_tiles: expected at least {fewest} for this model, got {config.frame_tiles}")
+    return within
 
 
 def tile_tokens(model: PreTrainedModel, tiles: torch.Tensor, layout: Layout) -> torch.Tensor:

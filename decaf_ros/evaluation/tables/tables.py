@@ -1,0 +1,111 @@
+"""Writes tables: the paper's figures beside ours, as Markdown and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from decaf_ros.evaluation.report import percent, table, write_json
+from decaf_ros.evaluation.tables.plan import Line, RunKey
+from decaf_ros.evaluation.tables.runs import Measured
+
+_HEADINGS = {"j_and_f": "J&F", "j": "J", "f": "F"}
+
+
+def table_text(lines: Sequence[Line], measured: Mapping[RunKey, Measured]) -> str:
+    """The lines of one table as Markdown. In per cent; "-" for what was not measured or published."""
+    first = lines[0].table
+    compared = any(line.figures for line in lines)
+    # They repeat for every score.
+    beside = ("published", "difference") if compared else ()
+    headings = [heading for name in first.scores for heading in (_HEADINGS[name], *beside)]
+    rows = [(*_named(line), *_figures(line, measured, compared), *_remarks(line, measured)) for line in lines]
+    data = table(("method", "model", "data", "masks", *headings, "samples", "remarks"), rows)
+    return f"## {_title(first.name)}: {first.text}\n\n{data}"
+
+
+def _title(name: str) -> str:
+    return f"Table {name.removeprefix('table')}"
+
+
+def _named(line: Line) -> tuple[str, ...]:
+    masks = {"sam": "SAM 2", "attention": "attention"}[line.column.masks]
+    return line.row.method, line.row.model, line.column.text, masks
+
+
+def _figures(line: Line, measured: Mapping[RunKey, Measured], compared: bool) -> list[str]:
+    texts = []
+    for values in line_scores(line, measured).values():
+        published, difference = values["published"], values["difference"]
+        texts.append(percent(values["ours"]))
+        if compared:
+            texts.append("-" if published is None else f"{published:.1f}")
+            texts.append("-" if difference is None else f"{difference:+.1f}")
+    return texts
+
+
+def _remarks(line: Line, measured: Mapping[RunKey, Measured]) -> tuple[str, str]:
+    found = measured.get(line.ready) if line.ready else None
+    if found is None:
+        return "-", "; ".join([*(f"missing: {text}" for text in line.missing), *filter(None, [line.note])])
+    notes = [line.note] if line.note else []
+    if found.failed:
+        key, error = next(iter(found.failed.items()))
+        notes.append(f"{len(found.failed)} samples failed, so there is no figure; {key}: {error}")
+    if found.submission:
+        notes.append(f"scored by the server: {found.submission.name}")
+    return str(len(found.cases)), "; ".join(notes)
+
+
+def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, dict[str, float | None]]:
+    """By score: `ours`, a fraction; `published`, in per cent; `difference` in points; None where there is none.
+
+    There is no difference to a part of the samples.
+    """
+    found = measured.get(line.ready) if line.ready else None
+    names = line.table.scores
+    ours = dict.fromkeys(names) if found is None else found.scores(line.column, names)
+    scores = {}
+    for name in names:
+        published, own = line.figures.get(name), ours[name]
+        whole = own is not None and published is not None and not line.note
+        difference = 100 * own - published if whole and own is not None and published is not None else None
+        scores[name] = {"ours": own, "published": published, "difference": difference}
+    return scores
+
+
+def table_content(
+    lines: Sequence[Line], measured: Mapping[RunKey, Measured], settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The same as JSON values. settings: further entries."""
+    return {
+        "table": lines[0].table.name,
+        "text": lines[0].table.text,
+        **settings,
+        "lines": [_line_content(line, measured) for line in lines],
+    }
+
+
+def _line_content(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, Any]:
+    found = measured.get(line.ready) if line.ready else None
+    return {
+        "method": line.row.method,
+        "model": line.row.model,
+        "dataset": line.column.dataset,
+        "split": line.column.split,
+        "subset": line.column.subset,
+        "masks": line.column.masks,
+        "scores": line_scores(line, measured),
+        "run": found and found.name,
+        "samples": found and len(found.cases),
+        "failed": dict(found.failed) if found else {},
+        "missing": list(line.missing),
+        "note": line.note,
+    }
+
+
+def write_table(out: Path, name: str, text: str, content: Mapping[str, Any]) -> None:
+    """Writes NAME.md and NAME.json. Raises OSError."""
+    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    write_json(out / f"{name}.json", content)

@@ -1,0 +1,44 @@
+"""`decaf reproduce --engine ray` on a cluster of this machine, against the local engine. Ray is not in .venv: run
+`make test-ray`."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from test_reproduce import check_same, data, entries, given, models, on_davis, undisturbed
+
+from decaf_ros.cli.main import main
+from decaf_ros.evaluation.tables import ray_pool
+
+if not os.environ.get("DECAF_REQUIRE_RAY"):
+    pytest.importorskip("ray")
+pytestmark = pytest.mark.slow
+__all__ = ["data", "given", "models", "undisturbed"]  # fixtures
+
+
+class KillingPool(ray_pool.RayPool):
+    """Kills one of its two workers, with the second sample that it has got."""
+
+    sent: list[int] = []
+    killed: list[int] = []
+
+    def send(self, worker, sample):
+        victim = not self.killed and self.sent.count(worker) == 1
+        process = self._ray.get(self._workers[worker].process_id.remote()) if victim else 0
+        super().send(worker, sample)
+        self.sent.append(worker)
+        if victim:
+            self.killed.append(worker)
+            os.kill(process, signal.SIGKILL)
+
+
+def test_a_killed_worker_of_ray_changes_no_figure(given, data, undisturbed, monkeypatch):
+    monkeypatch.setattr(ray_pool, "RayPool", KillingPool)
+    assert main(on_davis(given, data, "out", "--engine", "ray", "--workers", "2")) == 0
+    assert len(KillingPool.killed) == 1 and len(set(KillingPool.sent)) == 3, "a third worker takes its place"
+    check_same("out", undisturbed)
+    found = entries("out")
+    assert sum(entry["deaths"] for entry in found.values()) == 1
+    assert sum(entry["attempts"] for entry in found.values()) == len(found) + 1
