@@ -133,6 +133,8 @@ class Segmenter(LifecycleNode):
         from decaf_ros.online.turns import Turns
         from decaf_ros.pipeline import Decaf
 
+        for camera in self._cameras.values():
+            camera.name_topics(config)
         if config.space.enabled:
             self._transforms = make_transforms(self, config.space)
         if left_out := left_out_topics(config.space.enabled):
