@@ -65,6 +65,28 @@ def test_overlay_and_heatmaps_are_published_only_if_wanted(models):
     assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}
 
 
+def test_masks_without_room_are_left_out_and_reported(models):
+    before, results = models.config, []
+    models.config = replace(before, {"outputs.tracklet_masks": "png", "outputs.tracklet_masks_kib": 1})
+    try:
+        run = Run(models, watch=results.append)
+        run.show(*(image(number, (480, 640)) for number in range(4)))
+        run.ask("the red disc")
+        run.show(image(4, (480, 640)))
+    finally:
+        models.config = before
+    masks = {one.id: one.mask for one in run.on("tracklets")[-1].tracklets}
+    assert sum(len(mask.data) for mask in masks.values()) <= 1024
+    left_out = [number for number, mask in masks.items() if not mask.encoding]
+    assert left_out and all(len(masks[number].data) == masks[number].height == 0 for number in left_out)
+    assert any("(outputs.tracklet_masks_kib), got more: target " in text for text in run.warnings())
+    # The action's result has them too.
+    shown = [one for one in results if isinstance(one, FrameResult)][-1]
+    assert {target.id: len(target.code.data) for target in shown.targets if target.code} == {
+        number: len(mask.data) for number, mask in masks.items() if mask.encoding
+    }
+
+
 def test_watchers_of_results_get_the_places_of_targets_with_depth(models):
     before, results = models.config, []
     models.config = replace(before, {"space.enabled": True, "space.min_points": 3})

@@ -13,6 +13,7 @@ from played_bags import played_bytes, played_messages, played_stamps
 from rosbags.highlevel import AnyReader
 
 from decaf_ros.cli.main import _parser, main
+from decaf_ros.evaluation.datasets.mask_file import decode_rle
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.replay import TimedQuery, replay
@@ -136,6 +137,18 @@ def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
     with BagReader(bag) as before, BagReader(out) as after:
         recorded = [message.stamp_ns for message in before.messages()]
         assert [message.stamp_ns for message in after.messages(["/decaf/masks"])] == recorded
+
+
+def test_masks_and_confidence_on_request(play, tmp_path):
+    bag = _write(tmp_path / "bag", _camera(*range(8)))
+    options = "--query", "the red disc", "--confidence", "--set", "outputs.tracklet_masks=rle"
+    code, out = play(bag, *options)
+    assert code == 0 and played_stamps(out, "confidence") == played_stamps(out, "masks")
+    (image, tracklets) = (played_messages(out, topic)[-1] for topic in ("confidence", "tracklets"))
+    assert image.encoding == "mono8" and tracklets.tracklets
+    for one in tracklets.tracklets:
+        mask = decode_rle({"size": [one.mask.height, one.mask.width], "counts": one.mask.data.tobytes().decode()})
+        assert mask.sum() == one.area and np.mean(image.data.reshape(mask.shape)[mask] > 127) > 0.99
 
 
 def test_the_new_bag_is_readable_without_this_package(play, tmp_path):

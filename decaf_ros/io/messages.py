@@ -143,7 +143,7 @@ def tracklet_array(make: Make, result: FrameResult) -> Any:
 def _tracklet(make: Make, target: Target) -> Any:
     x, y, width, height = target.box_xywh
     place, code = target.place or _NO_PLACE, target.code or _NO_CODE
-    height, width = target.mask.shape if target.code else (0, 0)
+    rows, columns = target.mask.shape if target.code else (0, 0)
     return make(
         "decaf_ros/msg/Tracklet",
         id=target.id,
@@ -162,8 +162,8 @@ def _tracklet(make: Make, target: Target) -> Any:
         mask=make(
             "decaf_ros/msg/Mask",
             encoding=code.encoding,
-            height=height,
-            width=width,
+            height=rows,
+            width=columns,
             data=np.frombuffer(code.data, np.uint8),
         ),
         position=point(make, place.position),

@@ -145,9 +145,11 @@ def _registration(
 
 
 def _pairs(depth: Topic, image: Topic, slop_s: float) -> Finding:
-    """Whether images have depth of their time. Those of the first and last half second do not count."""
+    """Whether images have depth of their time; those before the first depth and after the last one do not count."""
     name = f"stamps of {depth.name}"
     stamps, depths = np.array(image.stamps_ns), np.array(depth.stamps_ns)
+    within = (stamps >= depths.min()) & (stamps <= depths.max())
+    stamps = stamps[within] if within.any() else stamps
     distances = np.abs(stamps[:, None] - depths[None]).min(axis=1)
     share, middle_s = float(np.mean(distances <= slop_s * 1e9)), float(np.median(distances)) / 1e9
     text = (

@@ -128,13 +128,13 @@ class Segmenter(LifecycleNode):
         self._options.locked = True
 
     def _load(self, config: DecafConfig) -> None:
+        for camera in self._cameras.values():
+            camera.name_topics(config)
         # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
         from decaf_ros.online.handlers import Handlers
         from decaf_ros.online.turns import Turns
         from decaf_ros.pipeline import Decaf
 
-        for camera in self._cameras.values():
-            camera.name_topics(config)
         if config.space.enabled:
             self._transforms = make_transforms(self, config.space)
         if left_out := left_out_topics(config.space.enabled):

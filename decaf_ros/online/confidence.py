@@ -39,4 +39,4 @@ def confidence_image(result: FrameResult, logits: Mapping[int, torch.Tensor]) ->
         np.maximum(highest, score, out=highest)
     for own, score in labelled:
         highest[own] = score
-    return np.rint(255 / (1 + np.exp(-np.clip(highest, -100, 100)))).astype(np.uint8)
+    return np.rint(255 / (1 + np.exp(-np.clip(highest, -30, 30)))).astype(np.uint8)

@@ -45,7 +45,7 @@ def _runs(numbers: np.ndarray, pixels: int) -> tuple[np.ndarray, np.ndarray, int
     number of numbers.
     """
     places, edges = [], []
-    lengths, count = memoryview(numbers), len(numbers)  # a view gives integers faster than an array
+    lengths, count = numbers.data, len(numbers)  # a memoryview gives integers faster than an array
     done = place = 0
     while done < pixels:
         zeros, others = (lengths[place], lengths[place + 1]) if place + 2 <= count else (0, 0)
