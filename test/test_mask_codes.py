@@ -42,8 +42,8 @@ def test_pycocotools_decodes_rle():
 def test_pillow_decodes_png():
     for mask in masks(10):
         picture = Image.open(io.BytesIO(encode_png(mask)))
-        assert picture.mode == "L"
-        np.testing.assert_array_equal(np.array(picture), mask * 255)
+        assert picture.mode == "1"
+        np.testing.assert_array_equal(np.array(picture), mask)
 
 
 def result(*combined: float) -> FrameResult:
