@@ -178,7 +178,9 @@ class Camera:
 
     def _is_wanted(self, topic: str) -> bool:
         publisher = self._outputs.get(topic)
-        return publisher is not None and (topic in _LATCHED or publisher.get_subscription_count() > 0)
+        # Results of the action hold what `tracklets` has, with the places.
+        has_consumer = topic in _LATCHED or (topic == "tracklets" and self.busy)
+        return publisher is not None and (has_consumer or publisher.get_subscription_count() > 0)
 
     def _log_own(self, level: str, text: str) -> None:
         self._log(level, f"{self.name}: {text}" if self.name else text)

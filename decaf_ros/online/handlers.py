@@ -125,8 +125,9 @@ class Handlers:
         self._label_names: tuple[tuple[int, str], ...] | None = None
         self.space: SpaceOutputs | None = None
         if decaf.config.space.enabled:
+            keep_all = not (live and decaf.config.node.drop_frames)
             self.space = SpaceOutputs(
-                make, publish, is_wanted, self.report, self.statistics, lambda: decaf.config, clock, transforms
+                make, publish, is_wanted, self.report, self.statistics, lambda: decaf.config, clock, keep_all, transforms
             )
         self._stopping = False
 
