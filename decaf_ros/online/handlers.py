@@ -127,7 +127,15 @@ class Handlers:
         if decaf.config.space.enabled:
             keep_all = not (live and decaf.config.node.drop_frames)
             self.space = SpaceOutputs(
-                make, publish, is_wanted, self.report, self.statistics, lambda: decaf.config, clock, keep_all, transforms
+                make,
+                publish,
+                is_wanted,
+                self.report,
+                self.statistics,
+                lambda: decaf.config,
+                clock,
+                keep_all,
+                transforms,
             )
         self._stopping = False
 
