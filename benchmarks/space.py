@@ -1,4 +1,6 @@
-"""Time of the 3D stage on one core: targets, decoding of depth, registration. The last line is JSON, in milliseconds.
+"""Time of outputs on one core: targets in space, decoding of depth, registration, masks as bytes, confidence.
+
+The last line is JSON, in milliseconds and bytes.
 
 python benchmarks/space.py [--targets 16] [--repeats 50]
 """
@@ -16,12 +18,17 @@ from types import SimpleNamespace
 import _paths  # noqa: F401
 import cv2
 import numpy as np
+import torch
 from rvl_writer import encode_rvl
 
+from decaf_ros.io.mask_codes import encode_png, encode_rle
+from decaf_ros.online.confidence import confidence_image
+from decaf_ros.online.targets import label_image
 from decaf_ros.space.camera import Camera, pixel_rays
 from decaf_ros.space.depth import message_depth
 from decaf_ros.space.objects import TargetMeasurer
 from decaf_ros.space.registration import register
+from decaf_ros.types import Frame, FrameResult, Target, TargetState, TrackletScores
 from decaf_tabletop.world.depth_noise import measured_depth
 
 CAMERA = Camera(640, 480, 600.0, 600.0, 319.5, 239.5)
@@ -47,6 +54,16 @@ def scene(targets: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
     return measured_depth(depth.astype(np.float32), CAMERA.fx, np.random.default_rng(0)), masks
 
 
+def tracked(masks: dict[int, np.ndarray]) -> tuple[FrameResult, dict[int, torch.Tensor]]:
+    """The masks as targets of a frame, and logits of them on SAM 2's mask grid of 256 x 256."""
+    scores = TrackletScores(0.9, 0.9, 0.9, 0.9)
+    targets = tuple(Target(key, key, ("q1",), "", TargetState.TRACKED, mask, scores, 1) for key, mask in masks.items())
+    frame = Frame(np.zeros((*CAMERA.size_hw, 3), np.uint8), 1)
+    small = {key: cv2.resize(mask.astype(np.float32), (256, 256)) for key, mask in masks.items()}
+    logits = {key: torch.from_numpy(values * 10 - 5) for key, values in small.items()}
+    return FrameResult(frame, label_image(CAMERA.size_hw, targets), targets=targets), logits
+
+
 def milliseconds(function: Callable[[], object], repeats: int) -> dict[str, float]:
     """Median and fastest of repeated calls by the wall clock, and the median of this process's time on the CPU."""
     walls, cpus = [], []
@@ -69,12 +86,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=50)
     args = parser.parse_args()
     cv2.setNumThreads(1)
+    torch.set_num_threads(1)
     depth, masks = scene(args.targets)
     measurer = TargetMeasurer()
-    codes = np.where(np.isnan(depth), 0, np.rint(depth * 1000)).astype(np.uint16)
+    values = np.where(np.isnan(depth), 0, np.rint(depth * 1000)).astype(np.uint16)
     head = struct.pack("<iff", 0, 0.0, 0.0)
-    rvl = head + struct.pack("<II", 640, 480) + encode_rvl(codes.ravel().tolist())
-    png = head + cv2.imencode(".png", codes)[1].tobytes()
+    rvl = head + struct.pack("<II", 640, 480) + encode_rvl(values.ravel().tolist())
+    png = head + cv2.imencode(".png", values)[1].tobytes()
     moved = np.eye(4)
     moved[0, 3] = 0.05
 
@@ -93,10 +111,18 @@ def main() -> None:
         "register, distorted": milliseconds(lambda: register(depth, CAMERA, BENT, moved), max(args.repeats // 5, 1)),
         "rays, first time": milliseconds(fresh_rays, max(args.repeats // 10, 1)),
     }
+    result, logits = tracked(masks)
+    codes = {"RLE": encode_rle, "PNG": encode_png}
+    for name, encode in codes.items():
+        found[f"{args.targets} masks, {name}"] = milliseconds(
+            lambda encode=encode: [*map(encode, masks.values())], args.repeats
+        )
+    found["confidence"] = milliseconds(lambda: confidence_image(result, logits), args.repeats)
+    sizes = {f"bytes of a mask, {name}": len(encode(masks[1])) for name, encode in codes.items()}
     for name, figures in found.items():
         print(f"{name:20} " + "  ".join(f"{key} {value:7.2f}" for key, value in figures.items()))
     covered = float(np.mean(sum(mask.astype(int) for mask in masks.values()) > 0))
-    print(json.dumps({"targets": args.targets, "masks_cover": round(covered, 2), **found}))
+    print(json.dumps({"targets": args.targets, "masks_cover": round(covered, 2), **sizes, **found}))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,17 @@ from rclpy.context import Context
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from sensor_msgs.msg import CameraInfo, Image
 
-TOPIC, INFO = "/camera/image_raw", "/camera/camera_info"
+from decaf_ros.io.messages import stamp_ns
+
+TOPIC, INFO, DEPTH = "/camera/image_raw", "/camera/camera_info", "/camera/depth"
 SIZE_HW = (48, 64)
 
 
 class Driver:
-    """A camera driver: publishes an image and its camera_info at a rate, with an increasing stamp."""
+    """A camera driver: publishes an image and its camera_info at a rate, with an increasing stamp.
+
+    depths: by topic, published with the stamp of the image and `depth_later_s`.
+    """
 
     def __init__(
         self,
@@ -26,6 +31,8 @@ class Driver:
         hz: float,
         info: CameraInfo | None = None,
         size_hw: tuple[int, int] = SIZE_HW,
+        depths: dict[str, Image] | None = None,
+        depth_later_s: float = 0.0,
         **changes: object,
     ) -> None:
         self._context = Context()
@@ -34,6 +41,10 @@ class Driver:
         qos = QoSProfile(depth=5, reliability=ReliabilityPolicy[reliability.upper()])
         self._images = self._node.create_publisher(Image, TOPIC, qos)
         self._infos = self._node.create_publisher(CameraInfo, INFO, qos) if info else None
+        self._depths = [
+            (self._node.create_publisher(Image, topic, qos), message) for topic, message in (depths or {}).items()
+        ]
+        self._depth_later_ns = round(depth_later_s * 1e9)
         self._size_hw = size_hw
         self._info, self._period_s, self._changes = info, 1 / hz if hz else None, changes
         self._stopping = threading.Event()
@@ -53,6 +64,10 @@ class Driver:
                 now = time.time_ns()
                 image.header.stamp.sec, image.header.stamp.nanosec = divmod(now, 10**9)
             self._images.publish(image)
+            for publisher, depth in self._depths:
+                later_ns = stamp_ns(image.header.stamp) + self._depth_later_ns
+                depth.header.stamp.sec, depth.header.stamp.nanosec = divmod(later_ns, 10**9)
+                publisher.publish(depth)
             if self._infos:
                 self._infos.publish(self._info)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
+import torch
 
 from decaf_ros import types
 from decaf_ros.config import DecafConfig, replace
@@ -79,11 +80,12 @@ class WorldTracker:
             for key, mask in masks.items()
         }
 
-    def search(self, where: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
+    def search(self, where: Frame, example: Example) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
         """All visible objects; they look as `looks` says."""
         names = [name for name in self._world.paths if self._world.mask(name, where).any()]
         masks = np.array([self._world.mask(name, where) for name in names], bool).reshape(-1, *where.size_hw)
-        return masks, np.array([self._world.looks[name] for name in names], np.float32).reshape(len(names), -1)
+        looks = np.array([self._world.looks[name] for name in names], np.float32).reshape(len(names), -1)
+        return masks, looks, torch.from_numpy(masks.astype(np.float32) - 0.5)
 
     def reject(self, ids: Sequence[int]) -> None:
         """Stands in for the tracker's memory, which there is none of."""

@@ -20,7 +20,7 @@ from decaf_ros.doctor import checkpoint
 from decaf_ros.doctor.files import check_caches, check_weights
 from decaf_ros.doctor.findings import NOT_CHECKED, OK, WRONG, examine, run_trial
 from decaf_ros.doctor.memory import check_memory, mllm_need, sam2_need
-from decaf_ros.doctor.ros import image_topics
+from decaf_ros.doctor.ros import CameraTopics, camera_topics
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.io.parameter_files import load_config
@@ -319,10 +319,18 @@ def test_a_cache_that_cannot_be_written_to(monkeypatch):
     assert "set TRITON_CACHE_DIR" in bad.mend and good.state == OK
 
 
-def test_image_topics():
+def test_topics_of_the_cameras():
     config = DecafConfig()
-    assert image_topics(config, "/decaf/", []) == ["/decaf/image"]
-    assert image_topics(replace(config, {"cameras": ["a", "b"]}), "x", []) == ["/x/a/image", "/x/b/image"]
-    compressed = replace(config, {"node.image_transport": "compressed"})
-    assert image_topics(compressed, "decaf", []) == ["/decaf/image/compressed"]
-    assert image_topics(compressed, "decaf", ["/c", "/d/compressed"]) == ["/c/compressed", "/d/compressed"]
+    own = CameraTopics("/decaf/image", "/decaf/depth", "/decaf/camera_info", "/decaf/depth/camera_info")
+    assert camera_topics(config, "/decaf/") == [own]
+    cameras = camera_topics(replace(config, {"cameras": ["a", "b"]}), "x")
+    assert [camera.image for camera in cameras] == ["/x/a/image", "/x/b/image"]
+    assert [camera.depth_camera_info for camera in cameras] == ["/x/a/depth/camera_info", "/x/b/depth/camera_info"]
+    compressed = replace(config, {"node.image_transport": "compressed", "space.depth_transport": "compressed"})
+    (camera,) = camera_topics(compressed, "decaf")
+    assert camera[:3] == ("/decaf/image/compressed", "/decaf/depth/compressedDepth", "/decaf/camera_info")
+    named = camera_topics(compressed, "decaf", ["/c", "/e/d/compressed"], ["/depth"], ["/info"])
+    assert named[0][:3] == ("/c/compressed", "/depth/compressedDepth", "/info")
+    assert named[1][:3] == ("/e/d/compressed", "/decaf/depth/compressedDepth", "/e/camera_info")
+    with pytest.raises(ValueError, match="--depth: expected at most one topic for each of 1 cameras, got 2"):
+        camera_topics(config, "decaf", depths=["/a", "/b"])

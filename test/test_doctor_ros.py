@@ -22,7 +22,7 @@ from node_process import PROFILE_VARIABLES, unused_domain  # noqa: E402
 from sensor_msgs.msg import CameraInfo  # noqa: E402
 
 from decaf_ros.config import replace  # noqa: E402
-from decaf_ros.doctor.ros import check_ros  # noqa: E402
+from decaf_ros.doctor.ros import camera_topics, check_ros  # noqa: E402
 from decaf_ros.io.parameter_files import load_config  # noqa: E402
 
 pytestmark = pytest.mark.ros
@@ -61,7 +61,8 @@ def examined(env, *topics, target="", **options):
     config = replace(load_config(TABLETOP), {name.replace("__", "."): value for name, value in options.items()})
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("ROS_DOMAIN_ID", env["ROS_DOMAIN_ID"])
-        return list(check_ros(config, topics or [TOPIC], target, 1.0))
+        cameras = camera_topics(config, "decaf", topics or [TOPIC])
+        return list(check_ros(config, cameras, target, 1.0))
 
 
 def test_a_good_set_up():

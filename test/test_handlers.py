@@ -65,6 +65,22 @@ def test_overlay_and_heatmaps_are_published_only_if_wanted(models):
     assert {topic for topic, _ in run.published} == {"masks", "target_mask", "tracklets", "status"}
 
 
+def test_masks_without_room_are_left_out_and_reported(models):
+    before = models.config
+    # So large a PNG takes more than 1 KiB, even of an empty mask.
+    models.config = replace(before, {"outputs.tracklet_masks": "png", "outputs.tracklet_masks_kib": 1})
+    try:
+        run = Run(models)
+        run.show(*(image(number, (480, 640)) for number in range(4)))
+        run.ask("the red disc")
+        run.show(image(4, (1500, 2000)))
+    finally:
+        models.config = before
+    masks = {one.id: one.mask for one in run.on("tracklets")[-1].tracklets}
+    assert masks and all(not mask.encoding and len(mask.data) == mask.height == 0 for mask in masks.values())
+    assert any("(outputs.tracklet_masks_kib), got more: target " in text for text in run.warnings())
+
+
 def test_watchers_of_results_get_the_places_of_targets_with_depth(models):
     before, results = models.config, []
     models.config = replace(before, {"space.enabled": True, "space.min_points": 3})

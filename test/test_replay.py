@@ -13,6 +13,7 @@ from played_bags import played_bytes, played_messages, played_stamps
 from rosbags.highlevel import AnyReader
 
 from decaf_ros.cli.main import _parser, main
+from decaf_ros.evaluation.datasets.mask_file import decode_rle
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.replay import TimedQuery, replay
@@ -136,6 +137,18 @@ def test_no_frame_is_dropped_and_each_gets_its_outputs(play, tmp_path, storage):
     with BagReader(bag) as before, BagReader(out) as after:
         recorded = [message.stamp_ns for message in before.messages()]
         assert [message.stamp_ns for message in after.messages(["/decaf/masks"])] == recorded
+
+
+def test_masks_and_confidence_on_request(play, tmp_path):
+    options, sure = ("--query", "the red disc", "--confidence", "--set", "outputs.tracklet_masks=rle"), []
+    _, out = play(_write(tmp_path / "bag", _camera(*range(8))), *options)
+    assert played_stamps(out, "confidence") == played_stamps(out, "masks")
+    for image, message in zip(played_messages(out, "confidence"), played_messages(out, "tracklets")):
+        for one in message.tracklets:
+            mask = decode_rle({"size": [one.mask.height, one.mask.width], "counts": one.mask.data.tobytes().decode()})
+            assert mask.sum() == one.area and image.encoding == "mono8"
+            sure += [np.mean(image.data.reshape(mask.shape)[mask] > 127)] if one.area else []
+    assert min(sure) > 0.99
 
 
 def test_the_new_bag_is_readable_without_this_package(play, tmp_path):

@@ -7,6 +7,8 @@ import array
 import signal
 import time
 
+import cv2
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
@@ -14,9 +16,11 @@ pytest.importorskip("decaf_ros.msg")
 pytest.importorskip("domain_coordinator")
 
 from builtin_interfaces.msg import Time
-from node_process import LATCHED, Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
+from node_process import LATCHED, SIZE_HW, Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
+from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import QueryStatus
 from decaf_ros.types import QueryState
 
@@ -296,6 +300,42 @@ def test_the_lifecycle_can_be_repeated_and_refuses_impossible_transitions(robot,
     new_ids = {tracklet.id for message in robot.received["tracklets"] for tracklet in message.tracklets}
     assert int(after[1:]) == int(before[1:]) + 1 and min(new_ids) == max(ids) + 1
     assert process.running and "stream reset" not in process.log
+
+
+def test_masks_and_confidence_on_request(robot):
+    """Both while the node runs: a live parameter, and a topic that is computed for subscribers."""
+    query_id = robot.ask("the red square")
+    robot.show_until(lambda: QueryStatus.TRACKING in robot.states(query_id), "tracking")
+    assert {one.mask.encoding for message in robot.received["tracklets"] for one in message.tracklets} <= {""}
+    confidence: list[Image] = []
+    subscription = robot.node.create_subscription(Image, "confidence", confidence.append, 50)
+    assert robot.set_parameter("outputs.tracklet_masks", "png") == (True, "")
+
+    def coded() -> list:
+        return [one.mask for message in robot.received["tracklets"] for one in message.tracklets if one.mask.data]
+
+    robot.show_until(lambda: confidence and coded(), "masks and confidence")
+    assert robot.set_parameter("outputs.tracklet_masks", "none") == (True, "")
+    robot.node.destroy_subscription(subscription)
+    assert confidence[-1].encoding == "mono8" and stamp_ns(confidence[-1].header.stamp) in robot.stamps("masks")
+    pixels = cv2.imdecode(np.frombuffer(coded()[-1].data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert pixels.shape == SIZE_HW == (coded()[-1].height, coded()[-1].width) and set(np.unique(pixels)) <= {0, 255}
+
+
+def test_transports_that_are_not_subscribed_to_are_refused_by_name(domain_id, parameters, tmp_path, robot):
+    """As a value of the parameter, and by the name of the topic that `image` is remapped to."""
+    process = SegmenterProcess(domain_id, tmp_path / "value", parameters, "-p", "node.image_transport:=ffmpeg")
+    assert process.wait() == 1 and "Traceback" not in process.log
+    assert "got 'ffmpeg'; let image_transport decode it: ros2 run image_transport republish ffmpeg raw" in process.log
+    process = SegmenterProcess(
+        domain_id, tmp_path / "topic", parameters, "-r", "image:=/cam/image/theora", namespace="/refused"
+    )
+    try:
+        wait_for(lambda: "cannot become inactive" in process.log, "the refusal")
+        assert "/cam/image/theora: expected images as raw (node.image_transport), got theora" in process.log
+        assert "-r in/theora:=/cam/image/theora -r out:=/cam/image/decoded" in process.log
+    finally:
+        assert process.stop(signal.SIGTERM) == 0
 
 
 def test_a_missing_checkpoint_leaves_the_node_unconfigured(domain_id, parameters, tmp_path, robot):

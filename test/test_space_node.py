@@ -256,6 +256,26 @@ def test_compressed_depth(running, robot):
         robot.change_state("configure"), robot.change_state("activate")
 
 
+def test_the_action_has_places_although_nobody_subscribes(running, robot):
+    outputs = [each for each in robot.node.subscriptions if each.topic_name.startswith("/decaf/")]
+    outputs = [each for each in outputs if each.topic_name not in ("/decaf/status", "/decaf/label_info")]
+    heard = [(each.msg_type, each.topic_name, each.callback, each.qos_profile) for each in outputs]
+    for subscription in outputs:
+        robot.node.destroy_subscription(subscription)
+    try:
+        robot.show(4)
+        for _ in range(5):  # a target of these models may have too few points
+            goal = robot.send_goal("the red square")
+            robot.show_until(lambda goal=goal: goal.done, "a result")
+            if any(one.size.x > 0 for one in goal.result()[1].tracklets.tracklets):
+                break
+        else:
+            pytest.fail("no result has a place")
+    finally:
+        for arguments in heard:
+            robot.node.create_subscription(*arguments)
+
+
 def test_topics_of_packages_that_are_missing_are_left_out(running, parameters, tmp_path):
     """A node of its own: without vision_msgs, which the other one has."""
     _, robot, domain_id = running

@@ -49,6 +49,7 @@ class Stream:
             self.statistics,
             lambda: config,
             lambda: self.now,
+            False,
             transforms,
         )
         self.outputs.put_info(camera_info())

@@ -124,6 +124,11 @@ def test_depth_recorded_later_than_the_wait_and_missing_depth_give_frames_withou
     assert "within 0.03 s of the frame (space.sync_slop_s), got one 0.100 s away" in said.err
 
 
+def test_a_long_wait_loses_no_depth(play, bag):
+    code, out = play(bag, *DEPTH, "--set", "space.depth_wait_s=3")
+    assert code == 0 and played_stamps(out, "detections_3d") == played_stamps(out, "masks")
+
+
 def test_damaged_depth_is_reported_and_the_rest_is_played(play, bag, tmp_path, capsys):
     damaged = tmp_path / "damaged"
     with BagReader(bag) as reader, BagWriter(damaged) as writer:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from scripted import frame, settings
 from target_scenes import (
     HIDDEN,
@@ -134,7 +135,8 @@ class _Finding:
         self.added = []
 
     def search(self, where, example):
-        return self.masks, np.tile(np.array([1, 0], np.float32), (len(self.masks), 1))
+        looks = np.tile(np.array([1, 0], np.float32), (len(self.masks), 1))
+        return self.masks, looks, torch.from_numpy(self.masks.astype(np.float32) - 0.5)
 
     def add(self, keys, where, masks):
         self.added += keys

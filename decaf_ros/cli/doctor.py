@@ -8,8 +8,9 @@ import re
 from collections.abc import Iterator
 
 from decaf_ros.cli.options import add_config_arguments, read_config
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import DecafConfig, replace
 from decaf_ros.doctor.findings import WRONG, Finding, examine
+from decaf_ros.doctor.ros import CameraTopics, camera_topics
 from decaf_ros.resources import find_resource
 
 
@@ -26,12 +27,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add = parser.add_argument
     add_config_arguments(parser, " (default: config/decaf.yaml, as the launch file has it)")
     add("--image", nargs="+", default=[], metavar="TOPIC", help="image topics (default: those of the namespace)")
+    add("--depth", nargs="+", default=[], metavar="TOPIC", help="their depth images; turns on space.enabled")
+    add("--camera-info", nargs="+", default=[], metavar="TOPIC", help="their camera info (default: beside the images)")
+    add(
+        "--depth-camera-info",
+        nargs="+",
+        default=[],
+        metavar="TOPIC",
+        help="camera info of depth that is not registered to the images",
+    )
     add("--namespace", default="decaf", help="the segmenter's namespace (%(default)s)")
     add(
         "--target-frame",
         default="",
         metavar="FRAME",
-        help="also check the transform from the images' frame to this one",
+        help="also check the transform from the images' frame to this one (default: space.target_frame, if enabled)",
     )
     add("--watch", type=float, default=3.0, metavar="S", help="count images for so many seconds (%(default)g)")
     add("--image-size", type=image_size, default="640x480", metavar="WxH", help="for the memory (%(default)s)")
@@ -52,7 +62,13 @@ def configure(args: argparse.Namespace) -> DecafConfig:
     if not 0 < args.watch <= 3600:
         raise ValueError(f"--watch: expected more than 0 and at most 3600 seconds, got {args.watch:g}")
     args.config = args.config or find_resource("config/decaf.yaml")
-    return read_config(args)
+    config = read_config(args)
+    _cameras(args, config)  # for its errors
+    return replace(config, {"space.enabled": True}) if args.depth else config
+
+
+def _cameras(args: argparse.Namespace, config: DecafConfig) -> list[CameraTopics]:
+    return camera_topics(config, args.namespace, args.image, args.depth, args.camera_info, args.depth_camera_info)
 
 
 def run(args: argparse.Namespace, config: DecafConfig) -> int:
@@ -75,9 +91,10 @@ def examine_all(args: argparse.Namespace, config: DecafConfig) -> Iterator[Findi
     from decaf_ros.doctor.files import check_caches, check_weights
     from decaf_ros.doctor.memory import check_memory
     from decaf_ros.doctor.packages import check_numpy, check_packages, check_python
-    from decaf_ros.doctor.ros import check_ros, image_topics
+    from decaf_ros.doctor.ros import check_ros
 
-    topics = image_topics(config, args.namespace, args.image)
+    cameras = _cameras(args, config)
+    target = args.target_frame or (config.space.target_frame if config.space.enabled else "")
     yield from examine("Python", check_python)
     yield from examine("packages", check_packages)
     yield from examine("NumPy", check_numpy)
@@ -85,6 +102,6 @@ def examine_all(args: argparse.Namespace, config: DecafConfig) -> Iterator[Findi
     yield from examine("weights", lambda: check_weights(config))
     yield from examine("memory", lambda: check_memory(config, args.image_size))
     yield from examine("caches", check_caches)
-    yield from examine("ROS", lambda: check_ros(config, topics, args.target_frame, args.watch))
+    yield from examine("ROS", lambda: check_ros(config, cameras, target, args.watch))
     if args.checkpoint_check:
         yield from examine("checkpoint", lambda: check_checkpoint(config))

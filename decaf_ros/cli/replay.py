@@ -69,6 +69,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--namespace", type=_namespace, default="/decaf", help="namespace of query topic and outputs (%(default)s)")
     add("--storage", choices=sorted(STORAGES), default="mcap", help="storage format of the new bag (%(default)s)")
     add("--overlay", action="store_true", help="write the overlay images too")
+    add("--confidence", action="store_true", help="write the confidence images too")
     add_config_arguments(parser, " (default: the defaults of docs/parameters.md, not config/decaf.yaml)")
 
 
@@ -88,7 +89,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
         check_times(reader, queries, list(cameras.values()))  # before the slow loading of the models
         decaf = Decaf.from_config(config)
         with BagWriter(args.out, args.storage) as writer:
-            played = replay(decaf, reader, writer, queries, cameras, args.namespace, args.overlay, depth, _log)
+            on_request = args.overlay, args.confidence
+            played = replay(decaf, reader, writer, queries, cameras, args.namespace, *on_request, depth, _log)
     print("\n".join(_summary(played, args.out)))
     answers = [event for camera in played.cameras.values() for event in camera.answers]
     failed = any(event.state == QueryState.FAILED for event in answers)

@@ -23,6 +23,7 @@ from decaf_ros.config.method import (
 from decaf_ros.config.space import SpaceConfig
 from decaf_ros.config.stream import (
     NodeConfig,
+    OutputsConfig,
     QueriesConfig,
     RegroundingConfig,
     TrackingConfig,
@@ -37,6 +38,7 @@ __all__ = [
     "MllmConfig",
     "NodeConfig",
     "Option",
+    "OutputsConfig",
     "PresenceConfig",
     "QueriesConfig",
     "RegroundingConfig",
@@ -65,6 +67,7 @@ class DecafConfig(Checked):
     tracking: TrackingConfig = TrackingConfig()
     regrounding: RegroundingConfig = RegroundingConfig()
     queries: QueriesConfig = QueriesConfig()
+    outputs: OutputsConfig = OutputsConfig()
     space: SpaceConfig = SpaceConfig()
     node: NodeConfig = NodeConfig()
     cameras: tuple[str, ...] = option(

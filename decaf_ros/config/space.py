@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from decaf_ros.config.fields import Checked, option
+from decaf_ros.config.transports import DEPTH_TRANSPORTS, check_transport
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class SpaceConfig(Checked):
     depth_transport: str = option(
         "raw",
         "subscribe to topic depth (raw) or depth/compressedDepth (compressed: PNG or RVL)",
-        choices=("raw", "compressed"),
+        choices=tuple(DEPTH_TRANSPORTS),
     )
     rectified: bool = option(
         False, "the image and its depth are rectified: P of camera_info counts, without distortion; false: K and D"
@@ -58,6 +59,7 @@ class SpaceConfig(Checked):
     )
 
     def __post_init__(self) -> None:
+        check_transport("SpaceConfig.depth_transport", self.depth_transport, "/camera/depth/image_raw")
         super().__post_init__()
         if self.min_m >= self.max_m:
             raise ValueError(f"SpaceConfig.min_m: expected less than max_m ({self.max_m:g}), got {self.min_m:g}")

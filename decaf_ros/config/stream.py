@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from decaf_ros.config.fields import Checked, option
+from decaf_ros.config.transports import IMAGE_TRANSPORTS, check_transport
 
 POLICIES = ("hold", "refresh", "off")
 QUERY_MODES = ("replace", "add")
+MASK_ENCODINGS = ("rle", "png")
 
 # Names in the node's namespace, which no camera may have.
 _TAKEN = (
-    *("image", "query", "masks", "target_mask", "tracklets", "heatmaps", "status", "overlay"),
+    *("image", "query", "masks", "target_mask", "tracklets", "heatmaps", "status", "overlay", "confidence"),
     *("depth", "camera_info", "target_pose", "points", "depth_masked", "markers"),
     *("detections", "detections_3d", "label_info"),
     *("segment", "segmenter"),
@@ -144,12 +146,31 @@ class QueriesConfig(Checked):
 
 
 @dataclass(frozen=True)
+class OutputsConfig(Checked):
+    """What is published beyond the label image."""
+
+    tracklet_masks: str = option(
+        "none",
+        "the mask of each target in tracklets, which may overlap others; rle: COCO's compressed counts; png: a file",
+        choices=("none", *MASK_ENCODINGS),
+        live=True,
+    )
+    tracklet_masks_kib: int = option(
+        256,
+        "max KiB of masks in a message on tracklets; targets without room have none, best ones first",
+        1,
+        65536,
+        live=True,
+    )
+
+
+@dataclass(frozen=True)
 class NodeConfig(Checked):
     """The ROS node alone."""
 
     autostart: bool = option(True, "configure and activate at start-up; false: wait for a lifecycle manager")
     image_transport: str = option(
-        "raw", "subscribe to topic image (raw) or image/compressed (compressed)", choices=("raw", "compressed")
+        "raw", "subscribe to topic image (raw) or image/compressed (compressed)", choices=tuple(IMAGE_TRANSPORTS)
     )
     image_backend: str = option(
         "auto",
@@ -170,3 +191,7 @@ class NodeConfig(Checked):
     )
     max_query_chars: int = option(1000, "max length of a query in characters; longer ones are refused", 1, 1000000)
     diagnostics_period_s: float = option(1.0, "seconds between diagnostics messages", 0.05, 3600.0)
+
+    def __post_init__(self) -> None:
+        check_transport("NodeConfig.image_transport", self.image_transport)
+        super().__post_init__()

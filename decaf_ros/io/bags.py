@@ -23,6 +23,7 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, W
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
+from decaf_ros.config.transports import decoding, transport_of
 from decaf_ros.io import messages
 from decaf_ros.io.bag_files import ZSTD_MAGIC, open_files
 from decaf_ros.io.bag_files import is_bag as is_bag
@@ -137,6 +138,8 @@ class BagReader:
         images = {
             topic: entry for topic, entry in self.topics.items() if entry.msgtype in IMAGE_TYPES and topic in readable
         }
+        if name in self.topics and (transport := transport_of(name, self.topics[name].msgtype)):
+            raise ValueError(_undecoded(self.path, name, transport))
         if name and name in images:
             return name
         found = [
@@ -145,6 +148,9 @@ class BagReader:
         listed = ", ".join(map(str, ranked(found)))
         if name:
             raise ValueError(f"{self.path}: no image topic {name}; image topics: {listed or 'none'}")
+        for topic, entry in self.topics.items() if not found else ():
+            if transport := transport_of(topic, entry.msgtype):
+                raise ValueError(_undecoded(self.path, topic, transport))
         if not found:
             others = ", ".join(f"{topic} ({entry.msgtype})" for topic, entry in self.topics.items())
             raise ValueError(f"{self.path}: expected an image topic, got {others or 'an empty bag'}")
@@ -243,6 +249,14 @@ class BagReader:
                 raise ValueError(f"{self.path}: expected a definition of {msgtype} in the bag or a standard message")
             self._stores[msgtype] = store
         return self._stores[msgtype]
+
+
+def _undecoded(path: Path, topic: str, transport: str) -> str:
+    """The error of a topic of a transport that is not decoded here."""
+    return (
+        f"{path}: {topic}: expected raw or compressed images, got {transport}; play the bag, "
+        f"{decoding(topic, transport)}, or record it there"
+    )
 
 
 def _once(warn: Callable[[str], None]) -> Callable[[str], None]:

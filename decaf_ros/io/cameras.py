@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
 from decaf_ros.config import camera_names
+from decaf_ros.config.transports import decoding, transport_of
 
 if TYPE_CHECKING:
     # Not at run time: the launch file imports this module.
@@ -83,6 +84,8 @@ def recorded_depth(
     for topics, types in zip(named, (_DEPTH_TYPES, _INFO_TYPES)):
         for topic in topics.values():
             kind = reader.topics[topic].msgtype if topic in reader.topics else "no such topic"
+            if transport := transport_of(topic, "" if topic not in reader.topics else kind):
+                raise ValueError(f"{reader.path}: {topic}: got {transport}; {decoding(topic, transport)}")
             if kind not in types:
                 raise ValueError(f"{reader.path}: {topic}: expected {' or '.join(types)}, got {kind}")
     return {name: DepthTopics(topic, named[1][name]) for name, topic in named[0].items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from decaf_ros.resources import find_resource
 
-MESSAGES = ("Keypoint", "QueryStatus", "StageTime", "Tracklet", "TrackletArray")
+MESSAGES = ("Keypoint", "Mask", "QueryStatus", "StageTime", "Tracklet", "TrackletArray")
 ACTIONS = ("Segment",)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from decaf_ros.io.geometry_messages import point, vector
 from decaf_ros.io.images import Convert, builtin_rgb, message_to_rgb
-from decaf_ros.types import Frame, FrameResult, Heatmap, Output, Place, QueryEvent, QueryState, Target
+from decaf_ros.types import Frame, FrameResult, Heatmap, MaskCode, Output, Place, QueryEvent, QueryState, Target
 
 Make = Callable[..., Any]
 
@@ -28,6 +28,7 @@ TOPICS = {
     "tracklets": "decaf_ros/msg/TrackletArray",
     "status": "decaf_ros/msg/QueryStatus",
     "overlay": "sensor_msgs/msg/Image",
+    "confidence": "sensor_msgs/msg/Image",
 }
 # Encoding in sensor_msgs/Image by (ndim, dtype) of the array.
 _ENCODINGS = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1", (2, "float32"): "32FC1"}
@@ -35,6 +36,7 @@ _ENCODINGS = {(3, "uint8"): "rgb8", (2, "uint8"): "mono8", (2, "uint16"): "16UC1
 _SHORT_CHARS = 200
 _NS_PER_S = 1_000_000_000
 _NO_PLACE = Place((math.nan,) * 3, (math.nan,) * 3)
+_NO_CODE = MaskCode("", b"")
 
 
 def shortened(text: str) -> str:
@@ -140,7 +142,8 @@ def tracklet_array(make: Make, result: FrameResult) -> Any:
 
 def _tracklet(make: Make, target: Target) -> Any:
     x, y, width, height = target.box_xywh
-    place = target.place or _NO_PLACE
+    place, code = target.place or _NO_PLACE, target.code or _NO_CODE
+    rows, columns = target.mask.shape if target.code else (0, 0)
     return make(
         "decaf_ros/msg/Tracklet",
         id=target.id,
@@ -156,6 +159,13 @@ def _tracklet(make: Make, target: Target) -> Any:
         centroid_x=target.centroid_xy[0],
         centroid_y=target.centroid_xy[1],
         source_stamp=time(make, target.source_stamp_ns),
+        mask=make(
+            "decaf_ros/msg/Mask",
+            encoding=code.encoding,
+            height=rows,
+            width=columns,
+            data=np.frombuffer(code.data, np.uint8),
+        ),
         position=point(make, place.position),
         size=vector(make, place.size),
         **{name: float(value) for name, value in target.scores._asdict().items()},

@@ -32,7 +32,9 @@ def at_camera_size(result: FrameResult, frame: Frame) -> FrameResult:
     if frame is result.frame:
         return result
     targets = tuple(replace(target, mask=nearest(target.mask, frame.size_hw)) for target in result.targets)
-    return replace(result, frame=frame, labels=nearest(result.labels, frame.size_hw), targets=targets)
+    confidence = None if result.confidence is None else nearest(result.confidence, frame.size_hw)
+    labels = nearest(result.labels, frame.size_hw)
+    return replace(result, frame=frame, labels=labels, targets=targets, confidence=confidence)
 
 
 def nearest(values: np.ndarray, size_hw: tuple[int, int]) -> np.ndarray:

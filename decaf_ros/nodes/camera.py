@@ -17,6 +17,7 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
+from decaf_ros.config.transports import DEPTH_TRANSPORTS, IMAGE_TRANSPORTS, check_topic
 from decaf_ros.io.messages import TOPICS
 from decaf_ros.io.space_messages import SPACE_TOPICS
 from decaf_ros.io.vision_messages import VISION_TOPICS
@@ -71,6 +72,7 @@ class Camera:
         self._worker: Worker | None = None
         # Whether a command for `check_space` waits.
         self._is_space_due = False
+        self._topics: dict[str, str] = {}
         self._inputs: list[Subscription[Any]] = []
         self._outputs: dict[str, Publisher[Any]] = {}
         self._action = SegmentAction(
@@ -94,21 +96,21 @@ class Camera:
         """Subscribes."""
         qos = image_qos(config)
         compressed = config.node.image_transport == "compressed"
-        kind, topic = (CompressedImage, "image/compressed") if compressed else (Image, "image")
+        kind = CompressedImage if compressed else Image
         subscribe = self._node.create_subscription
         self._inputs = [
-            subscribe(kind, self._prefix + topic, self._take_image, qos),
+            subscribe(kind, self._topics["image"], self._take_image, qos),
             subscribe(String, self._prefix + "query", lambda message: self.take_query(message.data), EVERY_QUERY),
         ]
         space = self.handlers.space if self.handlers is not None else None
         if space is not None:
             compressed = config.space.depth_transport == "compressed"
-            kind, topic = (CompressedImage, "depth/compressedDepth") if compressed else (Image, "depth")
+            kind = CompressedImage if compressed else Image
             several = QoSProfile(depth=5 if config.node.drop_frames else 100, reliability=qos.reliability)
             # Best effort matches every publisher.
             newest = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
             self._inputs += [
-                subscribe(kind, self._prefix + topic, self._take_depth, several),
+                subscribe(kind, self._topics["depth"], self._take_depth, several),
                 subscribe(CameraInfo, self._prefix + "camera_info", space.put_info, newest),
                 subscribe(CameraInfo, self._prefix + "depth/camera_info", space.put_depth_info, newest),
             ]
@@ -139,6 +141,18 @@ class Camera:
 
     # Topics
 
+    def name_topics(self, config: DecafConfig) -> None:
+        """Names the topics of images and depth, before `activate`. Raises ValueError for one of another transport."""
+        image, depth = config.node.image_transport, config.space.depth_transport
+        self._topics = {
+            "image": f"{self._prefix}image{IMAGE_TRANSPORTS[image]}",
+            "depth": f"{self._prefix}depth{DEPTH_TRANSPORTS[depth]}",
+        }
+        resolved = {name: self._node.resolve_topic_name(topic) for name, topic in self._topics.items()}
+        check_topic("node.image_transport", resolved["image"], image, IMAGE_TRANSPORTS)
+        if config.space.enabled:
+            check_topic("space.depth_transport", resolved["depth"], depth, DEPTH_TRANSPORTS)
+
     def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
         """Makes reliable publishers, which match any subscription, of the messages that are installed. `status` and
         `label_info` are latched for late subscribers."""
@@ -165,7 +179,9 @@ class Camera:
 
     def _is_wanted(self, topic: str) -> bool:
         publisher = self._outputs.get(topic)
-        return publisher is not None and (topic in _LATCHED or publisher.get_subscription_count() > 0)
+        # Results of the action hold what `tracklets` has, with the places.
+        has_consumer = topic in _LATCHED or (topic == "tracklets" and self.busy)
+        return publisher is not None and (has_consumer or publisher.get_subscription_count() > 0)
 
     def _log_own(self, level: str, text: str) -> None:
         self._log(level, f"{self.name}: {text}" if self.name else text)

@@ -17,7 +17,7 @@ from decaf_ros.io.messages import TOPICS
 from decaf_ros.io.space_messages import SPACE_TOPICS
 from decaf_ros.io.vision_messages import VISION_TOPICS
 from decaf_ros.io.vision_types import VISION_MESSAGES
-from decaf_ros.msg import Keypoint, QueryStatus, StageTime, Tracklet, TrackletArray
+from decaf_ros.msg import Keypoint, Mask, QueryStatus, StageTime, Tracklet, TrackletArray
 
 _GEOMETRY = ("Point", "Pose", "PoseStamped", "PoseWithCovariance", "Quaternion", "Vector3")
 _SENSOR = ("CameraInfo", "CompressedImage", "Image", "PointCloud2", "PointField", "RegionOfInterest")
@@ -26,7 +26,7 @@ _OPTIONAL = {"visualization_msgs": ("Marker", "MarkerArray", "MeshFile"), "visio
 
 
 def _classes() -> dict[str, Any]:
-    found = [ColorRGBA, Duration, Header, Keypoint, QueryStatus, StageTime, Time, Tracklet, TrackletArray]
+    found = [ColorRGBA, Duration, Header, Keypoint, Mask, QueryStatus, StageTime, Time, Tracklet, TrackletArray]
     found += [getattr(geometry_msgs.msg, name) for name in _GEOMETRY]
     found += [getattr(sensor_msgs.msg, name) for name in _SENSOR]
     for package, names in _OPTIONAL.items():

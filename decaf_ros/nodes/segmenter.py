@@ -127,6 +127,8 @@ class Segmenter(LifecycleNode):
         self._options.locked = True
 
     def _load(self, config: DecafConfig) -> None:
+        for camera in self._cameras.values():
+            camera.name_topics(config)
         # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
         from decaf_ros.online.handlers import Handlers
         from decaf_ros.online.turns import Turns

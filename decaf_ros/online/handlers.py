@@ -13,6 +13,7 @@ from typing import Any
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.images import Convert, builtin_rgb
+from decaf_ros.io.mask_codes import with_codes
 from decaf_ros.io.messages import (
     Make,
     frame_from_message,
@@ -104,7 +105,15 @@ class Handlers:
         self._is_wanted = is_wanted
         self._watch = watch
         self._convert = convert
-        self._online = OnlineSegmenter(decaf, self._on_output, live, lambda: is_wanted("heatmaps"), target_ids, turns)
+        self._online = OnlineSegmenter(
+            decaf,
+            self._on_output,
+            live,
+            lambda: is_wanted("heatmaps"),
+            target_ids,
+            turns,
+            want_confidence=lambda: is_wanted("confidence"),
+        )
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
         self._unanswered: set[str] = set()
         self._throttle = _LogThrottle()
@@ -116,8 +125,17 @@ class Handlers:
         self._label_names: tuple[tuple[int, str], ...] | None = None
         self.space: SpaceOutputs | None = None
         if decaf.config.space.enabled:
+            keep_all = not (live and decaf.config.node.drop_frames)
             self.space = SpaceOutputs(
-                make, publish, is_wanted, self.report, self.statistics, lambda: decaf.config, clock, transforms
+                make,
+                publish,
+                is_wanted,
+                self.report,
+                self.statistics,
+                lambda: decaf.config,
+                clock,
+                keep_all,
+                transforms,
             )
         self._stopping = False
 
@@ -290,8 +308,11 @@ class Handlers:
         self.statistics.average("track_ms", tracking_ended - self._frame_began)
         for topic, message in mask_messages(self._make, result):
             self._publish(topic, message)
+        if result.confidence is not None:
+            self._publish("confidence", frame_image(self._make, result.confidence, result.frame))
         if self.space is not None:
             result = self.space.locate(result)
+        result = self._with_codes(result)
         self._publish("tracklets", tracklet_array(self._make, result))
         self._publish_detections(result)
         if self._is_wanted("overlay"):
@@ -304,6 +325,18 @@ class Handlers:
         self.statistics.result_ns = result.frame.stamp_ns
         self.statistics.targets = len(result.targets)
         self.statistics.average("publish_ms", time.perf_counter() - tracking_ended)
+        return result
+
+    def _with_codes(self, result: FrameResult) -> FrameResult:
+        """The result with the masks that `outputs.tracklet_masks` asks for."""
+        config = self._decaf.config.outputs
+        result, left_out = with_codes(result, config)
+        if left_out:
+            text = (
+                f"outputs.tracklet_masks: expected masks of at most {config.tracklet_masks_kib} KiB in a message "
+                f"(outputs.tracklet_masks_kib), got more: target {', '.join(map(str, left_out))} has none"
+            )
+            self.report(Notice("warn", text), kind="outputs.tracklet_masks")
         return result
 
     def _publish_detections(self, result: FrameResult) -> None:

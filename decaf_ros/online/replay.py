@@ -63,6 +63,7 @@ def replay(
     cameras: Mapping[str, str] | None = None,
     namespace: str = "/decaf",
     with_overlay: bool = False,
+    with_confidence: bool = False,
     depth: Mapping[str, DepthTopics] | None = None,
     log: Callable[[str, str], None] = lambda level, text: None,
 ) -> Played:
@@ -76,6 +77,7 @@ def replay(
     Args:
         cameras: image topic of each camera by name. Default: the only image topic of the bag, without a name ("").
         with_overlay: whether to draw and record `overlay`.
+        with_confidence: whether to record `confidence`.
         depth: topics of cameras with depth, by name. Without any there are no 3D outputs (`space.enabled`). A depth
             image recorded up to `space.depth_wait_s` after an image comes before it, as if tracking took that time.
         log: called with level ("info", "warn", "error") and text.
@@ -93,8 +95,10 @@ def replay(
     turns, query_numbers, target_ids = Turns(decaf), itertools.count(1), itertools.count(1)
     answers: dict[str, list[QueryEvent]] = {name: [] for name in cameras}
 
+    on_request = {"overlay": with_overlay, "confidence": with_confidence}
+
     def is_wanted(topic: str) -> bool:
-        return topic != "overlay" or with_overlay
+        return on_request.get(topic, True)
 
     def make_handlers(name: str) -> Handlers:
         own = f"{name}/" if name else ""

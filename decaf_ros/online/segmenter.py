@@ -24,6 +24,7 @@ import torch
 from decaf_ros.answers import absence, first_line, heatmaps, left_out_text, pixel_keypoints, tracking_text
 from decaf_ros.io.sizes import at_camera_size, bounded
 from decaf_ros.online.anchors import anchored, choose_anchors
+from decaf_ros.online.confidence import confidence_image
 from decaf_ros.online.edges import ImageEdges
 from decaf_ros.online.follower import Follower
 from decaf_ros.online.query import LiveQuery, Queries, refusal
@@ -50,6 +51,7 @@ class OnlineSegmenter:
         want_heatmaps: called after each grounding; whether to emit heatmaps.
         target_ids: supply of target ids. Share one between several segmenters with one consumer, so ids stay unique.
         turns: shared by all segmenters of `decaf`; default: this is the only one.
+        want_confidence: called for each frame; whether its result has a confidence image.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class OnlineSegmenter:
         want_heatmaps: Callable[[], bool] = lambda: True,
         target_ids: Iterator[int] | None = None,
         turns: Turns | None = None,
+        want_confidence: Callable[[], bool] = lambda: False,
     ) -> None:
         self.buffer = FrameBuffer()
         self.queries = Queries()
@@ -67,6 +70,7 @@ class OnlineSegmenter:
         self._emit = emit
         self._live = live
         self._want_heatmaps = want_heatmaps
+        self._want_confidence = want_confidence
         self._follower = Follower(decaf.sam2, target_ids)
         self._targets = self._follower.targets
         self._edges = ImageEdges(decaf.sam2)
@@ -342,6 +346,9 @@ class OnlineSegmenter:
         answered = [live.query for live in self.queries if live.answered]
         evidence, result = self._targets.evidence(frame), self._targets.publish(frame, answered)
         result = self._edges.correct(result, evidence, self._decaf.config.tracking)
+        if self._want_confidence():
+            logits = self._targets.logits(frame)
+            result = dataclasses.replace(result, confidence=confidence_image(result, logits))
         self._emit(at_camera_size(result, camera_frame))
 
     # Outputs

@@ -61,6 +61,7 @@ class SpaceOutputs:
         statistics: counts the frames with and without 3D outputs.
         config: returns the configuration.
         clock: seconds, for waiting.
+        keep_all: keep the depth of frames that have not begun, however many come before; see `DepthMatcher`.
         transforms: None: there are none. Raises ValueError if `space.target_frame` needs them.
     """
 
@@ -73,6 +74,7 @@ class SpaceOutputs:
         statistics: Statistics,
         config: Callable[[], DecafConfig],
         clock: Callable[[], float],
+        keep_all: bool,
         transforms: Transforms | None,
     ) -> None:
         if config().space.target_frame and transforms is None:
@@ -85,7 +87,7 @@ class SpaceOutputs:
         self._config = config
         self._clock = clock
         self._transforms = transforms
-        self._matcher = DepthMatcher(keep_all=not config().node.drop_frames)
+        self._matcher = DepthMatcher(keep_all)
         self._measurer = TargetMeasurer()
         self._info: Any = None
         self._depth_info: Any = None

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+import torch
 
 from decaf_ros.config import DecafConfig, TrackingConfig
 from decaf_ros.online.appearance import MARGIN_OFF
@@ -126,18 +127,20 @@ class Targets:
             example = target.appearance.example
             if example is None or not target.is_held(config.regrounding.policy):
                 continue
-            masks, looks = tracker.search(frame, example)
+            masks, looks, logits = tracker.search(frame, example)
             least, most = config.regrounding.match_iou, config.segmentation.suppression_iou
             is_here = np.array([mask_iou(mask, target.mask) > least for mask in masks], bool)
             free = np.array([self._is_free(target, frame, mask) for mask in masks], bool)
             if target.seen_frame is frame:  # it is not elsewhere
                 free &= is_here
+            places = np.flatnonzero(free)
             masks, looks, is_here = masks[free], looks[free], is_here[free]
             in_place = np.flatnonzero(is_here & target.appearance.is_recent(frame)).tolist()
             followed = [index for index, mask in enumerate(masks) if mask_iou(mask, target.claim) > most]
             chosen = target.appearance.choose(masks, looks, config.tracking, in_place, followed)
             if chosen is not None:
-                found.append((target, TrackStep(masks[chosen], 1.0, looks[chosen])))
+                step = TrackStep(masks[chosen], 1.0, looks[chosen], logits=logits[places[chosen]])
+                found.append((target, step))
         # One mask may fit two targets of the same looks: it belongs to the more similar one.
         for target, step in sorted(found, key=lambda pair: -(pair[0].appearance.similarity(pair[1].look) or 0.0)):
             if self.find(target, key := next(keys), frame, step, config):
@@ -196,6 +199,12 @@ class Targets:
         """For each living target by id: the key of its memory in the tracker, and whether it is surely seen on `frame`,
         the last followed one."""
         return {target.id: (target.key, target.sure_frame is frame) for target in self.living}
+
+    def logits(self, frame: Frame) -> dict[int, torch.Tensor]:
+        """(h, w) float32 by id, on the mask grid, of each living target that is seen on `frame`, the last followed
+        one."""
+        seen = (target for target in self.living if target.seen_frame is frame)
+        return {target.id: target.logits for target in seen if target.logits is not None}
 
     @property
     def key_masks(self) -> list[tuple[LivingTarget, Frame, np.ndarray]]:

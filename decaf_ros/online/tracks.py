@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 
 from decaf_ros.config import RegroundingConfig, TrackingConfig
 from decaf_ros.online.appearance import Appearance
@@ -96,6 +97,7 @@ class LivingTarget:
         is_given_up: not searched for once it is lost: a duplicate of an older target, or lost in a stream reset.
         is_proven: surely seen since it was found again; until then it is TENTATIVE.
         appearance: what it looks like, from confirmed frames.
+        logits: (h, w) float32 of `mask` on the mask grid, if it was seen on the last followed frame.
     """
 
     id: int
@@ -119,6 +121,7 @@ class LivingTarget:
     is_given_up: bool = False
     is_proven: bool = True
     appearance: Appearance = field(default_factory=Appearance)
+    logits: torch.Tensor | None = None
 
     @classmethod
     def start(
@@ -150,7 +153,7 @@ class LivingTarget:
 
         With a mask that cannot be this target, it counts as hidden. Returns whether it is surely seen.
         """
-        is_sure = False
+        is_sure, self.logits = False, None
         if is_seen(step, config) and not self.appearance.contradicts(frame, step.mask, step.look, config):
             is_sure = self._see(frame, step, config, is_keyframe)
             self.seen_count += 1
@@ -164,6 +167,7 @@ class LivingTarget:
 
     def _see(self, frame: Frame, step: TrackStep, config: TrackingConfig, is_keyframe: bool = False) -> bool:
         self.mask, self.seen_frame, self.unseen_since_ns = step.mask, frame, frame.stamp_ns
+        self.logits = step.logits
         is_sure = self.appearance.accept(frame, step.mask, step.look, config, step.has_strays)
         if is_sure:
             self.is_proven = True

@@ -20,12 +20,13 @@ from decaf_ros.types import Frame
 class TrackStep(NamedTuple):
     """mask: (H, W) bool, empty if the object is not seen, without strays. object_score: object-presence logit, > 0:
     seen. look: (C,) float32, its descriptor (`appearance.describe`). has_strays: whether SAM 2 masked something apart
-    from the object too."""
+    from the object too. logits: (h, w) float32 of the mask on the mask grid, on the model's device, with the strays."""
 
     mask: np.ndarray
     object_score: float
     look: np.ndarray | None = None
     has_strays: bool = False
+    logits: torch.Tensor | None = None
 
 
 @dataclass
@@ -83,15 +84,17 @@ class StreamingTracker:
             masks = np.stack([without_strays(mask) for mask in whole])
             looks = describe(embedding, masks, frame)
             stray = [has_strays(*pair) for pair in zip(whole, masks)]
-            results = zip(group.ids, masks, output.object_score.tolist(), looks, stray)
+            results = zip(group.ids, masks, output.object_score.tolist(), looks, stray, output.logits)
             steps.update({key: TrackStep(*result) for key, *result in results})
         return steps
 
-    def search(self, frame: Frame, example: Example) -> tuple[np.ndarray, np.ndarray]:
-        """Masks of things on a frame that may be the example: (K, H, W) bool, with their (K, C) float32 descriptors."""
+    def search(self, frame: Frame, example: Example) -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
+        """Masks of things on a frame that may be the example: (K, H, W) bool, with their (K, C) float32 descriptors and
+        (K, h, w) float32 logits on the mask grid, on the model's device."""
         embedding = self._sam2.embed(frame)
-        masks = self._sam2.masks_at_points(embedding, likely_points(frame, example)).masks.cpu().numpy()
-        return masks, describe(embedding, masks, frame)
+        found = self._sam2.masks_at_points(embedding, likely_points(frame, example))
+        masks = found.masks.cpu().numpy()
+        return masks, describe(embedding, masks, frame), found.logits
 
     def reject(self, ids: Collection[int]) -> None:
         """Forgets the last step of these objects, whose masks were not theirs: later steps do not attend to it.

@@ -114,6 +114,13 @@ class Place(NamedTuple):
     size: tuple[float, float, float]
 
 
+class MaskCode(NamedTuple):
+    """A target's mask as bytes. encoding: "rle" or "png", see `decaf_ros.io.mask_codes`."""
+
+    encoding: str
+    data: bytes
+
+
 @dataclass(frozen=True, eq=False)
 class Target:
     """One target on one frame.
@@ -125,6 +132,7 @@ class Target:
     mask: (H, W) bool.
     source_stamp_ns: stamp of the key frame with the point that started it.
     place: None without depth.
+    code: the mask as bytes; None unless `outputs.tracklet_masks` asks for it.
     box_xywh, area_px, centroid_xy: geometry of the mask in pixels; zeros if it is empty.
     """
 
@@ -137,6 +145,7 @@ class Target:
     scores: TrackletScores
     source_stamp_ns: int
     place: Place | None = None
+    code: MaskCode | None = None
     box_xywh: tuple[int, int, int, int] = field(init=False)
     area_px: int = field(init=False)
     centroid_xy: tuple[float, float] = field(init=False)
@@ -170,15 +179,19 @@ class FrameResult:
     labels: (H, W) uint8, 0 background, k the target with label k. Where masks overlap, the higher combined score wins.
     queries: the tracked ones, in the order of asking.
     targets: empty if nothing is tracked.
+    confidence: (H, W) uint8, see `decaf_ros.online.confidence`; None unless somebody wants it.
     """
 
     frame: Frame
     labels: np.ndarray
     queries: tuple[Query, ...] = ()
     targets: tuple[Target, ...] = ()
+    confidence: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_array("FrameResult.labels", self.labels, np.uint8, self.frame.size_hw)
+        if self.confidence is not None:
+            check_array("FrameResult.confidence", self.confidence, np.uint8, self.frame.size_hw)
 
     @property
     def query(self) -> Query | None:
@@ -186,7 +199,7 @@ class FrameResult:
         return self.queries[-1] if self.queries else None
 
     def of(self, query: Query) -> FrameResult:
-        """The part of the result that belongs to one query."""
+        """The part of the result that belongs to one query, without the confidence."""
         targets = tuple(target for target in self.targets if query.id in target.query_ids)
         is_meant = np.isin(self.labels, [target.label for target in targets])
         return FrameResult(self.frame, np.where(is_meant, self.labels, np.uint8(0)), (query,), targets)

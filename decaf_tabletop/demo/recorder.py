@@ -27,7 +27,8 @@ from decaf_ros.types import QueryState
 from decaf_tabletop.demo.processes import emit
 
 _DIAGNOSTICS = "diagnostic_msgs/msg/DiagnosticArray"
-OUTPUTS = {**TOPICS, "/diagnostics": _DIAGNOSTICS}
+# Not the confidence, which is only computed for subscribers.
+OUTPUTS = {topic: kind for topic, kind in TOPICS.items() if topic != "confidence"} | {"/diagnostics": _DIAGNOSTICS}
 _CLASSES = {**CLASSES, _DIAGNOSTICS: DiagnosticArray}
 
 

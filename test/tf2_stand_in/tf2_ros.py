@@ -16,6 +16,11 @@ class Buffer:
     def __init__(self) -> None:
         self.known: dict[tuple[str, str], TransformStamped] = {}
 
+    def can_transform(self, target_frame: str, source_frame: str, time, return_debug_tuple: bool) -> tuple[bool, str]:
+        assert return_debug_tuple
+        known = (target_frame, source_frame) in self.known
+        return known, "" if known else f'"{target_frame}" does not exist'
+
     def lookup_transform(self, target_frame: str, source_frame: str, time) -> TransformStamped:
         if (target_frame, source_frame) not in self.known:
             raise TransformException(f'"{target_frame}" passed to lookupTransform does not exist')
