@@ -12,9 +12,9 @@ import cv2
 import numpy as np
 
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.io.sizes import nearest
-from decaf_ros.io.video import VideoWriter
 from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
 
@@ -25,7 +25,7 @@ _TILE_WIDTH = 480
 # Marks the folder of a run that is in progress or failed.
 _UNFINISHED = "UNFINISHED"
 # All files and folders that a run may create.
-_PARTS = ("masks", "coarse_masks", "outputs_bag", "overlay.mp4", "contact_sheet.png", "summary.json", _UNFINISHED)
+_PARTS = ("masks", "coarse_masks", "outputs_bag", "overlay.webm", "contact_sheet.png", "summary.json", _UNFINISHED)
 
 
 class PictureSheet:
@@ -90,7 +90,7 @@ class ResultFolder:
     - masks/: one PNG label image per frame (0 background, k the target with label k), named by frame index.
     - coarse_masks/: key-frame masks from the attention alone, 0 or 255, see `write_coarse_masks`.
     - outputs_bag/: the node's topics (mcap).
-    - overlay.mp4, contact_sheet.png, summary.json: always written.
+    - overlay.webm, contact_sheet.png, summary.json: always written.
 
     output_format: "png" (masks/ and coarse_masks/), "bag" (outputs_bag/) or "both".
 
@@ -110,7 +110,7 @@ class ResultFolder:
             self._masks.mkdir()
         self._bag = BagWriter(folder / "outputs_bag") if output_format != "png" else None
         self._output_bag = OutputBag(self._bag) if self._bag else None
-        self._video = VideoWriter(folder / "overlay.mp4")
+        self._video = VideoWriter(folder / "overlay.webm")
         self._sheet = PictureSheet()
         self._events: list[QueryEvent] = []
         self._notices: list[str] = []
