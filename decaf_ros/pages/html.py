@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -14,6 +15,8 @@ import numpy as np
 EMBEDDED_MIB = 48
 # Nothing but what is in the file, or beside it for a large film, even if a text in it were taken for markup.
 _POLICY = "default-src 'none'; img-src data:; media-src data: 'self' file:; style-src 'unsafe-inline'"
+# With a unit, or "-" for none.
+_NUMBER = re.compile(r"-|[+-]?[\d.,]+( ?(%|ms|s|px))?")
 _STYLE = """
 :root { color-scheme: light dark; --line: #d5d8dc; --soft: #f3f5f7; --faint: #68707a; --good: #00724f; --bad: #b8450a; }
 @media (prefers-color-scheme: dark) {
@@ -26,6 +29,8 @@ h2 { font-size: 1.2em; margin: 36px 0 10px; padding-bottom: 4px; border-bottom: 
 p { max-width: 80ch; overflow-wrap: anywhere; }
 .lead { font-size: 1.1em; margin: 0 0 18px; }
 .good { color: var(--good); } .bad { color: var(--bad); } .faint { color: var(--faint); }
+td .good, td .bad { white-space: nowrap; }
+h3 { font-size: 1em; margin: 20px 0 6px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px 4px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
@@ -154,4 +159,4 @@ def _data_uri(kind: str, data: bytes) -> str:
 
 
 def _is_number(cell: str) -> bool:
-    return cell == "-" or cell.lstrip("+-")[:1].isdigit()
+    return _NUMBER.fullmatch(cell) is not None
