@@ -132,7 +132,7 @@ def test_the_report_shows_the_numbers(collected, numbers, tmp_path):
     assert table['"not found": recall'] == ["50.0"]
     write_report(tmp_path / "out", numbers, collected, text)
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
+    assert names == {"report.html", "report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
 
 
 def test_best_and_worst_are_kept(collected):

@@ -67,7 +67,7 @@ class AnswerPair(NamedTuple):
 
     @property
     def presence_change(self) -> float | None:
-        """Of the score, absolute; None if one is not known."""
+        """Absolute change of the score; None if one is not known."""
         known = [one.presence for one in self if one is not None and one.presence is not None]
         return abs(known[0] - known[1]) if len(known) == 2 else None
 

@@ -22,7 +22,7 @@ def evaluation_page(summary: Mapping[str, Any], text: str, extremes: Sequence[tu
         extremes: For each type the best case and the worst; None if there is only one.
     """
     counts = summary["counts"]
-    lead = f"{summary['settings']['dataset']}: {counts['present']} questions with targets, {counts['absent']} without"
+    lead = f"{_dataset(summary)}{counts['present']} questions with targets, {counts['absent']} without"
     parts: list[object] = [html.paragraph(lead, "lead"), *_accuracy(summary), *_presence(summary)]
     if summary["case_seconds"]:
         parts += [
@@ -58,7 +58,7 @@ def long_page(
         curves: Points (seconds since the answer, share in [0, 1]) by name.
         shown: Clips by heading.
     """
-    lead = f"{summary['settings']['dataset']}: {summary['questions']} questions, each asked early in a long clip"
+    lead = f"{_dataset(summary)}{summary['questions']} questions, each asked early in a long clip"
     parts: list[object] = [
         html.paragraph(lead, "lead"),
         html.heading("Time since the answer"),
@@ -98,17 +98,14 @@ def _presence(summary: Mapping[str, Any]) -> list[object]:
     curve = summary["presence_curve"]
     if curve is None:
         return []
+    thresholds, threshold = curve["thresholds"], summary["roc"]["threshold"]
+    # A value holds from the score before up to its own.
     series = {
-        "precision": list(zip(curve["thresholds"], curve["precision"])),
-        "recall": list(zip(curve["thresholds"], curve["recall"])),
+        name: [(x, y) for low, x, y in zip([0.0, *thresholds], thresholds, curve[name]) for x in (low, x)]
+        for name in ("precision", "recall")
     }
-    threshold = summary["roc"]["threshold"]
-    at = np.searchsorted(curve["thresholds"], threshold)
-    marks = []
-    if at < len(curve["thresholds"]):
-        marks = [
-            charts.Mark(curve["thresholds"][at], curve[name][at], "") for name in series if curve[name][at] is not None
-        ]
+    at = int(np.searchsorted(thresholds, threshold))
+    marks = [charts.Mark(threshold, curve[name][at], "") for name in series] if at < len(thresholds) else []
     area = summary["roc"]["area"]
     return [
         html.heading("Presence score"),
@@ -118,12 +115,18 @@ def _presence(summary: Mapping[str, Any]) -> list[object]:
     ]
 
 
+def _dataset(summary: Mapping[str, Any]) -> str:
+    return f"{summary['settings']['dataset']}: " if "settings" in summary else ""
+
+
 def _settings(summary: Mapping[str, Any]) -> list[object]:
-    settings = summary["settings"]
-    rows = [("decaf_ros", summary["version"])]
-    rows += [(name, _value(value)) for name, value in settings.items() if name != "parameters"]
-    rows += [(name, value) for name, value in settings["parameters"].items() if name.endswith(".checkpoint")]
-    return [html.heading("Settings"), html.table((), rows), html.parameters(settings["parameters"])]
+    if "settings" not in summary:
+        return []
+    settings = dict(summary["settings"])
+    parameters = settings.pop("parameters")
+    rows = [("decaf_ros", summary.get("version")), *((name, _value(value)) for name, value in settings.items())]
+    rows += [(name, value) for name, value in parameters.items() if name.endswith(".checkpoint")]
+    return [html.heading("Settings"), html.table((), rows), html.parameters(parameters)]
 
 
 def _value(value: object) -> object:

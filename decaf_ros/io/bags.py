@@ -274,7 +274,7 @@ class BagWriter:
     Args:
         path: the folder.
         storage: "mcap" or "sqlite3", else ValueError.
-        origin: What the bag was made from, as JSON values; stands in metadata.yaml, where `bag_origin` finds it.
+        origin: How the bag was made, as JSON values; it stands in metadata.yaml, where `bag_origin` finds it.
 
     Raises FileExistsError if `path` exists.
     """

@@ -44,11 +44,11 @@ class TargetLog:
 
     @property
     def digest(self) -> str:
-        """Of the pixels of all frames: equal for results of the same images."""
+        """A hash over the pixels of all frames: equal for results of the same images."""
         return self._digest.hexdigest()
 
     def targets(self) -> list[dict[str, Any]]:
-        """What is known about each target, by id: seconds count from the first frame."""
+        """Each target by id, with all that is known of it: seconds count from the first frame."""
         start_ns = self.frames[0]["stamp_ns"] if self.frames else 0
         return [
             {
