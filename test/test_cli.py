@@ -196,10 +196,10 @@ def test_offline_a_stamp_that_jumps_back_is_an_error(tmp_path, capsys):
     assert f"got {START_NS + 2 * STEP_NS} ns" in capsys.readouterr().err
 
 
-def test_every_target_has_its_own_label(video, models, tmp_path):
+def test_every_target_has_its_own_label(bag, models, tmp_path):
     """With a threshold of 0 the tiny model finds several objects."""
     out = tmp_path / "out"
-    args = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
+    args = ["segment", str(bag), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
     assert main([*args, "--set", "segmentation.tracklet_threshold=0", "--set", "window.size=4"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     masks = np.stack([cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted((out / "masks").iterdir())])

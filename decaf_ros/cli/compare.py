@@ -61,6 +61,9 @@ def run(args: argparse.Namespace, config: None) -> int:
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0 to 1, got {value:g}")
+    for path in (args.a, args.b):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
     _check_out(args.out)
     reports = [is_report(path) for path in (args.a, args.b)]
     if any(reports) and not all(reports):

@@ -34,7 +34,7 @@ h3 { font-size: 1em; margin: 20px 0 6px; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: 8px 0; font-variant-numeric: tabular-nums; }
 th, td { padding: 4px 12px 4px 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-td { overflow-wrap: anywhere; } th { font-weight: 600; white-space: nowrap; }
+td { overflow-wrap: break-word; } th { font-weight: 600; white-space: nowrap; }
 td.number, th.number { text-align: right; white-space: nowrap; }
 video, img { max-width: 100%; height: auto; display: block; background: var(--soft); border-radius: 4px; }
 video { width: 100%; max-width: 860px; }
