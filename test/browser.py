@@ -62,7 +62,7 @@ class Page:
         return int(self._page.evaluate("() => [...document.images].filter(one => !one.naturalWidth).length"))
 
     def width(self) -> int:
-        """The width of the whole content in pixels; more than that of the window (1200) if a reader has to scroll sideways."""
+        """The width of the content in pixels: over 1200, the window's, if a reader has to scroll sideways."""
         return int(self._page.evaluate("() => document.documentElement.scrollWidth"))
 
     def play(self) -> list[float]:

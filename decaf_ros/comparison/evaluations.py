@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from decaf_ros.comparison.differences import DifferentInputError
 from decaf_ros.comparison.results import ResultError
 
-_SAME_SETTINGS = ("dataset", "seed", "clips", "kinds", "expressions_a_clip")
+_SAME_SETTINGS = ("dataset", "seed", "clips", "kinds", "expressions_a_clip", "ground_truth")
 
 
 class CaseDifference(NamedTuple):
