@@ -109,12 +109,13 @@ class Differences:
         return max((pair.presence_change or 0.0 for pair in self.answers), default=0.0)
 
     def worst_frames(self, count: int) -> list[FrameDifference]:
-        """Up to `count` frames that differ, the worst first, at least half a second apart."""
+        """Up to `count` frames that differ, the worst first, spread over time."""
+        apart_s = max(0.5, self.frames[-1].seconds / (2 * count))
         chosen: list[FrameDifference] = []
         for frame in sorted(self.frames, key=lambda one: (one.worst, -one.id_changes, one.stamp_ns)):
             if len(chosen) == count or (frame.worst == 1.0 and not frame.id_changes):
                 break
-            if all(abs(frame.seconds - other.seconds) >= 0.5 for other in chosen):
+            if all(abs(frame.seconds - other.seconds) >= apart_s for other in chosen):
                 chosen.append(frame)
         return chosen
 
