@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,6 +18,7 @@ from decaf_ros.evaluation.datasets.bag import BagSource, TruthTopic
 from decaf_ros.evaluation.datasets.registry import Selection
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
 
+ROOT = Path(__file__).parents[1]
 FRAMES = 8
 ALWAYS = ["presence.threshold=0", "segmentation.fallback=best", "window.size=3", "window.min_frames=2"]
 
@@ -49,7 +54,18 @@ def bag(tmp_path_factory):
 def given(bag, tiny_mllm_dir, tiny_sam2_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     settings = [argument for name in ALWAYS for argument in ("--set", name)]
-    return ["eval", "--bag", str(bag), "--mllm", str(tiny_mllm_dir), "--sam2", str(tiny_sam2_dir), *settings]
+    return [
+        "eval",
+        "--bag",
+        str(bag),
+        "--mllm",
+        str(tiny_mllm_dir),
+        "--sam2",
+        str(tiny_sam2_dir),
+        *settings,
+        "--threads",
+        "1",
+    ]
 
 
 def clip_of(bag, *truths, ask_at_s=None, queries=("the ball",)):
@@ -130,3 +146,13 @@ def test_errors_before_the_models_are_loaded(given, capsys, monkeypatch, argumen
 def test_options_of_a_bag_without_one(capsys):
     assert main(["eval", "--query", "x"]) == 1
     assert "--query: only with --bag" in capsys.readouterr().err
+
+
+def test_the_program_for_ros(bag, tmp_path):
+    """`ros2 run decaf_ros evaluate_bag BAG`, up to its first error, and its help."""
+    program = [sys.executable, str(ROOT / "bin" / "evaluate_bag")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    shared = {"cwd": tmp_path, "capture_output": True, "text": True, "env": environment}
+    failed = subprocess.run([*program, str(bag)], **shared)
+    assert failed.returncode == 1 and "--query: expected a text for --bag" in failed.stderr
+    assert "--ground-truth" in subprocess.run([*program, "--help"], **shared).stdout
