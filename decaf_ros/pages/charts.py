@@ -12,7 +12,7 @@ from decaf_ros.pages.html import Markup
 # Okabe and Ito's palette; yellow, which is too pale for lines on white, is left out.
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00")
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 260, 56, 16, 12, 44
-_BAR_HEIGHT, _BAR_GAP, _CHAR_PX = 16, 8, 6.6
+_BAR_HEIGHT, _BAR_GAP, _CHAR_PX = 16, 8, 7.4
 
 Points = Sequence[tuple[float, float | None]]
 
