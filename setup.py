@@ -44,6 +44,7 @@ setup(
         "numpy>=1.26",
         "scipy>=1.11",
         "opencv-python-headless>=4.10",
+        "av>=14,<19",  # encodes films for browsers
         "pillow>=10",
         "PyYAML>=6.0.1",
         "safetensors>=0.4.3",

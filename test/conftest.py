@@ -26,6 +26,8 @@ if os.environ.get("DECAF_REQUIRE_ROS"):
     if find_spec("mujoco") is None:
         raise ModuleNotFoundError("mujoco: expected to be installed; `make setup` installs it")
 
+# Tests of pages are skipped without a browser (`browser.py`); DECAF_REQUIRE_BROWSER, set in CI, requires one.
+
 # The package supports transformers 4.57; training the demo's MLLM requires version 5.
 if transformers.__version__ < "5":
     collect_ignore = ["test_training_language.py", "test_training_mllm.py", "test_training_tower.py"]

@@ -11,8 +11,8 @@ from decaf_ros.cli.calibrate import ClipQueries, read_data
 from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.parameter_files import load_config
-from decaf_ros.io.video import VideoWriter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Presence
 
@@ -27,14 +27,14 @@ def picture(index):
 @pytest.fixture
 def data(tmp_path):
     (tmp_path / "clips").mkdir()
-    with VideoWriter(tmp_path / "clips" / "ball.mp4") as file:
+    with VideoWriter(tmp_path / "clips" / "ball.webm") as file:
         for index in range(4):
             file.write(picture(index), START_NS + index * STEP_NS)
     with BagWriter(tmp_path / "clips" / "bag") as file:
         for index in range(6):
             file.write_image("/camera/image", picture(index), START_NS + index * STEP_NS, "optical")
     clips = [
-        {"file": "ball.mp4", "present": ["the red ball"], "absent": ["the zebra"]},
+        {"file": "ball.webm", "present": ["the red ball"], "absent": ["the zebra"]},
         {
             "file": "bag",
             "topic": "/camera/image",
@@ -50,7 +50,7 @@ def data(tmp_path):
 
 def test_data_file(data):
     video, bag = read_data(data)
-    assert video == ClipQueries(data.parent / "ball.mp4", present=("the red ball",), absent=("the zebra",))
+    assert video == ClipQueries(data.parent / "ball.webm", present=("the red ball",), absent=("the zebra",))
     assert (bag.topic, bag.start_s, bag.duration_s, bag.name) == ("/camera/image", 0.5, 1.6, str(data.parent / "bag"))
 
 
@@ -93,12 +93,12 @@ def test_real_evidence_of_random_models(data, models, tmp_path, capsys):
     [
         ([], "expected a list 'clips'"),
         ([{"present": ["x"]}], "clip 1: expected a mapping with 'file'"),
-        ([{"file": "ball.mp4"}], "expected queries as texts"),
-        ([{"file": "ball.mp4", "present": [""]}], "expected queries as texts"),
-        ([{"file": "ball.mp4", "present": "the ball"}], "present: unexpected value 'the ball'"),
-        ([{"file": "ball.mp4", "present": ["x"], "stop": 3}], "got 'stop'"),
+        ([{"file": "ball.webm"}], "expected queries as texts"),
+        ([{"file": "ball.webm", "present": [""]}], "expected queries as texts"),
+        ([{"file": "ball.webm", "present": "the ball"}], "present: unexpected value 'the ball'"),
+        ([{"file": "ball.webm", "present": ["x"], "stop": 3}], "got 'stop'"),
         ([{"file": "none.mp4", "present": ["x"]}], "no such file or folder"),
-        ([{"file": "ball.mp4", "start": True, "present": ["x"]}], "start: unexpected value True"),
+        ([{"file": "ball.webm", "start": True, "present": ["x"]}], "start: unexpected value True"),
     ],
 )
 def test_a_bad_data_file_is_refused_before_the_models_load(data, clips, words, tmp_path, capsys):

@@ -16,7 +16,8 @@ from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.cli.parameters import parameter_table
 from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
-from decaf_ros.io.video import VideoWriter, read_video
+from decaf_ros.io.film import VideoWriter
+from decaf_ros.io.video import read_video
 
 ROOT = Path(__file__).parents[1]
 START_NS = 1_700_000_000_000_000_000
@@ -31,10 +32,10 @@ def picture(index: int) -> np.ndarray:
 
 @pytest.fixture
 def video(tmp_path) -> Path:
-    with VideoWriter(tmp_path / "ball.mp4") as file:
+    with VideoWriter(tmp_path / "ball.webm") as file:
         for index in range(FRAMES):
             file.write(picture(index), START_NS + index * STEP_NS)
-    return tmp_path / "ball.mp4"
+    return tmp_path / "ball.webm"
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_offline_video_to_all_outputs(video, models, tmp_path, capsys):
     masks = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted((out / "masks").iterdir())]
     assert len(masks) == FRAMES and {mask.shape for mask in masks} == {(HEIGHT, WIDTH)}
     assert summary["frames_with_target"] == sum(mask.any() for mask in masks) > 0
-    assert len(list(read_video(out / "overlay.mp4"))) == FRAMES
+    assert len(list(read_video(out / "overlay.webm"))) == FRAMES
     assert cv2.imread(str(out / "contact_sheet.png")).shape[1] > 4 * WIDTH
     with BagReader(out / "outputs_bag") as outputs:
         written = [outputs.deserialize(message) for message in outputs.messages(["/decaf/masks"])]
@@ -174,7 +175,7 @@ def test_online_a_new_image_size_resets_the_stream(two_sizes, models, tmp_path, 
     assert main([*args, "--set", "window.min_frames=3"]) == 0
     masks = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED).shape for file in sorted((out / "masks").iterdir())]
     assert masks == [(HEIGHT, WIDTH)] * 5 + [(96, 96)] * 3
-    assert {frame.size_hw for frame in read_video(out / "overlay.mp4")} == {(HEIGHT, WIDTH)}
+    assert {frame.size_hw for frame in read_video(out / "overlay.webm")} == {(HEIGHT, WIDTH)}
     assert "stream reset: the image size changed" in capsys.readouterr().err
 
 
@@ -195,10 +196,10 @@ def test_offline_a_stamp_that_jumps_back_is_an_error(tmp_path, capsys):
     assert f"got {START_NS + 2 * STEP_NS} ns" in capsys.readouterr().err
 
 
-def test_every_target_has_its_own_label(video, models, tmp_path):
+def test_every_target_has_its_own_label(bag, models, tmp_path):
     """With a threshold of 0 the tiny model finds several objects."""
     out = tmp_path / "out"
-    args = ["segment", str(video), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
+    args = ["segment", str(bag), "--query", "the red ball", "--out", str(out), "--format", "both", *models]
     assert main([*args, "--set", "segmentation.tracklet_threshold=0", "--set", "window.size=4"]) == 0
     summary = json.loads((out / "summary.json").read_text())
     masks = np.stack([cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for file in sorted((out / "masks").iterdir())])

@@ -254,7 +254,7 @@ def test_demo(tmp_path, arguments, questions, images):
     assert counts == [images] * len(PER_FRAME)
     assert topics["/decaf/heatmaps"].message_count >= 4
     assert states[:3] == [QueryState.RECEIVED, QueryState.GROUNDING, QueryState.TRACKING]
-    assert next(read_video(out / "overlay.mp4")).size_hw == (240, 320)
+    assert next(read_video(out / "overlay.webm")).size_hw == (240, 320)
     assert (out / "contact_sheet.png").stat().st_size > 10_000
     assert (out / "question.png").exists() == (questions == 8)
     assert processes_that_mention(str(out)) == []

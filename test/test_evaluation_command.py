@@ -180,7 +180,7 @@ def test_bad_usage_is_exit_code_2(given, capsys):
 
 def test_default_parameters_come_from_the_dataset():
     arguments = argparse.Namespace(
-        dataset="tabletop", config=None, node=None, set=["window.size=8"], mllm=None, sam2=None
+        dataset="tabletop", bag=None, config=None, node=None, set=["window.size=8"], mllm=None, sam2=None
     )
     config = read_evaluation_config(arguments)
     assert config == replace(

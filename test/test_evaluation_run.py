@@ -114,6 +114,11 @@ def test_summary(collected, numbers):
     assert numbers["counts"]["not_found"] == {"motion": 2, "absent": 2}
     # Present: 0.9, 0.8, 0.7 and 0.2; absent: 0.6 and 0.1.
     assert numbers["roc"]["area"] == pytest.approx(7 / 8)
+    curve = numbers["presence_curve"]
+    assert curve["thresholds"] == [0, 0.1, 0.2, 0.6, 0.7, 0.8, 0.9]
+    assert curve["precision"] == pytest.approx([4 / 6, 4 / 6, 4 / 5, 3 / 4, 1, 1, 1])
+    assert curve["recall"] == pytest.approx([1, 1, 1, 3 / 4, 3 / 4, 1 / 2, 1 / 4])
+    assert list(numbers["case_seconds"]) == ["p50", "p90", "p95", "p99"]
 
 
 def test_a_type_without_cases_has_no_numbers(numbers):
@@ -132,7 +137,7 @@ def test_the_report_shows_the_numbers(collected, numbers, tmp_path):
     assert table['"not found": recall'] == ["50.0"]
     write_report(tmp_path / "out", numbers, collected, text)
     names = {file.name for file in (tmp_path / "out").iterdir()}
-    assert names == {"report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
+    assert names == {"report.html", "report.md", "report.json", "cases.json", "contact_sheet.png", "roc.png"}
 
 
 def test_best_and_worst_are_kept(collected):

@@ -18,8 +18,9 @@ from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig
 from decaf_ros.io import images
 from decaf_ros.io.bags import BagWriter, make_header, typestore
+from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.images import message_to_rgb
-from decaf_ros.io.video import VideoWriter, read_video
+from decaf_ros.io.video import read_video
 
 
 def bomb(side: int) -> bytes:
@@ -91,17 +92,17 @@ def test_large_images_of_a_bag_are_rejected(tmp_path):
 
 def test_the_parameter_reaches_every_input(tmp_path, capsys):
     write_bag(tmp_path / "bag", indices=range(3))
-    with VideoWriter(tmp_path / "clip.mp4") as video:
+    with VideoWriter(tmp_path / "clip.webm") as video:
         for index in range(3):
             video.write(picture(index), START_NS + index * STEP_NS)
     (tmp_path / "frames").mkdir()
     for index in range(3):
         cv2.imwrite(str(tmp_path / "frames" / f"{index}.png"), picture(index))
-    for name in ("bag", "clip.mp4", "frames"):
+    for name in ("bag", "clip.webm", "frames"):
         for mode in ([], ["--online"]):
             arguments = ["--query", "x", "--out", str(tmp_path / "out"), "--set", "node.max_image_mpx=0.003", *mode]
             assert main(["segment", str(tmp_path / name), *arguments, "--mllm", "nowhere"]) == 1
             assert "expected at most 0.003 megapixels (node.max_image_mpx), got 64 x 48 px" in capsys.readouterr().err
     with pytest.raises(ValueError, match="got 64 x 48 px"):
-        next(read_video(Path(tmp_path, "clip.mp4"), max_mpx=0.003))
-    assert [frame.index for frame in read_video(tmp_path / "clip.mp4", max_mpx=0.1)] == [0, 1, 2]
+        next(read_video(Path(tmp_path, "clip.webm"), max_mpx=0.003))
+    assert [frame.index for frame in read_video(tmp_path / "clip.webm", max_mpx=0.1)] == [0, 1, 2]

@@ -157,7 +157,7 @@ def test_files_have_the_camera_s_size(bag, models, tmp_path, mode):
     folders = ["masks"] if mode else ["masks", "coarse_masks"]
     pictures = [cv2.imread(str(file), cv2.IMREAD_UNCHANGED) for name in folders for file in (out / name).iterdir()]
     assert {picture.shape for picture in pictures} == {SIZE_HW}
-    assert {frame.size_hw for frame in read_video(out / "overlay.mp4")} == {SIZE_HW}
+    assert {frame.size_hw for frame in read_video(out / "overlay.webm")} == {SIZE_HW}
     with BagReader(out / "outputs_bag") as outputs:
         images = ["/decaf/masks", "/decaf/target_mask", "/decaf/heatmaps"]
         found = [outputs.deserialize(message) for message in outputs.messages(images)]

@@ -180,11 +180,11 @@ def test_online_frames_of_a_bag_have_moving_stamps(tmp_path):
 
 
 def test_a_video_begins_at_zero(tmp_path):
-    from decaf_ros.io.video import VideoWriter
+    from decaf_ros.io.film import VideoWriter
 
-    with VideoWriter(Path(tmp_path, "clip.mp4")) as video:
+    with VideoWriter(Path(tmp_path, "clip.webm")) as video:
         for _ in range(4):
             video.write(np.zeros((48, 64, 3), np.uint8), 0)
-    source = ClipSource(tmp_path / "clip.mp4")
+    source = ClipSource(tmp_path / "clip.webm")
     assert [frame.stamp_ns for frame in source.load()] == [0, 10**9, 2 * 10**9, 3 * 10**9]
     assert source.problems.texts == []

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from decaf_ros.cli.calibrate import check_out
+from decaf_ros.cli.evaluate_bag import add_bag_arguments, bag_source, check_bag_arguments
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
@@ -85,19 +86,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="processes that score clips (default: one per core, 1 with cuda; 0: no further process)",
     )
     add("--threads", type=int, help="threads per process (default: the cores divided among them)")
+    add_bag_arguments(parser)
     add_config_arguments(parser, " (default: the parameter file of the dataset)")
 
 
 def read_evaluation_config(args: argparse.Namespace) -> DecafConfig:
     """The configuration to evaluate. Raises OSError or ValueError."""
-    source = find_source(args.dataset)
-    file = args.config or (resolve_path(source.default_config) if source.default_config else None)
+    default = "" if args.bag else find_source(args.dataset).default_config
+    file = args.config or (resolve_path(default) if default else None)
     return with_arguments(load_config(file, node=args.node) if file else DecafConfig(), args)
 
 
 def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates or calibrates. Raises OSError, ValueError or RuntimeError; the last names clip and expression."""
-    source = find_source(args.dataset)
+    check_bag_arguments(args)
+    source = bag_source(args, config) if args.bag else find_source(args.dataset)
     kinds = _kinds(args, source)
     _check(args, config, kinds, source.every_expression)
     if args.long:
@@ -195,7 +198,8 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
     out = args.out or Path("decaf_eval")
     check_folder(out, args.json)
     workers, threads = _processes(args, config, dataset.scored)
-    plan = Plan(ExpressionChoice(args.seed or 0, WATCHED_PER_CLIP, 0, kinds), watch=True)
+    count = None if args.bag else WATCHED_PER_CLIP
+    plan = Plan(ExpressionChoice(args.seed or 0, count, 0, kinds), watch=True)
     watched: list[Watched] = []
     progress = _Progress(dataset, plan)
     for scores in clip_scores(dataset, plan, functools.partial(load_evaluator, config, threads), workers):
@@ -222,7 +226,7 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str], 
     if args.submission:
         names = ("seed", "json", "out", "kinds", "calibrate", "long", "ablation_clips", "no_ablation")
         _refuse(args, names, "no effect with --submission")
-    if every:
+    if every and not args.bag:
         _refuse(args, ("seed", "long"), f"no effect with --dataset {args.dataset}, whose expressions are all asked")
     if args.ablation_clips is not None and args.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")

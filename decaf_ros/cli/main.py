@@ -12,7 +12,10 @@ from importlib.metadata import entry_points
 from decaf_ros.version import __version__
 
 # Modules of this package, one for each command.
-COMMANDS = ("segment", "replay", "evaluate", "reproduce", "calibrate", "doctor", "weights", "layout", "parameters")
+COMMANDS = (
+    *("segment", "replay", "compare", "evaluate", "reproduce", "calibrate"),
+    *("doctor", "weights", "layout", "parameters"),
+)
 # Group in which other packages register subcommands: functions like `segment.add_parser`.
 ENTRY_POINTS = "decaf_ros.commands"
 

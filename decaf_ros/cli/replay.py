@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decaf_ros.cli.options import add_config_arguments, read_config
-from decaf_ros.config import DecafConfig
+from decaf_ros.config import DecafConfig, options
 from decaf_ros.io.bags import STORAGES, BagReader, BagWriter
 from decaf_ros.io.cameras import parse_cameras, recorded_cameras, recorded_depth
 from decaf_ros.io.messages import shortened
 from decaf_ros.types import QueryState
+from decaf_ros.version import __version__
 
 if TYPE_CHECKING:
     from decaf_ros.online.replay import Played
@@ -88,7 +89,13 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
         _check_space(config, bool(depth))
         check_times(reader, queries, list(cameras.values()))  # before the slow loading of the models
         decaf = Decaf.from_config(config)
-        with BagWriter(args.out, args.storage) as writer:
+        origin = {
+            "input": str(args.bag),
+            "mode": "replay",
+            "version": __version__,
+            "parameters": {option.name: option.value for option in options(config)},
+        }
+        with BagWriter(args.out, args.storage, origin) as writer:
             on_request = args.overlay, args.confidence
             played = replay(decaf, reader, writer, queries, cameras, args.namespace, *on_request, depth, _log)
     print("\n".join(_summary(played, args.out)))

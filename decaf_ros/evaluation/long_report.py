@@ -10,6 +10,7 @@ from decaf_ros.evaluation.long import FOUND_AGAIN_S, UNSEEN_S, VISIBLE_PX, Watch
 from decaf_ros.evaluation.long_pictures import over_time_picture
 from decaf_ros.evaluation.long_summary import curves
 from decaf_ros.evaluation.report import percent, remove_report, table, write_json
+from decaf_ros.evaluation.report_page import long_page
 from decaf_ros.io.results import write_png
 from decaf_ros.io.viz import contact_sheet
 
@@ -62,17 +63,16 @@ def long_report_text(summary: Mapping[str, Any]) -> str:
 
 
 def write_long_report(folder: Path, summary: Mapping[str, Any], watched: Sequence[Watched], text: str) -> None:
-    """Writes report.md, report.json, watched.json and the pictures; replaces an earlier report.
+    """Writes report.html, report.md, report.json, watched.json and the pictures; replaces an earlier report.
 
     text: from `long_report_text`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_report(folder)
     write_png(folder / "over_time.png", over_time_picture(curves(watched), f"Mean of {len(watched)} questions"))
-    worst = sorted(watched, key=lambda one: one.mean_j)[:_WORST]
-    captions = [
-        f'clip {one.clip}, "{one.text}", asked at {one.asked_s:.1f} s: J {percent(one.mean_j)}' for one in worst
-    ]
+    ordered = sorted(watched, key=lambda one: one.mean_j)
+    worst = ordered[:_WORST]
+    captions = [_caption(one) for one in worst]
     width = max(one.picture.shape[1] for one in worst)
     write_png(folder / "worst.png", contact_sheet([one.picture for one in worst], 1, captions, width))
     pictures = (
@@ -82,8 +82,17 @@ def write_long_report(folder: Path, summary: Mapping[str, Any], watched: Sequenc
     (folder / "report.md").write_text(
         "\n\n".join(["# Evaluation on long clips", text, *pictures]) + "\n", encoding="utf-8"
     )
+    best = ordered[_WORST:][::-1][:_WORST]  # none twice
+    shown = {"The worst clips": worst, "The best clips": best} if best else {"All clips": worst}
+    pictures_by_title = {title: [(one.picture, _caption(one)) for one in those] for title, those in shown.items()}
+    page = long_page(summary, text, curves(watched), pictures_by_title)
+    (folder / "report.html").write_text(page, encoding="utf-8")
     write_json(folder / "report.json", summary)
     write_json(folder / "watched.json", [_frames(one) for one in watched])
+
+
+def _caption(one: Watched) -> str:
+    return f'clip {one.clip}, "{one.text}", asked at {one.asked_s:.1f} s: J {percent(one.mean_j)}'
 
 
 def _frames(one: Watched) -> dict[str, Any]:

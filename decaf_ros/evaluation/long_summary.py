@@ -10,6 +10,7 @@ import numpy as np
 
 from decaf_ros.evaluation.long import FOUND_AGAIN_S, Return, Watched
 from decaf_ros.evaluation.metrics import mean
+from decaf_ros.evaluation.summary import percentiles
 
 # Bounds of the stretches of time since the answer, in seconds.
 EDGES_S = (0.0, 5.0, 20.0, 60.0, math.inf)
@@ -28,6 +29,7 @@ def long_summary(watched: Sequence[Watched]) -> dict[str, Any]:
         "answered": sum(one.answered for one in watched),
         "overall": _stretch(watched, 0.0, math.inf),
         "by_time": {name: scores for name, scores in stretches.items() if scores["frames"]},
+        "frame_cpu_ms": percentiles(1000 * np.concatenate([one.cpu_s for one in watched])) if watched else {},
         "watched": [_entry(one) for one in watched],
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,14 @@ import numpy as np
 from decaf_ros.evaluation.ablation import FULL, VARIANTS
 from decaf_ros.evaluation.pictures import best_and_worst, roc_picture
 from decaf_ros.evaluation.protocol import SCORES
+from decaf_ros.evaluation.report_page import Shown, evaluation_page
 from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
 from decaf_ros.io.results import write_png
 
 REPORT_FILES = (
     "report.md",
+    "report.html",
     "report.json",
     "cases.json",
     "contact_sheet.png",
@@ -49,7 +51,7 @@ def check_folder(folder: Path, json_file: Path | None = None) -> None:
 
 
 def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected, text: str) -> None:
-    """Writes report.md, report.json, cases.json and the pictures; replaces an earlier report.
+    """Writes report.html, report.md, report.json, cases.json and the pictures; replaces an earlier report.
 
     text: from `report_text`.
     """
@@ -71,6 +73,9 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
         write_png(folder / "roc.png", roc_picture(curve, summary["roc"]["threshold"], title))
         pictures.append("![ROC of the presence score](roc.png)")
     (folder / "report.md").write_text("\n\n".join(["# Evaluation", text, *pictures]) + "\n", encoding="utf-8")
+    kinds = [*summary["by_type"], *summary["absent_by_type"]]
+    page = evaluation_page(summary, text, list(_extremes(collected, kinds)))
+    (folder / "report.html").write_text(page, encoding="utf-8")
     write_json(folder / "report.json", summary)
     write_json(folder / "cases.json", [case_entry(case) for case in collected.cases])
 
@@ -215,13 +220,17 @@ def _ablation(summary: Mapping[str, Any]) -> str:
     )
 
 
-def _contact_sheet(collected: Collected, kinds: Sequence[str]) -> np.ndarray:
-    rows = []
+def _extremes(collected: Collected, kinds: Sequence[str]) -> Iterator[tuple[str, Shown, Shown | None]]:
+    """The best case of each type and the worst; None if there is only one."""
     for kind in (kind for kind in kinds if kind in collected.extremes):
         best, worst = collected.extremes[kind]
-        is_single = best.case is worst.case
-        blank = np.full_like(worst.picture, 255), "(the only case)"
-        rows.append([_captioned(best), blank if is_single else _captioned(worst)])
+        yield kind, _captioned(best), None if best.case is worst.case else _captioned(worst)
+
+
+def _contact_sheet(collected: Collected, kinds: Sequence[str]) -> np.ndarray:
+    rows = []
+    for _, best, worst in _extremes(collected, kinds):
+        rows.append([best, worst or (np.full_like(best[0], 255), "(the only case)")])
     return best_and_worst(rows)
 
 

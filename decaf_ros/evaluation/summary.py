@@ -90,6 +90,8 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
         },
         "attention_masks": _attention_masks(present),
         "roc": _roc(cases, threshold),
+        "presence_curve": _presence_curve(cases),
+        "case_seconds": percentiles([case.seconds for case in cases]),
         "online": _online(collected.online),
         "segmenter": _segmenter(collected.segmenter),
         "counts": {
@@ -194,6 +196,27 @@ def _roc(cases: Sequence[Case], threshold: float) -> dict[str, Any]:
         "thresholds": curve and np.minimum(curve.thresholds, 1.0 + 1e-9).tolist(),
         "parts": {name: part and part.area for name, part in parts.items()},
     }
+
+
+def _presence_curve(cases: Sequence[Case]) -> dict[str, list[Any]] | None:
+    """Precision and recall of "found" by the presence score alone, by rising threshold; None without both kinds."""
+    present = np.array([not is_absent(case) for case in cases])
+    if not len(present) or present.all() or not present.any():
+        return None
+    scores = np.array([case.presence.score for case in cases])
+    thresholds = np.unique(np.clip([0.0, *scores], 0.0, 1.0))
+    found = scores >= thresholds[:, None]
+    right = (found & present).sum(axis=1)
+    return {
+        "thresholds": thresholds.tolist(),
+        "precision": (right / np.maximum(found.sum(axis=1), 1)).tolist(),
+        "recall": (right / present.sum()).tolist(),
+    }
+
+
+def percentiles(values: Sequence[float] | np.ndarray) -> dict[str, float]:
+    """The median and upper percentiles by name; empty without values."""
+    return {f"p{share}": float(np.percentile(values, share)) for share in (50, 90, 95, 99)} if len(values) else {}
 
 
 def _online(scores: Sequence[OnlineScore]) -> dict[str, Any]:

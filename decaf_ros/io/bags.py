@@ -7,9 +7,10 @@ embedded, so `ros2 bag`, `mcap` and rosbags can open it.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import yaml
 from rosbags.interfaces import Connection
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
@@ -45,6 +47,8 @@ _READABLE = ("cdr", "")
 _PROBED_MESSAGES = 5
 # The newest version that Humble reads. Version 9 changes the QoS format.
 _METADATA_VERSION: Final = 8
+# Key in metadata.yaml's custom_data.
+_ORIGIN = "decaf_ros"
 
 
 class BagMessage(NamedTuple):
@@ -281,10 +285,15 @@ def _deserialized(store: Typestore, message: BagMessage) -> Any:
 class BagWriter:
     """A new bag; a context manager. After an error the messages written so far stay readable.
 
-    storage: "mcap" or "sqlite3", else ValueError. Raises FileExistsError if `path` exists.
+    Args:
+        path: the folder.
+        storage: "mcap" or "sqlite3", else ValueError.
+        origin: How the bag was made, as JSON values; it stands in metadata.yaml, where `bag_origin` finds it.
+
+    Raises FileExistsError if `path` exists.
     """
 
-    def __init__(self, path: str | Path, storage: str = "mcap") -> None:
+    def __init__(self, path: str | Path, storage: str = "mcap", origin: Mapping[str, object] | None = None) -> None:
         if storage not in STORAGES:
             raise ValueError(f"storage: expected one of {', '.join(STORAGES)}, got {storage!r}")
         try:
@@ -292,6 +301,8 @@ class BagWriter:
             if storage == "mcap":
                 # Per-chunk compression, which every mcap reader supports. Label images become tiny.
                 self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
+            if origin is not None:
+                self._writer.set_custom_data(_ORIGIN, json.dumps(origin))
             self._writer.open()
         except WriterError as error:
             raise FileExistsError(f"{path}: exists already") from error
@@ -333,6 +344,16 @@ class BagWriter:
         except ValueError as error:
             raise ValueError(f"{topic}: {error}") from error
         self.write_message(topic, message, stamp_ns)
+
+
+def bag_origin(path: str | Path) -> dict[str, Any]:
+    """The `origin` of a bag from BagWriter; empty for another bag. Raises OSError if metadata.yaml cannot be read."""
+    file = Path(path) / "metadata.yaml"
+    if not file.is_file():
+        return {}
+    information = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    custom = (information.get("rosbag2_bagfile_information") or {}).get("custom_data") or {}
+    return dict(json.loads(custom[_ORIGIN])) if _ORIGIN in custom else {}
 
 
 def make_message(type_name: str, **fields: Any) -> Any:

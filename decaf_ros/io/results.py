@@ -1,4 +1,4 @@
-"""The output folder of `decaf segment`: masks, overlay video, contact sheet and summary."""
+"""The output folder of `decaf segment`: a page, the film, masks, contact sheet and summary."""
 
 from __future__ import annotations
 
@@ -12,20 +12,26 @@ import cv2
 import numpy as np
 
 from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.output_bag import OutputBag
+from decaf_ros.io.result_page import result_page
 from decaf_ros.io.sizes import nearest
-from decaf_ros.io.video import VideoWriter
+from decaf_ros.io.target_log import TargetLog
 from decaf_ros.io.viz import contact_sheet, heat_overlay, overlay, shrunk
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, QueryEvent, Segmentation
 
 FORMATS = ("png", "bag", "both")
 _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
+_PAGE_HEATMAPS = 8
 _TILE_WIDTH = 480
 
 # Marks the folder of a run that is in progress or failed.
 _UNFINISHED = "UNFINISHED"
 # All files and folders that a run may create.
-_PARTS = ("masks", "coarse_masks", "outputs_bag", "overlay.mp4", "contact_sheet.png", "summary.json", _UNFINISHED)
+_PARTS = (
+    *("masks", "coarse_masks", "outputs_bag", "overlay.webm", "contact_sheet.png", "frames.json", "summary.json"),
+    *("index.html", _UNFINISHED),
+)
 
 
 class PictureSheet:
@@ -42,6 +48,10 @@ class PictureSheet:
     def add_heatmap(self, image: np.ndarray, stamp_ns: int) -> None:
         """image: (H, W, 3) uint8, RGB, from `heat_overlay`."""
         self._heatmaps.add(image, stamp_ns)
+
+    def heatmaps(self, count: int) -> list[tuple[np.ndarray, int]]:
+        """Up to `count` heatmaps, evenly spread in time, with their stamps."""
+        return self._heatmaps.chosen(count)
 
     def write(self, path: Path) -> None:
         """Writes a PNG. Raises ValueError if nothing was added."""
@@ -72,12 +82,13 @@ class _EvenSample:
                 self._step *= 2
         self._seen += 1
 
-    def chosen(self) -> list[tuple[np.ndarray, int]]:
-        """The stored images nearest to `count` evenly spaced points in time."""
-        if len(self._kept) <= self._count:
+    def chosen(self, count: int = 0) -> list[tuple[np.ndarray, int]]:
+        """The stored images nearest to `count` evenly spaced points in time; 0: as many as were asked for."""
+        count = count or self._count
+        if len(self._kept) <= count:
             return self._kept
         stamps = np.array([stamp_ns for _, stamp_ns in self._kept])
-        indices = {int(np.abs(stamps - time).argmin()) for time in np.linspace(stamps[0], stamps[-1], self._count)}
+        indices = {int(np.abs(stamps - time).argmin()) for time in np.linspace(stamps[0], stamps[-1], count)}
         return [self._kept[index] for index in sorted(indices)]
 
 
@@ -90,7 +101,8 @@ class ResultFolder:
     - masks/: one PNG label image per frame (0 background, k the target with label k), named by frame index.
     - coarse_masks/: key-frame masks from the attention alone, 0 or 255, see `write_coarse_masks`.
     - outputs_bag/: the node's topics (mcap).
-    - overlay.mp4, contact_sheet.png, summary.json: always written.
+    - index.html (film, heatmaps, targets, answers and presence score in one file), overlay.webm, contact_sheet.png,
+      frames.json (the targets of each frame) and summary.json: always written.
 
     output_format: "png" (masks/ and coarse_masks/), "bag" (outputs_bag/) or "both".
 
@@ -110,8 +122,9 @@ class ResultFolder:
             self._masks.mkdir()
         self._bag = BagWriter(folder / "outputs_bag") if output_format != "png" else None
         self._output_bag = OutputBag(self._bag) if self._bag else None
-        self._video = VideoWriter(folder / "overlay.mp4")
+        self._video = VideoWriter(folder / "overlay.webm")
         self._sheet = PictureSheet()
+        self._log = TargetLog()
         self._events: list[QueryEvent] = []
         self._notices: list[str] = []
         self._stamps_ns: list[int] = []
@@ -157,13 +170,15 @@ class ResultFolder:
                 write_png(folder / f"{frame.index:06d}.png", nearest(mask, frame.camera_hw) * np.uint8(255))
 
     def write_summary(self, **details: Any) -> Path:
-        """Writes the contact sheet and summary.json, which starts with `details`. Returns the path of summary.json.
+        """Ends the film and writes contact sheet, page, frames.json and summary.json, which starts with `details`.
 
-        Raises ValueError if no frame was written.
+        Returns the path of summary.json. Raises ValueError if no frame was written, OSError if a file is not all there.
         """
         if not self._stamps_ns:
             raise ValueError(f"{self.folder}: expected at least one frame, got none")
+        self._video.close()
         self._sheet.write(self.folder / "contact_sheet.png")
+        self._log.write(self.folder / "frames.json")
         answer = self.last_event
         document = {
             **details,
@@ -174,10 +189,16 @@ class ResultFolder:
             "stage_ms": {stage: round(ms, 1) for stage, ms in answer.stage_ms} if answer else {},
             "frames": len(self._stamps_ns),
             "frames_with_target": self._frames_with_target,
+            "frames_digest": self._log.digest,
+            "targets": self._log.targets(),
             "states": list(map(_event_entry, self._events)),
             "notices": self._notices,
             "stamps_ns": self._stamps_ns,
         }
+        start_ns = self._stamps_ns[0]
+        heatmaps = [(image, (stamp_ns - start_ns) / 1e9) for image, stamp_ns in self._sheet.heatmaps(_PAGE_HEATMAPS)]
+        page = result_page(document, self._log, self._video.path, heatmaps)
+        (self.folder / "index.html").write_text(page, encoding="utf-8")
         path = self.folder / "summary.json"
         path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         return path
@@ -189,6 +210,7 @@ class ResultFolder:
         self._sheet.add_frame(drawn, result.frame.stamp_ns)
         if self._masks:
             write_png(self._masks / f"{result.frame.index:06d}.png", result.labels)
+        self._log.add(result)
         self._stamps_ns.append(result.frame.stamp_ns)
         self._frames_with_target += bool(result.labels.any())
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from decaf_ros.io.bags import BagReader
+from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.images import message_to_rgb
 from decaf_ros.io.messages import stamp_ns as message_stamp_ns
-from decaf_ros.io.video import VideoWriter
 from decaf_ros.types import QueryState
 from decaf_tabletop.demo.clip import STORY
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC

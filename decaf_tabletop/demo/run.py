@@ -45,7 +45,7 @@ _OUTPUTS = {
     "summary.md": "one page: answers, frames, stage times, checks",
     "question.png": "one question, the attention and the mask",
     "contact_sheet.png": "attention and masks for every answer",
-    "overlay.mp4": "the node's `overlay` topic",
+    "overlay.webm": "the node's `overlay` topic",
     "outputs": "bag with all topics of the node",
     "node.log": "the node's log",
 }
@@ -96,7 +96,7 @@ def run(seconds: float | None, out: Path) -> int:
     with domain_id() as domain:
         conversation = hold_conversation(clip, configs, out, domain, _log)
     _log("[4/4] drawing and checking")
-    recorded = recording.read(clip.seconds, out / "outputs", NAMESPACE, out / "overlay.mp4")
+    recorded = recording.read(clip.seconds, out / "outputs", NAMESPACE, out / "overlay.webm")
     results = report.checks(recorded, conversation.asked, conversation.node_exit)
     verdicts = judge(recorded, clip.truth)
     if clip.due:
