@@ -108,7 +108,7 @@ def test_images_that_are_lost_on_the_way():
     with unused_domain() as domain:
         plain = {name: value for name, value in os.environ.items() if name not in PROFILE_VARIABLES}
         program = Path(__file__).with_name("camera_driver.py")
-        arguments = [sys.executable, program, str(domain), "best_effort", "30", "720", "1280"]
+        arguments = [sys.executable, program, str(domain), "best_effort", "10", "2160", "3840"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(arguments, env=plain, text=True, **pipes) as process:
             assert process.stdout.readline() == "running\n"

@@ -343,7 +343,7 @@ def test_the_command(command, tmp_path, capsys):
     assert not math.isnan(numbers["overall"]["cpu_seconds_a_minute"])
     assert "| measure" in capsys.readouterr().out
     assert {file.name for file in (tmp_path / "decaf_eval").iterdir()} == {
-        "report.md", "report.json", "watched.json", "over_time.png", "worst.png"
+        "report.html", "report.md", "report.json", "watched.json", "over_time.png", "worst.png"
     }  # fmt: skip
 
 

@@ -129,6 +129,7 @@ class SqliteFile:
         return [
             Channel(number, name, kind, encoding, definitions.get(kind, ""), counts[number])
             for number, name, kind, encoding in topics
+            if None not in (name, kind, encoding)  # on a damaged page
         ], start_ns
 
     def _readable_ids(self) -> dict[int, int]:
