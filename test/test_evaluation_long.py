@@ -162,6 +162,7 @@ def test_a_target_that_is_held(small):
     assert found.seconds[found.groundings > 0] == pytest.approx([2, 4, 6, 8])
     assert len(found.cpu_s) == 99 and (found.cpu_s >= 0).all() and found.cpu_s.sum() > 0
     assert found.returns == ((pytest.approx(6.0), 0.0),)
+    assert 0.1 < found.first_mask_s < 5  # answered between two frames, shown on the next one
     assert found.picture.ndim == 3 and found.picture.dtype == np.uint8
 
 
@@ -239,6 +240,7 @@ def hand_made(**changes) -> Watched:
         "switches": (seconds == 30).astype(np.int64) * 2,
         "groundings": (seconds % 10 == 0).astype(np.int64),
         "cpu_s": np.full(70, 0.25),
+        "first_mask_s": 1.5,
         "returns": (Return(10.0, 1.0), Return(12.0, 2.5), Return(15.0, None), Return(30.0, 0.0)),
         "picture": np.full((60, 100, 3), 128, np.uint8),
     }
@@ -273,8 +275,11 @@ def test_the_summary_by_time():
     short = {
         name: getattr(hand_made(), name)[:5] for name in ("seconds", "wrong", "false_tracked", "switches", "cpu_s")
     }
-    other = hand_made(**short, groundings=np.zeros(5, int), j=np.zeros(5), returns=(), answered=False)
+    other = hand_made(
+        **short, first_mask_s=math.nan, groundings=np.zeros(5, int), j=np.zeros(5), returns=(), answered=False
+    )
     summary = long_summary([hand_made(), other])
+    assert summary["first_mask_s"]["p50"] == 1.5
     assert (summary["answered"], summary["by_time"]["0-5 s"]["j"], summary["overall"]["j"]) == (1, 0.5, 0.5)
     assert [one["j"] for one in summary["watched"]] == [0.625, 0.0]
 
@@ -294,6 +299,7 @@ def test_the_report(tmp_path):
     summary = long_summary([good, bad])
     text = long_report_text(summary)
     assert "Questions: 2, answered with targets: 2" in text
+    assert "first mask, on this machine: p50 1.50, p90 1.50" in text
     rows = {
         row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]]
         for row in text.splitlines()

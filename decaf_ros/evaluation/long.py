@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,8 @@ class Watched:
         switches: int64, id switches on this frame.
         groundings: int64, groundings on this frame.
         cpu_s: float64, processor time of this process for this frame.
+        first_mask_s: time from the question to the first mask: of the stream, and what this process computed from the
+            question to that frame; NaN if there was no mask.
         returns: targets that came back into view.
         picture: (H, W, 3) uint8 RGB, some of the frames with the outlines of truth and result.
     """
@@ -72,6 +75,7 @@ class Watched:
     switches: np.ndarray
     groundings: np.ndarray
     cpu_s: np.ndarray
+    first_mask_s: float
     returns: tuple[Return, ...]
     picture: np.ndarray
 
@@ -114,14 +118,19 @@ def watch(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> Watched:
     segmenter = OnlineSegmenter(cast(Decaf, counting), outputs.append, want_heatmaps=lambda: False)
     answer: QueryState | None = None
     answered_at = asked_at
+    computed_s, first_mask_s = 0.0, math.nan
     switches, scores, counts, results = IdSwitches(), [], [], []
     for index, frame in enumerate(clip.frames):
-        groundings, cpu_s = counting.groundings, time.process_time()
+        groundings, cpu_s, began_s = counting.groundings, time.process_time(), time.perf_counter()
         segmenter.observe(frame)
         if index == asked_at:
             segmenter.ask(Query("eval", expression.text))
         cpu_s = time.process_time() - cpu_s
         (result,) = (output for output in outputs if isinstance(output, FrameResult))
+        if index >= asked_at and math.isnan(first_mask_s):
+            computed_s += time.perf_counter() - began_s
+            if result.labels.any():
+                first_mask_s = seconds[index] - seconds[asked_at] + computed_s
         states = [output.state for output in outputs if isinstance(output, QueryEvent) and output.state.is_answer]
         _raise_errors(outputs)
         outputs.clear()
@@ -155,6 +164,7 @@ def watch(decaf: Decaf, clip: EvaluationClip, expression: Referral) -> Watched:
         np.array(switched_at, np.int64),
         np.array(grounded_at, np.int64),
         np.array(cpu, np.float64),
+        float(first_mask_s),
         tuple(back for row in range(len(areas)) for back in find_returns(since, areas[row], found[:, row])),
         watched_strip(_spread(results), clip.mask(expression.targets), since),
     )

@@ -56,6 +56,8 @@ def long_report_text(summary: Mapping[str, Any]) -> str:
             "a clip; the columns are stretches of time since its answer. J counts frames with at least "
             f"{VISIBLE_PX} visible pixels of the targets. A target comes back after {UNSEEN_S:g} s or more without a "
             "visible pixel.",
+            "Seconds from a question to the first mask, on this machine: "
+            + (", ".join(f"{name} {value:.2f}" for name, value in summary["first_mask_s"].items()) or "no mask"),
             table(("measure", *stretches), rows),
             table(headings, clips),
         ]

@@ -30,6 +30,7 @@ def long_summary(watched: Sequence[Watched]) -> dict[str, Any]:
         "overall": _stretch(watched, 0.0, math.inf),
         "by_time": {name: scores for name, scores in stretches.items() if scores["frames"]},
         "frame_cpu_ms": percentiles(1000 * np.concatenate([one.cpu_s for one in watched])) if watched else {},
+        "first_mask_s": percentiles([one.first_mask_s for one in watched if not math.isnan(one.first_mask_s)]),
         "watched": [_entry(one) for one in watched],
     }
 
