@@ -137,7 +137,7 @@ def test_queries_in_tables_of_a_report():
     assert len(text.splitlines()) == 2 + len(queries)
     (found,) = from_markdown(text)
     for query in ["cup | mug", "| a |", "two lines  of it", "back \\| slash", ""]:
-        assert f"<td>{query}</td><td class=\"number\">1.0</td>" in found
+        assert f'<td>{query}</td><td class="number">1.0</td>' in found
 
 
 @pytest.mark.parametrize("is_long", [False, True])

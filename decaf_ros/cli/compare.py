@@ -60,7 +60,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     add("--max-id-changes", type=int, metavar="N", help="targets that change their id in one of the results alone")
     add("--max-answer-changes", type=int, metavar="N", help="answers with another state or category")
-    add("--max-presence-change", type=float, metavar="X", help="change of any presence score; no score in one result exceeds it")
+    add("--max-presence-change", type=float, metavar="X", help="change of any score; a missing one exceeds it")
     add("--max-drop", type=float, metavar="P", help="of reports: percentage points by which J&F of B may be lower")
 
 

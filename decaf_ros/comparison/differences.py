@@ -150,8 +150,8 @@ def compare(a: StoredResult, b: StoredResult, some_frames: bool = False) -> Diff
     The targets are matched one to one over the whole input, so that the sum of their overlaps is largest; ids need not
     be equal. Needs little memory, however long the results are.
 
-    some_frames: compare the frames that both results have, for results of a live node; frames of a bag with only one of masks
-    and tracklets are left out.
+    some_frames: compare the frames that both results have, for results of a live node. Frames of a bag with only one
+    of masks and tracklets are left out.
 
     Raises DifferentInputError if pixels, sizes, stamps or questions show that the inputs differ, and as
     `StoredResult.frames`.
