@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+import yaml
 from ament_index_python.packages import get_package_share_directory
 from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDescription, OpaqueFunction, Shutdown
@@ -73,6 +74,11 @@ def generate_launch_description() -> LaunchDescription:
                 default_value="",
                 description="RViz: frame in which targets are shown; default: camera_color_optical_frame",
             ),
+            DeclareLaunchArgument(
+                "overrides",
+                default_value="{}",
+                description="parameters that win over the parameter file, such as '{node.image_transport: compressed}'",
+            ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
             # First: without RViz nothing is started.
             OpaqueFunction(function=include_rviz),
@@ -114,6 +120,9 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
     depth = _by_camera(context, "depth", "depth", cameras)
     infos = _by_camera(context, "camera_info", "camera_info", cameras)
     infos |= _by_camera(context, "depth_camera_info", "depth/camera_info", cameras)
+    overrides = yaml.safe_load(LaunchConfiguration("overrides").perform(context))
+    if not isinstance(overrides, dict):
+        raise ValueError(f"overrides: expected {{NAME: VALUE, ...}}, got {overrides!r}")
     return [
         Node(
             package="decaf_ros",
@@ -124,6 +133,7 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
                 resolve_path(LaunchConfiguration("params_file").perform(context)),
                 *([{"cameras": list(cameras)}] if cameras else []),
                 *([{"space.enabled": True}] if depth else []),
+                *([overrides] if overrides else []),
             ],
             remappings=[
                 (name + transport, topic + transport)

@@ -5,6 +5,7 @@ The topics are found in the bag, or named as for decaf.launch.py. Needs no rosba
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -15,7 +16,7 @@ from launch.actions import DeclareLaunchArgument, GroupAction, IncludeLaunchDesc
 from launch.launch_description_entity import LaunchDescriptionEntity
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import LaunchConfiguration
-from launch_ros.actions import Node, SetParameter
+from launch_ros.actions import Node
 
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.cameras import DepthTopics, recorded_cameras, recorded_depth, split_cameras
@@ -81,18 +82,21 @@ def replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         player += ["--query", own["query"], "--query-at", own["query_at"], "--query-topic", f"{namespace}/query"]
     passed = {name: LaunchConfiguration(name).perform(context) for name in PASSED}
     passed["fixed_frame"] = passed["fixed_frame"] or (first.frame_id if first else "")
-    launch_file = PythonLaunchDescriptionSource(os.path.join(SHARE, "launch", "decaf.launch.py"))
-    segmenter = IncludeLaunchDescription(
-        launch_file, launch_arguments={**passed, **_topics(images, depth, bool(cameras))}.items()
-    )
     transports = {
         "node.image_transport": _transport(images.values(), _COMPRESSED),
         "space.depth_transport": _transport([each.depth for each in depth.values()], _COMPRESSED_DEPTH),
     }
-    parameters = {"use_sim_time": True, **{name: value for name, value in transports.items() if value}}
+    # Not by SetParameter, which a parameter file overrides: with another transport the player would wait for ever.
+    overrides = {"use_sim_time": True, **{name: value for name, value in transports.items() if value}}
+    passed["overrides"] = json.dumps(overrides)
+    launch_file = PythonLaunchDescriptionSource(os.path.join(SHARE, "launch", "decaf.launch.py"))
+    segmenter = IncludeLaunchDescription(
+        launch_file, launch_arguments={**passed, **_topics(images, depth, bool(cameras))}.items()
+    )
     return [
         *(LogInfo(msg=text) for text in warnings),
-        GroupAction([*(SetParameter(name, value) for name, value in parameters.items()), segmenter]),
+        # A group: its arguments are not those of this file.
+        GroupAction([segmenter]),
         Node(
             package="decaf_ros",
             executable="player",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from decaf_ros.cli.main import main
 from decaf_ros.comparison import page
 from decaf_ros.comparison.differences import DifferentInputError, Pair, compare
 from decaf_ros.comparison.results import ResultError, StoredFrame, read_result
-from decaf_ros.io.bags import BagWriter, bag_origin
+from decaf_ros.io.bags import BagReader, BagWriter, bag_origin
+from decaf_ros.io.messages import stamp_ns
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.types import FrameResult, Query, QueryState
 
@@ -151,6 +153,52 @@ def test_bags_with_other_frames(root, tmp_path):
         compare(whole, short)
     found = compare(short, whole, some_frames=True)
     assert (len(found.frames), found.only_a, found.only_b, found.mean_iou) == (FRAMES - 2, 0, 2, 1.0)
+
+
+def test_bags_that_begin_and_end_within_a_frame(root, tmp_path):
+    """As recorded from a live node: tracklets alone at first, masks alone at the end and once between."""
+    with BagReader(root / "bag" / "outputs_bag") as bag:
+        messages = [(one.topic, bag.deserialize(one)) for one in bag.messages()]
+    stamps = [START_NS + index * STEP_NS for index in range(FRAMES)]
+    left_out = {("/decaf/masks", stamps[0]), ("/decaf/tracklets", stamps[9]), ("/decaf/tracklets", stamps[-1])}
+    with BagWriter(tmp_path / "live") as bag:
+        for topic, message in messages:
+            if (topic, stamp_ns(message.header.stamp)) not in left_out:
+                lost = {"presence": -1.0} if topic == "/decaf/status" else {}
+                bag.write_message(topic, replace(message, **lost), stamp_ns(message.header.stamp))
+    a, live = read_result(root / "bag"), read_result(tmp_path / "live")
+    with pytest.raises(ResultError, match=f"got one of them for stamp {stamps[0]}; --some-frames leaves such frames"):
+        list(live.frames())
+    found = compare(a, live, some_frames=True)
+    assert (len(found.frames), found.only_a, found.only_b) == (FRAMES - 3, 3, 0)
+    assert (found.unpaired_a, found.unpaired_b, found.mean_iou) == (0, 3, 1.0)
+    assert found.lost_scores == 1 and found.presence_change == 0, "the score of one result alone"
+    status, numbers = run(root, "bag", tmp_path / "live", "--some-frames", "--max-presence-change", 0)
+    assert (status, numbers["unpaired_b"]) == (3, 3)
+    assert numbers["thresholds"][0]["text"] == "--max-presence-change 0: 0, and 1 with a score in one result alone"
+    assert "masks or tracklets alone)</th><td>0, 3</td>" in (root / "page" / "index.html").read_text()
+
+
+def test_lost_frames_have_a_threshold(root, tmp_path):
+    few = write_result(tmp_path / "few", frames=6)
+    given = ("a", few, "--some-frames", "--min-iou", 1, "--max-missing-frames")
+    status, found = run(root, *given, 0.7)
+    assert (status, found["missing"], found["thresholds"][0]["holds"]) == (3, 0.75, False)
+    assert run(root, *given, 0.75)[0] == 0
+
+
+def test_a_recorded_input_that_cannot_be_read_is_a_note(root, tmp_path, capsys):
+    """Two cameras without --topic. The same as --input is an error."""
+    with BagWriter(tmp_path / "two") as bag:
+        for topic in ("/left/image", "/right/image"):
+            bag.write_image(topic, camera_frame(0).image, START_NS, "camera")
+    b = write_result(tmp_path / "b", lambda index: moving_ball(index, 6), input=str(tmp_path / "two"))
+    assert run(root, "a", b)[0] == 0
+    text = (root / "page" / "index.html").read_text()
+    assert f"The images are not shown: {tmp_path / 'two'}: several image topics, name one: /left/image" in text
+    given = ["compare", str(root / "a"), str(b), "--out", str(tmp_path / "page"), "--input", str(tmp_path / "two")]
+    assert main(given) == 1
+    assert "several image topics, name one" in capsys.readouterr().err
 
 
 def test_masks_of_another_size(root, tmp_path):

@@ -7,6 +7,7 @@ import sys
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -21,13 +22,13 @@ from doctor_runs import TABLETOP, named, wrong  # noqa: E402
 from geometry_msgs.msg import TransformStamped  # noqa: E402
 from node_process import unused_domain  # noqa: E402
 from rclpy.context import Context  # noqa: E402
-from sensor_msgs.msg import Image  # noqa: E402
+from sensor_msgs.msg import CameraInfo, Image, RegionOfInterest  # noqa: E402
 from test_doctor_ros import calibrated, driver  # noqa: E402
 
 from decaf_ros.cli.main import _parser  # noqa: E402
 from decaf_ros.config import DecafConfig, replace  # noqa: E402
 from decaf_ros.doctor.ros import camera_topics  # noqa: E402
-from decaf_ros.nodes import doctor_topics  # noqa: E402
+from decaf_ros.nodes import doctor_space, doctor_topics  # noqa: E402
 from decaf_ros.nodes.doctor import check_robot  # noqa: E402
 from decaf_ros.nodes.doctor_space import check_frames  # noqa: E402
 
@@ -109,6 +110,49 @@ def test_stamps_apart_and_a_missing_camera_info():
     assert named(findings)[INFO].text.startswith("nobody publishes it; positions in space need it")
     assert "--camera-info TOPIC here" in named(findings)[INFO].mend
     assert named(findings)[f"stamps of {DEPTH}"].text.startswith("0% of the images have depth within 0.03 s")
+
+
+class _Heard(NamedTuple):
+    """A node that hears a publisher of the camera info."""
+
+    info: CameraInfo
+
+    def get_publishers_info_by_topic(self, topic: str) -> list[str]:
+        return [topic]
+
+
+P = [60.0, 0.0, 32.0, 0.0, 0.0, 60.0, 24.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+CROPPED = RegionOfInterest(x_offset=32, y_offset=24, width=128, height=96)
+
+
+@pytest.mark.parametrize(
+    ("rectified", "changes", "state", "text"),
+    [
+        (True, {"k": [0.0] * 9, "p": P}, "ok", "64 x 48 px, rectified, frame camera_optical"),
+        (True, {}, "wrong", "no focal length (the camera is not calibrated)"),
+        (True, {"p": [*P[:3], -6.0, *P[4:]]}, "wrong", "camera info: expected P as [fx 0 cx 0; 0 fy cy 0; 0 0 1 0]"),
+        (False, {"k": [0.0] * 9, "p": P}, "wrong", "no focal length (the camera is not calibrated)"),
+        (False, {"width": 128, "height": 96, "binning_x": 2, "binning_y": 2}, "ok", "64 x 48 px, plumb_bob"),
+        (False, {"width": 640, "height": 480, "roi": CROPPED, "binning_x": 2, "binning_y": 2}, "ok", "64 x 48 px"),
+        (False, {"binning_x": 2, "binning_y": 2}, "wrong", "for 32 x 24 px, images have 64 x 48 px"),
+    ],
+)
+def test_camera_info_as_the_segmenter_reads_it(rectified, changes, state, text, monkeypatch):
+    """`space.rectified`, the region and the binning count."""
+    info = calibrated(**changes)
+    monkeypatch.setattr(doctor_space, "newest", lambda node, *_: node.info)
+    config = replace(DecafConfig(), {"space.enabled": True, "space.rectified": rectified})
+    (found,) = doctor_space.check_info(_Heard(info), INFO, depth_image(), SIZE_HW, config, 0.1)
+    assert found.state == state and found.text.startswith(text)
+
+
+def test_a_camera_info_that_only_masks_do_not_need(monkeypatch):
+    monkeypatch.setattr(doctor_space, "newest", lambda node, *_: node.info)
+    info = calibrated(distortion_model="thin_prism", d=[0.1] * 12)
+    for enabled, state in ((True, "wrong"), (False, "not checked")):
+        config = replace(DecafConfig(), {"space.enabled": enabled})
+        (found,) = doctor_space.check_info(_Heard(info), INFO, depth_image(), SIZE_HW, config, 0.1)
+        assert found.state == state and "got 'thin_prism'" in found.text
 
 
 @pytest.fixture

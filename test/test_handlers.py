@@ -18,6 +18,7 @@ from handler_run import PERIOD_NS, START_NS, Run, image, tiny_models
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 
 from decaf_ros.config import replace
+from decaf_ros.io.mask_codes import with_codes
 from decaf_ros.io.messages import stamp_ns
 from decaf_ros.msg import QueryStatus
 from decaf_ros.online import handlers as handlers_module
@@ -79,6 +80,22 @@ def test_masks_without_room_are_left_out_and_reported(models):
     masks = {one.id: one.mask for one in run.on("tracklets")[-1].tracklets}
     assert masks and all(not mask.encoding and len(mask.data) == mask.height == 0 for mask in masks.values())
     assert any("(outputs.tracklet_masks_kib), got more: target " in text for text in run.warnings())
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_masks_in_tracklets_are_only_encoded_for_a_consumer(models, wanted, monkeypatch):
+    before, encoded = models.config, []
+    monkeypatch.setattr(handlers_module, "with_codes", lambda *given: encoded.append(1) or with_codes(*given))
+    models.config = replace(before, {"outputs.tracklet_masks": "rle"})
+    try:
+        run = Run(models, is_wanted=lambda topic: wanted and topic == "tracklets")
+        run.show(*map(image, range(4)))
+        run.ask("the red disc")
+        run.show(image(4))
+    finally:
+        models.config = before
+    assert run.on("tracklets")[-1].tracklets and bool(encoded) is wanted
+    assert all(bool(one.mask.encoding) is wanted for one in run.on("tracklets")[-1].tracklets)
 
 
 def test_watchers_of_results_get_the_places_of_targets_with_depth(models):

@@ -216,7 +216,10 @@ def test_the_robot_configuration_allows_not_found():
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("decaf", {"params_file", "namespace", "image", "cameras", "log_level", "rviz", "fixed_frame", *DEPTH}),
+        (
+            "decaf",
+            {"params_file", "namespace", "image", "cameras", "log_level", "rviz", "fixed_frame", "overrides", *DEPTH},
+        ),
         ("rviz", {"namespace", "camera", "image", "fixed_frame"}),
         ("replay", {"bag", *REPLAYED, "params_file", "namespace", "rviz", "fixed_frame", "log_level"}),
     ],
@@ -271,6 +274,7 @@ def test_launch_description(cameras):
     module = _launch_file("decaf")
     context = LaunchContext()
     context.launch_configurations["cameras"] = cameras
+    context.launch_configurations["overrides"] = "{use_sim_time: true, node.image_transport: compressed}"
     context.launch_configurations["depth"] = "wrist=/wrist_camera/depth" if cameras else "/depth"
     context.launch_configurations["camera_info"] = "wrist=/wrist_camera/info" if cameras else "/info"
     entities = module.generate_launch_description().entities
@@ -296,8 +300,13 @@ def test_launch_description(cameras):
     assert dict(node.expanded_remapping_rules) == expected
     files = [Path(path) for path, is_file in node._Node__expanded_parameter_arguments if is_file]
     configs = [load_config(file) for file in files]
-    assert [config.cameras for config in configs] == ([(), ("wrist", "head"), ()] if cameras else [(), ()])
-    assert [config.space.enabled for config in configs] == [False] * (len(configs) - 1) + [True]
+    assert [config.cameras for config in configs] == ([(), ("wrist", "head"), (), ()] if cameras else [(), (), ()])
+    assert [config.space.enabled for config in configs] == [False] * (len(configs) - 2) + [True, False]
+    # The last file wins.
+    assert [config.node.image_transport for config in configs] == ["raw"] * (len(configs) - 1) + ["compressed"]
+    context.launch_configurations["overrides"] = "node.image_transport"
+    with pytest.raises(ValueError, match="overrides: expected {NAME: VALUE, ...}, got 'node.image_transport'"):
+        function.execute(context)
 
 
 def test_rviz_is_started_with_the_names_of_the_camera(tmp_path, monkeypatch):
@@ -326,7 +335,7 @@ def test_a_replay_starts_the_node_for_the_topics_of_the_bag(names, tmp_path):
     module = _launch_file("replay")
     from launch import LaunchContext
     from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
-    from launch_ros.actions import Node, SetParameter
+    from launch_ros.actions import Node
 
     bag = write_depth_bag(tmp_path / "bag", names)
     context = LaunchContext()
@@ -340,17 +349,13 @@ def test_a_replay_starts_the_node_for_the_topics_of_the_bag(names, tmp_path):
         if isinstance(entity, DeclareLaunchArgument):
             entity.execute(context)
     group, player = module.replay(context)
-    parts = group.get_sub_entities()
-    parameters = [each for each in parts if isinstance(each, SetParameter)]
-    (include,) = (each for each in parts if isinstance(each, IncludeLaunchDescription))
+    (include,) = (each for each in group.get_sub_entities() if isinstance(each, IncludeLaunchDescription))
     passed = dict(include.launch_arguments)
     expected = {"image": "image" if names else "/image", "cameras": configurations["cameras"]}
     expected |= {key: configurations[key] for key in ("depth", "camera_info", "namespace")}
     assert {key: passed[key] for key in expected} == expected and passed["fixed_frame"] == "cam"
-    for each in parameters:
-        each.execute(context)
     transports = {"node.image_transport": "compressed", "space.depth_transport": "raw"}
-    assert dict(configurations["global_params"]) == {"use_sim_time": True, **transports}
+    assert yaml.safe_load(passed["overrides"]) == {"use_sim_time": True, **transports}
     assert isinstance(player, Node) and player.node_executable == "player"
 
 

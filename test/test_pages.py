@@ -19,7 +19,7 @@ from decaf_ros.evaluation.datasets.clips import ExpressionChoice
 from decaf_ros.evaluation.jobs import Plan, clip_scores
 from decaf_ros.evaluation.long_report import long_report_text, write_long_report
 from decaf_ros.evaluation.long_summary import long_summary
-from decaf_ros.evaluation.report import report_text, write_report
+from decaf_ros.evaluation.report import report_text, table, write_report
 from decaf_ros.evaluation.report_page import from_markdown
 from decaf_ros.evaluation.run import Evaluator
 from decaf_ros.evaluation.summary import Collected, summary
@@ -128,6 +128,34 @@ def test_columns_of_numbers_are_on_the_right():
 def test_a_report_becomes_tables():
     parts = list(from_markdown("Words.\n\n| a | b |\n|---|---|\n| 1 | x <y> |"))
     assert parts[0] == '<p class="">Words.</p>' and "<td>x &lt;y&gt;</td>" in parts[1] and parts[1].count("<tr>") == 2
+
+
+def test_queries_in_tables_of_a_report():
+    """Bars and line breaks stay in their cell."""
+    queries = ["cup | mug", "| a |", "two\nlines\r\n\nof it", "back \\| slash", ""]
+    text = table(("query", "J"), [(query, "1.0") for query in queries])
+    assert len(text.splitlines()) == 2 + len(queries)
+    (found,) = from_markdown(text)
+    for query in ["cup | mug", "| a |", "two lines  of it", "back \\| slash", ""]:
+        assert f'<td>{query}</td><td class="number">1.0</td>' in found
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_numbers_are_written_before_the_page(is_long, tmp_path, monkeypatch):
+    def fail(*_: object) -> str:
+        raise ValueError("no page")
+
+    if is_long:
+        monkeypatch.setattr("decaf_ros.evaluation.long_report.long_page", fail)
+        watched = [hand_made()]
+        with pytest.raises(ValueError, match="no page"):
+            write_long_report(tmp_path, long_summary(watched), watched, "Words.")
+    else:
+        monkeypatch.setattr("decaf_ros.evaluation.report.evaluation_page", fail)
+        with pytest.raises(ValueError, match="no page"):
+            write_report(tmp_path, {"by_type": {}, "absent_by_type": {}}, Collected(), "Words.")
+    assert (tmp_path / "report.json").is_file()
+    assert (tmp_path / ("watched.json" if is_long else "cases.json")).is_file()
 
 
 def test_a_line_has_gaps():

@@ -6,18 +6,21 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.comparison.evaluations import CaseDifference, compare_reports, is_report, overall, read_report
 
+if TYPE_CHECKING:
+    from decaf_ros.comparison.differences import Differences
+
 # A threshold does not hold. 1 is for errors, 2 for bad usage.
 EXCEEDED = 3
 _WORST = 8
 _FILES = ("index.html", "comparison.json")
-_OF_RESULTS = ("min_iou", "min_frame_iou", "max_id_changes", "max_presence_change")
+_OF_RESULTS = ("min_iou", "min_frame_iou", "max_id_changes", "max_presence_change", "max_missing_frames")
 
 
 class Threshold(NamedTuple):
@@ -49,15 +52,21 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--some-frames", action="store_true", help="compare the frames that both have, as those of a live node differ")
     add("--min-iou", type=float, metavar="X", help="mean IoU of the masks of both results")
     add("--min-frame-iou", type=float, metavar="X", help="IoU of every target on every frame")
+    add(
+        "--max-missing-frames",
+        type=float,
+        metavar="X",
+        help="share of all frames, from 0 to 1, that one result has alone (with --some-frames)",
+    )
     add("--max-id-changes", type=int, metavar="N", help="targets that change their id in one of the results alone")
     add("--max-answer-changes", type=int, metavar="N", help="answers with another state or category")
-    add("--max-presence-change", type=float, metavar="X", help="change of the presence score of any question")
+    add("--max-presence-change", type=float, metavar="X", help="change of any score; a missing one exceeds it")
     add("--max-drop", type=float, metavar="P", help="of reports: percentage points by which J&F of B may be lower")
 
 
 def run(args: argparse.Namespace, config: None) -> int:
     """Returns the exit status. Raises OSError or ValueError."""
-    for name in ("min_iou", "min_frame_iou", "max_presence_change"):
+    for name in ("min_iou", "min_frame_iou", "max_presence_change", "max_missing_frames"):
         value = getattr(args, name)
         if value is not None and not 0 <= value <= 1:
             raise ValueError(f"--{name.replace('_', '-')}: expected a number from 0 to 1, got {value:g}")
@@ -108,16 +117,17 @@ def _results(args: argparse.Namespace) -> int:
     found = compare(a, b, args.some_frames)
     lowest = min(frame.worst for frame in found.frames)
     verdicts = [
+        *_limit("--max-missing-frames", args.max_missing_frames, found.missing),
         *_floor("--min-iou", args.min_iou, found.mean_iou),
         *_floor("--min-frame-iou", args.min_frame_iou, lowest),
         *_limit("--max-id-changes", args.max_id_changes, found.id_changes),
         *_limit("--max-answer-changes", args.max_answer_changes, found.answer_changes),
-        *_limit("--max-presence-change", args.max_presence_change, round(found.presence_change, 6)),
+        *_presence_limit(args.max_presence_change, found),
     ]
     worst = found.worst_frames(_WORST)
     stamps = {frame.stamp_ns for frame in worst}
     images, note = _images(args, a.input, b.input, stamps) if worst else ({}, "")
-    shown_a, shown_b = ({one.stamp_ns: one for one in result.frames() if one.stamp_ns in stamps} for result in (a, b))
+    shown_a, shown_b = ({one.stamp_ns: one for one in result.frames([]) if one.stamp_ns in stamps} for result in (a, b))
     pictures = [
         (frame, side_by_side(images.get(frame.stamp_ns), shown_a[frame.stamp_ns], shown_b[frame.stamp_ns]))
         for frame in worst
@@ -127,11 +137,15 @@ def _results(args: argparse.Namespace) -> int:
         "frames": len(found.frames),
         "only_a": found.only_a,
         "only_b": found.only_b,
+        "unpaired_a": found.unpaired_a,
+        "unpaired_b": found.unpaired_b,
+        "missing": found.missing,
         "mean_iou": found.mean_iou,
         "lowest_iou": lowest,
         "id_changes": found.id_changes,
         "answer_changes": found.answer_changes,
         "presence_change": found.presence_change,
+        "lost_scores": found.lost_scores,
         "targets": [pair._asdict() for pair in found.pairs],
         "worst": [
             {"stamp_ns": one.stamp_ns, "seconds": one.seconds, "iou": one.worst, "id_changes": one.id_changes}
@@ -139,6 +153,8 @@ def _results(args: argparse.Namespace) -> int:
         ],
     }
     print(f"frames: {len(found.frames)} compared, {found.only_a} in A only, {found.only_b} in B only")
+    if found.unpaired_a or found.unpaired_b:
+        print(f"left out, with masks or tracklets alone: {found.unpaired_a} of A, {found.unpaired_b} of B")
     print(f"masks: mean IoU {found.mean_iou:.3f}, lowest {lowest:.3f}")
     print(f"id changes: {found.id_changes}; targets (A - B): {', '.join(map(str, found.pairs)) or 'none'}")
     print(f"changed answers: {found.answer_changes} of {len(found.answers)}")
@@ -146,14 +162,23 @@ def _results(args: argparse.Namespace) -> int:
 
 
 def _images(args: argparse.Namespace, a: str, b: str, stamps: set[int]) -> tuple[dict[int, np.ndarray], str]:
-    """The images with these stamps, and what the pictures lack. Raises as ClipSource if --input cannot be read."""
+    """The images with these stamps, and what the pictures lack. Raises as ClipSource if --input cannot be read; a
+    recorded input only serves the pictures, so there an error is a note."""
     recorded = next((Path(name) for name in (a, b) if name and Path(name).exists()), None)
     path = args.input or recorded
     if path is None:
         return {}, "The images of the input are not known: --input names it."
     if not path.exists():
         raise FileNotFoundError(f"--input: {path}: no such file or folder")
-    images = {frame.stamp_ns: frame.image for frame in ClipSource(path, args.topic).read() if frame.stamp_ns in stamps}
+    images: dict[int, np.ndarray] = {}
+    try:
+        for frame in ClipSource(path, args.topic).read():
+            if frame.stamp_ns in stamps:
+                images[frame.stamp_ns] = frame.image
+    except (OSError, ValueError) as error:
+        if args.input:
+            raise
+        return images, f"The images are not shown: {error}. --input and --topic name them."
     lacking = len(stamps) - len(images)
     return images, f"{lacking} of these frames are not in {path}." if lacking else ""
 
@@ -164,6 +189,14 @@ def _floor(option: str, bound: float | None, value: float) -> list[Threshold]:
 
 def _limit(option: str, bound: float | None, value: float) -> list[Threshold]:
     return [] if bound is None else [Threshold(f"{option} {bound:g}: {value:.4g}", value <= bound)]
+
+
+def _presence_limit(bound: float | None, found: Differences) -> list[Threshold]:
+    """A score in one result alone is a change of unknown size."""
+    limits = _limit("--max-presence-change", bound, round(found.presence_change, 6))
+    if not (limits and found.lost_scores):
+        return limits
+    return [Threshold(f"{limits[0].text}, and {found.lost_scores} with a score in one result alone", False)]
 
 
 def _refuse(args: argparse.Namespace, names: Sequence[str], why: str) -> None:

@@ -68,8 +68,17 @@ class AnswerPair(NamedTuple):
     @property
     def presence_change(self) -> float | None:
         """Absolute change of the score; None if one is not known."""
-        known = [one.presence for one in self if one is not None and one.presence is not None]
+        known = self._scores
         return abs(known[0] - known[1]) if len(known) == 2 else None
+
+    @property
+    def is_score_lost(self) -> bool:
+        """Whether only one of the results has a score."""
+        return len(self._scores) == 1
+
+    @property
+    def _scores(self) -> list[float]:
+        return [one.presence for one in self if one is not None and one.presence is not None]
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,8 @@ class Differences:
     Attributes:
         frames: those that both results have.
         only_a, only_b: number of frames that one result has alone.
+        unpaired_a, unpaired_b: number of frames left out of a result, as its bag has only their masks or only their
+            tracklets.
         pairs: the targets, matched over all frames.
         answers: the answers, matched by question.
     """
@@ -88,6 +99,14 @@ class Differences:
     only_b: int
     pairs: tuple[Pair, ...]
     answers: tuple[AnswerPair, ...]
+    unpaired_a: int = 0
+    unpaired_b: int = 0
+
+    @property
+    def missing(self) -> float:
+        """Share of the frames of both results that only one has, in [0, 1]."""
+        alone = self.only_a + self.only_b
+        return alone / (alone + len(self.frames))
 
     @property
     def mean_iou(self) -> float:
@@ -105,8 +124,13 @@ class Differences:
 
     @property
     def presence_change(self) -> float:
-        """The largest one."""
+        """The largest one among the answers with a score in both results."""
         return max((pair.presence_change or 0.0 for pair in self.answers), default=0.0)
+
+    @property
+    def lost_scores(self) -> int:
+        """Number of answers with a presence score in one result alone."""
+        return sum(pair.is_score_lost for pair in self.answers)
 
     def worst_frames(self, count: int) -> list[FrameDifference]:
         """Up to `count` frames that differ, the worst first, spread over time."""
@@ -126,9 +150,11 @@ def compare(a: StoredResult, b: StoredResult, some_frames: bool = False) -> Diff
     The targets are matched one to one over the whole input, so that the sum of their overlaps is largest; ids need not
     be equal. Needs little memory, however long the results are.
 
-    some_frames: compare the frames that both results have, for results of a live node.
+    some_frames: compare the frames that both results have, for results of a live node. Frames of a bag with only one
+    of masks and tracklets are left out.
 
-    Raises DifferentInputError if pixels, sizes, stamps or questions show that the inputs differ.
+    Raises DifferentInputError if pixels, sizes, stamps or questions show that the inputs differ, and as
+    `StoredResult.frames`.
     """
     if a.digest and b.digest and a.digest != b.digest and not some_frames:
         raise DifferentInputError(
@@ -139,7 +165,9 @@ def compare(a: StoredResult, b: StoredResult, some_frames: bool = False) -> Diff
     matched: list[_Matched] = []
     total: dict[tuple[int, int], float] = defaultdict(float)
     ids: tuple[set[int], set[int]] = set(), set()
-    for first, second in _joined(a, b):
+    unpaired: tuple[list[int], list[int]] = [], []
+    lists = unpaired if some_frames else (None, None)
+    for first, second in _joined(a.frames(lists[0]), b.frames(lists[1])):
         if first is None or second is None:
             counts["a" if second is None else "b"] += 1
             if not some_frames:
@@ -168,7 +196,8 @@ def compare(a: StoredResult, b: StoredResult, some_frames: bool = False) -> Diff
         frames.append(
             FrameDifference(frame.stamp_ns, (frame.stamp_ns - start_ns) / 1e9, _pair_ious(frame, pairs), changes)
         )
-    return Differences(tuple(frames), counts["a"], counts["b"], tuple(pairs), answers)
+    lost = len(unpaired[0]), len(unpaired[1])
+    return Differences(tuple(frames), counts["a"], counts["b"], tuple(pairs), answers, *lost)
 
 
 class _Matched(NamedTuple):
@@ -180,9 +209,10 @@ class _Matched(NamedTuple):
     b: frozenset[int]
 
 
-def _joined(a: StoredResult, b: StoredResult) -> Iterator[tuple[StoredFrame | None, StoredFrame | None]]:
+def _joined(
+    ours: Iterator[StoredFrame], theirs: Iterator[StoredFrame]
+) -> Iterator[tuple[StoredFrame | None, StoredFrame | None]]:
     """The frames of both results by stamp; None for a frame that a result has not."""
-    ours, theirs = a.frames(), b.frames()
     first, second = next(ours, None), next(theirs, None)
     while first is not None or second is not None:
         if second is None or (first is not None and first.stamp_ns < second.stamp_ns):

@@ -64,11 +64,13 @@ def result_comparison(
     rows = [
         ("frames compared", len(found.frames)),
         ("frames in A only, in B only", f"{found.only_a}, {found.only_b}"),
+        *_unpaired(found),
         ("mean IoU", f"{found.mean_iou:.3f}"),
         ("lowest IoU of a frame", f"{min(frame.worst for frame in found.frames):.3f}"),
         ("id changes", found.id_changes),
         ("changed answers", f"{found.answer_changes} of {len(found.answers)}"),
         ("largest change of a presence score", f"{found.presence_change:.3f}"),
+        ("answers with a presence score in one result alone", found.lost_scores),
     ]
     parts = [*_verdicts(verdicts), html.table((), rows), *_made(a, b), html.heading("Answers"), _answers(found.answers)]
     if found.pairs:
@@ -80,6 +82,12 @@ def result_comparison(
             *(html.picture(image, _caption(frame)) for frame, image in pictures),
         ]
     return html.document(_TITLE, parts)
+
+
+def _unpaired(found: Differences) -> list[tuple[str, str]]:
+    if not (found.unpaired_a or found.unpaired_b):
+        return []
+    return [("frames left out of A, of B (masks or tracklets alone)", f"{found.unpaired_a}, {found.unpaired_b}")]
 
 
 def side_by_side(image: np.ndarray | None, a: StoredFrame, b: StoredFrame) -> np.ndarray:

@@ -68,8 +68,12 @@ class StoredResult:
     digest: str = ""
     answers: tuple[Answer, ...] = ()
 
-    def frames(self) -> Iterator[StoredFrame]:
-        """The frames in their order. Raises OSError or ResultError, naming the file."""
+    def frames(self, unpaired: list[int] | None = None) -> Iterator[StoredFrame]:
+        """The frames in their order.
+
+        unpaired: gets the stamps of frames of a bag with only one of masks and tracklets, which are left out; None:
+        such a frame is an error. Raises OSError or ResultError, naming the file.
+        """
         raise NotImplementedError
 
 
@@ -77,7 +81,7 @@ class StoredResult:
 class FolderResult(StoredResult):
     """A folder of `decaf segment` with PNG masks."""
 
-    def frames(self) -> Iterator[StoredFrame]:
+    def frames(self, unpaired: list[int] | None = None) -> Iterator[StoredFrame]:
         for entry in _json(self.path / "frames.json"):
             file = self.path / "masks" / f"{entry['index']:06d}.png"
             labels = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
@@ -95,10 +99,11 @@ class BagResult(StoredResult):
 
     namespace: str = ""
 
-    def frames(self) -> Iterator[StoredFrame]:
+    def frames(self, unpaired: list[int] | None = None) -> Iterator[StoredFrame]:
         masks, tracklets = f"{self.namespace}/{_MASKS}", f"{self.namespace}/{_TRACKLETS}"
         labels: dict[int, np.ndarray] = {}
         ids: dict[int, dict[int, int]] = {}
+        lost: list[int] = []
         with BagReader(self.path) as bag:
             for recorded in bag.messages([masks, tracklets]):
                 message = bag.deserialize(recorded)
@@ -110,10 +115,19 @@ class BagResult(StoredResult):
                     ids[stamp] = {int(one.label): int(one.id) for one in message.tracklets}
                 if stamp in labels and stamp in ids:
                     yield StoredFrame(stamp, labels.pop(stamp), ids.pop(stamp))
-        if left := sorted([*labels, *ids]):
+                    # Both topics are past these, so they would only take memory.
+                    for part in (labels, ids):
+                        for earlier in [one for one in part if one < stamp]:
+                            lost.append(earlier)
+                            del part[earlier]
+        lost = sorted({*lost, *labels, *ids})
+        if lost and unpaired is None:
             raise ResultError(
-                f"{self.path}: expected {masks} and {tracklets} for each frame, got one of them for stamp {left[0]}"
+                f"{self.path}: expected {masks} and {tracklets} for each frame, got one of them for stamp {lost[0]}; "
+                "--some-frames leaves such frames out"
             )
+        if unpaired is not None:
+            unpaired += lost
 
 
 def read_result(path: Path, namespace: str = "") -> StoredResult:

@@ -71,6 +71,9 @@ def write_long_report(folder: Path, summary: Mapping[str, Any], watched: Sequenc
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_report(folder)
+    # First: an error of a page or a picture must not cost the numbers.
+    write_json(folder / "report.json", summary)
+    write_json(folder / "watched.json", [_frames(one) for one in watched])
     write_png(folder / "over_time.png", over_time_picture(curves(watched), f"Mean of {len(watched)} questions"))
     ordered = sorted(watched, key=lambda one: one.mean_j)
     worst = ordered[:_WORST]
@@ -89,8 +92,6 @@ def write_long_report(folder: Path, summary: Mapping[str, Any], watched: Sequenc
     pictures_by_title = {title: [(one.picture, _caption(one)) for one in those] for title, those in shown.items()}
     page = long_page(summary, text, curves(watched), pictures_by_title)
     (folder / "report.html").write_text(page, encoding="utf-8")
-    write_json(folder / "report.json", summary)
-    write_json(folder / "watched.json", [_frames(one) for one in watched])
 
 
 def _caption(one: Watched) -> str:

@@ -57,6 +57,9 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
     """
     folder.mkdir(parents=True, exist_ok=True)
     remove_report(folder)
+    # First: an error of a page or a picture must not cost the numbers.
+    write_json(folder / "report.json", summary)
+    write_json(folder / "cases.json", [case_entry(case) for case in collected.cases])
     pictures = []
     if collected.extremes:
         write_png(
@@ -76,8 +79,6 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
     kinds = [*summary["by_type"], *summary["absent_by_type"]]
     page = evaluation_page(summary, text, list(_extremes(collected, kinds)))
     (folder / "report.html").write_text(page, encoding="utf-8")
-    write_json(folder / "report.json", summary)
-    write_json(folder / "cases.json", [case_entry(case) for case in collected.cases])
 
 
 def remove_report(folder: Path) -> None:
@@ -280,8 +281,10 @@ def _margin(full: float | None, variant: float | None) -> str:
 
 
 def table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An aligned Markdown table: words to the left, numbers to the right."""
+    """An aligned Markdown table: words to the left, numbers to the right. In a cell "|" is escaped, as in GitHub's
+    tables, and line breaks become spaces. `report_page.from_markdown` reads it."""
     columns = range(len(headings))
+    rows = [[" ".join(text.splitlines()).replace("|", r"\|") for text in row] for row in rows]
     widths = [max(len(row[column]) for row in (headings, *rows)) for column in columns]
     left = [column == 0 or all(_is_words(row[column]) for row in rows) for column in columns]
 

@@ -81,7 +81,8 @@ def from_markdown(text: str) -> Iterator[html.Markup]:
         if not lines[0].startswith("|"):
             yield html.paragraph(block)
             continue
-        rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
+        # Between cells there is a space before "|", within one a backslash.
+        rows = [[cell.strip().replace(r"\|", "|") for cell in line.strip("|").split(" | ")] for line in lines]
         yield html.table(rows[0], rows[2:])
 
 

@@ -146,7 +146,7 @@ class Camera:
             yield from self._check_images()
         if self.has_image:
             info = self._node.resolve_topic_name(self._names.camera_info)
-            yield from check_info(self._node, info, self._image.message, self._size_hw, has_space, self._watch_s)
+            yield from check_info(self._node, info, self._image.message, self._size_hw, config, self._watch_s)
         if self._depth in heard and self._size_hw is None:
             yield self._depth.rate(self._watch_s)
         elif self._depth in heard and self._size_hw is not None:

@@ -23,7 +23,7 @@ _REGISTERED = "use the topic that the driver registers to the colour image (real
 
 
 def check_info(
-    node: Node, topic: str, image: Any, size_hw: tuple[int, int] | None, is_needed: bool, watch_s: float
+    node: Node, topic: str, image: Any, size_hw: tuple[int, int] | None, config: DecafConfig, watch_s: float
 ) -> Iterator[Finding]:
     """The camera info of an image topic.
 
@@ -32,9 +32,10 @@ def check_info(
         topic: of the camera info.
         image: a message of the image topic.
         size_hw: of its image; None if it cannot be decoded.
-        is_needed: whether the segmenter needs it.
+        config: the segmenter's configuration; it needs the camera info if `space.enabled`.
         watch_s: how long to wait for it, in seconds.
     """
+    is_needed = config.space.enabled
     named = "--camera-info TOPIC here, camera_info:=TOPIC at the launch"
     mend = f"let the camera driver publish it, or name its topic: {named}"
     if not node.get_publishers_info_by_topic(topic):
@@ -47,23 +48,28 @@ def check_info(
     if info is None:
         yield Finding(topic, WRONG, f"none came in {watch_s:g} s", mend)
         return
-    errors = []
-    if not (info.k[0] > 0 and info.k[4] > 0):
+    errors, is_rectified = [], config.space.rectified
+    if not all(length > 0 for length in ((info.p[0], info.p[5]) if is_rectified else (info.k[0], info.k[4]))):
         errors.append("no focal length (the camera is not calibrated)")
-    elif is_needed:
+    else:
         try:
-            camera_from_info(info)
+            # As the segmenter: K and D, or P, and the size after region and binning.
+            camera = camera_from_info(info, is_rectified)
         except ValueError as error:
+            if not is_needed:
+                yield Finding(topic, NOT_CHECKED, f"{error}; masks do not need it, positions in space do")
+                return
             errors.append(str(error))
-    if size_hw is not None and (info.height, info.width) != size_hw:
-        errors.append(f"for {info.width} x {info.height} px, images have {size_hw[1]} x {size_hw[0]} px")
+        else:
+            if size_hw is not None and camera.size_hw != size_hw:
+                errors.append(f"for {camera.width} x {camera.height} px, images have {size_hw[1]} x {size_hw[0]} px")
     if info.header.frame_id != image.header.frame_id:
         errors.append(f"frame {info.header.frame_id!r}, images have {image.header.frame_id!r}")
     if errors:
         yield Finding(topic, WRONG, "; ".join(errors), "calibrate the camera, and let one driver publish both")
     else:
-        model = info.distortion_model or "no distortion model"
-        yield Finding(topic, OK, f"{info.width} x {info.height} px, {model}, frame {info.header.frame_id}")
+        model = "rectified" if is_rectified else info.distortion_model or "no distortion model"
+        yield Finding(topic, OK, f"{camera.width} x {camera.height} px, {model}, frame {info.header.frame_id}")
 
 
 def check_depth(

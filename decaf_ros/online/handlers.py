@@ -69,8 +69,8 @@ class Handlers:
         make: message factory, see `decaf_ros.io.messages`.
         publish: called with topic and message for every output, in order.
         log: called with level ("info", "warn", "error") and text.
-        is_wanted: whether a topic is published and has a consumer. Asked for all but `masks`, `target_mask`,
-            `tracklets` and `status`, which are always published; a latched topic needs no consumer.
+        is_wanted: whether a topic is published and has a consumer. `masks`, `target_mask`, `tracklets` and `status` are
+            always published; it decides about the masks in `tracklets`. A latched topic needs no consumer.
         live: see `OnlineSegmenter`.
         watch: called with every output of the core after it was published.
         query_numbers: supply of query numbers. Share it between several Handlers, so ids stay unique.
@@ -312,7 +312,9 @@ class Handlers:
             self._publish("confidence", frame_image(self._make, result.confidence, result.frame))
         if self.space is not None:
             result = self.space.locate(result)
-        result = self._with_codes(result)
+        # `tracklets` is always published, but encoding its masks takes time.
+        if self._is_wanted("tracklets"):
+            result = self._with_codes(result)
         self._publish("tracklets", tracklet_array(self._make, result))
         self._publish_detections(result)
         if self._is_wanted("overlay"):
