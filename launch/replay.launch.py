@@ -73,7 +73,7 @@ def replay(context: LaunchContext) -> list[LaunchDescriptionEntity]:
         entries[0] = [_recorded(reader, entry, _COMPRESSED_DEPTH) for entry in entries[0]]
         depth = recorded_depth(reader, list(images), *entries)
         first = next(reader.frames(next(iter(images.values())), warnings.append), None)
-        # Of no use without tf2.
+        # Useless without tf2.
         transforms = [topic for topic in ("/tf", "/tf_static") if topic in reader.topics and find_spec("tf2_msgs")]
     topics = {*images.values(), *(topic for each in depth.values() for topic in each), *transforms}
     player = ["--topics", *sorted(topics), "--rate", own["rate"], "--wait-for", f"{namespace}/segmenter"]

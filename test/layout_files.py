@@ -15,7 +15,7 @@ RVIZ_TYPES = {
     "rviz_default_plugins/Pose": "geometry_msgs/msg/PoseStamped",
 }
 RVIZ_WITHOUT_TOPIC = {"rviz_default_plugins/Axes", "rviz_default_plugins/TF"}
-# Of the 3D panel, by the settings that only they have.
+# Panels in 3D, by the settings that only they have.
 _SPACE_TYPES = {
     "colorField": "sensor_msgs/msg/PointCloud2",
     "axisScale": "geometry_msgs/msg/PoseStamped",

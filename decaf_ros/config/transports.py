@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-# What the topic of each transport ends with.
+# The ending of each transport's topic.
 IMAGE_TRANSPORTS = {"raw": "", "compressed": "/compressed"}
 DEPTH_TRANSPORTS = {"raw": "", "compressed": "/compressedDepth"}
 # Transports whose plugins must decode them, and the types of their messages; zstd has that of compressed images.

@@ -108,7 +108,7 @@ def point_precision(maps: np.ndarray, truth: np.ndarray) -> dict[int, float]:
     """PP@K of the paper's published implementation: the share of the K strongest tokens of a clip that hit a target.
 
     A token hits if the square around the pixel at its centre has a pixel of a target. The square reaches
-    POINT_TOLERANCE_PX up and left, one less down and right, and never the last row or column, as published. Of equal
+    POINT_TOLERANCE_PX up and left, one less down and right, and never the last row or column, as published. Among equal
     tokens the first counts. Returns the share by K, for every K of POINT_COUNTS up to the number of tokens.
 
     maps: (T, h, w) float32, T at least 1. truth: (T, H, W) bool, the targets on the same key frames.

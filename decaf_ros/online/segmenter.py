@@ -3,7 +3,7 @@
 The life of a query, from top to bottom of `OnlineSegmenter`: `ask` receives it. `_ground` grounds it on the window as
 soon as that has enough key frames, catches up with the stream and answers. `_follow` tracks the targets on every frame.
 `_ground` repeats periodically and keeps target ids. `cancel`, an empty query or, by `queries.mode`, another query ends
-it. What each query remembers: `decaf_ros.online.query`. Whose turn it is, also among several streams:
+it. The memory of each query: `decaf_ros.online.query`. Whose turn it is, also among several streams:
 `decaf_ros.online.turns`.
 
 A grounding is a task of bounded units (`decaf_ros.stages.Steps`), one at a time. A live stream calls `advance` for

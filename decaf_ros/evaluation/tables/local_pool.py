@@ -85,7 +85,7 @@ class LocalPool:
             pass  # the worker is dead: `wait` reads the end of the connection
 
     def wait(self) -> list[Event]:
-        """See `Pool.wait`. What a worker has sent before it died still counts."""
+        """See `Pool.wait`. A result that a worker has sent before it died still counts."""
         numbers = {worker.connection: number for number, worker in self._workers.items()}
         events = []
         for connection in wait(list(numbers)):
