@@ -57,8 +57,8 @@ def select_tracklets(
     list ("not found"). tracklets: best first, as from `score_tracklets`.
     means_several: if it is known how many objects are meant, the rule is ours. The combined score favours large
         objects (Eq. 8 is a sum over the mask), so the densest tracklets count. One object: the one with the highest sum
-        of attention and density. Several: all with several_share of the highest density. Among the tracklets on one object
-        the best PER_OBJECT stay.
+        of attention and density. Several: all with several_share of the highest density. Among the tracklets on one
+        object the best PER_OBJECT stay.
     """
     if tracklets and means_several is not None:
         if means_several:
