@@ -157,7 +157,7 @@ class Queries:
         """The query to be grounded next; None if none is due.
 
         One without an answer comes first, then fresh ones: of the highest priority, of these the oldest. Among the
-        others, the one whose last grounding is the longest ago, so that none that is always due keeps another one waiting.
+        others, the one whose last grounding is the longest ago, so that none that is always due keeps another waiting.
         """
         due = [live for live in self if is_due(live)]
         fresh = [live for live in due if live.fresh]
