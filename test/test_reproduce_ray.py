@@ -42,3 +42,13 @@ def test_a_killed_worker_of_ray_changes_no_figure(given, data, undisturbed, monk
     found = entries("out")
     assert sum(entry["deaths"] for entry in found.values()) == 1
     assert sum(entry["attempts"] for entry in found.values()) == len(found) + 1
+
+
+def test_actors_without_room_get_no_samples(given, data, undisturbed, capsys):
+    """Ray has CPUs for some of them only."""
+    workers = str(os.cpu_count() + 2)
+    assert main(on_davis(given, data, "out", "--engine", "ray", "--workers", workers)) == 0
+    check_same("out", undisturbed)
+    capsys.readouterr()
+    assert main(on_davis(given, data, "more", "--engine", "ray", "--workers", "1", "--threads", "999")) == 1
+    assert "--threads 999: expected a machine of the cluster with as many CPUs" in capsys.readouterr().err
