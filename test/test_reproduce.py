@@ -112,9 +112,10 @@ def test_every_layout_gives_figures_or_a_submission(given, data, capsys):
         with zipfile.ZipFile(f"decaf_reproduce/{by_data[name]['run']}.zip") as written:
             assert len(written.namelist()) == count * FRAMES and f"{folder}alpha/0/00000.png" in written.namelist()
             whole = {entry: written.read(entry) for entry in written.namelist()}
-    assert "figures taken to be of version 1 of MeViS; version of the data: unknown" in Path(
-        "decaf_reproduce/table3.md"
-    ).read_text()
+    assert (
+        "figures taken to be of version 1 of MeViS; version of the data: unknown"
+        in Path("decaf_reproduce/table3.md").read_text()
+    )
     # A lost mask costs its sample, not the frame in the submission.
     run = by_data["ref_youtube_vos"]["run"]
     Path(f"decaf_reproduce/runs/{run}/masks/alpha/0/00000.png").unlink()
@@ -158,8 +159,13 @@ def entries(out):
 class KillingPool(local_pool.LocalPool):
     """Kills one of its two workers, with the second sample that it has got."""
 
+    starts: list[int] = []
     sent: list[int] = []
     killed: list[int] = []
+
+    def start(self):
+        self.starts.append(super().start())
+        return self.starts[-1]
 
     def send(self, worker, sample):
         super().send(worker, sample)
@@ -207,7 +213,7 @@ def check_same(out, undisturbed):
 def test_a_killed_worker_changes_no_figure(given, data, undisturbed, monkeypatch):
     monkeypatch.setattr(local_pool, "LocalPool", KillingPool)
     assert main(on_davis(given, data, "out", "--workers", "2")) == 0
-    assert len(KillingPool.killed) == 1 and len(set(KillingPool.sent)) == 3, "a third worker takes its place"
+    assert len(KillingPool.killed) == 1 and len(KillingPool.starts) == 3, "a third worker takes its place"
     check_same("out", undisturbed)
     found = entries("out")
     assert sum(entry["deaths"] for entry in found.values()) == 1
@@ -275,7 +281,7 @@ def test_a_score_that_is_no_number_fails_its_sample(given, data, monkeypatch, ca
     entry = samples.case_entry
     monkeypatch.setattr(samples, "case_entry", lambda case: {**entry(case), "robustness": float("nan")})
     assert main(on_davis(given, data, "out", "--limit", "1")) == 1
-    assert "FAILED: expected a finite score, got robustness = nan" in capsys.readouterr().err
+    assert "expected a finite score, got robustness = nan" in capsys.readouterr().err
 
 
 def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path):
@@ -342,7 +348,10 @@ def test_a_dry_run_lists_runs_and_what_is_missing(given, models, capsys):
         (["table4", "--workers", "-1"], "--workers: expected 0 or more, got -1"),
         (["table4", "--engine", "ray"], "--workers 0: only with --engine local"),
         (["table4", "--engine", "ray", "--workers", "1"], "expected Ray to be installed: pip install"),
-        (["table4", "--workers", "1", "--set", "mllm.device=cuda:1"], "mllm.device: expected auto or cuda, got 'cuda:1'"),
+        (
+            ["table4", "--workers", "1", "--set", "mllm.device=cuda:1"],
+            "mllm.device: expected auto or cuda, got 'cuda:1'",
+        ),
         (["table4", "--split", "valid"], "--split: only with --dataset"),
         (["table4", "--address", "auto"], "--address: only with --engine ray"),
     ],

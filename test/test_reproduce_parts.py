@@ -26,7 +26,7 @@ from decaf_ros.evaluation.tables.scheduling import (
     ERRORS,
     Event,
     Outcome,
-    WorkersDied,
+    WorkersDiedError,
     run_samples,
 )
 from decaf_ros.evaluation.tables.store import StoredRun
@@ -183,9 +183,9 @@ def test_a_worker_keeps_a_clip_and_helps_at_the_end():
 
 def test_a_run_ends_if_workers_only_die():
     pool = ScriptedPool({sample.key: [None] * ATTEMPTS for sample in SAMPLES})
-    with pytest.raises(WorkersDied, match=f"{2 * DEATHS} workers died before there was any result"):
+    with pytest.raises(WorkersDiedError, match=f"{2 * DEATHS} workers died before there was any result"):
         list(run_samples(SAMPLES, pool, 2))
-    with pytest.raises(WorkersDied, match=f"{2 * DEATHS} workers died while they started"):
+    with pytest.raises(WorkersDiedError, match=f"{2 * DEATHS} workers died while they started"):
         list(run_samples(SAMPLES, ScriptedPool({}, places=[None]), 2))
 
 

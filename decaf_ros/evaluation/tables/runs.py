@@ -23,7 +23,7 @@ from decaf_ros.evaluation.submission import Submission
 from decaf_ros.evaluation.tables.catalogue import Column
 from decaf_ros.evaluation.tables.plan import Plan, RunKey
 from decaf_ros.evaluation.tables.samples import Sample, Work, read_case
-from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDied, run_samples
+from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDiedError, run_samples
 from decaf_ros.evaluation.tables.store import StoredRun
 from decaf_ros.version import __version__
 from decaf_ros.weights.folders import digest
@@ -108,7 +108,7 @@ def measure(
                 for count, outcome in enumerate(run_samples(left, pool, workers), 1):
                     runs[outcome.result.sample.work].add(outcome)
                     say(f"{count} of {len(left)}: {_described(outcome, runs)}")
-            except WorkersDied as error:
+            except WorkersDiedError as error:
                 stopped = f"not measured, as {error}"
                 say(f"stopped: {error}")
         return {key: _collected(key, plan, run, out, stopped) for key, run in zip(keys, runs)}
@@ -149,7 +149,7 @@ def _submission(key: RunKey, samples: Sequence[Sample], run: StoredRun, out: Pat
 
 
 def resolved(config: DecafConfig, device: str) -> DecafConfig:
-    """With the device and the type of numbers that `auto` stands for, so that all workers, now and later, have the same."""
+    """With the device and type of numbers that `auto` stands for: all workers, now and later, have the same."""
     stages = {"mllm": config.mllm.device, "sam2": config.sam2.device}
     changes = {f"{stage}.device": device for stage, named in stages.items() if named == "auto"}
     dtype = resolve_dtype(config.mllm.dtype, resolve_device(changes.get("mllm.device", config.mllm.device)))

@@ -66,14 +66,14 @@ class Outcome(NamedTuple):
     deaths: int
 
 
-class WorkersDied(RuntimeError):
+class WorkersDiedError(RuntimeError):
     """Workers die without any result, so that the run ends before all samples have an outcome."""
 
 
 def run_samples(samples: Iterable[Sample], pool: Pool, workers: int) -> Iterator[Outcome]:
     """The outcome of every sample, once, in the order in which they end. The caller closes the pool.
 
-    Workers that never become ready are not waited for. Raises WorkersDied.
+    Workers that never become ready are not waited for. Raises WorkersDiedError.
     """
     return _Run(samples, pool, workers).outcomes()
 
@@ -163,7 +163,7 @@ class _Run:
         killers = 0 if self._any_result else len(self._deaths)
         if max(killers, self._never_ready) >= DEATHS * self._most:
             when = "while they started" if self._never_ready > killers else "before there was any result"
-            raise WorkersDied(f"{max(killers, self._never_ready)} workers died {when}")
+            raise WorkersDiedError(f"{max(killers, self._never_ready)} workers died {when}")
         self._replace(worker)
         return None if sample is None else self._failed(SampleResult(sample, None, error="its worker died"))
 
