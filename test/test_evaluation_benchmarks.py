@@ -29,6 +29,7 @@ from benchmark_layouts import (
 from decaf_ros.evaluation.datasets import frame_files
 from decaf_ros.evaluation.datasets.clips import ExpressionChoice
 from decaf_ros.evaluation.datasets.frame_files import FrameFiles
+from decaf_ros.evaluation.datasets.public import read_videos
 from decaf_ros.evaluation.datasets.ref_davis17 import SUBSETS
 from decaf_ros.evaluation.datasets.registry import BENCHMARKS, Selection, find_source
 
@@ -55,7 +56,10 @@ def test_every_layout_is_read_as_another_process_reads_it(tmp_path, name):
     dataset = pickle.loads(pickle.dumps(written(name, tmp_path)))
     assert (dataset.name, dataset.scored, dataset.tracking_only, dataset.has_truth) == (name, 2, 0, True)
     source = find_source(name)
-    assert source.every_expression and dataset.settings == {"split": WRITERS[name][1]}
+    assert source.every_expression and dataset.settings == {
+        "split": WRITERS[name][1],
+        **({"version": "2"} if name == "mevis" else {}),
+    }
     for index, video in enumerate(VIDEOS):
         clip = pickle.loads(pickle.dumps(dataset.clip(index)))
         assert clip.name == video and clip.frame_names == NAMES
@@ -159,6 +163,28 @@ def test_version_2_of_mevis_has_another_file_name(tmp_path):
     write_mevis(tmp_path)
     (tmp_path / "valid_u/meta_expressions.json").rename(tmp_path / "valid_u/meta_expressions_v2.json")
     assert opened("mevis", tmp_path).clip(0).expressions[2].kind == "absent"
+
+
+def test_the_version_of_mevis_shows_in_its_files(tmp_path):
+    write_mevis(tmp_path)
+
+    def version(split):
+        return find_source("mevis").select(Selection(folder=tmp_path, split=split)).settings.get("version")
+
+    assert version("valid_u") == "2", "an expression without targets"
+    assert version("valid") is None, "targets and counts do not tell"
+    file = tmp_path / "valid/meta_expressions.json"
+    named = file.rename(file.with_stem("meta_expressions_v2"))
+    assert version("valid") == "2"
+    named.rename(file)
+    content = json.loads(file.read_text())
+    first = next(iter(content["videos"].values()))
+    others = sum(len(meta["expressions"]) for meta in content["videos"].values()) - len(first["expressions"])
+    for number, count in (("1", 2236), ("2", 2523)):
+        first["expressions"] = {str(place): {"exp": "a box"} for place in range(count - others)}
+        file.write_text(json.dumps(content))
+        read_videos.cache_clear()
+        assert version("valid") == number
 
 
 def test_encoded_masks_are_in_the_order_of_the_frames(tmp_path):

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from benchmark_layouts import FRAMES, WRITERS
 
+from decaf_ros.cli import reproduce
 from decaf_ros.cli.main import main
-from decaf_ros.evaluation.tables import local_pool
+from decaf_ros.evaluation.tables import local_pool, samples
 
 PARAMETERS = """
 /**:
@@ -110,6 +111,19 @@ def test_every_layout_gives_figures_or_a_submission(given, data, capsys):
         assert by_data[name]["scores"]["j"]["ours"] is None and by_data[name]["samples"] == count
         with zipfile.ZipFile(f"decaf_reproduce/{by_data[name]['run']}.zip") as written:
             assert len(written.namelist()) == count * FRAMES and f"{folder}alpha/0/00000.png" in written.namelist()
+            whole = {entry: written.read(entry) for entry in written.namelist()}
+    assert (
+        "figures taken to be of version 1 of MeViS; version of the data: unknown"
+        in Path("decaf_reproduce/table3.md").read_text()
+    )
+    # A lost mask costs its sample, not the frame in the submission.
+    run = by_data["ref_youtube_vos"]["run"]
+    Path(f"decaf_reproduce/runs/{run}/masks/alpha/0/00000.png").unlink()
+    capsys.readouterr()
+    assert main([*given, "table3"]) == 0
+    assert "10 samples in 2 runs, 9 of them done before" in capsys.readouterr().err
+    with zipfile.ZipFile(f"decaf_reproduce/{run}.zip") as written:
+        assert {entry: written.read(entry) for entry in written.namelist()} == whole
     # The same row of another table is the same run.
     assert main([*given, "table9", "--limit", "1"]) == 0
     assert "2 samples in 2 runs, 2 of them done before" in capsys.readouterr().err
@@ -145,8 +159,13 @@ def entries(out):
 class KillingPool(local_pool.LocalPool):
     """Kills one of its two workers, with the second sample that it has got."""
 
+    starts: list[int] = []
     sent: list[int] = []
     killed: list[int] = []
+
+    def start(self):
+        self.starts.append(super().start())
+        return self.starts[-1]
 
     def send(self, worker, sample):
         super().send(worker, sample)
@@ -194,7 +213,7 @@ def check_same(out, undisturbed):
 def test_a_killed_worker_changes_no_figure(given, data, undisturbed, monkeypatch):
     monkeypatch.setattr(local_pool, "LocalPool", KillingPool)
     assert main(on_davis(given, data, "out", "--workers", "2")) == 0
-    assert len(KillingPool.killed) == 1 and len(set(KillingPool.sent)) == 3, "a third worker takes its place"
+    assert len(KillingPool.killed) == 1 and len(KillingPool.starts) == 3, "a third worker takes its place"
     check_same("out", undisturbed)
     found = entries("out")
     assert sum(entry["deaths"] for entry in found.values()) == 1
@@ -219,6 +238,50 @@ def test_a_killed_run_goes_on_to_the_same_table(given, data, undisturbed):
     check_same("out", undisturbed)
     found = entries("out")
     assert {key: found[key] for key in done} == done, "what was done is not done again"
+
+
+class DyingPool(local_pool.LocalPool):
+    """Kills its worker whenever it gets one sample."""
+
+    def send(self, worker, sample):
+        if sample.key == "alpha/1":
+            os.kill(self._workers[worker].process.pid, signal.SIGKILL)
+        super().send(worker, sample)
+
+
+def test_a_sample_that_kills_its_workers_costs_its_figure(given, data, monkeypatch, capsys):
+    monkeypatch.setattr(local_pool, "LocalPool", DyingPool)
+    command = on_davis(given, data, "out", "--workers", "1", "--limit", "2")
+    for text in ("0 of them done before", "1 of them done before"):
+        assert main(command) == 1
+        error = capsys.readouterr().err
+        assert text in error and "1 samples failed; the same command tries them again" in error
+        (line,) = [line for line in content("table1", "out")["lines"] if line["samples"]]
+        assert line["failed"] == {"alpha/1": "its worker died"} and line["scores"]["j"]["ours"] is None
+
+
+class StillbornPool(local_pool.LocalPool):
+    """Kills its workers while they start."""
+
+    def start(self):
+        number = super().start()
+        self._workers[number].process.kill()
+        return number
+
+
+def test_tables_are_written_if_all_workers_die(given, data, monkeypatch, capsys):
+    monkeypatch.setattr(local_pool, "LocalPool", StillbornPool)
+    assert main(on_davis(given, data, "out", "--workers", "1", "--limit", "2")) == 1
+    assert "stopped: 3 workers died while they started" in capsys.readouterr().err
+    (line,) = [line for line in content("table1", "out")["lines"] if line["failed"]]
+    assert line["failed"]["alpha/0"] == "not measured, as 3 workers died while they started"
+
+
+def test_a_score_that_is_no_number_fails_its_sample(given, data, monkeypatch, capsys):
+    entry = samples.case_entry
+    monkeypatch.setattr(samples, "case_entry", lambda case: {**entry(case), "robustness": float("nan")})
+    assert main(on_davis(given, data, "out", "--limit", "1")) == 1
+    assert "expected a finite score, got robustness = nan" in capsys.readouterr().err
 
 
 def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path):
@@ -270,9 +333,9 @@ def test_a_dry_run_lists_runs_and_what_is_missing(given, models, capsys):
     bare[bare.index("--data") : bare.index("--models") + 2] = []
     assert main(bare) == 0
     listed = capsys.readouterr().out
-    # (140 x 1.515 + 2383 x 0.259 + 2523 x 80 / 20) / 3600
+    # (140 x 1.515 + 2096 x 0.259 + 2236 x 80 / 20) / 3600
     row = next(line for line in listed.splitlines() if line.startswith("| mevis valid"))
-    assert [cell.strip() for cell in row.split("|")][4:7] == ["140", "2523", "3.03"] and "lacks model Qwen" in row
+    assert [cell.strip() for cell in row.split("|")][4:7] == ["140", "2236", "2.69"] and "lacks model Qwen" in row
     for text in ("- data mevis: expected --data DIR with the folder DIR/mevis", "decaf weights get Qwen/Qwen2.5-VL-7B"):
         assert text in listed
 
@@ -285,11 +348,16 @@ def test_a_dry_run_lists_runs_and_what_is_missing(given, models, capsys):
         (["table4", "--workers", "-1"], "--workers: expected 0 or more, got -1"),
         (["table4", "--engine", "ray"], "--workers 0: only with --engine local"),
         (["table4", "--engine", "ray", "--workers", "1"], "expected Ray to be installed: pip install"),
+        (
+            ["table4", "--workers", "1", "--set", "mllm.device=cuda:1"],
+            "mllm.device: expected auto or cuda, got 'cuda:1'",
+        ),
         (["table4", "--split", "valid"], "--split: only with --dataset"),
         (["table4", "--address", "auto"], "--address: only with --engine ray"),
     ],
 )
-def test_bad_arguments_are_one_line(given, capsys, arguments, words):
+def test_bad_arguments_are_one_line(given, capsys, monkeypatch, arguments, words):
+    monkeypatch.setattr(reproduce, "find_spec", lambda name: None)  # as if Ray were not installed
     assert main([*given, *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("decaf: ") and error.count("\n") == 1 and words in error

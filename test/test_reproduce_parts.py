@@ -16,10 +16,19 @@ from decaf_ros.evaluation.datasets.registry import BENCHMARKS, find_source
 from decaf_ros.evaluation.metrics import MaskScore, Pointing
 from decaf_ros.evaluation.report import case_entry
 from decaf_ros.evaluation.run import Case
+from decaf_ros.evaluation.tables import runs
 from decaf_ros.evaluation.tables.catalogue import catalogue, read_catalogue
 from decaf_ros.evaluation.tables.estimate import hours
 from decaf_ros.evaluation.tables.samples import Sample, SampleResult, read_case
-from decaf_ros.evaluation.tables.scheduling import ATTEMPTS, DEATHS, Event, Outcome, run_samples
+from decaf_ros.evaluation.tables.scheduling import (
+    ATTEMPTS,
+    DEATHS,
+    ERRORS,
+    Event,
+    Outcome,
+    WorkersDiedError,
+    run_samples,
+)
 from decaf_ros.evaluation.tables.store import StoredRun
 from decaf_ros.types import Presence
 
@@ -102,30 +111,54 @@ def test_hours_are_in_proportion_to_work_and_model():
 
 
 class ScriptedPool:
-    """Workers that do what a script says of each sample: a list of errors, "" for success and None for death."""
+    """Workers that do what a script says of each sample: a list of errors, "" for success and None for death.
 
-    def __init__(self, script):
+    places: of each worker, in the order of their starts, the last one for all further ones; "nowhere": it never becomes
+    ready; None: it dies while it starts. bad: names of places and numbers of workers at which every sample fails.
+    after: a bad one's number of results before that.
+    """
+
+    def __init__(self, script, places=("here",), bad=(), after=0):
         self.script = {key: list(turns) for key, turns in script.items()}
-        self.started, self.sent, self.alive = 0, {}, set()
-        self.order = []
+        self.places, self.bad, self.after = places, bad, after
+        self.started, self.sent, self.starting = 0, {}, []
+        self.alive, self.order, self.where, self.ended = set(), [], {}, []
 
     def start(self):
         self.started += 1
+        assert self.started < 100, "it would start workers for ever"
         self.alive.add(self.started)
+        self.where[self.started] = self.places[min(self.started, len(self.places)) - 1]
+        if self.where[self.started] != "nowhere":
+            self.starting.append(self.started)
         return self.started
 
     def send(self, worker, sample):
         assert worker in self.alive and worker not in self.sent, "one sample at a time"
+        assert worker not in self.starting and self.where[worker] != "nowhere", "it is ready"
         self.sent[worker] = sample
         self.order.append((worker, sample.key))
 
+    def end(self, worker):
+        self.alive.remove(worker)
+        self.ended.append(worker)
+
     def wait(self):
+        if self.starting:
+            worker = self.starting.pop(0)
+            if self.where[worker] is None:
+                self.alive.remove(worker)
+            return [Event(worker, place=self.where[worker])]
+        assert self.sent, "it would wait for ever"
         worker = min(self.sent)
         sample = self.sent.pop(worker)
         error = self.script.get(sample.key, [""]).pop(0) if self.script.get(sample.key) else ""
+        if {worker, self.where[worker]} & set(self.bad):
+            done = [by for by, _ in self.order].count(worker)
+            error = "bad worker" if done > self.after else error
         if error is None:
             self.alive.remove(worker)
-            return [Event(worker, None)]
+            return [Event(worker)]
         return [Event(worker, SampleResult(sample, None if error else {}, error=error))]
 
 
@@ -151,8 +184,41 @@ def test_a_worker_keeps_a_clip_and_helps_at_the_end():
 
 def test_a_run_ends_if_workers_only_die():
     pool = ScriptedPool({sample.key: [None] * ATTEMPTS for sample in SAMPLES})
-    with pytest.raises(RuntimeError, match=f"{2 * DEATHS} workers died one after the other"):
+    with pytest.raises(WorkersDiedError, match=f"{2 * DEATHS} workers died before there was any result"):
         list(run_samples(SAMPLES, pool, 2))
+    with pytest.raises(WorkersDiedError, match=f"{2 * DEATHS} workers died while they started"):
+        list(run_samples(SAMPLES, ScriptedPool({}, places=[None]), 2))
+
+
+def test_a_sample_that_always_kills_its_worker_ends_no_run():
+    for samples, workers in ((SAMPLES, 1), (SAMPLES[:1], 1), (SAMPLES, 3)):
+        pool = ScriptedPool({samples[0].key: [None] * 100})
+        outcomes = {outcome.result.sample: outcome for outcome in run_samples(samples, pool, workers)}
+        assert len(outcomes) == len(samples) and outcomes[samples[0]][1:] == (ATTEMPTS, ATTEMPTS)
+        assert [one.key for one, found in outcomes.items() if found.result.error] == [samples[0].key]
+
+
+def test_workers_without_room_get_no_samples():
+    pool = ScriptedPool({"1/0": ["full"]}, places=["here", "nowhere"])
+    outcomes = list(run_samples(SAMPLES, pool, 4))
+    assert len(outcomes) == len(SAMPLES) and pool.started == 4
+    assert {worker for worker, _ in pool.order} == {1}
+
+
+def test_a_worker_that_turns_bad_is_replaced():
+    for workers in (1, 3):
+        pool = ScriptedPool({}, bad=[1], after=2)
+        outcomes = list(run_samples(SAMPLES, pool, workers))
+        assert len(outcomes) == len(SAMPLES) and not any(outcome.result.error for outcome in outcomes)
+        assert pool.ended == [1] and sorted(one.attempts for one in outcomes)[-ERRORS - 1 :] == [1] + ERRORS * [2]
+
+
+def test_what_fails_in_one_place_is_tried_in_another():
+    """A machine without the checkpoint fails at once, so it takes most samples; none of them gets lost."""
+    pool = ScriptedPool({}, places=["bad", "bad", "good"], bad=["bad"])
+    outcomes = list(run_samples(SAMPLES, pool, 3))
+    assert len(outcomes) == len(SAMPLES) and not any(outcome.result.error for outcome in outcomes)
+    assert max(outcome.attempts for outcome in outcomes) == 2 and pool.started == 3
 
 
 def outcome(key="0/0", text="text 0", case=CASE, error=""):
@@ -203,3 +269,47 @@ def test_a_failure_is_kept_until_the_sample_is_done(tmp_path):
         run.add(outcome())
     with pytest.raises(ValueError, match="the data have changed"):
         run.case_of(replace(SAMPLES[0], text="another"))
+
+
+def test_masks_that_are_not_as_written_are_made_again(tmp_path):
+    sample, masks = replace(SAMPLES[0], name="7"), {f"{place:05d}": bytes([place]) for place in range(5)}
+    done = Outcome(SampleResult(sample, case_entry(CASE), masks), 1, 0)
+
+    def opened():
+        return StoredRun(tmp_path, "data", {}, submits=True)
+
+    run = opened()
+    run.add(done)
+    run.close()
+    assert opened().done(sample) and opened().masks_of(sample) == masks
+    file = run.folder_of(sample) / "00003.png"
+    assert file.is_file() and file.parent.parts[-2:] == ("0", "7")
+    for spoil in (file.unlink, lambda: file.write_bytes(b"")):
+        spoil()
+        run = opened()
+        assert run.case_of(sample) is not None and not run.done(sample) and run.masks_of(sample) is None
+        run.add(done)
+        run.close()
+        assert opened().masks_of(sample) == masks
+    run = opened()
+    lost = replace(sample, key="0/1", text="text 1", name="8")
+    run.add(Outcome(SampleResult(lost, case_entry(CASE), {"00000": b"a"}), 1, 0))
+    assert not run.done(lost), "four frames have no mask"
+    run.close()
+
+
+def test_auto_on_another_device_is_another_run():
+    for dtype in ("auto", "cuda_bfloat16"):
+        config = changed(DecafConfig(), {"mllm.dtype": dtype, "sam2.device": "cpu"})
+        found = [runs.resolved(config, device) for device in ("cpu", "cuda")]
+        assert [(one.mllm.device, one.sam2.device) for one in found] == [("cpu", "cpu"), ("cuda", "cpu")]
+        assert found[1].mllm.dtype == "bfloat16" and found[0].mllm.dtype in ("float32", "bfloat16")
+    assert found[0].mllm.dtype == "float32"
+
+
+def test_the_version_of_mevis_is_assumed_and_told():
+    column = catalogue().columns["mevis"]
+    assert column.version == "1" and "version 1 of MeViS" in column.assumed
+    assert catalogue().sizes["mevis valid"].samples == 2236
+    for one in catalogue().published:
+        assert not one.split or "version" in one.split

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,7 +78,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
 
     The last also if figures are missing that this command could measure, after everything else was measured.
     """
-    _check(args)
+    _check(args, config)
     # Imports torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.evaluation.tables.catalogue import catalogue
     from decaf_ros.evaluation.tables.estimate import dry_run
@@ -99,7 +100,9 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     keys = list(dict.fromkeys(line.ready for listed in lines.values() for line in listed if line.ready))
     measured: dict[RunKey, Measured] = {}
     if keys:
-        measured = measure(plan, keys, args.out, _pool_maker(args, config), _log)
+        with ExitStack() as stack:
+            make_pool, device = _on_ray(args, stack) if args.engine == "ray" else _local(args, config)
+            measured = measure(plan, keys, args.out, make_pool, device, _log)
     args.out.mkdir(parents=True, exist_ok=True)
     settings: dict[str, Any] = {
         "version": __version__,
@@ -117,8 +120,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         raise RuntimeError(f"missing: {', '.join(missing)}")
 
 
-def _check(args: argparse.Namespace) -> None:
-    """Finds bad numbers before anything is read. Raises ValueError."""
+def _check(args: argparse.Namespace, config: DecafConfig) -> None:
+    """Finds bad values before anything is read. Raises ValueError."""
     for name, least in (("limit", 1), ("clips", 1), ("workers", 0), ("threads", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -129,6 +132,12 @@ def _check(args: argparse.Namespace) -> None:
         raise ValueError("--engine ray: expected Ray to be installed: pip install 'decaf_ros[ray]'")
     if args.address and args.engine != "ray":
         raise ValueError("--address: only with --engine ray")
+    for name, device in (("mllm.device", config.mllm.device), ("sam2.device", config.sam2.device)):
+        if ":" in device and args.workers != 0:
+            raise ValueError(
+                f"{name}: expected auto or {device.partition(':')[0]}, got {device!r}: each worker sees one GPU only; "
+                "choose GPUs with CUDA_VISIBLE_DEVICES, or use --workers 0"
+            )
     if args.split and not args.dataset:
         raise ValueError("--split: only with --dataset; the tables name their splits")
 
@@ -137,15 +146,18 @@ def _default_config(args: argparse.Namespace) -> str:
     return find_source(args.dataset).default_config if args.dataset else ""
 
 
-def _pool_maker(args: argparse.Namespace, config: DecafConfig) -> Callable[[Sequence[Work]], tuple[Pool, int]]:
-    """Makes the workers, and says how many to start."""
+# Makes the workers, and says how many to start.
+PoolMaker = Callable[["Sequence[Work]"], "tuple[Pool, int]"]
 
-    def local(works: Sequence[Work]) -> tuple[Pool, int]:
-        import torch
 
-        from decaf_ros.devices import resolve_device
-        from decaf_ros.evaluation.tables.local_pool import LocalPool, OwnProcess
+def _local(args: argparse.Namespace, config: DecafConfig) -> tuple[PoolMaker, str]:
+    """Processes of this machine, and the device that `auto` stands for."""
+    import torch
 
+    from decaf_ros.devices import resolve_device
+    from decaf_ros.evaluation.tables import local_pool
+
+    def make(works: Sequence[Work]) -> tuple[Pool, int]:
         devices: list[str] = []
         if resolve_device(config.mllm.device).type == "cuda":
             seen = os.environ.get("CUDA_VISIBLE_DEVICES", "")
@@ -154,16 +166,23 @@ def _pool_maker(args: argparse.Namespace, config: DecafConfig) -> Callable[[Sequ
         workers = args.workers if args.workers is not None else len(devices) or cores
         threads = args.threads or max(1, cores // max(workers, 1))
         if workers == 0:
-            return OwnProcess(works, threads), 1
-        return LocalPool(works, threads, devices), workers
+            return local_pool.OwnProcess(works, threads), 1
+        return local_pool.LocalPool(works, threads, devices), workers
 
-    def on_ray(works: Sequence[Work]) -> tuple[Pool, int]:
-        from decaf_ros.evaluation.tables.ray_pool import RayPool
+    return make, resolve_device("auto").type
 
-        pool = RayPool(works, args.threads or 1, args.address)
-        return pool, args.workers or pool.gpus or max(1, pool.cpus // (args.threads or 1))
 
-    return on_ray if args.engine == "ray" else local
+def _on_ray(args: argparse.Namespace, stack: ExitStack) -> tuple[PoolMaker, str]:
+    """Actors of a Ray cluster, and the device that `auto` stands for. The connection lasts as long as the stack."""
+    from decaf_ros.evaluation.tables import ray_pool
+
+    cluster = ray_pool.Cluster(args.threads or 1, args.address)
+    stack.callback(cluster.close)
+
+    def make(works: Sequence[Work]) -> tuple[Pool, int]:
+        return ray_pool.RayPool(works, cluster), args.workers or cluster.room
+
+    return make, "cuda" if cluster.gpus else "cpu"
 
 
 _began = time.monotonic()

@@ -6,7 +6,7 @@
     SPLIT/mask_dict.json: {ANNO_ID: [mask, one a frame, or null]}, COCO's run-length encoding
 
 `valid_u` (50 videos) has masks. `valid` (140 videos) has none: its server scores a zip file with
-VIDEO/ID/FRAME.png. Version 2 has expressions without targets, whose "anno_id" is empty.
+VIDEO/ID/FRAME.png. Version 2 has more expressions, some without targets, whose "anno_id" is empty.
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ from decaf_ros.evaluation.datasets.stored_masks import rle_masks
 _SPLITS = {"valid_u": True, "valid": False, "train": True}
 
 
+# Expressions of versions 1 (README of the repository in 2023) and 2 (henghuiding.com/MeViS).
+_COUNTS = {"valid_u": {793: "1", 907: "2"}, "valid": {2236: "1", 2523: "2"}, "train": {23051: "1", 27502: "2"}}
+
+
 def _mend(split: str) -> str:
     return f"unpack the {split} archive of MeViS again (henghuiding/MeViS)"
 
@@ -58,6 +62,15 @@ def videos(root: Path, split: str) -> Sequence[str]:
         }
         check_entries(root / split / "mask_dict.json", sorted(ids), mend)
     return list(metas)
+
+
+def version(root: Path, split: str) -> str:
+    """See `Source.version`. By the file's name, an expression without targets, or the number of expressions."""
+    file = _meta_file(root, split)
+    entries = [entry for meta in read_videos(file, _mend(split)).values() for entry in meta["expressions"].values()]
+    if file.stem.endswith("_v2") or any(entry.get("anno_id") == [] for entry in entries):
+        return "2"
+    return _COUNTS[split].get(len(entries), "")
 
 
 def _masks(meta: Mapping[str, Any], file: Path, video: str, mend: str) -> dict[str, list[str]]:
@@ -92,4 +105,4 @@ def read(root: Path, split: str, video: str) -> EvaluationClip:
 
 
 KINDS = (f"{REFERRING} single", f"{REFERRING} several", ABSENT)
-SOURCE = Source("mevis", KINDS, _SPLITS, videos, read, submission="")
+SOURCE = Source("mevis", KINDS, _SPLITS, videos, read, submission="", version=version)

@@ -37,6 +37,7 @@ class Benchmark:
         videos: names of the videos, in the order of the benchmark's file.
         has_truth: whether the split's masks are public.
         read: reads a video of a split; see `Source.read`.
+        version: of the benchmark; empty if it has one only or the files do not tell.
     """
 
     name: str
@@ -45,11 +46,12 @@ class Benchmark:
     videos: tuple[str, ...]
     has_truth: bool
     read: Callable[[Path, str, str], EvaluationClip]
+    version: str = ""
     tracking_only: int = field(default=0, init=False)
 
     @property
     def settings(self) -> Mapping[str, object]:
-        return {"split": self.split}
+        return {"split": self.split, **({"version": self.version} if self.version else {})}
 
     @property
     def scored(self) -> int:
@@ -71,6 +73,7 @@ class Source:
         videos: checks the files of a split (root, split) and returns the names of its videos.
         read: reads a video (root, split, video); frames and masks lazily. A function of a module, to be picklable.
         submission: see `DatasetSource`.
+        version: finds out the version of the files (root, split), see `Benchmark.version`; None: there is one only.
     """
 
     name: str
@@ -81,6 +84,7 @@ class Source:
     submission: str | None = None
     default_config: str = "package://decaf_ros/config/paper.yaml"
     every_expression: bool = True
+    version: Callable[[Path, str], str] | None = None
 
     def select(self, selection: Selection) -> Dataset:
         """The first `selection.count` videos of a split. Raises ValueError for a bad selection or a missing file."""
@@ -96,7 +100,8 @@ class Source:
         count = len(videos) if selection.count is None else selection.count
         if not 1 <= count <= len(videos):
             raise ValueError(f"--clips: expected 1 to {len(videos)} (the videos of {split}), got {count}")
-        return Benchmark(self.name, selection.folder, split, videos[:count], self.splits[split], self.read)
+        version = self.version(selection.folder, split) if self.version else ""
+        return Benchmark(self.name, selection.folder, split, videos[:count], self.splits[split], self.read, version)
 
 
 @functools.lru_cache(maxsize=4)

@@ -25,6 +25,7 @@ class Column:
         split: its split.
         subset: the subset whose mean is the score; empty: the mean of all subsets.
         masks: `sam`, on all frames, or `attention`, of the map alone on the key frames.
+        version: of the data set that the paper's figures are taken to be of; empty if there is one only.
     """
 
     text: str
@@ -32,6 +33,12 @@ class Column:
     split: str = ""
     subset: str = ""
     masks: str = "sam"
+    version: str = ""
+
+    @property
+    def assumed(self) -> str:
+        """What is assumed about the published figures; empty: nothing."""
+        return f"figures taken to be of version {self.version} of {self.text}" if self.version else ""
 
 
 @dataclass(frozen=True)

@@ -19,12 +19,16 @@ class OwnProcess:
     """A Pool of one worker in this process. See `SampleWorker` for the arguments."""
 
     def __init__(self, works: Sequence[Work], threads: int) -> None:
-        self._worker = SampleWorker(works, threads)
+        self._works, self._threads = works, threads
+        self._worker: SampleWorker | None = None
+        self._number, self._ready = 0, False
         self._sent: Sample | None = None
 
     def start(self) -> int:
         """See `Pool.start`."""
-        return 0
+        self._worker = SampleWorker(self._works, self._threads)
+        self._number, self._ready = self._number + 1, False
+        return self._number
 
     def send(self, worker: int, sample: Sample) -> None:
         """See `Pool.send`."""
@@ -32,8 +36,15 @@ class OwnProcess:
 
     def wait(self) -> list[Event]:
         """See `Pool.wait`."""
-        assert self._sent is not None, "called after `send`"
-        return [Event(0, self._worker(self._sent))]
+        if not self._ready:
+            self._ready = True
+            return [Event(self._number, place="")]
+        assert self._sent is not None and self._worker is not None, "called after `start` and `send`"
+        return [Event(self._number, self._worker(self._sent))]
+
+    def end(self, worker: int) -> None:
+        """See `Pool.end`. Frees the models. What CUDA cannot recover from stays with the process."""
+        self._worker = None
 
     def close(self) -> None:
         """See `Pool.close`."""
@@ -92,34 +103,37 @@ class LocalPool:
             assert isinstance(connection, Connection)
             number = numbers[connection]
             try:
-                result: SampleResult = connection.recv()
-                events.append(Event(number, result))
+                told: SampleResult | None = connection.recv()
+                place = self._workers[number].device or ""
+                events.append(Event(number, told) if told is not None else Event(number, place=place))
             except (EOFError, OSError):  # OSError: it died in the middle of a message
-                self._end(number)
-                events.append(Event(number, None))
+                self.end(number)
+                events.append(Event(number))
         return events
 
     def close(self) -> None:
         """See `Pool.close`."""
         for number in list(self._workers):
-            self._end(number)
+            self.end(number)
 
-    def _end(self, number: int) -> None:
-        worker = self._workers.pop(number)
-        worker.connection.close()
-        worker.process.kill()
-        worker.process.join()
+    def end(self, worker: int) -> None:
+        """See `Pool.end`."""
+        ended = self._workers.pop(worker)
+        ended.connection.close()
+        ended.process.kill()
+        ended.process.join()
 
 
 def _serve(connection: Connection, works: Sequence[Work], threads: int, device: str | None) -> None:
-    """Runs in a worker until the connection ends."""
+    """Runs in a worker until the connection ends. Sends None when it is ready."""
     # Ctrl-C reaches every process of a terminal; the first one ends the others.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device  # before CUDA is used
     worker = SampleWorker(works, threads)
-    while True:
-        try:
+    try:
+        connection.send(None)
+        while True:
             connection.send(worker(connection.recv()))
-        except (EOFError, OSError):
-            return
+    except (EOFError, OSError):
+        return

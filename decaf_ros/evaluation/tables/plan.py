@@ -118,10 +118,12 @@ class Plan:
             for one in self.tables.published:
                 for key in table.columns:
                     if key in one.figures:
-                        note = f"published ({one.source}{'; ' + one.split if one.split and 'mevis' in key else ''})"
+                        column = self.tables.columns[key]
+                        about = (one.split or column.assumed) if column.version else ""
+                        note = f"published ({one.source}{'; ' + about if about else ''})"
                         found = dict(zip(table.scores, one.figures[key]))
                         row = Row(one.method, one.model, note=note)
-                        lines.append(Line(table, row, self.tables.columns[key], found, note=note))
+                        lines.append(Line(table, row, column, found, note=note))
         return lines
 
     def dataset(self, key: RunKey) -> Dataset:
@@ -178,7 +180,12 @@ class Plan:
         found = self._dataset(column.dataset, column.split)
         missing += [f"data {column.dataset}: {found}"] if isinstance(found, str) else []
         key = RunKey(column.dataset, column.split, config, row.start)
-        return Line(table, row, column, figures, key, tuple(missing), self.given.part)
+        got = "" if isinstance(found, str) else found.settings.get("version", "unknown")
+        other = ""
+        if column.version and got not in ("", column.version):
+            other = f"version of the data: {got}, so no difference is shown"
+        note = "; ".join(filter(None, (self.given.part, other)))
+        return Line(table, row, column, figures, key, tuple(missing), note)
 
     def _dataset(self, name: str, split: str) -> Dataset | str:
         """The data set, or what is missing."""

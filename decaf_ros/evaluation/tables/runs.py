@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from decaf_ros.config import options
+from decaf_ros.config import DecafConfig, options, replace
+from decaf_ros.devices import resolve_device, resolve_dtype
 from decaf_ros.evaluation.datasets.clips import Dataset
 from decaf_ros.evaluation.datasets.registry import find_source
 from decaf_ros.evaluation.protocol import protocol
@@ -22,11 +23,12 @@ from decaf_ros.evaluation.submission import Submission
 from decaf_ros.evaluation.tables.catalogue import Column
 from decaf_ros.evaluation.tables.plan import Plan, RunKey
 from decaf_ros.evaluation.tables.samples import Sample, Work, read_case
-from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, run_samples
+from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDiedError, run_samples
 from decaf_ros.evaluation.tables.store import StoredRun
 from decaf_ros.version import __version__
 from decaf_ros.weights.folders import digest
 
+LOST = "its masks are missing or damaged"
 PACKAGES = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless")
 
 
@@ -62,21 +64,24 @@ def measure(
     keys: Sequence[RunKey],
     out: Path,
     make_pool: Callable[[Sequence[Work]], tuple[Pool, int]],
+    device: str,
     say: Callable[[str], None],
 ) -> dict[RunKey, Measured]:
-    """Evaluates all samples of all runs that are not stored yet.
+    """Evaluates all samples of all runs that are not stored yet. If the workers die again and again, the samples that
+    are left count as failed.
 
     Args:
         plan: from which the keys are.
         keys: the runs.
         out: folder of the results.
         make_pool: makes the workers for the runs' Works, and says how many to start. Not called if nothing is to do.
+        device: of the workers, where the configuration says `auto`.
         say: called with lines about the progress.
 
     Raises:
         OSError: the folder cannot be written.
         ValueError: a stored run is damaged or of other data, or the data cannot be read.
-        RuntimeError: another process uses the folder, or workers die again and again.
+        RuntimeError: another process uses the folder.
     """
     # Runs with the same models one after the other: a worker loads them once.
     keys = sorted(dict.fromkeys(keys), key=lambda key: (key.config.mllm.checkpoint, key.config.sam2.checkpoint))
@@ -85,22 +90,28 @@ def measure(
         digests = _Digests(out / "checkpoints.json")
         runs = []
         for key in keys:
-            name = "-".join(filter(None, (key.dataset, key.split)))
-            runs.append(StoredRun(out / "runs", name, _identity(key, plan.dataset(key), digests)))
+            name, dataset = "-".join(filter(None, (key.dataset, key.split))), plan.dataset(key)
+            identity = _identity(key, dataset, digests, device)
+            runs.append(StoredRun(out / "runs", name, identity, submits=not dataset.has_truth))
             stack.callback(runs[-1].close)
         samples = [
             dataclasses.replace(sample, work=place) for place, key in enumerate(keys) for sample in plan.samples(key)
         ]
-        left = [sample for sample in samples if runs[sample.work].case_of(sample) is None]
+        left = [sample for sample in samples if not runs[sample.work].done(sample)]
         say(f"{len(samples)} samples in {len(keys)} runs, {len(samples) - len(left)} of them done before")
+        stopped = ""
         if left:
-            works = [Work(plan.dataset(key), key.config, key.start) for key in keys]
+            works = [Work(plan.dataset(key), resolved(key.config, device), key.start) for key in keys]
             pool, workers = make_pool(works)
             stack.callback(pool.close)
-            for count, outcome in enumerate(run_samples(left, pool, workers), 1):
-                runs[outcome.result.sample.work].add(outcome)
-                say(f"{count} of {len(left)}: {_described(outcome, runs)}")
-        return {key: _collected(key, plan, run, out) for key, run in zip(keys, runs)}
+            try:
+                for count, outcome in enumerate(run_samples(left, pool, workers), 1):
+                    runs[outcome.result.sample.work].add(outcome)
+                    say(f"{count} of {len(left)}: {_described(outcome, runs)}")
+            except WorkersDiedError as error:
+                stopped = f"not measured, as {error}"
+                say(f"stopped: {error}")
+        return {key: _collected(key, plan, run, out, stopped) for key, run in zip(keys, runs)}
 
 
 def _described(outcome: Outcome, runs: Sequence[StoredRun]) -> str:
@@ -111,11 +122,13 @@ def _described(outcome: Outcome, runs: Sequence[StoredRun]) -> str:
     return text + (f", FAILED: {result.error}" if result.error else "")
 
 
-def _collected(key: RunKey, plan: Plan, run: StoredRun, out: Path) -> Measured:
+def _collected(key: RunKey, plan: Plan, run: StoredRun, out: Path, stopped: str) -> Measured:
+    """stopped: why samples were not tried."""
     samples = plan.samples(key)
-    stored = {sample: run.case_of(sample) for sample in samples}
+    stored = {sample: run.case_of(sample) if run.done(sample) else None for sample in samples}
     cases = [read_case(case) for case in stored.values() if case is not None]
-    failed = {sample.key: run.error_of(sample) for sample, case in stored.items() if case is None}
+    failed = {sample.key: run.error_of(sample) or stopped or LOST for sample, case in stored.items() if case is None}
+    failed = dict(sorted(failed.items(), key=lambda one: one[1] == stopped))  # those that were tried come first
     submission = None
     if not plan.dataset(key).has_truth and not failed and not plan.given.part:
         submission = _submission(key, samples, run, out)
@@ -128,16 +141,26 @@ def _submission(key: RunKey, samples: Sequence[Sample], run: StoredRun, out: Pat
     file = out / f"{run.folder.name}.zip"
     with Submission(file, folder) as submission:
         for sample in samples:
-            masks = run.masks_of(sample)
-            submission.add(
-                masks.parent.name, masks.name, {png.stem: png.read_bytes() for png in sorted(masks.glob("*.png"))}
-            )
+            masks, named = run.masks_of(sample), run.folder_of(sample)
+            if masks is None:
+                raise ValueError(f"{named}: masks changed during the run; the same command makes them again")
+            submission.add(named.parent.name, named.name, masks)
     return file
 
 
-def _identity(key: RunKey, dataset: Dataset, digests: _Digests) -> dict[str, Any]:
-    """What tells a run from others. Paths are left out: data and models may move."""
-    parameters = {option.name: option.value for option in options(key.config)}
+def resolved(config: DecafConfig, device: str) -> DecafConfig:
+    """With the device and type of numbers that `auto` stands for: all workers, now and later, have the same."""
+    stages = {"mllm": config.mllm.device, "sam2": config.sam2.device}
+    changes = {f"{stage}.device": device for stage, named in stages.items() if named == "auto"}
+    dtype = resolve_dtype(config.mllm.dtype, resolve_device(changes.get("mllm.device", config.mllm.device)))
+    return replace(config, {**changes, "mllm.dtype": str(dtype).removeprefix("torch.")})
+
+
+def _identity(key: RunKey, dataset: Dataset, digests: _Digests, device: str) -> dict[str, Any]:
+    """What tells a run from others. Paths are left out: data and models may move. device: see `measure`."""
+    parameters = {option.name: option.value for option in options(resolved(key.config, device))}
+    for stage in ("mllm", "sam2"):  # which one of several equal devices makes no difference
+        parameters[f"{stage}.device"] = resolve_device(parameters[f"{stage}.device"]).type
     checkpoints = {stage: parameters.pop(f"{stage}.checkpoint") for stage in ("mllm", "sam2")}
     return {
         "dataset": {"name": key.dataset, **dataset.settings},

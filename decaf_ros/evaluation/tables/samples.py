@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,10 +117,14 @@ class SampleWorker:
                 raise ValueError(f"expected {sample.text!r} in the data of this machine, got {asked.text!r}")
             job = Job(clip, [asked], masks=work.dataset.has_truth, submit=not work.dataset.has_truth)
             (scored,) = evaluator(job).cases
+            case = case_entry(scored.case)
+            _check_finite(case)
+            if job.submit and len(scored.masks) != len(clip.frames):
+                raise ValueError(f"expected masks of {len(clip.frames)} frames, got {len(scored.masks)}")
         except Exception as error:
             return SampleResult(sample, None, error=first_line(error), seconds=time.perf_counter() - began)
         seconds = time.perf_counter() - began
-        return SampleResult(sample, case_entry(scored.case), scored.masks, seconds=seconds)
+        return SampleResult(sample, case, scored.masks, seconds=seconds)
 
     def _configure(self, index: int) -> Evaluator:
         """The method configured for a Work. Models are loaded again only if their own options differ."""
@@ -141,6 +146,15 @@ class SampleWorker:
         if self._clip is None or self._clip[:2] != (dataset, index):
             self._clip = dataset, index, dataset.clip(index)
         return self._clip[2]
+
+
+def _check_finite(values: Mapping[str, Any], where: str = "") -> None:
+    """Raises ValueError, naming the score, for one that is not a finite number."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _check_finite(value, f"{where}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"expected a finite score, got {where}{name} = {value}")
 
 
 def _same_models(one: DecafConfig, other: DecafConfig) -> bool:

@@ -47,9 +47,11 @@ def _figures(line: Line, measured: Mapping[RunKey, Measured], compared: bool) ->
 
 def _remarks(line: Line, measured: Mapping[RunKey, Measured]) -> tuple[str, str]:
     found = measured.get(line.ready) if line.ready else None
-    if found is None:
-        return "-", "; ".join([*(f"missing: {text}" for text in line.missing), *filter(None, [line.note])])
     notes = [line.note] if line.note else []
+    if line.figures and line.column.assumed and not line.note.startswith("published"):
+        notes.insert(0, line.column.assumed)
+    if found is None:
+        return "-", "; ".join([*(f"missing: {text}" for text in line.missing), *notes])
     if found.failed:
         key, error = next(iter(found.failed.items()))
         notes.append(f"{len(found.failed)} samples failed, so there is no figure; {key}: {error}")
