@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from result_folders import SIZE_HW, camera_frame, moving_ball
 
-from decaf_ros.cli.main import main
+from decaf_ros.cli.evaluate_bag import bag_source, check_bag_arguments
+from decaf_ros.cli.main import _parser, main
+from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.bag import BagSource, TruthTopic
 from decaf_ros.evaluation.datasets.registry import Selection
 from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
@@ -86,6 +88,21 @@ def test_ground_truth_of_every_encoding(bag, topic):
         assert not cup.any()
 
 
+def test_a_part_of_the_recording(bag):
+    """Seconds 0.2 to 0.6 of frames 0.1 s apart; masks of the other frames are left out."""
+    args = _parser().parse_args(
+        ["eval", "--bag", str(bag), "--query", "the ball", "--topic", "/camera/image"]
+        + ["--start", "0.2", "--duration", "0.4", "--ground-truth", "/truth:5"]
+    )
+    check_bag_arguments(args)
+    dataset = bag_source(args, DecafConfig()).select(Selection())
+    assert dataset.settings["start_s"] == 0.2 and dataset.settings["duration_s"] == 0.4
+    clip = dataset.clip(0)
+    assert len(clip.frames) == 4 and clip.expressions[0].scored == (0, 1, 2, 3)
+    for place in range(4):
+        np.testing.assert_array_equal(clip.at(place, [0])[0], labels(place + 2) == 5)
+
+
 def test_frames_without_a_mask_are_not_scored(bag):
     (expression,) = clip_of(bag, "/some").expressions
     assert expression.scored == (0, 3, 6)
@@ -109,9 +126,14 @@ def test_the_command(given, tmp_path, capsys):
     assert "ground_truth is ['/truth:5'] in scored and [] in unscored" in capsys.readouterr().err
 
 
-def test_online(given, tmp_path):
-    assert main([*given, "--query", "the ball", "--ground-truth", "/truth:5", "--online", "--ask-at", "0.2"]) == 0
+def test_online(given, tmp_path, capsys):
+    """A query without a mask is named, as it is not scored."""
+    queries = ["--query", "the ball", "--ground-truth", "/truth:5", "--query", "a cup", "--ground-truth", "/truth:7"]
+    assert main([*given, *queries, "--online", "--ask-at", "0.2"]) == 0
     report = json.loads((tmp_path / "decaf_eval" / "report.json").read_text())
+    assert "left out, without a mask in --ground-truth: ['a cup']" in capsys.readouterr().err
+    settings = report["settings"]
+    assert (settings["left_out"], settings["ask_at_s"], settings["expressions_a_clip"]) == (["a cup"], 0.2, "all")
     assert report["questions"] == 1 and report["watched"][0]["asked_s"] == 0.2
     assert 0 < report["overall"]["frames"] < FRAMES - 2 and 0 <= report["overall"]["j"] <= 1
 
@@ -132,6 +154,14 @@ def test_online(given, tmp_path):
         (["--query", "x", "--ground-truth", "/some", "--online"], "expected a mask for each of the 8 images with"),
         (["--query", "x", "--online"], "--online: expected --ground-truth too"),
         (["--query", "x", "--ask-at", "1"], "--ask-at: only with --online"),
+        (
+            ["--query", "x", "--query", "y", "--ground-truth", "/truth:7", "--online"],
+            'expected a query with a mask with --online, got none for "x", "y"',
+        ),
+        (["--query", "x", "--dataset", "tabletop"], "--dataset: no effect with --bag"),
+        (["--query", "x", "--start", "-1"], "--start: expected 0 or more seconds, got -1"),
+        (["--query", "x", "--duration", "0"], "--duration: expected more than 0 seconds, got 0"),
+        (["--query", "x", "--start", "9"], "no frame that can be decoded from 9.0 s on"),
         (["--query", "x", "--long"], "--long: no effect with --bag"),
         (["--query", "x", "--bag", "nowhere"], "--bag: nowhere: no such file or folder"),
     ],
@@ -143,9 +173,16 @@ def test_errors_before_the_models_are_loaded(given, capsys, monkeypatch, argumen
     assert error.startswith("decaf: ") and error.count("\n") == 1 and words in error
 
 
-def test_options_of_a_bag_without_one(capsys):
-    assert main(["eval", "--query", "x"]) == 1
-    assert "--query: only with --bag" in capsys.readouterr().err
+@pytest.mark.parametrize(("name", "value"), [("--query", "x"), ("--start", "0"), ("--ask-at", "0")])
+def test_options_of_a_bag_without_one(name, value, capsys):
+    assert main(["eval", name, value]) == 1
+    assert f"{name}: only with --bag" in capsys.readouterr().err
+
+
+def test_a_recording_that_is_too_long(given, capsys, monkeypatch):
+    monkeypatch.setattr("decaf_ros.cli.clips._MAX_CLIP_GIB", 1e-6)
+    assert main([*given, "--topic", "/camera/image", "--query", "x", "--ground-truth", "/truth", "--online"]) == 1
+    assert capsys.readouterr().err.endswith("frames; choose a part with --start and --duration\n")
 
 
 def test_the_program_for_ros(bag, tmp_path):
@@ -156,3 +193,6 @@ def test_the_program_for_ros(bag, tmp_path):
     failed = subprocess.run([*program, str(bag)], **shared)
     assert failed.returncode == 1 and "--query: expected a text for --bag" in failed.stderr
     assert "--ground-truth" in subprocess.run([*program, "--help"], **shared).stdout
+    for arguments in ([], ["--query", "x"], ["--clips", "1"]):
+        unnamed = subprocess.run([*program, *arguments], **shared)
+        assert unnamed.returncode == 2 and "evaluate_bag: expected a recording" in unnamed.stderr

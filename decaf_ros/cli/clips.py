@@ -55,6 +55,7 @@ class ClipSource:
         fps: frames per second of a folder of images.
         max_mpx: images of more megapixels are not decoded.
         max_side: `load` keeps smaller copies of larger images, see `window.max_side`.
+        mend: how to make a clip that `load` refuses shorter.
         problems: told about everything that cannot be read.
     """
 
@@ -65,6 +66,7 @@ class ClipSource:
     fps: float = DEFAULT_FPS
     max_mpx: float = math.inf
     max_side: int = 0
+    mend: str = "choose a part with --start and --duration, or use --online"
     problems: ClipProblems = field(default_factory=ClipProblems)
 
     def read(self) -> Iterator[Frame]:
@@ -88,7 +90,7 @@ class ClipSource:
             if nbytes > _MAX_CLIP_GIB * 2**30:
                 raise ValueError(
                     f"clip: expected at most {_MAX_CLIP_GIB} GiB in memory, got more after {len(clip)} frames; "
-                    "choose a part with --start and --duration, or use --online"
+                    f"{self.mend}"
                 )
         return self._in_order(clip)
 

@@ -50,7 +50,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.set_defaults(configure=read_evaluation_config, run=run)
     add = parser.add_argument
-    add("--dataset", choices=dataset_names(), default=DEFAULT_DATASET, help="source of the clips (%(default)s)")
+    add("--dataset", choices=dataset_names(), help=f"source of the clips ({DEFAULT_DATASET})")
     add("--seed", type=int, help="selects the clips and the expressions, except of a benchmark; 0 or more (default: 0)")
     add("--clips", type=int, help="number of clips (default: that of the dataset; with --clips-from: all)")
     add(
@@ -92,7 +92,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def read_evaluation_config(args: argparse.Namespace) -> DecafConfig:
     """The configuration to evaluate. Raises OSError or ValueError."""
-    default = "" if args.bag else find_source(args.dataset).default_config
+    default = "" if args.bag else _source(args).default_config
     file = args.config or (resolve_path(default) if default else None)
     return with_arguments(load_config(file, node=args.node) if file else DecafConfig(), args)
 
@@ -100,7 +100,7 @@ def read_evaluation_config(args: argparse.Namespace) -> DecafConfig:
 def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Evaluates or calibrates. Raises OSError, ValueError or RuntimeError; the last names clip and expression."""
     check_bag_arguments(args)
-    source = bag_source(args, config) if args.bag else find_source(args.dataset)
+    source = bag_source(args, config) if args.bag else _source(args)
     kinds = _kinds(args, source)
     _check(args, config, kinds, source.every_expression)
     if args.long:
@@ -171,7 +171,7 @@ def _run_submission(args: argparse.Namespace, config: DecafConfig, source: Datas
     from decaf_ros.evaluation.submission import Submission
 
     if source.submission is None:
-        raise ValueError(f"--submission: no server scores {args.dataset}; its masks are public")
+        raise ValueError(f"--submission: no server scores {args.dataset or DEFAULT_DATASET}; its masks are public")
     dataset = source.select(Selection(count=args.clips, folder=args.clips_from, split=args.split))
     workers, threads = _processes(args, config, dataset.scored)
     plan = Plan(ExpressionChoice(0, None), submit=True)
@@ -195,6 +195,8 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
 
     seconds = None if args.clips_from else args.seconds or LONG_S
     dataset = source.select(Selection(args.seed or 0, args.clips, args.clips_from, seconds=seconds, split=args.split))
+    if left_out := dataset.settings.get("left_out"):
+        _log(f"left out, without a mask in --ground-truth: {left_out}")
     out = args.out or Path("decaf_eval")
     check_folder(out, args.json)
     workers, threads = _processes(args, config, dataset.scored)
@@ -208,7 +210,7 @@ def _run_long(args: argparse.Namespace, config: DecafConfig, source: DatasetSour
     if not watched:
         raise ValueError(f"no expression of the types {', '.join(kinds)} to ask early in {dataset.scored} clips")
     numbers = long_summary(watched) | {
-        "settings": _settings(args, dataset, kinds, config),
+        "settings": _settings(args, dataset, kinds, config, bool(args.bag)),
         "version": __version__,
     }
     text = long_report_text(numbers)
@@ -267,6 +269,10 @@ def _check_file(option: str, file: Path | None) -> None:
         raise FileNotFoundError(f"{option}: no folder {file.parent}")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
         raise PermissionError(f"{option}: {file} cannot be written")
+
+
+def _source(args: argparse.Namespace) -> DatasetSource:
+    return find_source(args.dataset or DEFAULT_DATASET)
 
 
 def _kinds(args: argparse.Namespace, source: DatasetSource) -> list[str]:

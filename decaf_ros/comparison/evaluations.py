@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from decaf_ros.comparison.differences import DifferentInputError
 from decaf_ros.comparison.results import ResultError
 
-_SAME_SETTINGS = ("dataset", "seed", "clips", "kinds", "expressions_a_clip", "ground_truth")
+_SAME_SETTINGS = ("dataset", "seed", "clips", "kinds", "expressions_a_clip", "ground_truth", "start_s", "duration_s")
 
 
 class CaseDifference(NamedTuple):

@@ -67,6 +67,7 @@ class BagSource:
         queries: the questions.
         truths: One topic for each query, or one for all; empty: there is no ground truth.
         ask_at_s: when to ask, in seconds after the first image; None: about the whole clip.
+        settings: for the report, how the clip was chosen.
     """
 
     bag: Path
@@ -74,13 +75,15 @@ class BagSource:
     queries: tuple[str, ...]
     truths: tuple[TruthTopic, ...] = ()
     ask_at_s: float | None = None
+    settings: Mapping[str, object] = field(default_factory=dict)
     kinds: Sequence[str] = (QUERY, ABSENT)
     default_config: str = ""
     every_expression: bool = True
     submission: str | None = None
 
     def select(self, selection: Selection) -> Dataset:
-        """The only clip. Raises ValueError if masks and images do not fit together."""
+        """The only clip. Raises ValueError if masks and images do not fit together, or if no query has a target to
+        watch."""
         height, width = self.frames[0].size_hw
         shape = len(self.queries), len(self.frames), height, width
         truths = self.truths * len(self.queries) if len(self.truths) == 1 else self.truths
@@ -106,7 +109,17 @@ class BagSource:
                 Referral(query, kind, targets, asked_s=self.ask_at_s, name=str(number), scored=tuple(sorted(labels)))
             )
         clip = EvaluationClip(self.bag.name, tuple(self.frames), PackedTargets(shape, bits), tuple(expressions))
-        return _OneClip(self.bag.name, clip, {"bag": self.bag.name, "ground_truth": list(map(str, truths))})
+        settings = {"bag": self.bag.name, "ground_truth": list(map(str, truths)), **self.settings}
+        if self.ask_at_s is not None:
+            # Without a target nothing is watched.
+            left_out = [one.text for one in expressions if not one.targets]
+            if len(left_out) == len(expressions):
+                raise ValueError(
+                    f"--ground-truth: expected a query with a mask with --online, got none for {_quoted(left_out)}"
+                )
+            if left_out:
+                settings["left_out"] = left_out
+        return _OneClip(self.bag.name, clip, settings)
 
     def _labels(self, topic: str) -> dict[int, np.ndarray]:
         """Label images by index of the frame. Raises ValueError."""
@@ -145,6 +158,10 @@ class _OneClip:
 
     def clip(self, index: int) -> EvaluationClip:
         return self.only
+
+
+def _quoted(texts: Sequence[str]) -> str:
+    return ", ".join(f'"{text}"' for text in texts)
 
 
 def _label_image(message: Any, topic: str) -> np.ndarray:
