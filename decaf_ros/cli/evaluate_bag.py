@@ -37,7 +37,8 @@ def add_bag_arguments(parser: argparse.ArgumentParser) -> None:
 def check_bag_arguments(args: argparse.Namespace) -> None:
     """Sets `long` for --online, and one process. Raises ValueError for options that do not go together."""
     if args.bag is None:
-        given = [name for name in _NAMES if getattr(args, name) not in (None, "", [], False)]
+        # 0 seconds are given, too.
+        given = [name for name in _NAMES if getattr(args, name) or isinstance(getattr(args, name), float)]
         if given:
             raise ValueError(f"--{given[0].replace('_', '-')}: only with --bag")
         return
