@@ -1,4 +1,4 @@
-"""What the layouts for RViz and Foxglove show: topics with the type and the QoS that they expect."""
+"""The contents of the layouts for RViz and Foxglove: topics with the type and the QoS that they expect."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said of public benchmarks that are incomplete, or have wrong content."""
+"""Errors about public benchmarks that are incomplete, or have wrong content."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,7 +50,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class StoredResult:
+class StoredResult(ABC):
     """A result on the disk.
 
     Attributes:
@@ -68,13 +69,13 @@ class StoredResult:
     digest: str = ""
     answers: tuple[Answer, ...] = ()
 
+    @abstractmethod
     def frames(self, unpaired: list[int] | None = None) -> Iterator[StoredFrame]:
         """The frames in their order.
 
         unpaired: gets the stamps of frames of a bag with only one of masks and tracklets, which are left out; None:
         such a frame is an error. Raises OSError or ResultError, naming the file.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

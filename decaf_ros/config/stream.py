@@ -147,7 +147,7 @@ class QueriesConfig(Checked):
 
 @dataclass(frozen=True)
 class OutputsConfig(Checked):
-    """What is published beyond the label image."""
+    """Outputs beyond the label image."""
 
     tracklet_masks: str = option(
         "none",

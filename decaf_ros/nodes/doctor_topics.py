@@ -88,7 +88,7 @@ class Topic:
         self._times.append(time.monotonic())
 
     def rate(self, watch_s: float) -> Finding:
-        """What came in this time. WRONG if nothing did, or stamps stand still."""
+        """The messages that came in this time. WRONG if nothing did, or stamps stand still."""
         name, times = f"images of {self.name}", self._times
         if not times:
             mend = f"is the camera on, by its driver's own log? If it is, {LOSSES}"

@@ -17,7 +17,7 @@ SCORES = ("j_and_f", "j", "f")
 
 @dataclass(frozen=True)
 class Column:
-    """What is measured in a column of a table.
+    """The measure of a column of a table.
 
     Attributes:
         text: heading.
@@ -37,7 +37,7 @@ class Column:
 
     @property
     def assumed(self) -> str:
-        """What is assumed about the published figures; empty: nothing."""
+        """The assumption about the published figures; empty: none."""
         return f"figures taken to be of version {self.version} of {self.text}" if self.version else ""
 
 

@@ -21,7 +21,7 @@ from decaf_ros.weights.folders import check_folder
 
 @dataclass(frozen=True)
 class Given:
-    """What the command line says about data and models.
+    """Data and models, as the command line names them.
 
     Attributes:
         data: folder with a folder for each data set, named as in `decaf eval --dataset`; with `dataset` the folder of

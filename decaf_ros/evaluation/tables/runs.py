@@ -34,7 +34,7 @@ PACKAGES = ("torch", "transformers", "sam2", "numpy", "opencv-python-headless")
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured in a run.
+    """The measurements of a run.
 
     Attributes:
         name: name of the run's folder.
@@ -157,7 +157,7 @@ def resolved(config: DecafConfig, device: str) -> DecafConfig:
 
 
 def _identity(key: RunKey, dataset: Dataset, digests: _Digests, device: str) -> dict[str, Any]:
-    """What tells a run from others. Paths are left out: data and models may move. device: see `measure`."""
+    """The settings that tell a run from others. Paths are left out: data and models may move. device: see `measure`."""
     parameters = {option.name: option.value for option in options(resolved(key.config, device))}
     for stage in ("mllm", "sam2"):  # which one of several equal devices makes no difference
         parameters[f"{stage}.device"] = resolve_device(parameters[f"{stage}.device"]).type

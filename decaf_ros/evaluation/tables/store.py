@@ -1,4 +1,4 @@
-"""What a run has measured: a folder for each configuration and data set, with a line of JSON for each sample.
+"""The measurements of a run: a folder for each configuration and data set, with a line of JSON for each sample.
 
     RUN/run.json       the identity of the run: configuration, versions, digests of the checkpoints, data set
     RUN/samples.jsonl  {"sample": CLIP/INDEX, "text": ..., "case": scores} or "error" in place of "case", as they end
