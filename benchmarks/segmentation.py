@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -152,30 +153,33 @@ def whole_segment(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") ->
 
 
 def several_questions(mllm: Mllm, frames: int, repeats: int, device: str = "cpu") -> dict[str, float]:
-    """Three questions about one window with empty caches, one after the other as in a live stream, against one: the
-    grounding, and all of `Decaf.segment` with the same planted map for each."""
+    """Three questions about one window with empty caches, asked together as in a live stream, against one: the
+    grounding, and all of `Decaf.segment` with the same planted map for each. separate: each asked after the answer to
+    the one before."""
     config = replace(DecafConfig(), {"grounding.mode": "fast", "presence.threshold": 0.0, "presence.ask": False})
     sam2 = tabletop_sam2(frames + 1, device)
     runs: dict[str, Measurement] = {}
+    cases = {"three": (THREE_QUERIES, True), "separate": (THREE_QUERIES, False), "one": (THREE_QUERIES[:1], False)}
     for _ in range(repeats):
-        for queries in (THREE_QUERIES, THREE_QUERIES[:1]):
+        for name, (queries, together) in cases.items():
             window, planted = recorded_window(frames)
             sam2.forget()
             decaf = Decaf(mllm, sam2, config)
             decaf.grounder = PlantedGrounder(Grounder(mllm, EngineConfig()), planted)
-            name = "three" if len(queries) > 1 else "one"
+            more = partial(list, queries) if together else tuple
             runs.setdefault(name, Measurement(device)).run(
-                lambda d=decaf, w=window, q=queries: [d.segment(w, query) for query in q]
+                lambda d=decaf, w=window, q=queries, m=more: [finish(d.steps(w, one, others=m)) for one in q]
             )
             decaf.release()
             grounder = Grounder(mllm, EngineConfig())
             runs.setdefault(f"{name}_grounding", Measurement(device)).run(
-                lambda g=grounder, w=window, q=queries: [
-                    finish(g.ground(w, query, config, StageClock(GROUNDING_STAGES))) for query in q
+                lambda g=grounder, w=window, q=queries, m=more: [
+                    finish(g.ground(w, one, config, StageClock(GROUNDING_STAGES), m)) for one in q
                 ]
             )
     figures = {f"{name}_ms": run.ms for name, run in runs.items()}
     figures["ratio"] = figures["three_ms"] / figures["one_ms"]
+    figures["separate_ratio"] = figures["separate_ms"] / figures["one_ms"]
     figures["grounding_ratio"] = figures["three_grounding_ms"] / figures["one_grounding_ms"]
     return figures
 

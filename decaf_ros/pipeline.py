@@ -11,7 +11,7 @@ import torch
 from decaf_ros.config import DecafConfig
 from decaf_ros.grounding import grounder
 from decaf_ros.grounding.fusion import coarse_masks
-from decaf_ros.grounding.grounder import Grounder
+from decaf_ros.grounding.grounder import Grounder, OtherQueries
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import absence_reason, measure_presence
@@ -58,6 +58,7 @@ class Decaf:
         query: str,
         dense: Sequence[Frame] | None = None,
         progress: Progress = no_progress,
+        others: OtherQueries = tuple,
     ) -> Steps[Segmentation]:
         """Finds the query's targets in the window's key frames.
 
@@ -69,6 +70,7 @@ class Decaf:
             query: the referring expression or question.
             dense: all frames to mask, in time order, including the key frames (evaluation protocol).
             progress: called with (stage, fraction in [0, 1]) at the start of every stage.
+            others: see `Grounder.ground`.
 
         Raises:
             ValueError: an empty query, or a configuration that does not fit the models.
@@ -77,7 +79,7 @@ class Decaf:
         clock = StageClock(STAGES, progress)
 
         # Sec. 3.2, 3.3: attention rollout, object minus background, fusion of the video and frame branches.
-        grounding = yield from self.grounder.ground(window, query, config, clock)
+        grounding = yield from self.grounder.ground(window, query, config, clock, others)
         attention = grounding.maps.fused
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5).

@@ -17,7 +17,7 @@ from decaf_ros.config import DecafConfig, replace
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.segmentation.search import Example
 from decaf_ros.segmentation.tracker import TrackStep
-from decaf_ros.stages import Steps, finish
+from decaf_ros.stages import Steps, finish, no_progress
 from decaf_ros.types import Frame, FrameResult, Notice, Presence, Query, QueryEvent, QueryState, Segmentation, Tracklet
 
 SIZE_HW = (24, 32)
@@ -119,6 +119,7 @@ class ScriptedDecaf:
         self.script = script if isinstance(script, dict) else list(script)
         self.windows: list[types.Window] = []
         self.asked: list[str] = []
+        self.others: list[list[str]] = []
         self.presence = PRESENT
         self.category = "thing"
         self.source = -1
@@ -128,8 +129,8 @@ class ScriptedDecaf:
     def release(self) -> None:
         self.released += 1
 
-    def steps(self, window, query, dense=None, progress=lambda stage, fraction: None) -> Steps[Segmentation]:
-        """Each stage is a unit."""
+    def steps(self, window, query, dense=None, progress=no_progress, others=tuple) -> Steps[Segmentation]:
+        """Each stage is a unit. others: those of each unit are kept in `others`."""
         if isinstance(self.script, dict):
             answer = self.script[query]
         else:
@@ -138,6 +139,7 @@ class ScriptedDecaf:
         self.asked.append(query)
         for number, stage in enumerate(self.stages):
             progress(stage, number / len(self.stages))
+            self.others.append(list(others()))
             yield
         if isinstance(answer, Exception):
             raise answer

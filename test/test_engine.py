@@ -15,6 +15,7 @@ from decaf_ros.grounding.attention_tap import record_attention
 from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.grounder import STAGES, Grounder
 from decaf_ros.grounding.mllm import forward
+from decaf_ros.grounding.rollout import rollout_steps
 from decaf_ros.grounding.views import ReadOptions
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
@@ -52,6 +53,36 @@ def test_maps_equal_one_full_pass(mllm, frames, kind, method):
             expected = full_pass(mllm, view, text, method, 2)
             assert result.map.shape == view.layout.grid
             assert np.abs(result.map - expected).max() <= 1e-6 and expected.max() > 1e-4
+
+
+@pytest.mark.parametrize("tokens", [0, 3])
+def test_texts_of_later_questions_share_the_rollout(mllm, frames, monkeypatch, tokens):
+    """They change no result, and cost nothing later. Some are cached already, or for one of the views."""
+    options = ReadOptions(2, block=7, max_new_tokens=tokens)
+    passes, some = [], views(mllm, frames[:4], "frames")
+    monkeypatch.setattr("decaf_ros.grounding.engine.rollout_steps", _counted(rollout_steps, passes))
+    alone = [finish(Engine(mllm, EngineConfig()).ask(some, [text], options))[0] for text in TEXTS]
+    engine = Engine(mllm, EngineConfig())
+    finish(engine.ask(some[:1], TEXTS[1:], options))
+    del passes[:]
+    (first,) = finish(engine.ask(some, TEXTS[:1], options, lambda: [*TEXTS, *TEXTS]))
+    count = len(passes)
+    assert count > 0
+    later = finish(engine.ask(some, TEXTS[1:], options))
+    finish(engine.ask(some, TEXTS[:1], options, lambda: TEXTS))
+    assert len(passes) == count, "each later text needs no rollout"
+    for ours, theirs in zip([first, *later], alone):
+        for one, other in zip(ours, theirs):
+            assert (one.answer, one.finished) == (other.answer, other.finished)
+            assert np.abs(one.map - other.map).max() <= 1e-6 and other.map.max() > 1e-4
+
+
+def _counted(work, calls):
+    def counted(*args):
+        calls.append(args)
+        return (yield from work(*args))
+
+    return counted
 
 
 def test_a_lower_start_layer_is_recorded_anew_and_a_higher_one_is_not(mllm, frames, monkeypatch):

@@ -7,6 +7,7 @@ from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
 from decaf_ros.grounding.grounder import STAGES, Grounder, category_of
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Answer
+from decaf_ros.grounding.prefix import Prefix
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, object_prompt
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
@@ -29,12 +30,15 @@ def window():
 
 
 def ground(grounder, window, query="The red ball", **changes):
-    """This random model ends no answer, so a low limit of tokens saves time."""
-    changes = {"mllm__max_new_tokens": 4} | changes
-    config = replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
     progress = []
     clock = StageClock(STAGES, lambda stage, fraction: progress.append((stage, fraction)))
-    return finish(grounder.ground(window, query, config, clock)), progress
+    return finish(grounder.ground(window, query, _config(**changes), clock)), progress
+
+
+def _config(**changes):
+    """This random model ends no answer, so a low limit of tokens saves time."""
+    changes = {"mllm__max_new_tokens": 4} | changes
+    return replace(DecafConfig(), {name.replace("__", "."): value for name, value in changes.items()})
 
 
 def test_paper_mode_decodes_a_category_and_maps_have_the_grids(grounder, window):
@@ -71,6 +75,31 @@ def test_the_question_is_one_more_suffix_and_changes_nothing_else(mllm, window, 
     assert results[True].category == results[False].category
     stages = {ask: [stage for stage, _ in progress[ask]] for ask in progress}
     assert [stage for stage in stages[True] if stage != "questions"] == stages[False]
+
+
+@pytest.mark.parametrize("mode", ["paper", "fast"])
+def test_questions_asked_together_get_their_own_answers(mllm, window, monkeypatch, mode):
+    queries, config = ["the red ball", "a blue cube"], _config(grounding__mode=mode)
+    alone = [finish(Grounder(mllm).ground(window, query, config, StageClock(STAGES))) for query in queries]
+    suffixes, forward_suffix = [], Prefix.forward_suffix
+
+    def counted(self, mllm, prompt, *options, **named):
+        suffixes.append(prompt)
+        return forward_suffix(self, mllm, prompt, *options, **named)
+
+    monkeypatch.setattr(Prefix, "forward_suffix", counted)
+    shared, counts = Grounder(mllm), []
+    for query, expected in zip(queries, alone):
+        found = finish(shared.ground(window, query, config, StageClock(STAGES), lambda: queries))
+        counts.append(len(suffixes))
+        assert (found.category, found.answers) == (expected.category, expected.answers)
+        assert np.abs(found.maps.fused - expected.maps.fused).max() <= 1e-4
+        for ours, theirs in ((found.maps.video, expected.maps.video), (found.maps.frames, expected.maps.frames)):
+            assert np.abs(ours.object - theirs.object).max() <= 1e-6
+            assert np.abs(ours.background - theirs.background).max() <= 1e-6
+        assert found.asked == pytest.approx(expected.asked, abs=1e-5)
+    # Video and frames: in mode `paper` two objects, then a background each; in mode `fast` all in the first. Presence.
+    assert counts == ([7, 7 + 3] if mode == "paper" else [9, 9 + 1])
 
 
 def test_without_the_video_branch_every_frame_is_asked(grounder, window, monkeypatch):
@@ -154,9 +183,9 @@ def test_every_prompt_has_the_configured_wording(grounder, window, monkeypatch, 
     """The real model answers; its candidates and its choice are then replaced."""
     asked, ask, answer = [], grounder.engine.ask, grounder.engine.answer
 
-    def spy(views, texts, options):
+    def spy(views, texts, *options):
         asked.extend(texts)
-        answers = yield from ask(views, texts, options)
+        answers = yield from ask(views, texts, *options)
         return [[result._replace(answer="A Ball", finished=True) for result in results] for results in answers]
 
     def choose(text, max_new_tokens):

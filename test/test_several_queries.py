@@ -216,8 +216,23 @@ def test_questions_that_are_asked_together_are_grounded_on_one_window(count):
     assert run.decaf.asked == ["one", "other", "third"]
     assert [[key.index for key in window.frames] for window in run.decaf.windows] == [[0, 5, 10, 15]] * 3
     assert run.online.buffer.newest.index > 25, "the stream has moved on"
+    assert run.decaf.others[0] == ["other", "third"] and not run.decaf.others[-1], "the others of each unit"
     run.watch([next(number) for _ in range(3)])
     assert _meant(run) == {1: ("q1",), 2: ("q2",), 3: ("q3",)} and set(run.states().values()) == {"TRACKED"}
+
+
+def test_questions_of_other_priorities_or_windows_are_not_asked_together():
+    run = _recorder(between=lambda: None)
+    run.watch(range(16))
+    run._is_between = True  # all are asked before the first unit
+    run.ask("q1", "one", priority=1)
+    run.ask("q2", "other")
+    run.watch(range(16, 21))
+    run.ask("q3", "third", priority=1)
+    run._is_between = False
+    run.watch([21])
+    assert run.decaf.asked == ["one", "third", "other"] and not any(run.decaf.others)
+    assert [window.frames[-1].index for window in run.decaf.windows] == [15, 20, 15]
 
 
 def test_a_question_does_not_wait_for_a_search():

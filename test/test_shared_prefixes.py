@@ -10,6 +10,7 @@ from scripted import settings
 
 from decaf_ros.config import replace
 from decaf_ros.grounding.prefix import Prefix
+from decaf_ros.grounding.rollout import rollout_steps
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Frame, Query, QueryEvent, QueryState
@@ -23,11 +24,11 @@ def picture(number: int) -> Frame:
 
 
 @pytest.mark.parametrize("before", [0, 4])  # 0: they wait for key frames
-def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
+def test_three_questions_cost_one_prefix_and_one_rollout(tiny_decaf, monkeypatch, before):
     """The camera goes on while they are grounded."""
     engine, decaf = tiny_decaf.grounder.engine, tiny_decaf
     engine.release()
-    made, suffixes, outputs = [], [], []
+    made, suffixes, rollouts, outputs = [], [], [], []
     new_prefix, forward_suffix = engine._new_prefix, Prefix.forward_suffix
 
     def counted_prefix(views, *args):
@@ -38,6 +39,11 @@ def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
         suffixes.append(args)
         return forward_suffix(*args, **options)
 
+    def counted_rollout(*args):
+        rollouts.append(args)
+        return (yield from rollout_steps(*args))
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.rollout_steps", counted_rollout)
     monkeypatch.setattr(engine, "_new_prefix", counted_prefix)
     monkeypatch.setattr(Prefix, "forward_suffix", counted_suffix)
     online, numbers = OnlineSegmenter(decaf, outputs.append, live=True), itertools.count()
@@ -60,10 +66,10 @@ def test_three_questions_cost_one_prefix(tiny_decaf, monkeypatch, before):
         online.ask(Query(f"q{number}", f"object {before + number}"))
     show(4 - before)
     finish(1)
-    first_prefixes, first_suffixes = list(made), len(suffixes)
-    assert [len(views) for views in first_prefixes] == [1, 4], "the video, and all key frames as one batch"
+    assert [len(views) for views in made] == [1, 4], "the video, and all key frames as one batch"
     finish(3)
-    assert made == first_prefixes and len(suffixes) == 3 * first_suffixes
+    assert (len(made), len(rollouts)) == (2, 2)
+    assert len(suffixes) == 3 * (2 * 2 + 1), "of each: object and background, in both branches; presence"
     assert online.buffer.newest.index > 3, "the stream has moved on"
     states = [one.state for one in outputs if isinstance(one, QueryEvent) and one.state.is_answer]
     assert states == [QueryState.TRACKING] * 3

@@ -30,6 +30,8 @@ from decaf_ros.grounding.views import ReadOptions, View, ViewResult
 from decaf_ros.stages import Steps
 
 _T = TypeVar("_T")
+# More texts, at the time when they are needed.
+MoreTexts = Callable[[], Sequence[str]]
 _MIB = 2**20
 _log = logging.getLogger(__name__)
 
@@ -142,11 +144,15 @@ class Engine:
         views: Sequence[View],
         texts: Sequence[str],
         options: ReadOptions,
+        more: MoreTexts = tuple,
     ) -> Steps[list[list[ViewResult]]]:
         """Asks the model every text about every view. All views have the same layout.
 
         Returns for each text the results of the views, in order. Another task of this engine may begin when this one
         has ended or is closed, which leaves the engine in a valid state.
+
+        more: called before each rollout; texts that will be asked about these views next, with the same options. They
+        share the rollout, and their results are cached.
         """
         self._expect(views, texts[0])
         results: dict[tuple[Hashable, str], ViewResult] = {}
@@ -160,11 +166,11 @@ class Engine:
                 missing[view.key] = view
         for batch in self._batches(missing, texts[0], options):
             batch_results = yield from self._within_memory(
-                batch, lambda batch, keep: self._ask(batch, texts, options, keep)
+                batch, lambda batch, keep: self._ask(batch, texts, options, more, keep)
             )
             yield
-            for text, text_results in zip(texts, zip(*batch_results)):
-                for view, result in zip(batch.views, text_results):
+            for view, view_results in zip(batch.views, batch_results):
+                for text, result in view_results.items():
                     self.results.put((view.key, text, options), result, result.map.nbytes + 1024)
                     results[view.key, text] = result
         return [[results[view.key, text] for view in views] for text in texts]
@@ -263,11 +269,14 @@ class Engine:
 
     @torch.inference_mode()
     def _ask(
-        self, batch: _Batch, texts: Sequence[str], options: ReadOptions, keep: bool
-    ) -> Steps[list[tuple[ViewResult, ...]]]:
-        """The results of each view, by text."""
-        prompts = [self._prompt(batch.views[0].layout, text) for text in texts]
-        prefix = yield from self._prefix(batch, prompts[0], options, keep)
+        self, batch: _Batch, texts: Sequence[str], options: ReadOptions, more: MoreTexts, keep: bool
+    ) -> Steps[list[dict[str, ViewResult]]]:
+        """The results of each view, by text; also those of `more` that are not cached yet."""
+        layout = batch.views[0].layout
+        prefix = yield from self._prefix(batch, self._prompt(layout, texts[0]), options, keep)
+        new = (text for text in more() if any(not self.results.peek((view.key, text, options)) for view in batch.views))
+        texts = tuple(dict.fromkeys((*texts, *new)))
+        prompts = [self._prompt(layout, text) for text in texts]
         suffixes, answers = [], []
         for prompt in prompts:
             layers, prompt_answers = yield from prefix.run_suffix(self.mllm, prompt, options)
@@ -278,12 +287,13 @@ class Engine:
         attention = prefix.attention
         rows = yield from rollout_steps(attention, suffixes, options.method, options.block, skipped, options.kernel)
         places = [prefix.views.index(view.key) for view in batch.views]
-        results = []
-        for prompt, row, prompt_answers in zip(prompts, rows, answers):
+        results: list[dict[str, ViewResult]] = [{} for _ in places]
+        for text, prompt, row, prompt_answers in zip(texts, prompts, rows, answers):
             maps = row[:, prompt.cells].reshape(-1, *prompt.grid).cpu().numpy()
-            # Copy: a cached slice would keep the whole batch's array.
-            results.append([ViewResult(maps[place].copy(), *prompt_answers[place]) for place in places])
-        return list(zip(*results))
+            for place, view_results in zip(places, results):
+                # Copy: a cached slice would keep the whole batch's array.
+                view_results[text] = ViewResult(maps[place].copy(), *prompt_answers[place])
+        return results
 
     def _prefix(self, batch: _Batch, prompt: Prompt, options: ReadOptions, keep: bool) -> Steps[Prefix]:
         """The batch's cached prefix, or a new one."""

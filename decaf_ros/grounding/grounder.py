@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 import numpy as np
 
 from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
-from decaf_ros.grounding.engine import Engine
+from decaf_ros.grounding.engine import Engine, MoreTexts
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
 from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
@@ -33,6 +33,10 @@ STAGES = (
 _NUMBERS = {"any": None, "one": False, "several": True}
 
 
+# Other queries, at the time when they are needed.
+OtherQueries = Callable[[], Sequence[str]]
+
+
 class Grounder:
     """Grounds queries with one multimodal LLM. record_from: see `Engine`."""
 
@@ -40,16 +44,21 @@ class Grounder:
         self.mllm = mllm
         self.engine = Engine(mllm, config or EngineConfig(), record_from)
 
-    def ground(self, window: Window, query: str, config: DecafConfig, clock: StageClock) -> Steps[Grounding]:
+    def ground(
+        self, window: Window, query: str, config: DecafConfig, clock: StageClock, others: OtherQueries = tuple
+    ) -> Steps[Grounding]:
         """Object and background maps of the video and of its frames, fused.
 
         Mode `paper` decodes the category (candidates from the video and every frame, then one choice) and names it in
         the background prompt. Mode `fast` names the target by the query and decodes nothing, so both prompts run
         together, in the object stages. In both modes `presence.ask` adds one question about the video, and number
         `ask` one about the words.
+
+        others: queries that will be grounded on this window next, with this configuration. Their prompts share this
+        one's rollouts as far as their words are known (mode `paper`: not those that name the category).
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
-        return _GroundingRun(self, window, query, config, clock).run()
+        return _GroundingRun(self, window, query, config, clock, others).run()
 
     def prepare(
         self, window: Window, config: DecafConfig, others: Sequence[Window] = ()
@@ -106,9 +115,18 @@ class _Looks:
 class _GroundingRun:
     """One grounding."""
 
-    def __init__(self, grounder: Grounder, window: Window, query: str, config: DecafConfig, clock: StageClock) -> None:
+    def __init__(
+        self,
+        grounder: Grounder,
+        window: Window,
+        query: str,
+        config: DecafConfig,
+        clock: StageClock,
+        others: OtherQueries,
+    ) -> None:
         self.engine = grounder.engine
         self.query = query
+        self.others = others
         self.options: GroundingConfig = config.grounding
         self.asks_presence = config.presence.ask
         self.max_new_tokens = config.mllm.max_new_tokens
@@ -119,25 +137,19 @@ class _GroundingRun:
 
     def run(self) -> Steps[Grounding]:
         options = self.options
-        text = object_prompt(self.query, options.object_prompt, options.wording)
-        self.engine.new_round([*self.video, *self.frames], text)
+        self.engine.new_round([*self.video, *self.frames], self._first_texts(self.query)[0])
         answers: tuple[str, ...] = ()
         category = ""
-        if options.mode == "fast":
-            background = background_prompt(self.query, "", "v3", options.wording)
-            texts = [text, background] if options.contrast else [text]
-            video = yield from self._ask("video_object", self.video, texts)
-            frames = yield from self._ask("frames_object", self.frames, texts)
-        else:
-            video = yield from self._ask("video_object", self.video, [text], decodes=True)
-            frames = yield from self._ask("frames_object", self.frames, [text], decodes=True)
+        video = yield from self._ask_first("video_object", self.video)
+        frames = yield from self._ask_first("frames_object", self.frames)
+        if options.mode == "paper":
             candidates = [Answer(result.answer.lower(), result.finished) for result in (*video[0], *frames[0])]
             answers = tuple(candidate.text for candidate in candidates)
             category = yield from self._choose(candidates)
             if options.contrast:
                 text = background_prompt(self.query, category, options.background_prompt, options.wording)
-                video += yield from self._ask("video_background", self.video, [text])
-                frames += yield from self._ask("frames_background", self.frames, [text])
+                video += yield from self._ask("video_background", self.video, [text], self.read_options)
+                frames += yield from self._ask("frames_background", self.frames, [text], self.read_options)
         asked = (yield from self._ask_presence()) if self.asks_presence else None
         means_several = self._ask_number() if options.number == "ask" else _NUMBERS[options.number]
 
@@ -151,16 +163,32 @@ class _GroundingRun:
         self.clock.pause()
         return Grounding(AttentionMaps(fused, video_maps, frame_maps), category, answers, asked, means_several)
 
+    def _first_texts(self, query: str) -> list[str]:
+        """The prompts about the views that need no category: the object's, and in mode `fast` the background's."""
+        options = self.options
+        texts = [object_prompt(query, options.object_prompt, options.wording)]
+        if options.mode == "fast" and options.contrast:
+            texts.append(background_prompt(query, "", "v3", options.wording))
+        return texts
+
+    def _ask_first(self, stage: str, views: list[View]) -> Steps[list[list[ViewResult]]]:
+        """Asks the first texts of this query, beside those of the other ones."""
+        options = self.read_options
+        if self.options.mode == "paper":
+            options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
+
+        def more() -> list[str]:
+            return [text for query in self.others() for text in self._first_texts(query)]
+
+        return (yield from self._ask(stage, views, self._first_texts(self.query), options, more))
+
     def _ask(
-        self, stage: str, views: list[View], texts: list[str], decodes: bool = False
+        self, stage: str, views: list[View], texts: list[str], options: ReadOptions, more: MoreTexts = tuple
     ) -> Steps[list[list[ViewResult]]]:
         """Results of the views for each text; empty lists without views."""
         if not views:
             return [[] for _ in texts]
-        options = self.read_options
-        if decodes:
-            options = dataclasses.replace(options, max_new_tokens=self.max_new_tokens)
-        return (yield from self.clock.run(stage, self.engine.ask(views, texts, options)))
+        return (yield from self.clock.run(stage, self.engine.ask(views, texts, options, more)))
 
     def _ask_presence(self) -> Steps[float]:
         """The model's probability of "yes" (against "no") when asked whether the target is there.

@@ -138,6 +138,14 @@ class Queries:
             if live.is_waiting and not live.due_in:
                 live.window = window
 
+    def waiting_for(self, window: Window, priority: int) -> list[str]:
+        """Texts of the queries of this priority that will be grounded on this window next."""
+        return [
+            live.query.text.strip()
+            for live in self
+            if live.fresh and live.window_frames == window.frames and live.query.priority == priority
+        ]
+
     @property
     def newest(self) -> Query | None:
         live = [*self]

@@ -253,7 +253,10 @@ class OnlineSegmenter:
             # The stream's window moves on meanwhile; the catch-up still needs the key frames of this one.
             with self._decaf.sam2.holding(window.frames):
                 found = yield from self._decaf.steps(
-                    window, live.query.text.strip(), progress=partial(self._report_stage, live.query)
+                    window,
+                    live.query.text.strip(),
+                    progress=partial(self._report_stage, live.query),
+                    others=lambda: self.queries.waiting_for(window, live.query.priority),
                 )
                 if self._want_heatmaps():
                     for heatmap in heatmaps(found, live.query):
