@@ -69,8 +69,9 @@ def test_texts_of_later_questions_share_the_rollout(mllm, frames, monkeypatch, t
     count = len(passes)
     assert count > 0
     later = finish(engine.ask(some, TEXTS[1:], options))
-    finish(engine.ask(some, TEXTS[:1], options, lambda: TEXTS))
-    assert len(passes) == count, "each later text needs no rollout"
+    assert len(passes) == count, "no later text needs a rollout"
+    finish(engine.ask(some, ["And this?"], options, lambda: TEXTS))
+    assert [len(suffixes) for _, suffixes, *_ in passes[count:]] == [1] * (len(passes) - count)
     for ours, theirs in zip([first, *later], alone):
         for one, other in zip(ours, theirs):
             assert (one.answer, one.finished) == (other.answer, other.finished)
