@@ -66,6 +66,6 @@ setup(
         ],
         # `decaf reproduce --engine ray`.
         "ray": ["ray>=2.60,<3"],
-        "test": ["pytest>=7.4"],
+        "test": ["pytest>=7.4", "hypothesis>=6.100,<7"],
     },
 )

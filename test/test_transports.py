@@ -38,6 +38,8 @@ def test_other_values_are_refused_as_ever():
         replace(DecafConfig(), {"node.image_transport": 1})
     with pytest.raises(ValueError, match="expected one of raw, compressed, got 'compressedDepth'$"):
         replace(DecafConfig(), {"space.depth_transport": "compressedDepth"})
+    with pytest.raises(ValueError, match="got 'x; reboot'$"):
+        replace(DecafConfig(), {"node.image_transport": "x; reboot"})
 
 
 @pytest.mark.parametrize(

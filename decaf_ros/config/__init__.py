@@ -30,6 +30,7 @@ from decaf_ros.config.stream import (
     WindowConfig,
     camera_names,
 )
+from decaf_ros.types.checks import shown
 
 __all__ = [
     "DecafConfig",
@@ -100,7 +101,7 @@ def replace(config: DecafConfig, changes: Mapping[str, Any]) -> DecafConfig:
     known = {option.name for option in options(config)}
     unknown = sorted(set(changes) - known)
     if unknown:
-        raise ValueError(f"unknown option {', '.join(unknown)}; docs/parameters.md lists all options")
+        raise ValueError(f"unknown option {shown(', '.join(unknown))}; docs/parameters.md lists all options")
     changed: dict[str, Any] = {}
     for name, value in changes.items():
         stage, _, field = name.partition(".")

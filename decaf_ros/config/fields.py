@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from decaf_ros.types.checks import quoted
+
 
 class Option(NamedTuple):
     """One configuration field. live: may change while running; others take effect when the node is configured."""
@@ -47,9 +49,9 @@ class Checked:
                 value = float(value)
                 object.__setattr__(self, field.name, value)
             if type(value) is not kind:
-                raise ValueError(f"{name}: expected {kind.__name__}, got {value!r} ({type(value).__name__})")
+                raise ValueError(f"{name}: expected {kind.__name__}, got {quoted(value)} ({type(value).__name__})")
             low, high, choices = (field.metadata[key] for key in ("minimum", "maximum", "choices"))
             if low is not None and not value >= low or high is not None and not value <= high:
-                raise ValueError(f"{name}: expected a value in [{low}, {high}], got {value!r}")
+                raise ValueError(f"{name}: expected a value in [{low}, {high}], got {quoted(value)}")
             if choices and value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {quoted(value)}")

@@ -8,6 +8,7 @@ from typing import Any
 
 from decaf_ros.config.fields import Checked, option
 from decaf_ros.config.transports import IMAGE_TRANSPORTS, check_transport
+from decaf_ros.types.checks import quoted
 
 POLICIES = ("hold", "refresh", "off")
 QUERY_MODES = ("replace", "add")
@@ -27,12 +28,14 @@ def camera_names(names: Any) -> tuple[str, ...]:
     """Checks the names of cameras. Raises ValueError for another type, a name that ROS or the node's own topics do not
     allow, and a name that comes twice."""
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"cameras: expected a list of names, got {names!r} ({type(names).__name__})")
+        raise ValueError(f"cameras: expected a list of names, got {quoted(names)} ({type(names).__name__})")
     for place, name in enumerate(names):
         if not _CAMERA.fullmatch(name):
-            raise ValueError(f"cameras: expected names of letters, digits and single _, a letter first, got {name!r}")
+            raise ValueError(
+                f"cameras: expected names of letters, digits and single _, a letter first, got {quoted(name)}"
+            )
         if name in _TAKEN:
-            raise ValueError(f"cameras: expected another name than {', '.join(_TAKEN)}, got {name!r}")
+            raise ValueError(f"cameras: expected another name than {', '.join(_TAKEN)}, got {quoted(name)}")
         if name in names[:place]:
             raise ValueError(f"cameras: expected each name once, got {', '.join(names)}")
     return tuple(names)

@@ -5,7 +5,10 @@ A transport has a topic of its own beside the topic of the raw images: `/camera/
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+
+from decaf_ros.types.checks import quoted
 
 # The ending of each transport's topic.
 IMAGE_TRANSPORTS = {"raw": "", "compressed": "/compressed"}
@@ -20,6 +23,7 @@ _TYPES = {
 PACKET_TYPES = {kind: name for name, kind in _TYPES.items() if name != "zstd"}
 _KNOWN = (*_TYPES, "compressed", "compressedDepth")
 _TOPIC = "/camera/image_raw"
+_TRANSPORT_NAME = re.compile(r"[A-Za-z]\w{0,39}", re.ASCII)
 
 
 def republish_command(transport: str, topic: str = _TOPIC) -> str:
@@ -37,10 +41,14 @@ def check_transport(name: str, transport: object, topic: str = _TOPIC) -> None:
     """Raises ValueError for a transport that is not subscribed to, with the command that decodes it. name: of the
     option."""
     if isinstance(transport, str) and transport not in (*IMAGE_TRANSPORTS, "compressedDepth"):
-        raise ValueError(
-            f"{name}: expected one of {', '.join(IMAGE_TRANSPORTS)}, got {transport!r}; let image_transport decode it: "
-            f"{republish_command(transport, topic)}; then subscribe to {topic}/decoded as raw"
-        )
+        text = f"{name}: expected one of {', '.join(IMAGE_TRANSPORTS)}, got {quoted(transport)}"
+        # No other text may stand in a command that somebody copies to a shell.
+        if _TRANSPORT_NAME.fullmatch(transport):
+            text += (
+                f"; let image_transport decode it: {republish_command(transport, topic)}; then subscribe to "
+                f"{topic}/decoded as raw"
+            )
+        raise ValueError(text)
 
 
 def transport_of(topic: str, msgtype: str = "") -> str:

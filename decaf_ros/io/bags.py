@@ -27,6 +27,7 @@ from decaf_ros.io.storage import zstd
 from decaf_ros.io.topics import UNREADABLE, ImageTopic, candidates, kind_of_image, ranked
 from decaf_ros.io.vision_types import VISION_MESSAGES
 from decaf_ros.types import Frame
+from decaf_ros.types.checks import quoted
 
 _log = logging.getLogger(__name__)
 
@@ -266,7 +267,7 @@ def _deserialized(store: Typestore, message: BagMessage) -> Any:
     try:
         return store.deserialize_cdr(message.data, message.msgtype)
     except Exception as error:  # a SerdeError; older versions of rosbags may raise anything
-        raise ValueError(f"not a {message.msgtype}: {error!r}") from error
+        raise ValueError(f"not a {message.msgtype}: {quoted(error)}") from error
 
 
 def make_message(type_name: str, **fields: Any) -> Any:

@@ -19,6 +19,8 @@ import numpy as np
 from PIL import Image
 from rosbags.image import image_to_cvimage
 
+from decaf_ros.types.checks import quoted
+
 # Bytes per pixel of the colour, mono, Bayer and 4:2:2 encodings of sensor_msgs/image_encodings.
 ENCODINGS: dict[str, int] = {
     "mono8": 1,
@@ -94,7 +96,7 @@ def check_image(height: int, width: int, encoding: str, step: int, data_length: 
     if height < 1 or width < 1:
         raise ValueError(f"image: expected a height and width of at least 1, got {height} x {width}")
     if encoding not in ENCODINGS:
-        raise ValueError(f"image: expected one of the encodings {', '.join(ENCODINGS)}; got {encoding!r}")
+        raise ValueError(f"image: expected one of the encodings {', '.join(ENCODINGS)}; got {quoted(encoding)}")
     if encoding in _CHROMA_PAIRS and width % 2:
         raise ValueError(f"image: expected an even width for {encoding}, got {width}")
     row_bytes = width * ENCODINGS[encoding]
@@ -194,7 +196,7 @@ def _check_header(raw: bytes, text: str, max_mpx: float) -> None:
     except Exception as error:  # Pillow raises anything for damaged data
         raise ValueError(
             f"compressed image: expected a picture with a header, such as JPEG or PNG, got {len(raw)} bytes "
-            f"(format {text!r}; {type(error).__name__})"
+            f"(format {quoted(text)}; {type(error).__name__})"
         ) from error
     check_size(height, width, max_mpx)
 
@@ -203,7 +205,7 @@ def _decoded(raw: bytes, text: str) -> np.ndarray:
     """The pixels as they are stored. text: the format, for errors."""
     data = np.frombuffer(raw, np.uint8)
     if data.size == 0:
-        raise ValueError(f"compressed image: expected data, got none (format {text!r})")
+        raise ValueError(f"compressed image: expected data, got none (format {quoted(text)})")
     if (raw.startswith(_JPEG) and raw.rfind(_JPEG_END) < raw.rfind(_JPEG_SCAN)) or (
         raw.startswith(_PNG) and _PNG_END not in raw
     ):
@@ -217,7 +219,7 @@ def _decoded(raw: bytes, text: str) -> np.ndarray:
     if image is None:
         raise ValueError(
             f"compressed image: expected a JPEG, PNG or other image, got {data.size} bytes that OpenCV cannot decode "
-            f"(format {text!r})"
+            f"(format {quoted(text)})"
         )
     return image
 
@@ -245,18 +247,20 @@ def _pixel_encoding(text: str, image: np.ndarray) -> str:
     """
     channels = 1 if image.ndim == 2 else image.shape[2]
     if image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(f"compressed image: expected 8 or 16 bits, got {image.dtype} (format {text!r})")
+        raise ValueError(f"compressed image: expected 8 or 16 bits, got {image.dtype} (format {quoted(text)})")
     bits = 8 * image.dtype.itemsize
     source, semicolon, rest = text.lower().partition(";")
     source, target = source.strip(), rest.partition("compressed")[2].strip()
     if semicolon and _NO_PICTURE.fullmatch(source) and source not in ("8uc1", "8uc3", "8uc4"):
-        raise ValueError(f"compressed image: expected a colour or grey image, got {source!r}, such as a depth image")
+        raise ValueError(
+            f"compressed image: expected a colour or grey image, got {quoted(source)}, such as a depth image"
+        )
     for encoding in (target, source) if semicolon else ():
         name = re.sub(r"(8|16)$", "", encoding)
         if _CHANNELS.get(name) == channels:
             return f"{name}{bits}"
     if channels not in _BY_CHANNELS:
-        raise ValueError(f"compressed image: expected 1, 3 or 4 channels, got {channels} (format {text!r})")
+        raise ValueError(f"compressed image: expected 1, 3 or 4 channels, got {channels} (format {quoted(text)})")
     return f"{_BY_CHANNELS[channels]}{bits}"
 
 

@@ -22,6 +22,7 @@ from mcap.records import Chunk, Footer, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 
 from decaf_ros.io.storage import Channel, Stored
+from decaf_ros.types.checks import quoted
 
 MAGIC = b"\x89MCAP0\r\n"
 # Only a definition in this language is of use; all others are foreign.
@@ -170,7 +171,7 @@ class McapFile:
         if not isinstance(record, Chunk):
             return [record]
         if record.compression not in _COMPRESSIONS:
-            return self._left_out(offset, f"expected compression zstd or lz4, got {record.compression!r}")
+            return self._left_out(offset, f"expected compression zstd or lz4, got {quoted(record.compression)}")
         try:
             return breakup_chunk(record, validate_crc=True)
         except Exception as error:  # each compression has its own

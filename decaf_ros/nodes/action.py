@@ -18,6 +18,7 @@ from decaf_ros.config.stream import POLICIES
 from decaf_ros.io.messages import frame_image, tracklet_array
 from decaf_ros.nodes.message_factory import make_message
 from decaf_ros.types import FrameResult, Output, Query, QueryEvent, QueryState, StageEvent
+from decaf_ros.types.checks import quoted
 
 if TYPE_CHECKING:
     # mypy does not see the nested classes of Segment.
@@ -129,7 +130,7 @@ class SegmentAction:
         elif not 0 <= request.timeout_s <= _LONGEST_TIMEOUT_S:
             reason = f"timeout_s: expected 0 to {_LONGEST_TIMEOUT_S:g}, got {request.timeout_s:g}"
         elif request.policy not in ("", *POLICIES):
-            reason = f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {request.policy!r}"
+            reason = f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {quoted(request.policy)}"
         elif not request.query.strip():
             reason = "query: expected a question, got an empty text"
         if reason:

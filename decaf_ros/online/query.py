@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from decaf_ros.config import DecafConfig
 from decaf_ros.config.stream import POLICIES
 from decaf_ros.types import Frame, Query, QueryEvent, Window
+from decaf_ros.types.checks import quoted
 
 # Most strides between two groundings that search for the same targets.
 _MOST_STRIDES = 4
@@ -97,7 +98,7 @@ def refusal(text: str, policy: str, config: DecafConfig) -> str:
     if len(text) > most:
         return f"query: expected at most {most} characters, got {len(text)}"
     if policy not in ("", *POLICIES):
-        return f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {policy!r}"
+        return f"policy: expected one of {', '.join(POLICIES)}, or nothing, got {quoted(policy)}"
     return ""
 
 

@@ -33,6 +33,7 @@ from decaf_ros.online.window import FrameBuffer
 from decaf_ros.pipeline import STAGES, Decaf, even_if_absent
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import Frame, Notice, Output, Query, QueryEvent, QueryState, Segmentation, StageEvent, Window
+from decaf_ros.types.checks import quoted
 
 _log = logging.getLogger(__name__)
 RESET_NOTICE = "stream reset"
@@ -119,7 +120,7 @@ class OnlineSegmenter:
         with FAILED and changes nothing. Raises ValueError for the id of a current query.
         """
         if query.id in self.queries:
-            raise ValueError(f"query id: expected a new one, got {query.id!r}, a current query's")
+            raise ValueError(f"query id: expected a new one, got {quoted(query.id)}, a current query's")
         text, config = query.text.strip(), self._decaf.config
         if reason := refusal(text, query.policy, config):
             self._emit_event(query, QueryState.FAILED, reason)
@@ -149,7 +150,7 @@ class OnlineSegmenter:
         """
         if query_id and query_id not in self.queries:
             ids = ", ".join(repr(live.query.id) for live in self.queries) or "no query is current"
-            raise ValueError(f"query id: expected that of a current query ({ids}), got {query_id!r}")
+            raise ValueError(f"query id: expected that of a current query ({ids}), got {quoted(query_id)}")
         ended = [live for live in self.queries if query_id in ("", live.query.id)]
         for live in ended:
             self._end(live, QueryState.CANCELLED, reason)

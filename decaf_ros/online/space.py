@@ -26,6 +26,7 @@ from decaf_ros.space.objects import TargetMeasurer
 from decaf_ros.space.registration import depth_in_camera
 from decaf_ros.space.scene import Scene, with_places
 from decaf_ros.types import Frame, FrameResult, Notice
+from decaf_ros.types.checks import quoted
 
 # More waiting frames than this do not wait any longer, which bounds the memory.
 _MOST_WAITING = 30
@@ -181,7 +182,9 @@ class SpaceOutputs:
                 f"camera info: expected {width} x {height} px, as the image, got {camera.width} x {camera.height}"
             )
         if camera.frame_id.lstrip("/") != frame.frame_id.lstrip("/"):
-            raise ValueError(f"camera info: expected frame {frame.frame_id!r}, as the image, got {camera.frame_id!r}")
+            raise ValueError(
+                f"camera info: expected frame {quoted(frame.frame_id)}, as the image, got {quoted(camera.frame_id)}"
+            )
         return camera
 
     def _depth(self, search: Search, camera: Camera) -> np.ndarray:
@@ -199,9 +202,8 @@ class SpaceOutputs:
             return depth_in_camera(depth_m, frame_id, camera)
         depth_camera = camera_from_info(self._depth_info, config.space.rectified)
         if not _same(depth_camera.frame_id, frame_id):
-            raise ValueError(
-                f"depth camera info: expected frame {frame_id!r}, as the depth, got {depth_camera.frame_id!r}"
-            )
+            expected, got = quoted(frame_id), quoted(depth_camera.frame_id)
+            raise ValueError(f"depth camera info: expected frame {expected}, as the depth, got {got}")
         return depth_in_camera(
             depth_m, frame_id, camera, depth_camera, self._extrinsics(frame_id, camera, search.stamp_ns)
         )
@@ -211,14 +213,14 @@ class SpaceOutputs:
             return np.eye(4)
         if self._transforms is None:
             raise ValueError(
-                f"depth: expected frame {camera.frame_id!r}, as the image, got {frame_id!r}; without tf2_ros there is "
-                "no transform between them: use the registered topic"
+                f"depth: expected frame {quoted(camera.frame_id)}, as the image, got {quoted(frame_id)}; without "
+                "tf2_ros there is no transform between them: use the registered topic"
             )
         try:
             return self._transforms.lookup(camera.frame_id, frame_id, stamp_ns)
         except LookupError as error:
             raise ValueError(
-                f"depth: expected a transform from {frame_id!r} to the image's frame, got none: {error}"
+                f"depth: expected a transform from {quoted(frame_id)} to the image's frame, got none: {error}"
             ) from error
 
     # Outputs
@@ -235,7 +237,8 @@ class SpaceOutputs:
         except LookupError as error:
             if not hurry and self._clock() - waiting.since <= config.tf_timeout_s:
                 return None
-            text = f"space.target_frame: no transform from {scene.frame_id!r} to {config.target_frame!r}: {error}; "
+            frames = f"from {quoted(scene.frame_id)} to {quoted(config.target_frame)}"
+            text = f"space.target_frame: no transform {frames}: {error}; "
             self._report(Notice("warn", f"{text}3D outputs are in the camera's frame"), "space.target_frame")
             return scene
         return scene.in_frame(config.target_frame, transform)

@@ -15,6 +15,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from decaf_ros.types.checks import quoted
+
 # Numbers of coefficients by model.
 MODELS = {"plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
 _EXACT = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
@@ -114,7 +116,7 @@ def _distortion(model: str, values: tuple[float, ...]) -> tuple[str, tuple[float
     if not any(values) and model in ("", "plumb_bob", "rational_polynomial"):
         return "", ()
     if model not in MODELS:
-        raise ValueError(f"camera info: expected one of the models {', '.join(MODELS)}, got {model!r}")
+        raise ValueError(f"camera info: expected one of the models {', '.join(MODELS)}, got {quoted(model)}")
     if len(values) not in MODELS[model]:
         numbers = " or ".join(map(str, MODELS[model]))
         raise ValueError(f"camera info: expected {numbers} coefficients of {model}, got {len(values)}")

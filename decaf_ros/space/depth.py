@@ -21,6 +21,7 @@ import cv2
 import numpy as np
 
 from decaf_ros.space.rvl import decode_rvl
+from decaf_ros.types.checks import quoted
 
 # Bytes per pixel.
 ENCODINGS = {"16UC1": 2, "32FC1": 4}
@@ -63,11 +64,11 @@ def _compressed(data: bytes, text: str, max_mpx: float) -> np.ndarray:
     encoding = _encoding(source.strip())
     words = rest.split()
     if words and words[0] != "compressedDepth":
-        raise ValueError(f"depth: expected the format 'ENCODING; compressedDepth png' or rvl, got {text!r}")
+        raise ValueError(f"depth: expected the format 'ENCODING; compressedDepth png' or rvl, got {quoted(text)}")
     # Older publishers name no codec: they know PNG only.
     codec = words[1] if len(words) > 1 else "png"
     if codec not in ("png", "rvl"):
-        raise ValueError(f"depth: expected the codec png or rvl, got {codec!r} (format {text!r})")
+        raise ValueError(f"depth: expected the codec png or rvl, got {quoted(codec)} (format {quoted(text)})")
     if len(data) <= _HEADER.size:
         raise ValueError(f"depth: expected more than the {_HEADER.size} bytes of a header, got {len(data)}")
     _, a, b = _HEADER.unpack_from(data)
@@ -114,7 +115,7 @@ def _rvl(data: bytes, max_mpx: float) -> np.ndarray:
 
 def _encoding(text: str) -> str:
     if text not in ENCODINGS:
-        raise ValueError(f"depth: expected one of the encodings {', '.join(ENCODINGS)}, got {text!r}")
+        raise ValueError(f"depth: expected one of the encodings {', '.join(ENCODINGS)}, got {quoted(text)}")
     return text
 
 

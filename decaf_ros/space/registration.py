@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from decaf_ros.space.camera import Camera, corner_rays, pixel_rays, project
+from decaf_ros.types.checks import quoted
 
 _RIGID = 1e-3
 # A depth pixel that covers more pixels of the image on a side is too near to both cameras to be registered.
@@ -34,8 +35,8 @@ def depth_in_camera(
         return register(depth_m, depth_camera, camera, depth_to_camera)
     if depth_m.shape != camera.size_hw or frame_id.lstrip("/") != camera.frame_id.lstrip("/"):
         raise ValueError(
-            f"depth: expected {camera.width} x {camera.height} px in frame {camera.frame_id!r}, as the image, got "
-            f"{depth_m.shape[1]} x {depth_m.shape[0]} in {frame_id!r}; use the registered topic (such as "
+            f"depth: expected {camera.width} x {camera.height} px in frame {quoted(camera.frame_id)}, as the image, "
+            f"got {depth_m.shape[1]} x {depth_m.shape[0]} in {quoted(frame_id)}; use the registered topic (such as "
             "aligned_depth_to_color), or give the depth camera's info and its transform to the image's camera"
         )
     return depth_m

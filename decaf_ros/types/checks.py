@@ -1,8 +1,25 @@
-"""The check of an array's dtype and shape."""
+"""The check of an array's dtype and shape, and values in the texts of errors."""
 
 from __future__ import annotations
 
 import numpy as np
+
+# Of a quoted value: errors are lines of a log, and values come from messages.
+_QUOTED_CHARS = 100
+
+
+def quoted(value: object) -> str:
+    """The value as in Python source, on one line; a long one is cut and its length appended."""
+    return _cut(repr(value))
+
+
+def shown(text: str) -> str:
+    """As `quoted`, without quotation marks."""
+    return _cut(repr(text)[1:-1])
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _QUOTED_CHARS else f"{text[:_QUOTED_CHARS]}... ({len(text)} characters)"
 
 
 def check_array(name: str, array: np.ndarray, dtype: type, shape: tuple[int | None, ...]) -> None:
