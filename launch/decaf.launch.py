@@ -80,6 +80,11 @@ def generate_launch_description() -> LaunchDescription:
                 description="parameters that win over the parameter file, such as '{node.image_transport: compressed}'",
             ),
             DeclareLaunchArgument("log_level", default_value="info", description="debug, info, warn, error or fatal"),
+            DeclareLaunchArgument(
+                "enclave",
+                default_value="",
+                description="SROS2 enclave of the node, such as /decaf/segmenter (config/sros2_policy.xml)",
+            ),
             # First: without RViz nothing is started.
             OpaqueFunction(function=include_rviz),
             OpaqueFunction(function=make_node, args=[config]),
@@ -123,6 +128,9 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
     overrides = yaml.safe_load(LaunchConfiguration("overrides").perform(context))
     if not isinstance(overrides, dict):
         raise ValueError(f"overrides: expected {{NAME: VALUE, ...}}, got {overrides!r}")
+    enclave = LaunchConfiguration("enclave").perform(context)
+    arguments = ["--ros-args", "--log-level", LaunchConfiguration("log_level")]
+    arguments += ["--enclave", enclave] if enclave else []
     return [
         Node(
             package="decaf_ros",
@@ -142,7 +150,7 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
             ]
             + [(name + transport, topic + transport) for name, topic in depth.items() for transport in _DEPTH]
             + list(infos.items()),
-            arguments=["--ros-args", "--log-level", LaunchConfiguration("log_level")],
+            arguments=arguments,
             additional_env={} if has_profile else profile,
             output="screen",
             emulate_tty=True,
