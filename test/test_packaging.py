@@ -115,9 +115,12 @@ def test_packages_that_parameter_files_name_exist():
 
 
 def test_floor_pins_the_minimum_versions_of_setup():
-    floors = dict(re.findall(r'^ +"([\w-]+)>=([\d.]+)', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    setup = (ROOT / "setup.py").read_text()
+    floors = dict(re.findall(r'^ +"([\w-]+)>=([\d.]+)', setup, re.MULTILINE))
     pins = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements" / "floor.txt").read_text(), re.MULTILINE))
-    assert pins.pop("pytest").startswith("7.4")
+    tests = {"pytest": "7.4", "hypothesis": "6.100"}
+    for name, floor in tests.items():
+        assert f"{pins.pop(name)}.".startswith(f"{floor}.") and f'"{name}>={floor}' in setup
     assert pins.keys() == floors.keys()
     for name, floor in floors.items():
         assert f"{pins[name]}.".startswith(f"{floor}."), name
@@ -218,7 +221,18 @@ def test_the_robot_configuration_allows_not_found():
     [
         (
             "decaf",
-            {"params_file", "namespace", "image", "cameras", "log_level", "rviz", "fixed_frame", "overrides", *DEPTH},
+            {
+                "params_file",
+                "namespace",
+                "image",
+                "cameras",
+                "log_level",
+                "rviz",
+                "fixed_frame",
+                "overrides",
+                "enclave",
+                *DEPTH,
+            },
         ),
         ("rviz", {"namespace", "camera", "image", "fixed_frame"}),
         ("replay", {"bag", *REPLAYED, "params_file", "namespace", "rviz", "fixed_frame", "log_level"}),
