@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Generator, Sequence
 
+import numpy as np
 import torch
 
 from decaf_ros.config import DecafConfig
@@ -25,17 +26,35 @@ from decaf_ros.stages import Progress, Result, StageClock, Steps, finish, no_pro
 from decaf_ros.types import Frame, Grounding, Presence, Segmentation, Tracklet, Window
 
 _log = logging.getLogger(__name__)
+# Masks (T, H, W) bool from a fused map (T, h, w) and the size of the images.
+CoarseMasks = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
 
 
 class Decaf:
-    """Training-free video reasoning segmentation: a multimodal LLM locates the target, SAM 2 segments it."""
+    """Training-free video reasoning segmentation: a multimodal LLM locates the target, SAM 2 segments it.
 
-    def __init__(self, mllm: Mllm, sam2: Sam2, config: DecafConfig) -> None:
-        self.grounder = Grounder(mllm, config.engine)
+    Args:
+        mllm: the multimodal LLM.
+        sam2: the segmenter.
+        config: the configuration.
+        grounder: makes the attention maps; None: the paper's method. Baselines have others.
+        coarse: makes the masks of the map alone.
+    """
+
+    def __init__(
+        self,
+        mllm: Mllm,
+        sam2: Sam2,
+        config: DecafConfig,
+        grounder: Grounder | None = None,
+        coarse: CoarseMasks = coarse_masks,
+    ) -> None:
+        self.grounder = grounder or Grounder(mllm, config.engine)
         self.sam2 = sam2
         self.config = config
+        self._coarse = coarse
 
     @classmethod
     def from_config(cls, config: DecafConfig) -> Decaf:
@@ -101,10 +120,10 @@ class Decaf:
             presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
             selected = select_targets(tracklets, presence, grounding, config)
 
-            # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
+            # Evaluation protocol: masks of the attention alone, and masks on every frame.
             coarse, labels = None, None
             if dense is not None:
-                coarse = coarse_masks(attention, window.size_hw)
+                coarse = self._coarse(attention, window.size_hw)
                 labels = yield from clock.run(
                     "dense", self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
                 )

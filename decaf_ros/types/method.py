@@ -141,7 +141,7 @@ class Segmentation:
     keypoints: the strongest well-separated peaks of the fused map, strongest first.
     tracklets: all scored candidates, best first.
     selected: the targets, best first; empty: not found.
-    coarse_masks: (T, H, W) bool, Otsu masks of the fused map; None without dense frames.
+    coarse_masks: (T, H, W) bool, masks of the fused map alone, by Otsu's threshold; None without dense frames.
     dense_labels: (F, H, W) uint8 over the dense frames, 0 background, k the k-th of `selected` (the better one where
         they overlap); None without dense frames.
     stage_ms: wall time of each stage, in order.

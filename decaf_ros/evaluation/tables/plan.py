@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from decaf_ros.config import DecafConfig, replace
+from decaf_ros.evaluation.baselines.registry import DECAF_SPEC, MethodSpec
 from decaf_ros.evaluation.datasets.clips import Dataset, ExpressionChoice
 from decaf_ros.evaluation.datasets.registry import Selection, find_source
 from decaf_ros.evaluation.tables.catalogue import Catalogue, Column, Row, Table
@@ -58,6 +59,7 @@ class RunKey(NamedTuple):
     split: str
     config: DecafConfig
     start: float | None
+    method: MethodSpec = DECAF_SPEC
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Plan:
             figures = self._figures(table, row)
             if self.given.own_model and not row.note:
                 row = dataclasses.replace(row, model=Path(self._base.mllm.checkpoint).name)
-            told = repr((row.method, row.model, row.changes, row.start, row.note))
+            told = repr((row.method, row.baseline, row.model, row.changes, row.start, row.note))
             if told in rows:
                 continue
             rows.add(told)
@@ -179,7 +181,7 @@ class Plan:
             config = replace(config, {f"{stage}.checkpoint": path, f"{stage}.local_files_only": True})
         found = self._dataset(column.dataset, column.split)
         missing += [f"data {column.dataset}: {found}"] if isinstance(found, str) else []
-        key = RunKey(column.dataset, column.split, config, row.start)
+        key = RunKey(column.dataset, column.split, config, row.start, MethodSpec(row.baseline))
         got = "" if isinstance(found, str) else found.settings.get("version", "unknown")
         other = ""
         if column.version and got not in ("", column.version):

@@ -101,7 +101,7 @@ def measure(
         say(f"{len(samples)} samples in {len(keys)} runs, {len(samples) - len(left)} of them done before")
         stopped = ""
         if left:
-            works = [Work(plan.dataset(key), resolved(key.config, device), key.start) for key in keys]
+            works = [Work(plan.dataset(key), resolved(key.config, device), key.start, key.method) for key in keys]
             pool, workers = make_pool(works)
             stack.callback(pool.close)
             try:
@@ -166,6 +166,7 @@ def _identity(key: RunKey, dataset: Dataset, digests: _Digests, device: str) -> 
         "dataset": {"name": key.dataset, **dataset.settings},
         "parameters": json.loads(json.dumps(parameters)),
         "first_layer": key.start,
+        **key.method.identity(),
         "checkpoints": {
             stage: {"name": Path(path).name, "sha256": digests(Path(path))} for stage, path in checkpoints.items()
         },

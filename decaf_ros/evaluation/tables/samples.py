@@ -12,12 +12,13 @@ from typing import Any
 from decaf_ros.answers import first_line
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.ablation import Variant, variant_config
+from decaf_ros.evaluation.baselines.method import Models
+from decaf_ros.evaluation.baselines.registry import DECAF_SPEC, MethodSpec, make_method
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice, is_absent_kind
-from decaf_ros.evaluation.jobs import load_evaluator
+from decaf_ros.evaluation.jobs import load_quietly
 from decaf_ros.evaluation.metrics import MaskScore, Pointing
 from decaf_ros.evaluation.report import case_entry
 from decaf_ros.evaluation.run import Case, Evaluator, Job
-from decaf_ros.pipeline import Decaf
 from decaf_ros.types import Presence
 
 
@@ -29,11 +30,13 @@ class Work:
         dataset: the clips.
         config: the configuration, with checkpoints that are on this machine.
         start: first layer of the rollout as a share of the layers; None: as configured.
+        method: the method.
     """
 
     dataset: Dataset
     config: DecafConfig
     start: float | None = None
+    method: MethodSpec = DECAF_SPEC
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ class SampleWorker:
 
     def __init__(self, works: Sequence[Work], threads: int) -> None:
         self._works, self._threads = works, threads
+        self._models: tuple[DecafConfig, Models] | None = None
         self._evaluator: Evaluator | None = None
         self._configured = -1
         self._clip: tuple[Dataset, int, EvaluationClip] | None = None
@@ -130,17 +134,15 @@ class SampleWorker:
         """The method configured for a Work. Models are loaded again only if their own options differ."""
         if self._evaluator is not None and self._configured == index:
             return self._evaluator
-        work, last, self._evaluator = self._works[index], self._evaluator, None
-        if last is not None and _same_models(last.decaf.config, work.config):
-            evaluator = Evaluator(Decaf(last.decaf.grounder.mllm, last.decaf.sam2, work.config))
-        else:
-            last = None  # frees the memory of the old models first
-            evaluator = load_evaluator(work.config, self._threads)
-        decaf = evaluator.decaf
+        work, self._evaluator = self._works[index], None
+        if self._models is None or not _same_models(self._models[0], work.config):
+            self._models = None  # frees the memory of the old models first
+            self._models = work.config, load_quietly(work.config, self._threads)
+        models, config = self._models[1], work.config
         if work.start is not None:
-            decaf.config = variant_config(work.config, Variant("", "", start=work.start), decaf.grounder.mllm.layers)
-        self._evaluator, self._configured = evaluator, index
-        return evaluator
+            config = variant_config(config, Variant("", "", start=work.start), models.mllm.layers)
+        self._evaluator, self._configured = Evaluator(make_method(models, config, work.method)), index
+        return self._evaluator
 
     def _read(self, dataset: Dataset, index: int) -> EvaluationClip:
         if self._clip is None or self._clip[:2] != (dataset, index):

@@ -1,0 +1,81 @@
+"""The methods of the evaluation by name. To add one: a line in METHODS, and its module in this folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    # They import torch, which takes seconds; `decaf --help` must not wait for it.
+    from decaf_ros.config import DecafConfig
+    from decaf_ros.evaluation.baselines.method import Method, Models
+
+DECAF = "decaf"
+
+
+class Entry(NamedTuple):
+    """A method.
+
+    Attributes:
+        text: one line for people.
+        factory: MODULE:FUNCTION in this folder; the function is called as `make_method` is.
+    """
+
+    text: str
+    factory: str
+
+
+METHODS: Mapping[str, Entry] = {
+    DECAF: Entry("the paper's method", "rollouts:make_decaf"),
+    "rollout-mean": Entry("DecAF with the rollout of Abnar and Zuidema (2020), Tab. 5a", "rollouts:make_mean"),
+    "rollout-max": Entry("DecAF with the rollout of VL-SAM (Lin et al., 2024), Tab. 5a", "rollouts:make_max"),
+}
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method and its own settings. Picklable: workers make the method from it.
+
+    name: a key of METHODS. Raises ValueError for another one.
+    """
+
+    name: str = DECAF
+
+    def __post_init__(self) -> None:
+        if self.name not in METHODS:
+            raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {self.name!r}")
+
+    @property
+    def is_decaf(self) -> bool:
+        """Whether it is the paper's own method, which alone has variants and runs on a live stream."""
+        return self.name == DECAF
+
+    def identity(self) -> dict[str, Any]:
+        """JSON values that tell runs of this method from others; empty for DecAF."""
+        return {} if self.is_decaf else {"method": self.name}
+
+
+DECAF_SPEC = MethodSpec()
+
+
+def make_method(models: Models, config: DecafConfig, spec: MethodSpec) -> Method:
+    """The method with these models.
+
+    Raises ValueError or OSError if it cannot run: a configuration, family or file that it needs is not there.
+    """
+    module, _, function = METHODS[spec.name].factory.partition(":")
+    make: Callable[[Models, DecafConfig, MethodSpec], Method] = getattr(
+        import_module(f"decaf_ros.evaluation.baselines.{module}"), function
+    )
+    return make(models, config, spec)
+
+
+def load_models(config: DecafConfig) -> Models:
+    """Loads both models. Raises the same errors as `Decaf.from_config`."""
+    from decaf_ros.evaluation.baselines.method import Models
+    from decaf_ros.pipeline import Decaf
+
+    decaf = Decaf.from_config(config)
+    return Models(decaf.grounder.mllm, decaf.sam2)
