@@ -12,7 +12,7 @@ import torch
 from decaf_ros.config import DecafConfig
 from decaf_ros.grounding import grounder
 from decaf_ros.grounding.fusion import coarse_masks
-from decaf_ros.grounding.grounder import Grounder, OtherQueries
+from decaf_ros.grounding.grounder import Grounder, OtherQueries, check_branches
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import absence_reason, measure_presence
@@ -58,8 +58,11 @@ class Decaf:
 
     @classmethod
     def from_config(cls, config: DecafConfig) -> Decaf:
-        """Loads both models. Raises FileNotFoundError for a missing checkpoint, saying how to get it."""
-        return cls(load_mllm(config.mllm), load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
+        """Loads both models. Raises FileNotFoundError for a missing checkpoint, saying how to get it; ValueError for
+        `grounding.branches` that the model does not have."""
+        mllm = load_mllm(config.mllm)
+        check_branches(mllm, config.grounding)
+        return cls(mllm, load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
 
     def segment(
         self,

@@ -19,9 +19,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "figure",
         help="draw how a query was answered, step by step, as in the paper's figures",
         description="Answers a query about a video file, a folder of images or a ROS 2 bag, as `decaf segment` does, "
-        "and draws one picture (Fig. 1, 5 to 12 of the paper): frames, video, frame and fused attention, attention mask, "
-        "query points in magenta, SAM mask, over the key frames. If the answer is 'not found', the caption says so and "
-        "the best candidate is drawn, as in the paper.",
+        "and draws one picture as the paper's Fig. 1 and 5 to 12: frames, video, frame and fused attention, attention "
+        "mask, query points in magenta, SAM mask, over the key frames. If the answer is 'not found', the caption says "
+        "so and the best candidate is drawn, as in the paper.",
     )
     parser.set_defaults(configure=read_config, run=run)
     add = parser.add_argument

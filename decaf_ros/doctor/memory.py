@@ -53,17 +53,11 @@ def mllm_need(config: DecafConfig, size_hw: tuple[int, int]) -> MllmNeed:
     mllm = outline_mllm(config.mllm)
     language = mllm.model.config.get_text_config()
     number_bytes = mllm.model.dtype.itemsize
-    cells = {
-        kind: layout.grid[0] * layout.grid[1] * layout.grid[2]
-        for kind, layout in (
-            ("video", mllm.layout("video", config.window.size, size_hw)),
-            ("frames", mllm.layout("frames", 1, size_hw)),
-        )
-    }
-    branches = config.grounding.branches
-    tokens = (cells["video"] if branches != "frames" else 0) + (
-        config.window.size * cells["frames"] if branches != "video" else 0
-    )
+    tokens = 0
+    if config.grounding.branches != "frames":
+        tokens += mllm.layout("video", config.window.size, size_hw).tokens
+    if config.grounding.branches != "video":
+        tokens += config.window.size * mllm.layout("frames", 1, size_hw).tokens
     tokens *= max(1, len(config.cameras))
     heads = language.num_attention_heads
     size = getattr(language, "head_dim", None) or language.hidden_size // heads

@@ -236,6 +236,12 @@ def video_view(mllm: Mllm, window: Window) -> View:
     return View(mllm.timed(mllm.layout("video", len(window), window.size_hw), times_s), window.frames)
 
 
+def check_branches(mllm: Mllm, options: GroundingConfig) -> None:
+    """Raises ValueError if the model cannot see the video that `grounding.branches` asks for."""
+    if options.branches != "frames":
+        mllm.layout("video", 2, (480, 640))
+
+
 def resolve_start_layer(configured: int, layers: int) -> int:
     """Half of the layers for -1 (Tab. 5b: 14 of 28, 18 of 36, 24 of 48), otherwise the configured layer.
 

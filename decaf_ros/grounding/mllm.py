@@ -38,6 +38,11 @@ class Layout:
     size_hw: tuple[int, int]
     grid: tuple[int, int, int]
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that vision features replace; more than cells if the model also sees padding."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
+
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
