@@ -12,7 +12,7 @@ from decaf_ros.config import DecafConfig, MllmConfig, replace
 from decaf_ros.evaluation.baselines import tam
 from decaf_ros.evaluation.baselines.method import Judged, Models
 from decaf_ros.evaluation.baselines.registry import MethodSpec, make_method
-from decaf_ros.evaluation.baselines.tam_maps import activations, rank_gaussian_filter, without_interference
+from decaf_ros.evaluation.baselines.tam_maps import activations, explained, rank_gaussian_filter, without_interference
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import STAGES
 from decaf_ros.stages import StageClock, finish
@@ -40,6 +40,15 @@ def test_without_relevant_earlier_tokens_nothing_is_subtracted(earlier, relevanc
     assert without_interference(activation, before, torch.tensor(relevance)).tolist() == [1.0, 3.0]
 
 
+def test_earlier_tokens_count_and_equal_ones_do_not():
+    """Token 2 equals token 0 and is explained by token 1 alone, of which 6 x 2 / (2 x 2) = 3 are subtracted."""
+    seen = torch.tensor([[6.0, 1.0], [2.0, 0.0], [6.0, 1.0], [9.0, 9.0]])
+    heard = torch.tensor([[9.0] * 4, [9.0] * 4, [5.0, 1.0, 8.0, 7.0], [9.0] * 4])
+    assert explained(2, torch.tensor([8, 5, 8, 5]), seen, heard).tolist() == [0.0, 1.0]
+    # For the first one there is none.
+    assert explained(0, torch.tensor([8, 5, 8, 5]), seen, heard).tolist() == [6.0, 1.0]
+
+
 def test_filter_weighs_ranks_by_the_coefficient_of_variation():
     """The centre of a 3 x 3 map: eight cells of 1 and one of 10. Mean 2, deviation sqrt(8), coefficient sqrt(2): the
     weight of the outlier, four ranks from the median, is exp(-16 / 4), against 1 + 2 (exp(-1/4) + exp(-1) +
@@ -60,6 +69,7 @@ def test_filter_removes_a_single_cell_and_keeps_areas():
     assert filtered[0].max() < 0.1
     torch.testing.assert_close(filtered[1, 2:4, 2:4], torch.ones(2, 2))
     assert (filtered[1, :, 5] < 0.5).all() and torch.isfinite(filtered).all()
+    torch.testing.assert_close(rank_gaussian_filter(torch.ones(1, 2, 3)), torch.ones(1, 2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -78,44 +88,52 @@ CONFIG = replace(DecafConfig(), {"mllm.max_new_tokens": 3})
 
 
 def ground(method, window):
-    return finish(method.grounder.ground(window, "the red ball", CONFIG, StageClock(STAGES)))
+    return finish(method.grounder.ground(window, "a dog", CONFIG, StageClock(STAGES)))
 
 
 def test_maps_equal_those_of_one_pass_over_prompt_and_answer(models, window, monkeypatch):
-    """The states come from two passes over a cache. Here: one pass without, and the formula written out."""
+    """The states come from several passes over a cache. Here: one pass without, and the formula written out."""
     seen = {}
-    keep = tam.answer_maps
+    read, decode = tam.answer_maps, tam.decode_ids
 
     def answer_maps(mllm, prompt, features, count):
         seen["prompt"], seen["features"] = prompt, features
-        answer, maps = yield from keep(mllm, prompt, features, count)
-        seen["maps"] = maps
-        return answer, maps
+        seen["result"] = yield from read(mllm, prompt, features, count)
+        return seen["result"]
+
+    def decode_ids(*args):
+        seen["answers"] = yield from decode(*args)
+        return seen["answers"]
 
     monkeypatch.setattr(tam, "answer_maps", answer_maps)
+    monkeypatch.setattr(tam, "decode_ids", decode_ids)
     grounding = ground(make_method(models, CONFIG, MethodSpec("tam")), window)
-    mllm, prompt = models.mllm, seen["prompt"]
-    assert len(seen["maps"]) == 3 and grounding.answers == (grounding.category,)
-    assert grounding.maps.fused.shape == (4, *prompt.grid[1:]) and grounding.maps.fused.max() == 1
+    (_, maps), ((answer, _),) = seen["result"], seen["answers"]
+    assert len(maps) == len(answer) == 3 and grounding.answers == (grounding.category,)
+    fused = np.repeat((maps[0] - maps[0].min()) / np.ptp(maps[0]), 2, axis=0)
+    np.testing.assert_allclose(grounding.maps.fused, fused, rtol=1e-5)
 
+    prompt, model = seen["prompt"], models.mllm.model
     with torch.no_grad():
-        features = [features._replace(tokens=features.tokens.clone()) for features in seen["features"]]
-        inputs = mllm.embed(prompt.ids.clone(), prompt.slots, [features])
-        positions = prompt.positions[:, None]
-        states = mllm.model.get_decoder()(**inputs, position_ids=positions).last_hidden_state[0]
-    head = mllm.model.get_output_embeddings().weight.detach()
-    first = int((head @ states[-1]).argmax())
-    assert mllm.tokenizer.decode([first]).lower().strip() in grounding.category
-    control = set(mllm.tokenizer.get_added_vocab().values())
-    after = range(int(prompt.cells.max()) + 1, len(prompt.ids))
-    before = [place for place in after if int(prompt.ids[place]) not in control | {first}]
-    visual = states[prompt.cells]
-    relevance = (states[before] @ head[first]).clamp(min=0)
-    interference = relevance @ (visual @ head[prompt.ids[before]].T).clamp(min=0).T / relevance.sum()
-    activation = (visual @ head[first]).clamp(min=0)
-    scale = (activation * interference).sum() / (interference**2).sum()
-    left = (activation - scale * interference).clamp(min=0).reshape(prompt.grid)
-    np.testing.assert_allclose(seen["maps"][0], rank_gaussian_filter(left).numpy(), rtol=1e-3, atol=1e-4)
+        inputs = models.mllm.embed(prompt.ids.clone(), prompt.slots, [seen["features"]])["inputs_embeds"].clone()
+        inputs = torch.cat([inputs, model.get_input_embeddings()(torch.tensor([answer]))], dim=1)
+        after = int(prompt.positions.max()) + torch.arange(1, 4)
+        positions = torch.cat([prompt.positions, after.expand(3, -1)], dim=1)[:, None]
+        states = model.get_decoder()(inputs_embeds=inputs, position_ids=positions).last_hidden_state[0]
+        head = model.get_output_embeddings().weight
+        ids = [*prompt.ids.tolist(), *answer]
+        control = set(models.mllm.tokenizer.get_added_vocab().values())
+        for place, found in enumerate(maps, len(prompt.ids)):
+            assert ids[place] == int((head @ states[place - 1]).argmax())
+            spoken = range(int(prompt.cells.max()) + 1, place)
+            before = [one for one in spoken if ids[one] not in control | {ids[place]}]
+            relevance = (states[before] @ head[ids[place]]).clamp(min=0)
+            others = (states[prompt.cells] @ head[[ids[one] for one in before]].T).clamp(min=0)
+            interference = others @ relevance / relevance.sum()
+            activation = (states[prompt.cells] @ head[ids[place]]).clamp(min=0)
+            scale = (activation * interference).sum() / (interference**2).sum()
+            left = (activation - scale * interference).clamp(min=0).reshape(prompt.grid)
+            np.testing.assert_allclose(found, rank_gaussian_filter(left).numpy(), rtol=1e-3, atol=1e-3)
 
 
 def test_the_best_token_is_chosen_by_the_truth_and_only_by_it(models, window):
@@ -124,9 +142,9 @@ def test_the_best_token_is_chosen_by_the_truth_and_only_by_it(models, window):
     with pytest.raises(ValueError, match="tam-best: expected the truth"):
         ground(best, window)
     seen = []
-    best.judge(lambda fused: float(seen.append(fused) or len(seen) == 2))
-    assert (ground(best, window).maps.fused == seen[1]).all()
-    assert len(seen) == 3 and (seen[1] != seen[0]).any()
+    best.judge(lambda fused: float(seen.append(fused) or len(seen) == 3))
+    assert (ground(best, window).maps.fused == seen[2]).all()
+    assert len(seen) == 3 and (seen[2] != seen[0]).any()
 
 
 def test_a_baseline_always_answers(models):

@@ -18,7 +18,7 @@ from transformers import DynamicCache
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.baselines.method import Models, Score
 from decaf_ros.evaluation.baselines.registry import MethodSpec
-from decaf_ros.evaluation.baselines.tam_maps import activations, rank_gaussian_filter, without_interference
+from decaf_ros.evaluation.baselines.tam_maps import activations, explained, rank_gaussian_filter
 from decaf_ros.grounding.caches import ByteCache
 from decaf_ros.grounding.features import view_features
 from decaf_ros.grounding.fusion import fuse, min_max
@@ -66,8 +66,7 @@ class Tam(Grounder):
 def answer_maps(mllm: Mllm, prompt: Prompt, features: Any, max_new_tokens: int) -> Steps[tuple[str, list[np.ndarray]]]:
     """The answer, in lower case, and the map (t, h, w) float32 of each of its tokens.
 
-    Earlier tokens are the prompt's after the images, without control tokens, and the answer's. Those equal to the
-    explained one are left out: their activations are the same, so nothing would be left of it.
+    Earlier tokens are the prompt's after the images, without control tokens, and the answer's.
 
     features: of every unit of the prompt's images. Raises ValueError if the output layer is no matrix.
     """
@@ -100,8 +99,7 @@ def answer_maps(mllm: Mllm, prompt: Prompt, features: Any, max_new_tokens: int) 
     heard = activations(context, rows)
     maps = []
     for place in range(len(spoken), len(context_ids)):
-        earlier = (context_ids[:place] != context_ids[place]).nonzero()[:, 0]
-        activation = without_interference(seen[place], seen[earlier], heard[place, earlier])
+        activation = explained(place, context_ids, seen, heard)
         maps.append(rank_gaussian_filter(activation.reshape(prompt.grid)).cpu().numpy())
     return " ".join(mllm.tokenizer.decode(ids, skip_special_tokens=True).lower().split()), maps
 

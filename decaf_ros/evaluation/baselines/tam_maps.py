@@ -37,14 +37,27 @@ def without_interference(activation: torch.Tensor, earlier: torch.Tensor, releva
     Returns:
         (V,); the activation itself if no earlier token has any relevance or activation.
     """
-    total = relevance.sum()
-    if not total > 0:
-        return activation
-    interference = relevance @ earlier / total
+    # Not divided by the sum of the weights: the scaling takes care of it.
+    interference = relevance @ earlier
     power = interference @ interference
     if not power > 0:
         return activation
     return (activation - interference * (activation @ interference / power)).clamp(min=0)
+
+
+def explained(place: int, ids: torch.Tensor, seen: torch.Tensor, heard: torch.Tensor) -> torch.Tensor:
+    """`without_interference` for one of K tokens in the order of the text: (V,).
+
+    Earlier tokens equal to it are left out: their activations are the same, so nothing would be left of it.
+
+    Args:
+        place: index of the token.
+        ids: (K,) int64.
+        seen: (K, V) activations over the visual tokens.
+        heard: (K, K) activations of each token (rows) at the places of all (columns).
+    """
+    earlier = (ids[:place] != ids[place]).nonzero()[:, 0]
+    return without_interference(seen[place], seen[earlier], heard[place, earlier])
 
 
 def rank_gaussian_filter(maps: torch.Tensor, window: int = WINDOW) -> torch.Tensor:
