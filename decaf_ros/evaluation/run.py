@@ -14,7 +14,7 @@ import numpy as np
 from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
-from decaf_ros.evaluation.baselines.method import Method
+from decaf_ros.evaluation.baselines.method import Judged, Method
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, is_absent_kind
 from decaf_ros.evaluation.long import Watched, watch
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, names_category
@@ -168,9 +168,11 @@ class Evaluator:
             decaf.grounder = sharing_grounder(decaf.grounder.mllm)
         window = key_frames(clip.frames, config.window.size, config.window.clip_rounding)
         has_masks = job.masks and bool(expression.targets)
+        truth = Truth.of(clip, expression, window)
+        if isinstance(method, Judged):
+            method.judge(truth.map_j)
         found = method.segment(window, expression.text, clip.frames if has_masks or job.submit else None)
         fused = found.grounding.maps.fused
-        truth = Truth.of(clip, expression, window)
         labels = found.dense_labels
         always = truth.score(labels) if has_masks and labels is not None else None
         seconds = time.perf_counter() - began

@@ -56,6 +56,11 @@ class Truth(NamedTuple):
         """As `score_coarse`, by Otsu's threshold. fused: (T, h, w) float32."""
         return self.score_coarse(coarse_masks(fused, self.masks.shape[1:]))
 
+    def map_j(self, fused: np.ndarray) -> float:
+        """J of `score_map`; 0 if the masks of no key frame are known."""
+        score = self.score_map(fused)
+        return 0.0 if score is None else score.j
+
     def pointing(self, fused: np.ndarray) -> Pointing | None:
         """None if no target is visible on a key frame with known masks."""
         return pointing(fused[self.key_frames], self.key_masks)

@@ -209,14 +209,31 @@ class Answer(NamedTuple):
     finished: bool
 
 
-@torch.inference_mode()
 def decode(
     mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int
 ) -> Steps[list[Answer]]:
+    """As `decode_ids`, the answers as text."""
+    answers = []
+    for ids, finished in (yield from decode_ids(mllm, prompt, cache, logits, max_new_tokens)):
+        text = mllm.tokenizer.decode(ids, skip_special_tokens=True)
+        # Answers enter prompts, messages and images: one line, no control characters, no control tokens (some of them
+        # are not special tokens, so the tokenizer keeps them).
+        for token in control_tokens(mllm.tokenizer, text):
+            text = text.replace(token, " ")
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        answers.append(Answer(line, finished))
+    return answers
+
+
+@torch.inference_mode()
+def decode_ids(
+    mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int
+) -> Steps[list[tuple[list[int], bool]]]:
     """Greedy decoding of B sequences of one prompt, each up to its end token, as transformers' `generate` does it. A
     unit is a token.
 
     cache: KV cache of the whole prompt; it is extended. logits: (B, V), from the pass over the prompt.
+    Returns for each sequence its tokens, without the end token, and whether it came to its end token.
     """
     ends = torch.as_tensor(end_tokens(mllm), device=logits.device)
     embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
@@ -239,13 +256,7 @@ def decode(
     answers = []
     for sequence in torch.stack(tokens, dim=1).tolist():
         stop = next((place for place, token in enumerate(sequence) if token in ends.tolist()), len(sequence))
-        text = mllm.tokenizer.decode(sequence[:stop], skip_special_tokens=True)
-        # Answers enter prompts, messages and images: one line, no control characters, no control tokens (some of them
-        # are not special tokens, so the tokenizer keeps them).
-        for token in control_tokens(mllm.tokenizer, text):
-            text = text.replace(token, " ")
-        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        answers.append(Answer(line, stop < len(sequence)))
+        answers.append((sequence[:stop], stop < len(sequence)))
     return answers
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.grounding.grounder import OtherQueries
@@ -11,6 +13,9 @@ from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.stages import Progress, Steps, no_progress
 from decaf_ros.types import Frame, Segmentation, Window
+
+# Score of a fused map (T, h, w) float32 against the truth; higher is better.
+Score = Callable[[np.ndarray], float]
 
 
 class Models(NamedTuple):
@@ -48,3 +53,11 @@ class Method(Protocol):
         others: OtherQueries = tuple,
     ) -> Steps[Segmentation]:
         """As `Decaf.steps`."""
+
+
+@runtime_checkable
+class Judged(Protocol):
+    """A method that chooses among several maps by the truth: an upper bound. The evaluation calls `judge` first."""
+
+    def judge(self, score: Score) -> None:
+        """Sets the score by which the next answers' maps are chosen."""

@@ -31,6 +31,8 @@ METHODS: Mapping[str, Entry] = {
     DECAF: Entry("the paper's method", "rollouts:make_decaf"),
     "rollout-mean": Entry("DecAF with the rollout of Abnar and Zuidema (2020), Tab. 5a", "rollouts:make_mean"),
     "rollout-max": Entry("DecAF with the rollout of VL-SAM (Lin et al., 2024), Tab. 5a", "rollouts:make_max"),
+    "tam": Entry("the activation map of the answer's first token (Li et al., 2025)", "tam:make"),
+    "tam-best": Entry("TAM with the answer's best token by the truth, an upper bound (App. C)", "tam:make_best"),
 }
 
 
@@ -61,10 +63,14 @@ DECAF_SPEC = MethodSpec()
 
 
 def make_method(models: Models, config: DecafConfig, spec: MethodSpec) -> Method:
-    """The method with these models.
+    """The method with these models. A baseline always answers: "not found" is no part of it.
 
     Raises ValueError or OSError if it cannot run: a configuration, family or file that it needs is not there.
     """
+    from decaf_ros.config import replace
+
+    if not spec.is_decaf:
+        config = replace(config, {"segmentation.fallback": "best", "presence.threshold": 0.0})
     module, _, function = METHODS[spec.name].factory.partition(":")
     make: Callable[[Models, DecafConfig, MethodSpec], Method] = getattr(
         import_module(f"decaf_ros.evaluation.baselines.{module}"), function
