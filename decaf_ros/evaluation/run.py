@@ -25,7 +25,7 @@ from decaf_ros.evaluation.submission import frame_files
 from decaf_ros.evaluation.truth import Truth
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf, select_targets
-from decaf_ros.types import Presence, Segmentation
+from decaf_ros.types import AnswerCount, Presence, Segmentation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -80,6 +80,7 @@ class Case:
         attention: score of the masks of the map alone on the key frames; None without targets or masks.
         points: PP@K by K; empty without targets.
         robustness: of the masks behind `always`; None without one.
+        malformed: see `Grounding.malformed`.
     """
 
     clip: str
@@ -101,6 +102,7 @@ class Case:
     attention: MaskScore | None = None
     points: Mapping[int, float] = field(default_factory=dict)
     robustness: float | None = None
+    malformed: AnswerCount | None = None
 
     @property
     def published(self) -> MaskScore | None:
@@ -201,6 +203,7 @@ class Evaluator:
             attention=None if found.coarse_masks is None or always is None else truth.score_coarse(found.coarse_masks),
             points=truth.points(fused) if expression.targets else {},
             robustness=None if always is None or labels is None else truth.robustness(labels),
+            malformed=grounding.malformed,
         )
         masks = frame_files(clip, labels) if job.submit and labels is not None else {}
         return CasePicture(case, case_strip(published, truth.on_key_frames(len(window))), masks)

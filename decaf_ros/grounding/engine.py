@@ -190,6 +190,18 @@ class Engine:
             yield
         return [margins[view.key] for view in views]
 
+    def answers(self, views: Sequence[View], text: str, max_new_tokens: int) -> Steps[list[Answer]]:
+        """The answer about each view, without a rollout. Features and prefixes are cached, answers are not."""
+        options = ReadOptions(self.mllm.layers, max_new_tokens=max_new_tokens)
+        found: dict[Hashable, Answer] = {}
+        for batch in self._batches({view.key: view for view in views}, text, options):
+            answered = yield from self._within_memory(
+                batch, lambda batch, keep: self._answers(batch, text, options, keep)
+            )
+            found.update(zip([view.key for view in batch.views], answered))
+            yield
+        return [found[view.key] for view in views]
+
     def answer(self, text: str, max_new_tokens: int) -> Steps[Answer]:
         """The model's answer to a text without images."""
         prompt, cache, logits = self._read(text)
@@ -266,6 +278,13 @@ class Engine:
         assert output.logits is not None
         margins = answer_margin(self.mllm.tokenizer, output.logits, "yes", "no").tolist()
         return [margins[prefix.views.index(view.key)] for view in batch.views]
+
+    @torch.inference_mode()
+    def _answers(self, batch: _Batch, text: str, options: ReadOptions, keep: bool) -> Steps[list[Answer]]:
+        prompt = self._prompt(batch.views[0].layout, text)
+        prefix = yield from self._prefix(batch, prompt, options, keep)
+        _, answers = yield from prefix.run_suffix(self.mllm, prompt, options)
+        return [answers[prefix.views.index(view.key)] for view in batch.views]
 
     @torch.inference_mode()
     def _ask(

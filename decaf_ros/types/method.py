@@ -42,6 +42,13 @@ class AttentionMaps:
         check_array("AttentionMaps.fused", self.fused, np.float32, (None, None, None))
 
 
+class AnswerCount(NamedTuple):
+    """Answers of a method that reads points from text: how many were not in the format asked for, and all."""
+
+    malformed: int
+    asked: int
+
+
 @dataclass(frozen=True, eq=False)
 class Grounding:
     """Attention and decoded text of the multimodal LLM.
@@ -51,6 +58,7 @@ class Grounding:
     asked: probability of "yes" to the question whether the target is there; None if not asked.
     means_several: whether the query means several objects (True) or one (False), see `grounding.number`; None if any
         number will do.
+    malformed: of a method that reads points from text (`decaf_ros.evaluation.baselines.native`); None for the others.
     """
 
     maps: AttentionMaps
@@ -58,6 +66,7 @@ class Grounding:
     answers: tuple[str, ...] = ()
     asked: float | None = None
     means_several: bool | None = None
+    malformed: AnswerCount | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,10 @@ METHODS: Mapping[str, Entry] = {
     "rollout-mean": Entry("DecAF with the rollout of Abnar and Zuidema (2020), Tab. 5a", "rollouts:make_mean"),
     "rollout-max": Entry("DecAF with the rollout of VL-SAM (Lin et al., 2024), Tab. 5a", "rollouts:make_max"),
     "tam": Entry("the activation map of the answer's first token (Li et al., 2025)", "tam:make"),
+    "native-all-frames": Entry("points that Qwen names on every frame, Tab. 9", "native:make_all_frames"),
+    "native-first-frame": Entry("points on the first frame, propagated, Tab. 9", "native:make_first_frame"),
+    "native-reference": Entry("points on the first key frame for what all show, Tab. 9", "native:make_reference"),
+    "native-key-frames": Entry("points on each key frame, as DecAF prompts, Tab. 9", "native:make_key_frames"),
     "tam-best": Entry("TAM with the answer's best token by the truth, an upper bound (App. C)", "tam:make_best"),
 }
 

@@ -25,6 +25,7 @@ from decaf_ros.evaluation.tables.plan import Plan, RunKey
 from decaf_ros.evaluation.tables.samples import Sample, Work, read_case
 from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDiedError, run_samples
 from decaf_ros.evaluation.tables.store import StoredRun
+from decaf_ros.types import AnswerCount
 from decaf_ros.version import __version__
 from decaf_ros.weights.folders import digest
 
@@ -47,6 +48,12 @@ class Measured:
     cases: Sequence[Case]
     failed: Mapping[str, str]
     submission: Path | None = None
+
+    @property
+    def malformed(self) -> AnswerCount | None:
+        """The answers of all cases; None for a method that reads no points from text."""
+        counts = [case.malformed for case in self.cases if case.malformed]
+        return AnswerCount(*map(sum, zip(*counts))) if counts else None
 
     def scores(self, column: Column, names: Sequence[str]) -> dict[str, float | None]:
         """The scores of a column, fractions; None where nothing was measured. Without public masks there are none, nor

@@ -19,7 +19,7 @@ from decaf_ros.evaluation.jobs import load_quietly
 from decaf_ros.evaluation.metrics import MaskScore, Pointing
 from decaf_ros.evaluation.report import case_entry
 from decaf_ros.evaluation.run import Case, Evaluator, Job
-from decaf_ros.types import Presence
+from decaf_ros.types import AnswerCount, Presence
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,8 @@ def read_case(entry: Mapping[str, Any]) -> Case:
     Raises KeyError or TypeError for another entry.
     """
     values = {field.name: entry[field.name] for field in dataclasses.fields(Case)}
-    for name, kind in (("always", MaskScore), ("attention", MaskScore), ("pointing", Pointing)):
+    kinds = {"always": MaskScore, "attention": MaskScore, "pointing": Pointing, "malformed": AnswerCount}
+    for name, kind in kinds.items():
         values[name] = None if values[name] is None else kind(**values[name])
     values["presence"] = Presence(**values["presence"])
     values["frame_categories"] = tuple(values["frame_categories"])

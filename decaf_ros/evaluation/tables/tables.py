@@ -55,6 +55,8 @@ def _remarks(line: Line, measured: Mapping[RunKey, Measured]) -> tuple[str, str]
     if found.failed:
         key, error = next(iter(found.failed.items()))
         notes.append(f"{len(found.failed)} samples failed, so there is no figure; {key}: {error}")
+    if count := found.malformed:
+        notes.append(f"{count.malformed} of {count.asked} answers malformed")
     if found.submission:
         notes.append(f"scored by the server: {found.submission.name}")
     return str(len(found.cases)), "; ".join(notes)
@@ -102,6 +104,7 @@ def _line_content(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, 
         "run": found and found.name,
         "samples": found and len(found.cases),
         "failed": dict(found.failed) if found else {},
+        "malformed": found and found.malformed and found.malformed._asdict(),
         "missing": list(line.missing),
         "note": line.note,
     }
