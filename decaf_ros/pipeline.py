@@ -17,7 +17,7 @@ from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import absence_reason, measure_presence
 from decaf_ros.segmentation.dense import dense_labels
-from decaf_ros.segmentation.points import attention_points, keypoints
+from decaf_ros.segmentation.points import attention_boxes, attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
@@ -106,7 +106,10 @@ class Decaf:
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5).
         clock.start("points")
-        points = attention_points(attention, config.segmentation, grounding.means_several)
+        if config.segmentation.prompt == "box":
+            points = attention_boxes(attention, window.size_hw)
+        else:
+            points = attention_points(attention, config.segmentation, grounding.means_several)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
         # SAM 2 encodes every key frame once.

@@ -268,9 +268,8 @@ def test_all_points_of_the_first_frame_count_but_those_of_key_frames_are_selecte
 def test_a_real_model_that_names_no_points_finds_nothing(mllm, sam2, name):
     """Random weights: every answer is malformed, which is counted and not an error."""
     frames = clip()[:3]
-    config = replace(DecafConfig(), {"mllm.max_new_tokens": 4, "presence.threshold": 0.0})
+    config = replace(DecafConfig(), {"mllm.max_new_tokens": 1, "presence.threshold": 0.0})
     made = make_method(Models(mllm, sam2), config, MethodSpec(name))
-    made._answer_tokens = 4
     found = made.segment(key_frames(frames, 2), "the ball", frames)
     count = 3 if name == "native-all-frames" else 1
     assert found.grounding.malformed == (count, count)

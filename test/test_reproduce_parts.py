@@ -80,7 +80,7 @@ def test_the_same_configuration_has_the_same_figures_in_all_tables():
             for place, key in enumerate(table.columns):
                 for offset, score in enumerate(table.scores):
                     figure = row.figures[place * len(table.scores) + offset]
-                    cell = row.model, config, row.start, key, score
+                    cell = row.model, row.baseline, row.similar, config, row.start, key, score
                     assert figure is None or seen.setdefault(cell, figure) == figure, (table.name, row.method, key)
     assert len(seen) > 300
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from decaf_ros.cli.clips import ClipSource
+from decaf_ros.cli.methods import add_heads_argument
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.baselines.registry import DECAF_SPEC, METHODS, MethodSpec
@@ -37,6 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("--contrast", action="store_true", help="also draw the object's and the background's map of each branch")
     names = [name for name in METHODS if name != DECAF_SPEC.name]
     add("--methods", nargs="+", choices=names, default=[], metavar="METHOD", help=f"rows of baselines: {names}")
+    add_heads_argument(parser)
     add_config_arguments(parser)
 
 
@@ -44,6 +46,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     """Draws the figure. Raises OSError, ValueError or RuntimeError."""
     out = args.out or Path(f"{args.input.stem}_figure.png")
     _check(args, out)
+    specs = [DECAF_SPEC, *(_spec(name, args.heads) for name in dict.fromkeys(args.methods))]
     # These import torch, which takes seconds; `decaf --help` must not wait for it.
     from decaf_ros.answers import absence, tracking_text
     from decaf_ros.evaluation.baselines.registry import load_models, make_method
@@ -59,21 +62,26 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     _log("loading the models")
     models, answering = load_models(config), always_answering(config)
     rows, captions = [], [f"Exp: {args.query}"]
-    for spec in (DECAF_SPEC, *(MethodSpec(name) for name in dict.fromkeys(args.methods))):
+    for spec in specs:
         _log(f"{spec.name}: answering with {len(window)} key frames of {len(clip)} frames")
         found = make_method(models, answering, spec).segment(window, args.query, clip)
         if spec.is_decaf:
             rows += figure_rows(found, clip, args.tile_width, args.contrast)
         else:
             rows += method_rows(spec.name, found, clip, args.tile_width)
-        published = node_segmentation(found, config)
-        answer = absence(published, config) or tracking_text(len(published.selected), found.grounding.category)
+        # A baseline always answers.
+        published, asked = (node_segmentation(found, config), config) if spec.is_decaf else (found, answering)
+        answer = absence(published, asked) or tracking_text(len(published.selected), found.grounding.category)
         captions.append(f"{spec.name}: {answer}")
     first_ns = window.frames[0].stamp_ns
     times_s = [(frame.stamp_ns - first_ns) / 1e9 for frame in window.frames]
     columns = spread(len(window), args.columns)
     write_png(out, figure(rows, columns, times_s, "\n".join(captions)))
     _log(f"figure in {out}: {len(rows)} rows, {len(columns)} of {len(window)} key frames")
+
+
+def _spec(name: str, heads: Path | None) -> MethodSpec:
+    return MethodSpec(name, heads if METHODS[name].needs_heads else None)
 
 
 def _check(args: argparse.Namespace, out: Path) -> None:

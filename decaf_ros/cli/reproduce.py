@@ -54,6 +54,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="measure the tables' rows on this data set instead; --data is then its own folder",
     )
     add("--split", default="", help="split of --dataset")
+    add(
+        "--similar",
+        type=Path,
+        metavar="FILE",
+        help="samples with similar objects (Tab. 13): CLIP/EXPRESSION lines (default: those that the data set knows)",
+    )
     add("--clips", type=int, help="number of clips of each data set (default: all of a benchmark)")
     add("--engine", choices=("local", "ray"), default="local", help="processes, or a Ray cluster (docs/scale.md)")
     add("--workers", type=int, help="number of workers (default: one a GPU, else one a core; 0: none, local only)")
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     from decaf_ros.evaluation.tables.estimate import dry_run
     from decaf_ros.evaluation.tables.plan import Given, Plan
     from decaf_ros.evaluation.tables.runs import measure
+    from decaf_ros.evaluation.tables.samples import read_list
     from decaf_ros.evaluation.tables.tables import table_content, table_text, write_table
 
     tables = catalogue()
@@ -91,7 +98,10 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     parts = {part.name: part for name in names for part in tables.named(name)}
     own = bool(args.mllm) or any(entry.startswith("mllm.checkpoint=") for entry in args.set)
     own = own or _default_config(args) not in ("", PAPER)
-    given = Given(args.data, args.models, args.dataset, args.split, args.clips, own, args.limit, PRESENT_PER_CLIP)
+    similar = read_list(args.similar) if args.similar else None
+    given = Given(
+        *(args.data, args.models, args.dataset, args.split, args.clips, own, args.limit, similar, PRESENT_PER_CLIP)
+    )
     plan = Plan(tables, config, given)
     lines = {name: plan.lines(part) for name, part in parts.items()}
     if args.dry_run:

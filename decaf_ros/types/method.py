@@ -77,14 +77,19 @@ class PointPrompts:
     xy: (P, 2) float32 in [0, 1], x right, y down.
     value: (P,) float32, fused attention at the point.
     left_out: number of weaker points dropped by `segmentation.max_points`.
+    box: (P, 4) float32 in [0, 1], left, top, right, bottom: prompts in place of the points, which are their centres.
+        None: the points are the prompts.
     """
 
     frame: np.ndarray
     xy: np.ndarray
     value: np.ndarray
     left_out: int = 0
+    box: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.box is not None:
+            check_array("PointPrompts.box", self.box, np.float32, (len(self.frame), 4))
         check_array("PointPrompts.frame", self.frame, np.int64, (None,))
         check_array("PointPrompts.xy", self.xy, np.float32, (len(self.frame), 2))
         check_array("PointPrompts.value", self.value, np.float32, (len(self.frame),))

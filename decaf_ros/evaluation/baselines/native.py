@@ -50,19 +50,19 @@ from decaf_ros.types import (
 )
 
 ALL_FRAMES, FIRST_FRAME, REFERENCE, KEY_FRAMES = "all-frames", "first-frame", "reference", "key-frames"
-# Room for about 25 points; an answer that is longer is cut off, and malformed.
-ANSWER_TOKENS = 512
+# Times `mllm.max_new_tokens`, which is enough for a category: by default room for about 25 points. A longer answer is cut
+# off, and malformed.
+LONGER = 4
 _log = logging.getLogger(__name__)
 
 
 class Native:
     """A method that asks the model for points. protocol: which frames it is asked about, see the module."""
 
-    def __init__(self, models: Models, config: DecafConfig, protocol: str, answer_tokens: int = ANSWER_TOKENS) -> None:
+    def __init__(self, models: Models, config: DecafConfig, protocol: str) -> None:
         point_extent(models.mllm, models.mllm.layout("frames", 1, (480, 640)))  # refuses other families
         self.mllm, self.sam2, self.config, self.protocol = models.mllm, models.sam2, config, protocol
         self.engine = Engine(models.mllm, config.engine)
-        self._answer_tokens = answer_tokens
 
     def segment(
         self, window: Window, query: str, dense: Sequence[Frame] | None = None, progress: Progress = no_progress
@@ -121,7 +121,7 @@ class Native:
         layout = self.mllm.layout("frames", 1, frames[0].size_hw)
         views, text = [View(layout, (frame,)) for frame in frames], point_prompt(query)
         self.engine.new_round(views, text)
-        answers = yield from self.engine.answers(views, text, self._answer_tokens)
+        answers = yield from self.engine.answers(views, text, LONGER * self.config.mllm.max_new_tokens)
         extent, found, malformed = point_extent(self.mllm, layout), [], 0
         for frame, answer in zip(frames, answers):
             try:

@@ -1,8 +1,8 @@
 """Points as text: how Qwen2.5-VL and Qwen3-VL are asked for them, and the strict reading of their answers.
 
 Both families answer with JSON, as their authors' documentation of grounding shows: a list of objects with `point_2d`
-and `label`. Coordinates are pixels of the image as the model sees it (Qwen2.5-VL), or thousandths of its width and height
-(Qwen3-VL).
+and `label`. Coordinates are pixels of the image as the model sees it (Qwen2.5-VL), or thousandths of its width and
+height (Qwen3-VL).
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,10 +23,12 @@ class Entry(NamedTuple):
     Attributes:
         text: one line for people.
         factory: MODULE:FUNCTION in this folder; the function is called as `make_method` is.
+        needs_heads: whether it reads a file of localization heads.
     """
 
     text: str
     factory: str
+    needs_heads: bool = False
 
 
 METHODS: Mapping[str, Entry] = {
@@ -37,6 +41,10 @@ METHODS: Mapping[str, Entry] = {
     "native-reference": Entry("points on the first key frame for what all show, Tab. 9", "native:make_reference"),
     "native-key-frames": Entry("points on each key frame, as DecAF prompts, Tab. 9", "native:make_key_frames"),
     "tam-best": Entry("TAM with the answer's best token by the truth, an upper bound (App. C)", "tam:make_best"),
+    "loc-head": Entry(
+        "maps of localization heads (Kang et al., 2025), DecAF's points for SAM 2", "loc_head:make", True
+    ),
+    "loc-head-box": Entry("Loc-Head with its own prompts, a box per key frame", "loc_head:make_box", True),
 }
 
 
@@ -44,14 +52,23 @@ METHODS: Mapping[str, Entry] = {
 class MethodSpec:
     """A method and its own settings. Picklable: workers make the method from it.
 
-    name: a key of METHODS. Raises ValueError for another one.
+    Attributes:
+        name: a key of METHODS.
+        heads: file of localization heads, or a folder with NAME.yaml for each checkpoint; None: that in the
+            checkpoint's folder.
+
+    Raises:
+        ValueError: another name, or heads for a method that reads none.
     """
 
     name: str = DECAF
+    heads: Path | None = None
 
     def __post_init__(self) -> None:
         if self.name not in METHODS:
             raise ValueError(f"--method: expected one of {', '.join(METHODS)}, got {self.name!r}")
+        if self.heads is not None and not METHODS[self.name].needs_heads:
+            raise ValueError(f"--heads: the method {self.name} reads none")
 
     @property
     def is_decaf(self) -> bool:
@@ -60,7 +77,11 @@ class MethodSpec:
 
     def identity(self) -> dict[str, Any]:
         """JSON values that tell runs of this method from others; empty for DecAF."""
-        return {} if self.is_decaf else {"method": self.name}
+        if self.is_decaf:
+            return {}
+        if self.heads is None or not self.heads.is_file():
+            return {"method": self.name}
+        return {"method": self.name, "heads_sha256": hashlib.sha256(self.heads.read_bytes()).hexdigest()}
 
 
 DECAF_SPEC = MethodSpec()

@@ -61,6 +61,7 @@ class Row:
         changes: changed parameters by dotted name.
         start: first layer of the rollout as a share of the layers; None: as configured.
         baseline: a key of `decaf_ros.evaluation.baselines.registry.METHODS`.
+        similar: whether the scores are of the samples with similar objects only (Tab. 13).
         note: why the row cannot be run; empty if it can.
         figures: the paper's, in per cent, column by column with its scores; None where there is none.
     """
@@ -70,6 +71,7 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     start: float | None = None
     baseline: str = DECAF
+    similar: bool = False
     note: str = ""
     figures: tuple[float | None, ...] = ()
 

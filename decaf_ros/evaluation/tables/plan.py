@@ -33,6 +33,7 @@ class Given:
         clips: number of clips of a data set; None: its default, all of a benchmark.
         own_model: whether one multimodal LLM, that of the configuration, takes the place of the tables' models.
         limit: number of samples of each data set; None: all.
+        similar: samples with similar objects, CLIP/EXPRESSION; None: as the data set tells them, if it does.
         present_per_clip: number of expressions asked about a clip if not all are.
     """
 
@@ -43,6 +44,7 @@ class Given:
     clips: int | None = None
     own_model: bool = False
     limit: int | None = None
+    similar: frozenset[str] | None = None
     present_per_clip: int = 3
 
     @property
@@ -74,6 +76,7 @@ class Line:
         run: what has to be run; None if nothing has.
         missing: models and data that the run lacks.
         note: what else is to be said; empty: nothing.
+        only: keys of the samples whose scores count; None: all of the run.
     """
 
     table: Table
@@ -83,6 +86,7 @@ class Line:
     run: RunKey | None = None
     missing: tuple[str, ...] = ()
     note: str = ""
+    only: frozenset[str] | None = None
 
     @property
     def ready(self) -> RunKey | None:
@@ -110,7 +114,7 @@ class Plan:
             figures = self._figures(table, row)
             if self.given.own_model and not row.note:
                 row = dataclasses.replace(row, model=Path(self._base.mllm.checkpoint).name)
-            told = repr((row.method, row.baseline, row.model, row.changes, row.start, row.note))
+            told = repr((row.method, row.baseline, row.model, row.changes, row.start, row.similar, row.note))
             if told in rows:
                 continue
             rows.add(told)
@@ -187,7 +191,26 @@ class Plan:
         if column.version and got not in ("", column.version):
             other = f"version of the data: {got}, so no difference is shown"
         note = "; ".join(filter(None, (self.given.part, other)))
-        return Line(table, row, column, figures, key, tuple(missing), note)
+        only = self._similar(key) if row.similar and not missing else None
+        if row.similar and not missing and only is None:
+            told = "the paper does not list the 187 samples of the subset, nor do these data tell similar objects"
+            return Line(table, row, column, figures, note=f"{told}; --similar FILE names the samples")
+        return Line(table, row, column, figures, key, tuple(missing), note, only)
+
+    def _similar(self, key: RunKey) -> frozenset[str] | None:
+        """Keys of a run's samples with similar objects; None if nothing tells them.
+
+        Raises ValueError for a listed sample that the data set does not have.
+        """
+        samples = self.samples(key)
+        if self.given.similar is None:
+            told = any(sample.similar is not None for sample in samples)
+            return frozenset(sample.key for sample in samples if sample.similar) if told else None
+        found = {sample.listed_as: sample.key for sample in samples if sample.listed_as in self.given.similar}
+        if not self.given.part and (unknown := sorted(self.given.similar - found.keys())):
+            known = samples[0].listed_as if samples else "CLIP/EXPRESSION"
+            raise ValueError(f"--similar: expected samples of {key.dataset}, such as {known}, got {unknown[0]}")
+        return frozenset(found.values())
 
     def _dataset(self, name: str, split: str) -> Dataset | str:
         """The data set, or what is missing."""

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -40,12 +40,14 @@ class Measured:
     Attributes:
         name: name of the run's folder.
         cases: of the samples that are done.
+        keys: of these samples, in the same order.
         failed: why samples failed, by their key.
         submission: the file for the server that scores the split, which is complete; None if there is none.
     """
 
     name: str
     cases: Sequence[Case]
+    keys: Sequence[str]
     failed: Mapping[str, str]
     submission: Path | None = None
 
@@ -55,12 +57,19 @@ class Measured:
         counts = [case.malformed for case in self.cases if case.malformed]
         return AnswerCount(*map(sum, zip(*counts))) if counts else None
 
-    def scores(self, column: Column, names: Sequence[str]) -> dict[str, float | None]:
+    def of(self, only: Collection[str] | None) -> list[Case]:
+        """The cases of the samples with these keys; None: all."""
+        return [case for key, case in zip(self.keys, self.cases) if only is None or key in only]
+
+    def scores(
+        self, column: Column, names: Sequence[str], only: Collection[str] | None = None
+    ) -> dict[str, float | None]:
         """The scores of a column, fractions; None where nothing was measured. Without public masks there are none, nor
-        if a sample failed: leaving it out would favour the method."""
-        if self.failed or not self.cases:
+        if a sample failed: leaving it out would favour the method. only: see `of`."""
+        cases = self.of(only)
+        if self.failed or not cases:
             return dict.fromkeys(names)
-        found = protocol(self.cases)
+        found = protocol(cases)
         means = found["by_subset"].get(column.subset, {}) if column.subset else found["overall"]
         prefix = "attention_" if column.masks == "attention" else ""
         return {name: means.get(prefix + name) for name in names}
@@ -133,13 +142,13 @@ def _collected(key: RunKey, plan: Plan, run: StoredRun, out: Path, stopped: str)
     """stopped: why samples were not tried."""
     samples = plan.samples(key)
     stored = {sample: run.case_of(sample) if run.done(sample) else None for sample in samples}
-    cases = [read_case(case) for case in stored.values() if case is not None]
+    cases = {sample.key: read_case(case) for sample, case in stored.items() if case is not None}
     failed = {sample.key: run.error_of(sample) or stopped or LOST for sample, case in stored.items() if case is None}
     failed = dict(sorted(failed.items(), key=lambda one: one[1] == stopped))  # those that were tried come first
     submission = None
     if not plan.dataset(key).has_truth and not failed and not plan.given.part:
         submission = _submission(key, samples, run, out)
-    return Measured(run.folder.name, cases, failed, submission)
+    return Measured(run.folder.name, tuple(cases.values()), tuple(cases), failed, submission)
 
 
 def _submission(key: RunKey, samples: Sequence[Sample], run: StoredRun, out: Path) -> Path:

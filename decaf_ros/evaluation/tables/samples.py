@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from decaf_ros.answers import first_line
@@ -51,6 +52,7 @@ class Sample:
         text: the expression.
         frames: number of frames of the clip.
         name: name of the expression in a submission.
+        similar: see `Referral.similar`.
     """
 
     work: int
@@ -60,6 +62,12 @@ class Sample:
     text: str
     frames: int
     name: str = ""
+    similar: bool | None = None
+
+    @property
+    def listed_as(self) -> str:
+        """CLIP/EXPRESSION in lists of samples, with the data set's own name of the expression if it has one."""
+        return f"{self.key.rpartition('/')[0]}/{self.name}" if self.name else self.key
 
 
 @dataclass(frozen=True)
@@ -94,7 +102,22 @@ def samples_of(dataset: Dataset, work: int, choice: ExpressionChoice) -> Iterato
                 continue
             place = clip.expressions.index(expression)
             name = f"{clip.name}/{place}"
-            yield Sample(work, index, place, name, expression.text, len(clip.frames), expression.name)
+            told = expression.name, expression.similar
+            yield Sample(work, index, place, name, expression.text, len(clip.frames), *told)
+
+
+def read_list(file: Path) -> frozenset[str]:
+    """The samples that a text file names as `Sample.listed_as`, one a line; # begins a comment.
+
+    Raises OSError, or ValueError for a line without a slash or a file without samples.
+    """
+    lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    for number, line in enumerate(lines, 1):
+        if line and "/" not in line:
+            raise ValueError(f"{file}, line {number}: expected CLIP/EXPRESSION, got {line!r}")
+    if not any(lines):
+        raise ValueError(f"{file}: expected samples, CLIP/EXPRESSION, one a line, got none")
+    return frozenset(filter(None, lines))
 
 
 class SampleWorker:

@@ -59,7 +59,7 @@ def _remarks(line: Line, measured: Mapping[RunKey, Measured]) -> tuple[str, str]
         notes.append(f"{count.malformed} of {count.asked} answers malformed")
     if found.submission:
         notes.append(f"scored by the server: {found.submission.name}")
-    return str(len(found.cases)), "; ".join(notes)
+    return str(len(found.of(line.only))), "; ".join(notes)
 
 
 def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, dict[str, float | None]]:
@@ -69,7 +69,7 @@ def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, di
     """
     found = measured.get(line.ready) if line.ready else None
     names = line.table.scores
-    ours = dict.fromkeys(names) if found is None else found.scores(line.column, names)
+    ours = dict.fromkeys(names) if found is None else found.scores(line.column, names, line.only)
     scores = {}
     for name in names:
         published, own = line.figures.get(name), ours[name]
@@ -102,7 +102,7 @@ def _line_content(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, 
         "masks": line.column.masks,
         "scores": line_scores(line, measured),
         "run": found and found.name,
-        "samples": found and len(found.cases),
+        "samples": found and len(found.of(line.only)),
         "failed": dict(found.failed) if found else {},
         "malformed": found and found.malformed and found.malformed._asdict(),
         "missing": list(line.missing),
