@@ -50,8 +50,8 @@ from decaf_ros.types import (
 )
 
 ALL_FRAMES, FIRST_FRAME, REFERENCE, KEY_FRAMES = "all-frames", "first-frame", "reference", "key-frames"
-# Times `mllm.max_new_tokens`, which is enough for a category: by default room for about 25 points. A longer answer is cut
-# off, and malformed.
+# Times `mllm.max_new_tokens`, which is enough for a category: by default room for about 25 points. A longer answer is
+# cut off, and malformed.
 LONGER = 4
 _log = logging.getLogger(__name__)
 
