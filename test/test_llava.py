@@ -23,8 +23,8 @@ from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
 from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.doctor import checkpoint
-from decaf_ros.doctor.findings import OK
-from decaf_ros.doctor.memory import mllm_need
+from decaf_ros.doctor.findings import OK, WRONG
+from decaf_ros.doctor.memory import check_memory, mllm_need
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2_loading import load_sam2
@@ -175,6 +175,9 @@ def test_doctor(folder):
     assert {found[f"{name} to a {kind}"].state for name in ("answer",) for kind in ("text", "picture")} == {OK}
     # All tokens of the square, at 64 numbers of 4 bytes.
     assert mllm_need(config, (480, 854)).features == 4 * SIDE**2 * 64 * 4
+    wrong, *others = check_memory(replace(config, {"grounding.branches": "both"}), (480, 854))
+    assert (wrong.name, wrong.state) == ("grounding.branches", WRONG) and "LLaVA-1.5 sees one image" in wrong.text
+    assert "grounding.branches" not in {finding.name for finding in (*others, *check_memory(config, (480, 854)))}
 
 
 def test_published_shapes(tmp_path, tiny_sam2_dir):

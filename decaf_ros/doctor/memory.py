@@ -43,7 +43,7 @@ def mllm_need(config: DecafConfig, size_hw: tuple[int, int]) -> MllmNeed:
     """Computes what the MLLM needs for windows of images of one size, from its configuration.
 
     Raises FileNotFoundError if its configuration or processor is not on this machine, ValueError for a checkpoint that
-    is not supported.
+    is not supported, or a branch that its model does not have.
     """
     from decaf_ros.grounding.grounder import resolve_start_layer
     from decaf_ros.grounding.loading import local_folder, outline_mllm
@@ -93,6 +93,7 @@ def sam2_need(config: DecafConfig) -> Sam2Need:
 def check_memory(config: DecafConfig, size_hw: tuple[int, int]) -> Iterator[Finding]:
     """Compares the need of both models with their devices, and with RAM while they are loaded."""
     from decaf_ros.devices import resolve_device
+    from decaf_ros.grounding.mllm import MissingBranchError
 
     parts: dict[torch.device, dict[str, int]] = {}
     loading = 0
@@ -100,6 +101,9 @@ def check_memory(config: DecafConfig, size_hw: tuple[int, int]) -> Iterator[Find
         options: Any = config.mllm if name == "MLLM" else config.sam2
         try:
             device, bytes_by_part = resolve_device(options.device), need()._asdict()
+        except MissingBranchError as error:
+            yield Finding("grounding.branches", WRONG, _short(error), "set grounding.branches to frames")
+            continue
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             yield Finding(f"memory of {name}", NOT_CHECKED, _short(error))
             continue

@@ -240,7 +240,7 @@ def video_view(mllm: Mllm, window: Window) -> View:
 
 
 def check_branches(mllm: Mllm, options: GroundingConfig) -> None:
-    """Raises ValueError if the model cannot see the video that `grounding.branches` asks for."""
+    """Raises MissingBranchError if the model cannot see the video that `grounding.branches` asks for."""
     if options.branches != "frames":
         mllm.layout("video", 2, (480, 640))
 

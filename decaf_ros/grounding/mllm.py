@@ -20,6 +20,10 @@ from decaf_ros.grounding.gpu_layers import speed_up
 from decaf_ros.stages import Steps
 
 
+class MissingBranchError(ValueError):
+    """The model has no such branch."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How images of one size lie in one sequence.
@@ -104,7 +108,10 @@ class Mllm(Protocol):
     layers: int
 
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
-        """Layout of `frames` images in the video branch, or of one image in the (finer) frame branch."""
+        """Layout of `frames` images in the video branch, or of one image in the (finer) frame branch.
+
+        Raises MissingBranchError for the video branch of a model that sees one image.
+        """
 
     def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
         """The video's layout with the real times of its frames, in seconds from the first one, for a family whose

@@ -19,7 +19,15 @@ from torchvision.transforms.v2.functional import resize
 from transformers import PreTrainedModel, ProcessorMixin
 
 from decaf_ros.config import MllmConfig
-from decaf_ros.grounding.mllm import Features, Layout, Prompt, check_text, embed_tokens, prepare_model
+from decaf_ros.grounding.mllm import (
+    Features,
+    Layout,
+    MissingBranchError,
+    Prompt,
+    check_text,
+    embed_tokens,
+    prepare_model,
+)
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,12 @@ class Llava:
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> SquareLayout:
         """See `Mllm.layout`. Grid: frames (1, h, w), of which the longer side has all tokens of the square's.
 
-        Raises ValueError for the video branch.
+        Raises MissingBranchError for the video branch.
         """
         if kind == "video":
-            raise ValueError("grounding.branches: expected frames, as LLaVA-1.5 sees one image, got the video branch")
+            raise MissingBranchError(
+                "grounding.branches: expected frames, as LLaVA-1.5 sees one image, got the video branch"
+            )
         longest = max(size_hw)
         height, width = (max(1, round(self._side * size / longest)) for size in size_hw)
         return SquareLayout(kind, 1, 1, size_hw, (1, height, width), self._side)
