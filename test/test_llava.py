@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from family_checks import (
@@ -21,13 +22,16 @@ from family_checks import (
 from transformers import CLIPImageProcessor
 from transformers.models.llava.image_processing_llava import LlavaImageProcessor
 
-from decaf_ros.config import DecafConfig, MllmConfig, Sam2Config, replace
+from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, Sam2Config, replace
 from decaf_ros.doctor import checkpoint
 from decaf_ros.doctor.findings import OK, WRONG
 from decaf_ros.doctor.memory import check_memory, mllm_need
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.loading import load_mllm
+from decaf_ros.grounding.views import ReadOptions
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2_loading import load_sam2
+from decaf_ros.stages import finish
 from tiny_models.llava import PATCH, SIDE, write_llava, write_tiny_llava
 
 TEXT = "where is it?"
@@ -117,6 +121,16 @@ def test_cells_are_the_images_slots(mllm):
 
 def test_maps_equal_one_full_pass(mllm):
     check_maps(mllm, "frames", noise(3, (90, 130)))
+
+
+def test_maps_in_bfloat16(mllm, folder):
+    rounded = load_mllm(MllmConfig(checkpoint=str(folder), local_files_only=True, dtype="bfloat16"))
+    assert {weight.dtype for weight in rounded.model.parameters()} == {torch.bfloat16}
+    seen = view(mllm, "frames", noise(1, (96, 128)))
+    maps = [
+        finish(Engine(one, EngineConfig()).ask([seen], [TEXT], ReadOptions(2)))[0][0].map for one in (mllm, rounded)
+    ]
+    assert np.corrcoef([one.ravel() for one in maps])[0, 1] > 0.99 and maps[0].std() > 0
 
 
 @pytest.mark.parametrize("kind", ["frames", "text"])

@@ -339,6 +339,8 @@ def test_the_scores_of_similar_objects_are_of_the_listed_samples(given, tmp_path
         (tmp_path / "similar.txt").write_text(text)
         assert main([*command, "--similar", "similar.txt"]) == 1
         assert message in capsys.readouterr().err
+    assert main([*given, "table4", "--similar", "similar.txt"]) == 1
+    assert "--similar: only table13 has a subset, got table4a, table4b, table4c" in capsys.readouterr().err
 
 
 def test_a_sample_that_fails_costs_the_figure_until_it_is_done(given, tmp_path, models, capsys):

@@ -98,6 +98,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     parts = {part.name: part for name in names for part in tables.named(name)}
     own = bool(args.mllm) or any(entry.startswith("mllm.checkpoint=") for entry in args.set)
     own = own or _default_config(args) not in ("", PAPER)
+    if args.similar and not any(row.similar for part in parts.values() for row in part.rows):
+        raise ValueError(f"--similar: only table13 has a subset, got {', '.join(parts)}")
     similar = read_list(args.similar) if args.similar else None
     given = Given(
         *(args.data, args.models, args.dataset, args.split, args.clips, own, args.limit, similar, PRESENT_PER_CLIP)
