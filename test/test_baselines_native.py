@@ -214,7 +214,7 @@ def test_points_of_each_protocol_in_pixels(mllm, sam2, name, asked, expected):
     kind, places, text = made.engine.asked[-1]
     assert (kind, places) == ("frames", asked)
     assert pixels(found.points) == expected
-    assert found.grounding.malformed == (0, len(asked))
+    assert found.query == "the ball" and found.grounding.malformed == (0, len(asked))
     assert found.coarse_masks is None and found.dense_labels.shape == (FRAMES, SIZE[1], SIZE[0])
     # 1 at the tokens of the points only.
     fused = found.grounding.maps.fused

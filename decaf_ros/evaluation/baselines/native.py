@@ -85,13 +85,13 @@ class Native:
         asked = window.frames[:1]
         if self.protocol in (ALL_FRAMES, KEY_FRAMES):
             asked = tuple(dense) if self.protocol == ALL_FRAMES and dense is not None else window.frames
-        category = ""
+        category, wanted = "", query
         if self.protocol == REFERENCE:
             views, text = [video_view(self.mllm, window)], describing_prompt(query)
             limit = self.config.mllm.max_new_tokens
             (named,) = yield from clock.run("video_object", self.engine.answers(views, text, limit))
-            query = category = named.text or query
-        found, count = yield from clock.run("frames_object", self._points(asked, query))
+            category, wanted = named.text, named.text or query
+        found, count = yield from clock.run("frames_object", self._points(asked, wanted))
 
         clock.start("points")
         points = _prompts(window, {frame.stamp_ns: xy for frame, xy in zip(asked, found)})
