@@ -61,6 +61,7 @@ class Row:
         changes: changed parameters by dotted name.
         start: first layer of the rollout as a share of the layers; None: as configured.
         baseline: a key of `decaf_ros.evaluation.baselines.registry.METHODS`.
+        extra: not in the paper; only measured on a data set that takes the place of the tables' own.
         note: why the row cannot be run; empty if it can.
         figures: the paper's, in per cent, column by column with its scores; None where there is none.
     """
@@ -70,6 +71,7 @@ class Row:
     changes: Mapping[str, Any] = field(default_factory=dict)
     start: float | None = None
     baseline: str = DECAF
+    extra: bool = False
     note: str = ""
     figures: tuple[float | None, ...] = ()
 
@@ -168,8 +170,12 @@ def read_catalogue(file: Path) -> Catalogue:
 
 
 def _table(name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], models: Mapping[str, Model]) -> Table:
-    rows = tuple(Row(**{**row, "figures": tuple(row["figures"])}) for row in entry["rows"])
     keys, scores = tuple(entry["columns"]), tuple(entry["scores"])
+    unknown_figures = [None] * (len(keys) * len(scores))
+    rows = tuple(
+        Row(**{**row, "figures": tuple(unknown_figures if row.get("extra") else row["figures"])})
+        for row in entry["rows"]
+    )
     if unknown := sorted((set(keys) - set(columns)) | (set(scores) - set(SCORES))):
         raise ValueError(f"{name}: expected known columns and scores, got {', '.join(unknown)}")
     for row in rows:
