@@ -207,6 +207,8 @@ class Plan:
             return MethodSpec(row.baseline), ""
         checkpoint = self._base.mllm.checkpoint if self.given.own_model else self.tables.models[row.model].checkpoint
         path = Path(self._checkpoint(checkpoint)[0])
+        if self.given.heads is None and not path.exists():
+            return MethodSpec(row.baseline), ""  # the model is missing, and told
         file = find_heads(self.given.heads, path if self.given.heads is None else path.with_name(name))
         try:
             read_heads(file)
