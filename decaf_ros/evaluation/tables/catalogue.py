@@ -62,6 +62,7 @@ class Row:
         start: first layer of the rollout as a share of the layers; None: as configured.
         baseline: a key of `decaf_ros.evaluation.baselines.registry.METHODS`.
         similar: whether the scores are of the samples with similar objects only (Tab. 13).
+        extra: not in the paper; only measured on a data set that takes the place of the tables' own.
         note: why the row cannot be run; empty if it can.
         figures: the paper's, in per cent, column by column with its scores; None where there is none.
     """
@@ -72,6 +73,7 @@ class Row:
     start: float | None = None
     baseline: str = DECAF
     similar: bool = False
+    extra: bool = False
     note: str = ""
     figures: tuple[float | None, ...] = ()
 
@@ -170,8 +172,12 @@ def read_catalogue(file: Path) -> Catalogue:
 
 
 def _table(name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], models: Mapping[str, Model]) -> Table:
-    rows = tuple(Row(**{**row, "figures": tuple(row["figures"])}) for row in entry["rows"])
     keys, scores = tuple(entry["columns"]), tuple(entry["scores"])
+    unknown_figures = [None] * (len(keys) * len(scores))
+    rows = tuple(
+        Row(**{**row, "figures": tuple(unknown_figures if row.get("extra") else row["figures"])})
+        for row in entry["rows"]
+    )
     if unknown := sorted((set(keys) - set(columns)) | (set(scores) - set(SCORES))):
         raise ValueError(f"{name}: expected known columns and scores, got {', '.join(unknown)}")
     for row in rows:
