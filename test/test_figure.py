@@ -97,7 +97,7 @@ def test_what_a_method_does_not_make_has_no_row(found, dense):
     labels = [row.label for row in figure_rows(points_only, dense, TILE[0])]
     assert labels == ["frames", "fused attention", "query points (1)", "SAM mask"]
     labels = [row.label for row in method_rows("other", points_only, dense, TILE[0])]
-    assert labels == ["other: attention and 1 query points", "other: SAM mask"]
+    assert labels == ["other: attention, query points (1)", "other: SAM mask"]
     with pytest.raises(ValueError, match="expected an answer with dense masks"):
         figure_rows(dataclasses.replace(found, dense_labels=None), dense, TILE[0])
 

@@ -72,6 +72,8 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         # A baseline always answers.
         published, asked = (node_segmentation(found, config), config) if spec.is_decaf else (found, answering)
         answer = absence(published, asked) or tracking_text(len(published.selected), found.grounding.category)
+        if count := found.grounding.malformed:
+            answer += f"; {count.malformed} of {count.asked} answers malformed"
         captions.append(f"{spec.name}: {answer}")
     first_ns = window.frames[0].stamp_ns
     times_s = [(frame.stamp_ns - first_ns) / 1e9 for frame in window.frames]

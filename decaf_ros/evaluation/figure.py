@@ -73,7 +73,7 @@ def method_rows(name: str, found: Segmentation, dense: Sequence[Frame], tile_wid
     """
     tiles = _Tiles(found, tile_width)
     heat = tiles.heat(found.grounding.maps.fused)
-    rows = [Row(f"{name}: attention and {len(found.points)} query points", tiles.pointed(heat))]
+    rows = [Row(f"{name}: attention, query points ({len(found.points)})", tiles.pointed(heat))]
     chosen = [row for row in figure_rows(found, dense, tile_width) if row.label in ("attention mask", "SAM mask")]
     return rows + [Row(f"{name}: {label}", images) for label, images in chosen]
 
@@ -170,7 +170,7 @@ class _Tiles:
         inside = sized > 0
         image[inside] = (image[inside] * (1 - _MASK_ALPHA) + np.array(color) * _MASK_ALPHA).astype(np.uint8)
         contours, _ = cv2.findContours(sized, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(image, contours, -1, _DARK, 3, cv2.LINE_AA)
+        cv2.drawContours(image, contours, -1, _DARK, 2, cv2.LINE_AA)
         cv2.drawContours(image, contours, -1, color, 1, cv2.LINE_AA)
 
     def _sized(self, image: np.ndarray) -> np.ndarray:
