@@ -228,15 +228,18 @@ def test_points_of_each_protocol_in_pixels(mllm, sam2, name, asked, expected):
         assert text == point_prompt("the ball") and len(made.engine.asked) == 1
 
 
-def test_every_frame_by_itself_is_masked_as_sam2_masks_its_point(mllm, sam2):
+def test_every_frame_by_itself_is_masked_as_sam2_masks_its_points(mllm, sam2):
+    """The union of the masks: frame 3 has two points, the ball and a corner."""
     frames = clip()
-    found = method("native-all-frames", mllm, sam2).segment(key_frames(frames, 3), "the ball", frames)
-    for index in (0, 3, 8):
-        xy = np.array([place(index)], np.float32) / SIZE
-        masks = sam2.masks_at_points(sam2.embed(frames[index]), xy)
-        expected = masks.logits[0].numpy()
-        sized = cv2.resize(expected, SIZE, interpolation=cv2.INTER_LINEAR) > 0
-        assert (sized == (found.dense_labels[index] > 0)).mean() > 0.999
+    width, height = point_extent(mllm, mllm.layout("frames", 1, SIZE[::-1]))
+    ball, corner = (65 / 160 * width, height / 2), (0.75 * width, 0.875 * height)
+    two = Answer(json.dumps([{"point_2d": list(ball)}, {"point_2d": list(corner)}]), True)
+    found = method("native-all-frames", mllm, sam2, {3: two}).segment(key_frames(frames, 3), "the ball", frames)
+    for index, places in ((0, [place(0)]), (3, [place(3), (120, 105)]), (8, [place(8)])):
+        masks = sam2.masks_at_points(sam2.embed(frames[index]), np.array(places, np.float32) / SIZE)
+        sized = [cv2.resize(one, SIZE, interpolation=cv2.INTER_LINEAR) > 0 for one in masks.logits.numpy()]
+        assert (np.any(sized, axis=0) == (found.dense_labels[index] > 0)).mean() > 0.999
+        assert len(sized) == 1 or (sized[0] != sized[1]).mean() > 0.01
     assert len(found.selected) == 1
     np.testing.assert_array_equal(found.selected[0].masks[1], found.dense_labels[4] > 0)
 

@@ -112,7 +112,7 @@ def spread(count: int, columns: int) -> list[int]:
     """Indices of at most `columns` of `count` key frames, spread evenly; 0: all."""
     if not columns or columns >= count:
         return list(range(count))
-    return np.unique(np.linspace(0, count - 1, columns).round().astype(int)).tolist()
+    return sorted({round(place) for place in np.linspace(0, count - 1, columns).tolist()})
 
 
 class _Tiles:
