@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, replace
-from decaf_ros.evaluation.baselines.head_files import Head, HeadFile, read_heads, write_heads
+from decaf_ros.evaluation.baselines.head_files import Head, HeadFile, check_fits, find_heads, read_heads, write_heads
 from decaf_ros.evaluation.baselines.head_search import Evidence, Search, choose
 from decaf_ros.evaluation.baselines.loc_head import LocHead
 from decaf_ros.evaluation.baselines.loc_head_maps import elbow, entropies, head_maps, looks_at_edge, votes
@@ -30,6 +30,7 @@ from decaf_ros.grounding.grounder import frame_views
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.prompts import object_prompt
 from decaf_ros.pipeline import STAGES
+from decaf_ros.resources import resolve_path
 from decaf_ros.stages import StageClock, finish
 from decaf_ros.types import Frame, Window
 
@@ -273,3 +274,16 @@ def test_attention_weights_of_a_layer():
     (maps,) = head_maps(prompt, [prefix], [suffix])
     whole = F.softmax(query[0, :, -1] @ key[0, 0].T * 0.5, dim=-1)
     np.testing.assert_allclose(maps[0, :, 0, 0], whole[:, 1:3], rtol=1e-5)
+
+
+def test_the_simulated_tables_model_has_heads():
+    folder = resolve_path("package://decaf_tabletop/models/tabletop_mllm")
+    found = read_heads(find_heads(None, Path(folder)))
+    model = json.loads((Path(folder) / "config.json").read_text())
+    check_fits(Path("loc_head.yaml"), found, model["model_type"], *_shape(model))
+    assert found.object_prompt == "original" and found.checkpoint == Path(folder).name
+
+
+def _shape(model: dict) -> tuple[int, int]:
+    text = model.get("text_config", model)
+    return text["num_hidden_layers"], text["num_attention_heads"]

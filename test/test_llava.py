@@ -26,12 +26,16 @@ from decaf_ros.config import DecafConfig, EngineConfig, MllmConfig, Sam2Config, 
 from decaf_ros.doctor import checkpoint
 from decaf_ros.doctor.findings import OK, WRONG
 from decaf_ros.doctor.memory import check_memory, mllm_need
+from decaf_ros.evaluation.baselines.head_files import Head, HeadFile, write_heads
+from decaf_ros.evaluation.baselines.method import Models
+from decaf_ros.evaluation.baselines.registry import MethodSpec, load_models, make_method
 from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.views import ReadOptions
 from decaf_ros.pipeline import Decaf
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.stages import finish
+from decaf_ros.types import Frame, Window
 from tiny_models.llava import PATCH, SIDE, write_llava, write_tiny_llava
 
 TEXT = "where is it?"
@@ -87,6 +91,20 @@ def test_the_video_branch_is_refused(mllm, folder, tiny_sam2_dir):
     with pytest.raises(ValueError, match="grounding.branches: expected frames"):
         Decaf.from_config(config)
     assert Decaf.from_config(replace(config, {"grounding.branches": "frames"})).grounder.mllm.layers == 4
+    with pytest.raises(ValueError, match="grounding.branches: expected frames"):
+        make_method(load_models(config), config, MethodSpec("rollout-mean"))
+
+
+def test_loc_head_runs_on_the_frames(mllm, tiny_sam2_dir, tmp_path):
+    """Whatever branches are configured: it has the frames' maps alone (Tab. 1, 2)."""
+    chosen = (Head(1, 2, 0.9, 0.5), Head(3, 0, 0.8, 0.4))
+    write_heads(tmp_path / "heads.yaml", HeadFile("tiny", "llava", 4, 4, 1, "by hand", (), "original", 0.1, chosen))
+    sam2 = load_sam2(Sam2Config(checkpoint=str(tiny_sam2_dir), local_files_only=True))
+    method = make_method(Models(mllm, sam2), DecafConfig(), MethodSpec("loc-head", tmp_path / "heads.yaml"))
+    frames = [Frame(image, number + 1) for number, image in enumerate(noise(3, (96, 128)))]
+    found = method.segment(Window(tuple(frames)), "the red ball", frames)
+    assert found.grounding.maps.fused.shape == (3, 4, 6) and found.grounding.maps.fused.max() == 1
+    assert found.dense_labels.shape == (3, 96, 128) and found.coarse_masks.any()
 
 
 def test_inputs_equal_the_family(mllm):

@@ -104,9 +104,9 @@ def make_method(models: Models, config: DecafConfig, spec: MethodSpec) -> Method
 
 
 def load_models(config: DecafConfig) -> Models:
-    """Loads both models. Raises the same errors as `Decaf.from_config`."""
+    """Loads both models. Raises the same errors as `load_mllm` and `load_sam2`."""
     from decaf_ros.evaluation.baselines.method import Models
-    from decaf_ros.pipeline import Decaf
+    from decaf_ros.grounding.loading import load_mllm
+    from decaf_ros.segmentation.sam2_loading import load_sam2
 
-    decaf = Decaf.from_config(config)
-    return Models(decaf.grounder.mllm, decaf.sam2)
+    return Models(load_mllm(config.mllm), load_sam2(config.sam2, config.segmentation.fill_holes_px))

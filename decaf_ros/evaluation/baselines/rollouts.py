@@ -10,19 +10,21 @@ from __future__ import annotations
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.baselines.method import Models
 from decaf_ros.evaluation.baselines.registry import MethodSpec
+from decaf_ros.grounding.grounder import check_branches
 from decaf_ros.pipeline import Decaf
 
 
 def make_decaf(models: Models, config: DecafConfig, spec: MethodSpec) -> Decaf:
-    """The paper's method."""
+    """The paper's method. Raises ValueError for a branch that the model does not have."""
+    check_branches(models.mllm, config.grounding)
     return Decaf(models.mllm, models.sam2, config)
 
 
 def make_mean(models: Models, config: DecafConfig, spec: MethodSpec) -> Decaf:
     """The rollout of Abnar and Zuidema."""
-    return Decaf(models.mllm, models.sam2, replace(config, {"grounding.rollout": "mean"}))
+    return make_decaf(models, replace(config, {"grounding.rollout": "mean"}), spec)
 
 
 def make_max(models: Models, config: DecafConfig, spec: MethodSpec) -> Decaf:
     """The rollout of VL-SAM."""
-    return Decaf(models.mllm, models.sam2, replace(config, {"grounding.rollout": "max"}))
+    return make_decaf(models, replace(config, {"grounding.rollout": "max"}), spec)
