@@ -16,6 +16,7 @@ import itertools
 import json
 import multiprocessing
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -97,7 +98,9 @@ def held(decaf: Decaf, cameras: list[Camera]) -> dict[str, float]:
 def rates(cameras: list[Camera], turns: Turns, unit_s: float, seconds: float) -> dict[str, float]:
     """Images per second that each camera's stream takes while all of them send a hundred."""
     errors: list[Exception] = []
-    worker = Worker(True, lambda show: show(), turns.advance, turns.prepare, lambda: unit_s, int, errors.append)
+    worker = Worker(
+        True, lambda show: show(), turns.advance, turns.prepare, lambda: unit_s, int, errors.append, nullcontext()
+    )
     before = {camera.name: camera.used for camera in cameras}
     worker.start()
     until_s = time.monotonic() + seconds

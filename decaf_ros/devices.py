@@ -1,12 +1,18 @@
-"""The torch device of a model, its memory, and the type of numbers it is best at."""
+"""The torch device of a model, its memory, its streams, and the type of numbers it is best at."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Generator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+
+Unit = TypeVar("Unit")
+Result = TypeVar("Result")
 
 
 def resolve_device(device: str) -> torch.device:
@@ -34,6 +40,38 @@ def avoid_planned_attention(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def foreground(device: torch.device) -> AbstractContextManager[object]:
+    """For the thread that follows targets in a live stream: on a GPU its kernels overtake those of `in_background`,
+    which the host queues faster than the device runs them. May be entered again.
+
+    The two share no tensor: maps leave the background through the host's memory. Waits for what was queued before.
+    """
+    if device.type != "cuda":
+        return nullcontext()
+    torch.cuda.synchronize(device)
+    urgent = torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+    return torch.cuda.stream(urgent)
+
+
+def in_background(steps: Generator[Unit, None, Result], device: torch.device) -> Generator[Unit, None, Result]:
+    """A task whose units run on the default stream of a GPU, which has the lowest priority."""
+    if device.type != "cuda":
+        return (yield from steps)
+    stream = torch.cuda.default_stream(device)
+    try:
+        while True:
+            with torch.cuda.stream(stream):
+                try:
+                    unit = next(steps)
+                except StopIteration as end:
+                    result: Result = end.value
+                    return result
+            yield unit  # outside the block: no stream is set between two units
+    finally:
+        with torch.cuda.stream(stream):
+            steps.close()
 
 
 def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -147,6 +147,8 @@ def make_node(context: LaunchContext, config: str) -> list[Node]:
             output="screen",
             emulate_tty=True,
             on_exit=Shutdown(),
+            # The end waits for the running unit of work, and torch unloads: more than 5 s on a busy CPU.
+            sigterm_timeout="30",
         ),
     ]
 

@@ -30,7 +30,7 @@ MIN_S = 10.0
 KILL_S = 3.0
 TEST_FILES = (
     *("test_rollout", "test_golden_rollout", "test_engine", "test_engine_prefixes", "test_engine_memory"),
-    *("test_bfloat16", "test_sam2", "test_tracker"),
+    *("test_bfloat16", "test_sam2", "test_streams", "test_tracker"),
 )
 # Names of the tests of a dry run: those that a GPU would run, and a few that run anywhere.
 DRY_TESTS = "gpu or golden"

@@ -14,7 +14,8 @@ import numpy as np
 from mcap.writer import IndexType, Writer
 
 from decaf_ros.cli.clips import ClipSource
-from decaf_ros.io.bags import BagWriter, make_header, make_message, typestore
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import make_header, make_message, typestore
 
 START_NS = 1_700_000_000_000_000_000
 STEP_NS = 100_000_000

@@ -11,7 +11,8 @@ import pytest
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from decaf_ros.io.bags import STORAGES, BagReader, BagWriter, is_bag, make_header, typestore
+from decaf_ros.io.bag_writer import STORAGES, BagWriter
+from decaf_ros.io.bags import BagReader, is_bag, make_header, typestore
 from decaf_ros.io.messages import TOPICS, topic_messages
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.types import (

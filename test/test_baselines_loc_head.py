@@ -25,6 +25,7 @@ from decaf_ros.evaluation.baselines.method import Models
 from decaf_ros.evaluation.baselines.pairs import Pair, read_pairs, sample
 from decaf_ros.evaluation.baselines.registry import MethodSpec, make_method
 from decaf_ros.grounding.attention_tap import record_attention
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.grounding.fusion import smooth
 from decaf_ros.grounding.grounder import frame_views
 from decaf_ros.grounding.loading import load_mllm
@@ -118,6 +119,10 @@ def test_maps_are_the_last_row_of_the_heads_attention(models, window):
     method = LocHead(mllm, EngineConfig(), FOUND)
     found = finish(method.ground(window, "the red ball", DecafConfig(), StageClock(STAGES)))
     np.testing.assert_allclose(found.maps.fused, expected, atol=1e-4)
+    # Recordings of more layers, such as shared ones, change nothing.
+    method.engine = Engine(mllm, EngineConfig(), record_from=0)
+    again = finish(method.ground(window, "the red ball", DecafConfig(), StageClock(STAGES)))
+    np.testing.assert_allclose(again.maps.fused, expected, atol=1e-4)
     assert found.answers == () and found.maps.video is None and found.means_several is None
 
 

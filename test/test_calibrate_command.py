@@ -10,7 +10,7 @@ import yaml
 from decaf_ros.cli.calibrate import ClipQueries, read_data
 from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig
-from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.bag_writer import BagWriter
 from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.pipeline import Decaf

@@ -15,7 +15,8 @@ from decaf_ros.cli.main import main
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.cli.parameters import parameter_table
 from decaf_ros.config import DecafConfig, options
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, typestore
 from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.video import read_video
 

@@ -14,7 +14,8 @@ from decaf_ros.cli.main import main
 from decaf_ros.comparison import page
 from decaf_ros.comparison.differences import DifferentInputError, Pair, compare
 from decaf_ros.comparison.results import ResultError, StoredFrame, read_result
-from decaf_ros.io.bags import BagReader, BagWriter, bag_origin
+from decaf_ros.io.bag_writer import BagWriter, bag_origin
+from decaf_ros.io.bags import BagReader
 from decaf_ros.io.messages import stamp_ns
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.types import FrameResult, Query, QueryState

@@ -126,6 +126,16 @@ def test_a_topic_without_images():
     assert nowhere.mend.startswith(f"images are on {TOPIC}; start the camera driver, or name its topic")
 
 
+def test_a_topic_of_the_other_transport():
+    with driver() as env:
+        findings = examined(env, node__image_transport="compressed")
+    missing = named(findings)[f"{TOPIC}/compressed"]
+    assert (missing.text, missing.mend) == (
+        "nobody publishes images here",
+        "set node.image_transport to raw: that topic is published",
+    )
+
+
 def test_a_topic_of_another_type():
     with driver(info=calibrated()) as env:
         findings = examined(env, INFO)

@@ -18,7 +18,8 @@ from decaf_ros.cli.main import _parser, main
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.bag import BagSource, TruthTopic
 from decaf_ros.evaluation.datasets.registry import Selection
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, make_message
 
 ROOT = Path(__file__).parents[1]
 FRAMES = 8

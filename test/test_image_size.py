@@ -17,7 +17,8 @@ from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig
 from decaf_ros.io import images
-from decaf_ros.io.bags import BagWriter, make_header, typestore
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import make_header, typestore
 from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.images import message_to_rgb
 from decaf_ros.io.video import read_video

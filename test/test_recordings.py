@@ -30,7 +30,8 @@ from recordings import (
 
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.main import main
-from decaf_ros.io.bags import STORAGES, BagWriter, is_bag, typestore
+from decaf_ros.io.bag_writer import STORAGES, BagWriter
+from decaf_ros.io.bags import is_bag, typestore
 from decaf_ros.io.storage import zstd
 
 CASES = Path(__file__).parent / "cases"

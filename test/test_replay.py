@@ -14,7 +14,8 @@ from rosbags.highlevel import AnyReader
 
 from decaf_ros.cli.main import _parser, main
 from decaf_ros.evaluation.datasets.mask_file import decode_rle
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, typestore
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.online.replay import TimedQuery, replay
 from decaf_ros.pipeline import Decaf

@@ -6,14 +6,16 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from scripted import settings
 
 from decaf_ros.config import replace
 from decaf_ros.grounding.prefix import Prefix
 from decaf_ros.grounding.rollout import rollout_steps
 from decaf_ros.online.segmenter import OnlineSegmenter
+from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
-from decaf_ros.types import Frame, Query, QueryEvent, QueryState
+from decaf_ros.types import Frame, Heatmap, Notice, Query, QueryEvent, QueryState
 
 PERIOD_NS = 100_000_000
 
@@ -73,6 +75,37 @@ def test_three_questions_cost_one_prefix_and_one_rollout(tiny_decaf, monkeypatch
     assert online.buffer.newest.index > 3, "the stream has moved on"
     states = [one.state for one in outputs if isinstance(one, QueryEvent) and one.state.is_answer]
     assert states == [QueryState.TRACKING] * 3
+
+
+def test_a_camera_out_of_memory_does_not_disturb_the_grounding_of_another(tiny_decaf, monkeypatch):
+    """After each unit the other camera's tracker fails, which drops all caches on the device."""
+    results = []
+    for fails in (False, True):
+        tiny_decaf.release()
+        turns, outputs, failures = Turns(tiny_decaf), [], []
+        wrist = OnlineSegmenter(tiny_decaf, outputs.append, live=True, turns=turns)
+        head = OnlineSegmenter(tiny_decaf, failures.append, live=True, turns=turns)
+        if fails:
+            monkeypatch.setattr(head._follower, "step", _out_of_memory)
+        for number in range(4):
+            wrist.observe(picture(number))
+        wrist.ask(Query("q", "the object"))
+        units = 0
+        while turns.advance():
+            head.observe(picture(100 + units))
+            units += 1
+        (answer,) = [one for one in outputs if isinstance(one, QueryEvent) and one.state.is_answer]
+        assert answer.state is QueryState.TRACKING and units > 10
+        assert sum(isinstance(one, Notice) for one in failures) == (units if fails else 0)
+        results.append(([one.values for one in outputs if isinstance(one, Heatmap)], wrist._targets.living))
+    (expected, known), (found, same) = results
+    assert len(found) == len(expected) > 0 and len(same) == len(known)
+    for one, other in zip(found, expected):
+        np.testing.assert_allclose(one, other, atol=1e-4)
+
+
+def _out_of_memory(*args: object) -> None:
+    raise torch.OutOfMemoryError("scripted")
 
 
 @pytest.fixture(scope="module")

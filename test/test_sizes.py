@@ -12,7 +12,8 @@ import pytest
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.main import main
 from decaf_ros.config import DecafConfig, WindowConfig, replace
-from decaf_ros.io.bags import BagReader, BagWriter, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_message
 from decaf_ros.io.messages import topic_messages
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.io.sizes import at_camera_size, bounded, enlarged, nearest

@@ -11,7 +11,8 @@ import yaml
 from played_bags import played_bytes, played_messages, played_stamps
 
 from decaf_ros.cli.main import main
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, make_message
 from decaf_ros.io.messages import stamp_ns
 from decaf_tabletop.world.bag import COMPRESSED_TOPIC, DEPTH_TOPIC, INFO_TOPIC, write_tabletop_bag
 from decaf_tabletop.world.simulator import make_clip

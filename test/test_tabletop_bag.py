@@ -7,7 +7,8 @@ import pytest
 
 from decaf_ros.cli.main import main
 from decaf_ros.evaluation.baselines.pairs import read_image, read_pairs
-from decaf_ros.io.bags import BagReader, BagWriter, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_message
 from decaf_tabletop.world.bag import (
     COMPRESSED_TOPIC,
     DEPTH_TOPIC,

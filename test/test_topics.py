@@ -10,7 +10,8 @@ import pytest
 from recordings import START_NS, compressed, picture, raw
 
 from decaf_ros.cli.main import main
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, typestore
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, typestore
 
 GREY = cv2.resize(np.random.default_rng(0).integers(0, 255, (24, 32), dtype=np.uint8), (64, 48))
 MASK = np.where(picture(3)[..., 0] > 100, np.uint8(3), np.uint8(0))

@@ -9,7 +9,8 @@ import pytest
 
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.config.transports import DEPTH_TRANSPORTS, IMAGE_TRANSPORTS, check_topic, republish_command, transport_of
-from decaf_ros.io.bags import BagReader, BagWriter
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader
 from decaf_ros.io.cameras import recorded_depth
 
 COMMAND = (

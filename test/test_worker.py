@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -9,6 +10,19 @@ from collections.abc import Callable
 import pytest
 
 from decaf_ros.nodes.worker import Worker
+
+
+class _Setting(contextlib.AbstractContextManager):
+    """Notes the threads that enter and leave it."""
+
+    def __init__(self, notes: list[tuple[str, str]]) -> None:
+        self.notes = notes
+
+    def __enter__(self) -> None:
+        self.notes.append(("entered", threading.current_thread().name))
+
+    def __exit__(self, *error: object) -> None:
+        self.notes.append(("left", threading.current_thread().name))
 
 
 class _Stream:
@@ -19,6 +33,7 @@ class _Stream:
     def __init__(self, keep_latest: bool = False, slice_s: float = 0.0) -> None:
         self.done: list = []
         self.errors: list[Exception] = []
+        self.settings: list[tuple[str, str]] = []
         self.units = 0
         self.held = 0
         self.prepared: int | None = None
@@ -32,6 +47,7 @@ class _Stream:
             lambda: slice_s,
             self._on_stop,
             self.errors.append,
+            _Setting(self.settings),
         )
 
     def _on_image(self, image: str) -> None:
@@ -214,3 +230,14 @@ def test_it_can_be_started_again():
         assert not stream.worker.put_command(lambda: None)
     stream.worker.stop()
     assert stream.done == ["a", "stop", "b", "stop"]
+
+
+def test_its_thread_has_the_setting_from_start_to_stop():
+    stream, settings = _Stream(), [("entered", "decaf worker"), ("left", "decaf worker")]
+    for count in (1, 2):
+        stream.worker.start()
+        stream.worker.put_image("a")
+        _wait(lambda count=count: stream.done.count("a") == count)
+        assert len(stream.settings) == 2 * count - 1
+        stream.worker.stop()
+        assert stream.settings == settings * count

@@ -16,6 +16,7 @@ import yaml
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, replace
+from decaf_ros.io.files import write_text
 
 if TYPE_CHECKING:
     from decaf_ros.evaluation.calibration import Example
@@ -88,7 +89,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
             left = (time.monotonic() - began) / count * (total - count)
             _log(f"query {count} of {total} ({clip.name}): about {left:.0f} s left")
     fitted = calibrate(examples, config.presence)
-    args.out.write_text(parameter_text(fitted))
+    write_text(args.out, parameter_text(fitted))
     print(calibration_text(fitted))
     _log(f"parameters in {args.out}")
 

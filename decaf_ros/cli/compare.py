@@ -12,6 +12,7 @@ import numpy as np
 
 from decaf_ros.cli.clips import ClipSource
 from decaf_ros.comparison.evaluations import CaseDifference, compare_reports, is_report, overall, read_report
+from decaf_ros.io.files import write_text
 
 if TYPE_CHECKING:
     from decaf_ros.comparison.differences import Differences
@@ -214,8 +215,8 @@ def _check_out(folder: Path) -> None:
 def _finish(args: argparse.Namespace, numbers: dict[str, Any], verdicts: Sequence[Threshold], page: str) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     numbers["thresholds"] = [one._asdict() for one in verdicts]
-    (args.out / "comparison.json").write_text(json.dumps(numbers, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    (args.out / "index.html").write_text(page, encoding="utf-8")
+    write_text(args.out / "comparison.json", json.dumps(numbers, indent=1, allow_nan=False) + "\n")
+    write_text(args.out / "index.html", page)
     for one in verdicts:
         print(f"{'holds' if one.holds else 'EXCEEDED'}: {one.text}")
     print(f"page: {args.out / 'index.html'}")

@@ -18,6 +18,7 @@ from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
 from decaf_ros.evaluation.datasets.registry import DatasetSource, Selection, dataset_names, find_source
+from decaf_ros.io.files import write_text
 from decaf_ros.io.parameter_files import load_config
 from decaf_ros.resources import resolve_path
 from decaf_ros.version import __version__
@@ -152,7 +153,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         fitted = calibrate(examples, config.presence)
         print(calibration_text(fitted))
         if args.out:
-            args.out.write_text(parameter_text(fitted))
+            write_text(args.out, parameter_text(fitted))
         if args.json:
             write_json(args.json, {"weights": dict(fitted.weights), "threshold": fitted.threshold})
         return

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from decaf_ros.io.files import write_text
 from decaf_ros.io.layouts import LAYOUTS, layout
 
 
@@ -40,4 +41,4 @@ def run(args: argparse.Namespace, text: str) -> None:
     if args.out is None:
         sys.stdout.write(text)
     else:
-        args.out.write_text(text, encoding="utf-8")
+        write_text(args.out, text)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from decaf_ros.cli.options import add_config_arguments, read_config
 from decaf_ros.config import DecafConfig, options
-from decaf_ros.io.bags import STORAGES, BagReader, BagWriter
+from decaf_ros.io.bag_writer import STORAGES, BagWriter, check_new_bag
+from decaf_ros.io.bags import BagReader
 from decaf_ros.io.cameras import parse_cameras, recorded_cameras, recorded_depth
 from decaf_ros.io.messages import shortened
 from decaf_ros.types import QueryState
@@ -47,7 +48,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(configure=read_config, run=run)
     add = parser.add_argument
     add("bag", type=Path, help="mcap or sqlite3 bag with raw or compressed images")
-    add("--out", type=Path, required=True, help="folder of the new bag; must not exist")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the new bag; must not exist, or be of a run that did not finish",
+    )
     add("--query", action=_AddQuery, default=[], help="may be repeated; default: the queries recorded in the bag")
     add("--query-at", action=_SetTime, type=float, metavar="S", help="time of the preceding query from the start (0)")
     add("--image-topic", "--topic", default="", help="of the only camera; default: the only image topic")
@@ -80,8 +86,7 @@ def run(args: argparse.Namespace, config: DecafConfig) -> int:
     from decaf_ros.online.replay import TimedQuery, check_times, replay
     from decaf_ros.pipeline import Decaf
 
-    if args.out.exists():
-        raise FileExistsError(f"{args.out}: exists already")
+    check_new_bag(args.out)
     queries = [TimedQuery(*query) for query in args.query]
     with BagReader(args.bag, lambda text: _log("warn", text)) as reader:
         cameras = _cameras(reader, args, config)

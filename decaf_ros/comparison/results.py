@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from decaf_ros.io.bags import BagReader, bag_origin, is_bag
+from decaf_ros.io.bag_writer import bag_origin
+from decaf_ros.io.bags import BagReader, is_bag
+from decaf_ros.io.files import UNFINISHED
 from decaf_ros.io.messages import stamp_ns
 from decaf_ros.types import QueryState
 
@@ -146,9 +148,13 @@ def read_result(path: Path, namespace: str = "") -> StoredResult:
     raise ResultError(f"{path}: expected a folder of decaf segment, a bag of decaf replay or a report of decaf eval")
 
 
-def _folder(path: Path, namespace: str) -> StoredResult:
-    if (path / "UNFINISHED").exists():
+def _expect_finished(path: Path) -> None:
+    if (path / UNFINISHED).exists():
         raise ResultError(f"{path}: expected a finished result, got one that was broken off")
+
+
+def _folder(path: Path, namespace: str) -> StoredResult:
+    _expect_finished(path)
     summary = _json(path / "summary.json")
     known = {
         "input": str(summary.get("input", "")),
@@ -173,6 +179,7 @@ def _folder(path: Path, namespace: str) -> StoredResult:
 
 
 def _bag(path: Path, namespace: str) -> BagResult:
+    _expect_finished(path)
     origin = bag_origin(path)
     with BagReader(path) as bag:
         topics = bag.topics

@@ -11,6 +11,7 @@ from decaf_ros.evaluation.long_pictures import over_time_picture
 from decaf_ros.evaluation.long_summary import curves
 from decaf_ros.evaluation.report import percent, remove_report, table, write_json
 from decaf_ros.evaluation.report_page import long_page
+from decaf_ros.io.files import write_text
 from decaf_ros.io.results import write_png
 from decaf_ros.io.viz import contact_sheet
 
@@ -84,14 +85,12 @@ def write_long_report(folder: Path, summary: Mapping[str, Any], watched: Sequenc
         "![Scores by time since the answer](over_time.png)",
         "![The worst clips](worst.png)\n\nThe worst clips, with the outlines of the ground truth and of the result.",
     )
-    (folder / "report.md").write_text(
-        "\n\n".join(["# Evaluation on long clips", text, *pictures]) + "\n", encoding="utf-8"
-    )
+    write_text(folder / "report.md", "\n\n".join(["# Evaluation on long clips", text, *pictures]) + "\n")
     best = ordered[_WORST:][::-1][:_WORST]  # none twice
     shown = {"The worst clips": worst, "The best clips": best} if best else {"All clips": worst}
     pictures_by_title = {title: [(one.picture, _caption(one)) for one in those] for title, those in shown.items()}
     page = long_page(summary, text, curves(watched), pictures_by_title)
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_text(folder / "report.html", page)
 
 
 def _caption(one: Watched) -> str:

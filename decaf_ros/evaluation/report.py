@@ -17,6 +17,7 @@ from decaf_ros.evaluation.protocol import SCORES
 from decaf_ros.evaluation.report_page import Shown, evaluation_page
 from decaf_ros.evaluation.run import Case, CasePicture
 from decaf_ros.evaluation.summary import Collected, presence_roc
+from decaf_ros.io.files import write_text
 from decaf_ros.io.results import write_png
 
 REPORT_FILES = (
@@ -75,10 +76,10 @@ def write_report(folder: Path, summary: Mapping[str, Any], collected: Collected,
         title = "ROC of the presence score"
         write_png(folder / "roc.png", roc_picture(curve, summary["roc"]["threshold"], title))
         pictures.append("![ROC of the presence score](roc.png)")
-    (folder / "report.md").write_text("\n\n".join(["# Evaluation", text, *pictures]) + "\n", encoding="utf-8")
+    write_text(folder / "report.md", "\n\n".join(["# Evaluation", text, *pictures]) + "\n")
     kinds = [*summary["by_type"], *summary["absent_by_type"]]
     page = evaluation_page(summary, text, list(_extremes(collected, kinds)))
-    (folder / "report.html").write_text(page, encoding="utf-8")
+    write_text(folder / "report.html", page)
 
 
 def remove_report(folder: Path) -> None:
@@ -89,7 +90,7 @@ def remove_report(folder: Path) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Raises ValueError for NaN or infinity, OSError if the file cannot be written."""
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
 
 
 def report_text(summary: Mapping[str, Any]) -> str:

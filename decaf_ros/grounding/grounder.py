@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Sequence
 import numpy as np
 
 from decaf_ros.config import DecafConfig, EngineConfig, GroundingConfig
+from decaf_ros.devices import in_background
 from decaf_ros.grounding.engine import Engine, MoreTexts
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
@@ -58,7 +59,8 @@ class Grounder:
         one's rollouts as far as their words are known (mode `paper`: not those that name the category).
         Raises ValueError for an empty query or a start layer that the model does not have.
         """
-        return _GroundingRun(self, window, query, config, clock, others).run()
+        run = _GroundingRun(self, window, query, config, clock, others)
+        return in_background(run.run(), self.mllm.model.device)
 
     def prepare(
         self, window: Window, config: DecafConfig, others: Sequence[Window] = ()
@@ -71,6 +73,11 @@ class Grounder:
 
         others: windows of which nothing is dropped for it.
         """
+        return in_background(self._prepare(window, config, others), self.mllm.model.device)
+
+    def _prepare(
+        self, window: Window, config: DecafConfig, others: Sequence[Window]
+    ) -> Generator[tuple[Frame, ...], None, None]:
         looks = _Looks(self.mllm, window, config.grounding)
         text = object_prompt("it", config.grounding.object_prompt, config.grounding.wording)
         self.engine.new_round([*looks.frames, *looks.video], text)

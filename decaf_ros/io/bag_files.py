@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 import yaml
 
 from decaf_ros.io import mcap_file, sqlite_file
+from decaf_ros.io.files import UNFINISHED
 from decaf_ros.io.storage import Storage, zstd
 
 SUFFIXES = (".mcap", ".db3")
@@ -59,6 +60,9 @@ def open_files(path: Path, stack: ExitStack, warn: Callable[[str], None]) -> lis
                 f"it: `zstd -d {path.name}`"
             )
         return [_open(path, stack, warn)]
+    if (mark := path / UNFINISHED).is_file():
+        text = " ".join(mark.read_text(encoding="utf-8", errors="replace").split())
+        warn(f"{path}: {text or 'this run did not finish'}")
     files, is_ordered = _listed(path, warn)
     storages, errors = [], []
     for file in files:

@@ -1,28 +1,20 @@
-"""Reads and writes ROS 2 bags with `rosbags`, without a ROS installation.
-
-Reads a folder from `ros2 bag record` (mcap or sqlite3), or one of its files, whole or not: see
-`decaf_ros.io.bag_files`. Writes a folder with one mcap or sqlite3 file and metadata.yaml. The message definitions are
-embedded, so `ros2 bag`, `mcap` and rosbags can open it.
+"""Reads ROS 2 bags without a ROS installation: a folder from `ros2 bag record` (mcap or sqlite3), or one of its files,
+whole or not (`decaf_ros.io.bag_files`). Types and messages are those of `rosbags`.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-import yaml
-from rosbags.interfaces import Connection
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer, WriterError
-from rosbags.typesys import Stores, TypesysError, get_types_from_msg, get_typestore
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 from rosbags.typesys.store import Typestore
 
 from decaf_ros.config.transports import decoding, transport_of
@@ -39,16 +31,11 @@ from decaf_ros.types import Frame
 _log = logging.getLogger(__name__)
 
 IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
-STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
 # Message encodings that can be read; sqlite3 bags of unknown origin may name none.
 _READABLE = ("cdr", "")
 
 # Messages that are looked at to tell what an image topic shows.
 _PROBED_MESSAGES = 5
-# The newest version that Humble reads. Version 9 changes the QoS format.
-_METADATA_VERSION: Final = 8
-# Key in metadata.yaml's custom_data.
-_ORIGIN = "decaf_ros"
 
 
 class BagMessage(NamedTuple):
@@ -280,80 +267,6 @@ def _deserialized(store: Typestore, message: BagMessage) -> Any:
         return store.deserialize_cdr(message.data, message.msgtype)
     except Exception as error:  # a SerdeError; older versions of rosbags may raise anything
         raise ValueError(f"not a {message.msgtype}: {error!r}") from error
-
-
-class BagWriter:
-    """A new bag; a context manager. After an error the messages written so far stay readable.
-
-    Args:
-        path: the folder.
-        storage: "mcap" or "sqlite3", else ValueError.
-        origin: How the bag was made, as JSON values; it stands in metadata.yaml, where `bag_origin` finds it.
-
-    Raises FileExistsError if `path` exists.
-    """
-
-    def __init__(self, path: str | Path, storage: str = "mcap", origin: Mapping[str, object] | None = None) -> None:
-        if storage not in STORAGES:
-            raise ValueError(f"storage: expected one of {', '.join(STORAGES)}, got {storage!r}")
-        try:
-            self._writer = Writer(path, version=_METADATA_VERSION, storage_plugin=STORAGES[storage])
-            if storage == "mcap":
-                # Per-chunk compression, which every mcap reader supports. Label images become tiny.
-                self._writer.set_compression(CompressionMode.STORAGE, CompressionFormat.ZSTD)
-            if origin is not None:
-                self._writer.set_custom_data(_ORIGIN, json.dumps(origin))
-            self._writer.open()
-        except WriterError as error:
-            raise FileExistsError(f"{path}: exists already") from error
-        self._connections: dict[str, Connection] = {}
-
-    def __enter__(self) -> BagWriter:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        self._writer.close()
-
-    def write(self, topic: str, msgtype: str, stamp_ns: int, data: bytes | memoryview) -> None:
-        """Appends CDR bytes. Raises ValueError for an unknown type, or if the topic has another type."""
-        connection = self._connections.get(topic)
-        if connection is None:
-            try:
-                connection = self._writer.add_connection(topic, msgtype, typestore=typestore())
-            except TypesysError as error:
-                raise ValueError(f"{topic}: expected a standard message or one of decaf_ros, got {msgtype}") from error
-            self._connections[topic] = connection
-        if connection.msgtype != msgtype:
-            raise ValueError(f"{topic}: expected {connection.msgtype} as before, got {msgtype}")
-        self._writer.write(connection, stamp_ns, data)
-
-    def write_message(self, topic: str, message: Any, stamp_ns: int) -> None:
-        """Appends a message of a class from `typestore().types`."""
-        self.write(topic, message.__msgtype__, stamp_ns, typestore().serialize_cdr(message, message.__msgtype__))
-
-    def write_image(self, topic: str, image: np.ndarray, stamp_ns: int, frame_id: str) -> None:
-        """Appends a sensor_msgs/Image, recorded at its stamp.
-
-        image: (H, W, 3) uint8 (rgb8), or (H, W) uint8 (mono8), uint16 (16UC1) or float32 (32FC1); else ValueError.
-        """
-        try:
-            message = messages.image(make_message, image, make_header(stamp_ns, frame_id))
-        except ValueError as error:
-            raise ValueError(f"{topic}: {error}") from error
-        self.write_message(topic, message, stamp_ns)
-
-
-def bag_origin(path: str | Path) -> dict[str, Any]:
-    """The `origin` of a bag from BagWriter; empty for another bag. Raises OSError if metadata.yaml cannot be read."""
-    file = Path(path) / "metadata.yaml"
-    if not file.is_file():
-        return {}
-    information = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    custom = (information.get("rosbag2_bagfile_information") or {}).get("custom_data") or {}
-    return dict(json.loads(custom[_ORIGIN])) if _ORIGIN in custom else {}
 
 
 def make_message(type_name: str, **fields: Any) -> Any:

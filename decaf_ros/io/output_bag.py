@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from decaf_ros.io.bags import BagWriter, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import make_message
 from decaf_ros.io.messages import topic_messages
 from decaf_ros.types import FrameResult, Heatmap, Output, QueryEvent
 

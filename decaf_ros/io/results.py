@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.files import UNFINISHED, mark_unfinished, write_bytes, write_text
 from decaf_ros.io.film import VideoWriter
 from decaf_ros.io.output_bag import OutputBag
 from decaf_ros.io.result_page import result_page
@@ -25,12 +27,10 @@ _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
 _PAGE_HEATMAPS = 8
 _TILE_WIDTH = 480
 
-# Marks the folder of a run that is in progress or failed.
-_UNFINISHED = "UNFINISHED"
 # All files and folders that a run may create.
 _PARTS = (
     *("masks", "coarse_masks", "outputs_bag", "overlay.webm", "contact_sheet.png", "frames.json", "summary.json"),
-    *("index.html", _UNFINISHED),
+    *("index.html", UNFINISHED),
 )
 
 
@@ -116,13 +116,15 @@ class ResultFolder:
         self.folder = folder
         remove_unfinished(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / _UNFINISHED).write_text("This run did not finish. The next run into this folder replaces it.\n")
+        mark_unfinished(folder)
         self._masks = folder / "masks" if output_format != "bag" else None
         if self._masks:
             self._masks.mkdir()
-        self._bag = BagWriter(folder / "outputs_bag") if output_format != "png" else None
-        self._output_bag = OutputBag(self._bag) if self._bag else None
-        self._video = VideoWriter(folder / "overlay.webm")
+        self._files = ExitStack()
+        self._output_bag: OutputBag | None = None
+        if output_format != "png":
+            self._output_bag = OutputBag(self._files.enter_context(BagWriter(folder / "outputs_bag")))
+        self._video = self._files.enter_context(VideoWriter(folder / "overlay.webm"))
         self._sheet = PictureSheet()
         self._log = TargetLog()
         self._events: list[QueryEvent] = []
@@ -133,14 +135,10 @@ class ResultFolder:
     def __enter__(self) -> ResultFolder:
         return self
 
-    def __exit__(self, kind: type | None, *error: object) -> None:
-        try:
-            self._video.close()
-        finally:
-            if self._bag:
-                self._bag.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: Any) -> None:
+        self._files.__exit__(kind, *error)
         if kind is None:
-            (self.folder / _UNFINISHED).unlink()
+            (self.folder / UNFINISHED).unlink()
 
     @property
     def last_event(self) -> QueryEvent | None:
@@ -198,9 +196,9 @@ class ResultFolder:
         start_ns = self._stamps_ns[0]
         heatmaps = [(image, (stamp_ns - start_ns) / 1e9) for image, stamp_ns in self._sheet.heatmaps(_PAGE_HEATMAPS)]
         page = result_page(document, self._log, self._video.path, heatmaps)
-        (self.folder / "index.html").write_text(page, encoding="utf-8")
+        write_text(self.folder / "index.html", page)
         path = self.folder / "summary.json"
-        path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
         return path
 
     def _write_frame(self, result: FrameResult) -> None:
@@ -221,13 +219,13 @@ def check_new_folder(folder: Path) -> None:
     if not folder.exists():
         return
     found = {file.name for file in folder.iterdir()}
-    if found and (_UNFINISHED not in found or found - set(_PARTS)):
+    if found and (UNFINISHED not in found or found - set(_PARTS)):
         raise FileExistsError(f"{folder}: exists and is not empty; name another folder or remove it")
 
 
 def remove_unfinished(folder: Path) -> None:
     """Removes the files of an unfinished run from `folder`. Does nothing for any other folder."""
-    if not (folder / _UNFINISHED).exists():
+    if not (folder / UNFINISHED).exists():
         return
     for name in _PARTS:  # the UNFINISHED mark goes last, so an interrupted removal can be repeated
         path = folder / name
@@ -240,8 +238,11 @@ def remove_unfinished(folder: Path) -> None:
 def write_png(path: Path, image: np.ndarray) -> None:
     """image: (H, W) or (H, W, 3) uint8, RGB. Raises OSError if it cannot be written."""
     bgr = cv2.cvtColor(image, cv2.COLOR_RGB2BGR) if image.ndim == 3 else image
-    if not cv2.imwrite(str(path), bgr):
-        raise OSError(f"{path}: cannot be written")
+    # Not `imwrite`: it reports no error if the disk is full when the file is closed.
+    encoded, data = cv2.imencode(".png", bgr)
+    if not encoded:
+        raise ValueError(f"{path}: expected an image that PNG can hold, got {image.shape} {image.dtype}")
+    write_bytes(path, data.data)
 
 
 def _event_entry(event: QueryEvent) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from decaf_ros.io.files import write_text
 from decaf_ros.types import FrameResult
 
 
@@ -77,4 +78,4 @@ class TargetLog:
     def write(self, path: Path) -> None:
         """Writes `frames` as JSON, one frame a line."""
         lines = ",\n".join(json.dumps(frame, separators=(",", ":")) for frame in self.frames)
-        path.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+        write_text(path, f"[\n{lines}\n]\n")

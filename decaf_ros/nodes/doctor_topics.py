@@ -11,13 +11,14 @@ import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSCompatibility, QoSProfile, ReliabilityPolicy, qos_check_compatible
 
-from decaf_ros.config.transports import PACKET_TYPES, decoding, transport_of
+from decaf_ros.config.transports import DEPTH_TRANSPORTS, IMAGE_TRANSPORTS, PACKET_TYPES, decoding, transport_of
 from decaf_ros.doctor.findings import NOT_CHECKED, OK, WRONG, Finding
 from decaf_ros.io.messages import stamp_ns
 
 _DISCOVERY_S = 5.0
 # In the name of a node that is not known yet.
 _UNKNOWN = "_UNKNOWN_"
+_TRANSPORTS = {"node.image_transport": IMAGE_TRANSPORTS, "space.depth_transport": DEPTH_TRANSPORTS}
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage", *PACKET_TYPES)
 PROFILE = "config/fastdds_large_shm.xml"
 LOSSES = (
@@ -125,6 +126,11 @@ class Topic:
         all_topics = self._node.get_topic_names_and_types()
         topics = sorted(name for name, types in all_topics if set(_IMAGE_TYPES).intersection(types))
         topics = [name for name in topics if self._node.get_publishers_info_by_topic(name)]
+        transports = _TRANSPORTS[self._option]
+        raw = self.name.removesuffix(transports["compressed"])
+        for transport, end in transports.items():
+            if raw + end in topics:
+                return f"set {self._option} to {transport}: that topic is published"
         there = f"images are on {', '.join(topics)}" if topics else "no node publishes images on any topic"
         command, launch = self._argument
         return (

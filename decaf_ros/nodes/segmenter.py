@@ -130,6 +130,7 @@ class Segmenter(LifecycleNode):
         for camera in self._cameras.values():
             camera.name_topics(config)
         # Imports torch and transformers, which takes seconds; the node is already visible, and can be stopped.
+        from decaf_ros.devices import foreground
         from decaf_ros.online.handlers import Handlers
         from decaf_ros.online.turns import Turns
         from decaf_ros.pipeline import Decaf
@@ -152,6 +153,7 @@ class Segmenter(LifecycleNode):
             lambda: decaf.config.engine.unit_ms / 1e3,
             self._end_streams,
             self._report_error,
+            foreground(decaf.sam2.device),
         )
         make_handlers = partial(
             Handlers,

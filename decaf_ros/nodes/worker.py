@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 from decaf_ros.nodes.inbox import Inbox, InboxCounts
@@ -21,6 +22,7 @@ class Worker:
         slice_s: how long groundings may go on while an image waits. Read at each use.
         on_stop: ends the streams. Called when the worker stops.
         on_error: reports an exception from a callback or command. The thread goes on.
+        setting: entered on the thread while it runs; once for each `start`.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Worker:
         slice_s: Callable[[], float],
         on_stop: Callable[[], None],
         on_error: Callable[[Exception], None],
+        setting: AbstractContextManager[object],
     ) -> None:
         self._inbox = Inbox(on_image, keep_latest)
         self._advance = advance
@@ -39,6 +42,7 @@ class Worker:
         self._slice_s = slice_s
         self._on_stop = on_stop
         self._on_error = on_error
+        self._setting = setting
         self._thread: threading.Thread | None = None
 
     def put_image(self, message: Any, camera: str = "") -> None:
@@ -64,6 +68,10 @@ class Worker:
             self._thread = None
 
     def _run(self) -> None:
+        with self._setting:
+            self._work()
+
+    def _work(self) -> None:
         busy = False
         # Cameras whose image came since groundings went on.
         served: set[str] = set()

@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from decaf_ros.config import replace
-from decaf_ros.io.bags import BagMessage, BagReader, BagWriter, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagMessage, BagReader, make_message
 from decaf_ros.io.cameras import DepthTopics
 from decaf_ros.online.handlers import Handlers
 from decaf_ros.online.statistics import Statistics

@@ -54,19 +54,18 @@ def attention_boxes(fused: np.ndarray, size_hw: tuple[int, int]) -> PointPrompts
     """Box prompts for SAM 2 as in Loc-Head: at most one per frame, the box of the largest convex hull (`hull_boxes`).
 
     fused: (T, h, w) float32 in [0, 1]. size_hw: image size in pixels. The value of a box is the largest of the tokens
-    whose centres it contains, of the nearest one if it contains none. Raises as `attention_points`.
+    that it touches. Raises as `attention_points`.
     """
     _check_map(fused)
     frames, boxes = hull_boxes(fused, size_hw)
     centres = (boxes[:, :2] + boxes[:, 2:]) / 2
     values = []
-    for frame, (left, top, right, bottom), centre in zip(frames, boxes, centres):
-        spans = []
-        for low, high, middle, count in zip((top, left), (bottom, right), centre[::-1], fused.shape[1:]):
-            first, end = math.ceil(low * count - 0.5), math.floor(high * count - 0.5) + 1
-            nearest = min(int(middle * count), count - 1)
-            spans.append(slice(first, end) if first < end else slice(nearest, nearest + 1))
-        values.append(fused[frame, spans[0], spans[1]].max())
+    for frame, (left, top, right, bottom) in zip(frames, boxes):
+        rows, columns = (
+            slice(math.floor(low * count), math.ceil(high * count))
+            for low, high, count in ((top, bottom, fused.shape[1]), (left, right, fused.shape[2]))
+        )
+        values.append(fused[frame, rows, columns].max())
     return PointPrompts(frames, centres, np.array(values, np.float32), box=boxes)
 
 

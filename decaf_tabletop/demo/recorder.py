@@ -19,7 +19,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rclpy.serialization import deserialize_message
 from rclpy.signals import SignalHandlerOptions
 
-from decaf_ros.io.bags import BagWriter
+from decaf_ros.io.bag_writer import BagWriter
 from decaf_ros.io.messages import TOPICS, stamp_ns
 from decaf_ros.msg import QueryStatus, TrackletArray
 from decaf_ros.nodes.message_factory import CLASSES

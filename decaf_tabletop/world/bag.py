@@ -12,7 +12,8 @@ import cv2
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from decaf_ros.io.bags import BagReader, BagWriter, make_header, make_message
+from decaf_ros.io.bag_writer import BagWriter
+from decaf_ros.io.bags import BagReader, make_header, make_message
 from decaf_ros.io.messages import stamp_ns as message_stamp_ns
 from decaf_tabletop.world.clip import Expression, TabletopClip, TabletopObject
 

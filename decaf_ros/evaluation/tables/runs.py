@@ -25,6 +25,7 @@ from decaf_ros.evaluation.tables.plan import Plan, RunKey
 from decaf_ros.evaluation.tables.samples import Sample, Work, read_case
 from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDiedError, run_samples
 from decaf_ros.evaluation.tables.store import StoredRun
+from decaf_ros.io.files import write_text
 from decaf_ros.types import AnswerCount
 from decaf_ros.version import __version__
 from decaf_ros.weights.folders import digest
@@ -216,7 +217,7 @@ class _Digests:
             told = f"{file.resolve()} {status.st_size} {status.st_mtime_ns}"
             if told not in self._known:
                 self._known[told] = digest(file)
-                self._file.write_text(json.dumps(self._known, indent=1) + "\n", encoding="utf-8")
+                write_text(self._file, json.dumps(self._known, indent=1) + "\n")
             total.update(f"{self._known[told]}  {file.name}\n".encode())
         return total.hexdigest()
 

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 
 from decaf_ros.evaluation.tables.samples import Sample, read_case
 from decaf_ros.evaluation.tables.scheduling import Outcome
+from decaf_ros.io.files import write_text
 
 
 class StoredRun:
@@ -43,9 +44,7 @@ class StoredRun:
         self.folder.mkdir(parents=True, exist_ok=True)
         described = self.folder / "run.json"
         if not described.exists():
-            part = described.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            os.replace(part, described)
+            write_text(described, text)
         elif described.read_text(encoding="utf-8") != text:
             raise ValueError(f"{described}: expected the identity of this run, got another or a damaged one")
         self._submits = submits

@@ -12,6 +12,7 @@ from decaf_ros.evaluation.report import percent, table, write_json
 from decaf_ros.evaluation.tables.catalogue import SCORES
 from decaf_ros.evaluation.tables.plan import Line, RunKey
 from decaf_ros.evaluation.tables.runs import Measured
+from decaf_ros.io.files import write_text
 
 _HEADINGS = {"j_and_f": "J&F", "j": "J", "f": "F"}
 
@@ -142,5 +143,5 @@ def _line_content(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, 
 
 def write_table(out: Path, name: str, text: str, content: Mapping[str, Any]) -> None:
     """Writes NAME.md and NAME.json. Raises OSError."""
-    (out / f"{name}.md").write_text(text + "\n", encoding="utf-8")
+    write_text(out / f"{name}.md", text + "\n")
     write_json(out / f"{name}.json", content)
