@@ -6,17 +6,18 @@ import dataclasses
 import logging
 from collections.abc import Callable, Generator, Sequence
 
+import numpy as np
 import torch
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.grounding import grounder
 from decaf_ros.grounding.fusion import coarse_masks
-from decaf_ros.grounding.grounder import Grounder, OtherQueries
+from decaf_ros.grounding.grounder import Grounder, OtherQueries, check_branches
 from decaf_ros.grounding.loading import load_mllm
 from decaf_ros.grounding.mllm import Mllm
 from decaf_ros.presence import absence_reason, measure_presence
 from decaf_ros.segmentation.dense import dense_labels
-from decaf_ros.segmentation.points import attention_points, keypoints
+from decaf_ros.segmentation.points import attention_boxes, attention_points, keypoints
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
@@ -25,22 +26,43 @@ from decaf_ros.stages import Progress, Result, StageClock, Steps, finish, no_pro
 from decaf_ros.types import Frame, Grounding, Presence, Segmentation, Tracklet, Window
 
 _log = logging.getLogger(__name__)
+# Masks (T, H, W) bool from a fused map (T, h, w) and the size of the images.
+CoarseMasks = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
 STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
 
 
 class Decaf:
-    """Training-free video reasoning segmentation: a multimodal LLM locates the target, SAM 2 segments it."""
+    """Training-free video reasoning segmentation: a multimodal LLM locates the target, SAM 2 segments it.
 
-    def __init__(self, mllm: Mllm, sam2: Sam2, config: DecafConfig) -> None:
-        self.grounder = Grounder(mllm, config.engine)
+    Args:
+        mllm: the multimodal LLM.
+        sam2: the segmenter.
+        config: the configuration.
+        grounder: makes the attention maps; None: the paper's method. Baselines have others.
+        coarse: makes the masks of the map alone.
+    """
+
+    def __init__(
+        self,
+        mllm: Mllm,
+        sam2: Sam2,
+        config: DecafConfig,
+        grounder: Grounder | None = None,
+        coarse: CoarseMasks = coarse_masks,
+    ) -> None:
+        self.grounder = grounder or Grounder(mllm, config.engine)
         self.sam2 = sam2
         self.config = config
+        self._coarse = coarse
 
     @classmethod
     def from_config(cls, config: DecafConfig) -> Decaf:
-        """Loads both models. Raises FileNotFoundError for a missing checkpoint, saying how to get it."""
-        return cls(load_mllm(config.mllm), load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
+        """Loads both models. Raises FileNotFoundError for a missing checkpoint, saying how to get it; ValueError for
+        `grounding.branches` that the model does not have."""
+        mllm = load_mllm(config.mllm)
+        check_branches(mllm, config.grounding)
+        return cls(mllm, load_sam2(config.sam2, config.segmentation.fill_holes_px), config)
 
     def segment(
         self,
@@ -84,7 +106,10 @@ class Decaf:
 
         # Sec. 3.4: tokens with high attention become points (Eq. 5).
         clock.start("points")
-        points = attention_points(attention, config.segmentation, grounding.means_several)
+        if config.segmentation.prompt == "box":
+            points = attention_boxes(attention, window.size_hw)
+        else:
+            points = attention_points(attention, config.segmentation, grounding.means_several)
         peaks = keypoints(attention, config.segmentation, window.size_hw)
 
         # SAM 2 encodes every key frame once.
@@ -101,10 +126,10 @@ class Decaf:
             presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
             selected = select_targets(tracklets, presence, grounding, config)
 
-            # Evaluation protocol: Otsu masks of the attention, and masks on every frame.
+            # Evaluation protocol: masks of the attention alone, and masks on every frame.
             coarse, labels = None, None
             if dense is not None:
-                coarse = coarse_masks(attention, window.size_hw)
+                coarse = self._coarse(attention, window.size_hw)
                 labels = yield from clock.run(
                     "dense", self._retry_without_caches(lambda: dense_labels(self.sam2, window, selected, dense))
                 )

@@ -4,7 +4,7 @@ Min-max scaling and division by the best consistency let some candidate pass nea
 cannot reject an absent target. The parts of the score, each in [0, 1]:
 
 - contrast: e / (e + CONTRAST_HALF), where e is the excess of the highest object-minus-background cell over the noise
-  level, in noise levels; mean over the branches.
+  level, in noise levels; mean over the branches. Without their maps (a baseline) it is reported as 0 and left out.
 - separation: m / (m + SEPARATION_HALF), where m is the share of the attention that moves to cells above the noise level
   when the model is asked for the object and not for the background; mean over the branches. Without a background map
   (grounding.contrast: false) it is reported as 0 and left out of the score.
@@ -72,7 +72,7 @@ def measure_presence(
     evidence = [_branch_evidence(branch, kernel, agreement) for branch, kernel in branches]
     separations = [separation for _, separation in evidence if separation is not None]
     best = tracklets[0] if tracklets else None
-    contrast = float(np.mean([contrast for contrast, _ in evidence]))
+    contrast = float(np.mean([contrast for contrast, _ in evidence])) if evidence else None
     separation = float(np.mean(separations)) if separations else None
     consistency = 0.0 if best is None else min(max(best.raw_consistency, 0.0), 1.0)
     iou = 0.0 if best is None else min(max(best.scores.iou, 0.0), 1.0)

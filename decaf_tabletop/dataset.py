@@ -10,7 +10,7 @@ from pathlib import Path
 
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, Referral, masks_from_labels
 from decaf_ros.evaluation.datasets.registry import Selection
-from decaf_tabletop.world.clip import FRAMES, KINDS, LEAST_S, MOST_S, TabletopClip
+from decaf_tabletop.world.clip import FRAMES, KINDS, LEAST_S, MOST_S, TabletopClip, TabletopObject
 from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.long_expressions import long_expressions
 from decaf_tabletop.world.store import clip_path, read_clip
@@ -168,10 +168,21 @@ def stored_clips(folder: Path, count: int | None, calibration: bool) -> StoredTa
 
 
 def evaluation_clip(clip: TabletopClip, file: Path) -> EvaluationClip:
-    """The clip with its expressions. Its name, such as SEED or SEED_crossing, is the stem of `file` without "clip_"."""
+    """The clip with its expressions. Its name, such as SEED or SEED_crossing, is the stem of `file` without "clip_".
+    Objects of the same category or the same colour are similar."""
     name = file.stem.removeprefix("clip_")
     expressions = tuple(
-        Referral(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS, one.asked_s)
+        Referral(
+            *(one.text, one.kind, one.targets, one.category, one.kind in TIMELESS_KINDS, one.asked_s),
+            similar=has_similar(clip.objects, one.targets),
+        )
         for one in (long_expressions(clip) if len(clip) > FRAMES else expressions_of(clip))
     )
     return EvaluationClip(name, clip.frames(), masks_from_labels(clip.labels, len(clip.objects)), expressions)
+
+
+def has_similar(objects: Sequence[TabletopObject], targets: Sequence[int]) -> bool:
+    """Whether an object that is no target has the category or the colour of one."""
+    meant = [objects[index] for index in targets]
+    others = [one for index, one in enumerate(objects) if index not in targets]
+    return any(one.category == target.category or one.color == target.color for one in others for target in meant)

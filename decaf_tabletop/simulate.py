@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from decaf_tabletop.world.clip import LEAST_S, MOST_S
 
-FORMATS = ("bag", "npz")
+FORMATS = ("bag", "npz", "pairs")
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -26,7 +28,12 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     add("--clips", type=int, default=1, help="number of clips")
     add("--out", type=Path, required=True, help="folder for the clips, named clip_SEED[_crossing or _Ss]")
     add("--name", help="another name for the one clip")
-    add("--format", choices=FORMATS, default="bag", help="mcap bags, or .npz files for training")
+    add(
+        "--format",
+        choices=FORMATS,
+        default="bag",
+        help="mcap bags, .npz files for training, or pairs: images with phrases and boxes for `decaf heads`",
+    )
     add("--depth", action="store_true", help="bags: add depth images")
     add("--depth-noise", action="store_true", help="bags: depth as a stereo camera measures it, with noise and holes")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
@@ -54,14 +61,16 @@ def _check(arguments: argparse.Namespace) -> None:
     if arguments.name is not None and (arguments.clips > 1 or Path(arguments.name).name != arguments.name):
         raise ValueError(f"--name: expected the name of one clip, got {arguments.name!r} for {arguments.clips}")
     for name in ("depth", "compressed"):
-        if arguments.format == "npz" and getattr(arguments, name):
-            raise ValueError(f"--{name}: only bags have it, got --format npz")
+        if arguments.format != "bag" and getattr(arguments, name):
+            raise ValueError(f"--{name}: only bags have it, got --format {arguments.format}")
     if arguments.depth_noise and not arguments.depth:
         raise ValueError("--depth-noise: expected --depth too")
     if arguments.seconds is not None and not LEAST_S <= arguments.seconds <= MOST_S:
         raise ValueError(f"--seconds: expected {LEAST_S:g} to {MOST_S:g}, got {arguments.seconds:g}")
     if arguments.seconds is not None and (arguments.crossing or arguments.story):
         raise ValueError("--seconds: long clips are neither --crossing nor --story")
+    if arguments.format == "pairs" and (arguments.name or arguments.story or arguments.seconds or arguments.crossing):
+        raise ValueError("--format pairs: expected --seed, --clips and --out only")
     if arguments.story and (arguments.seed, arguments.clips, arguments.crossing) != (0, 1, False):
         raise ValueError("--story: it is one clip and has no seed, got --seed, --clips or --crossing")
 
@@ -77,6 +86,9 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
     from decaf_tabletop.world.store import clip_path, write_clip
     from decaf_tabletop.world.story import QUESTIONS, story
 
+    if arguments.format == "pairs":
+        write_pairs(arguments.out, range(arguments.seed, arguments.seed + arguments.clips))
+        return
     arguments.out.mkdir(parents=True, exist_ok=True)
     for seed in range(arguments.seed, arguments.seed + arguments.clips):
         file = clip_path(arguments.out, seed, arguments.crossing, arguments.seconds)
@@ -101,3 +113,36 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
             write_tabletop_bag(path, clip, expressions, compressed=arguments.compressed)
         things = ", ".join(f"{thing.size} {thing.color} {thing.category}" for thing in clip.objects)
         print(f"{path}: {things}", file=sys.stderr, flush=True)
+
+
+def write_pairs(folder: Path, seeds: Iterable[int]) -> None:
+    """Writes the middle frame of each clip, and its phrases that name one visible object by itself, with its box.
+
+    Raises FileExistsError if the folder has pairs already.
+    """
+    import cv2
+    import numpy as np
+
+    from decaf_tabletop.dataset import TIMELESS_KINDS
+    from decaf_tabletop.world.expressions import expressions_of
+    from decaf_tabletop.world.simulator import make_clip
+
+    folder.mkdir(parents=True, exist_ok=True)
+    count = 0
+    with (folder / "pairs.jsonl").open("x", encoding="utf-8") as file:
+        for seed in seeds:
+            clip = make_clip(seed)
+            frame = len(clip) // 2
+            image = f"{seed}.png"
+            for one in expressions_of(clip):
+                if one.kind not in TIMELESS_KINDS or len(one.targets) != 1:
+                    continue
+                rows, columns = np.nonzero(clip.labels[frame] == one.targets[0] + 1)
+                if not len(rows):
+                    continue
+                box = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+                entry = {"image": image, "phrase": one.text, "box": [int(value) for value in box]}
+                file.write(json.dumps(entry) + "\n")
+                count += 1
+            cv2.imwrite(str(folder / image), clip.images[frame][..., ::-1])
+    print(f"{folder}: {count} pairs", file=sys.stderr, flush=True)

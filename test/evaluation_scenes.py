@@ -10,6 +10,7 @@ from sam2_scenes import grid_masks
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.datasets.clips import ABSENT, EvaluationClip, Referral, masks_from_labels
+from decaf_ros.grounding.fusion import coarse_masks
 from decaf_ros.types import (
     AttentionMaps,
     Frame,
@@ -115,15 +116,16 @@ class KnownDecaf:
                 fused[place, int(rows.mean()) // 8, int(columns.mean()) // 8] = 1
         nothing = PointPrompts(np.zeros(0, np.int64), np.zeros((0, 2), np.float32), np.zeros(0, np.float32))
         tracklets = tuple(self._tracklet(labels == k + 1, k) for k in objects)
-        dense_labels = None
+        dense_labels = coarse = None
         if dense is not None:
+            coarse = coarse_masks(fused, labels.shape[1:])
             all_labels = self.labels[: len(dense)]
             dense_labels = np.zeros_like(all_labels)
             for number, k in enumerate(objects, 1):
                 dense_labels[all_labels == k + 1] = number
         grounding = Grounding(AttentionMaps(fused), category, (category, "ball", "cube") if category else ())
         return Segmentation(
-            window, query, grounding, nothing, nothing, tracklets, tracklets, presence(score), dense_labels=dense_labels
+            window, query, grounding, nothing, nothing, tracklets, tracklets, presence(score), coarse, dense_labels
         )
 
     @staticmethod

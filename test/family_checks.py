@@ -218,7 +218,7 @@ def centre(values):
     return np.array([(rows * weight).sum(), (columns * weight).sum()]) / weight.sum()
 
 
-def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128)):
+def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128), branches="both"):
     """The whole method runs, and the fused map has the frame branch's grid. Returns the segmentation.
 
     contrast: False for random weights whose background map may exceed the object map everywhere.
@@ -230,6 +230,7 @@ def check_segment(mllm, sam2, mode, contrast=True, size_hw=(96, 128)):
     options = {
         "grounding.mode": mode,
         "grounding.contrast": contrast,
+        "grounding.branches": branches,
         "mllm.max_new_tokens": 8,
         "presence.threshold": 0.0,
         "segmentation.fallback": "best",

@@ -132,6 +132,7 @@ def test_calibration(given, stored, tmp_path, capsys):
         (["--clips-from", "nowhere"], "nowhere: no clip there"),
         (["--workers", "-1"], "expected --workers >= 0"),
         (["--mllm", "nowhere"], "mllm.checkpoint 'nowhere': not found"),
+        (["--method", "loc-head"], "loc_head.yaml: expected a file with localization heads; decaf heads --mllm"),
     ],
 )
 def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
@@ -154,6 +155,10 @@ def test_failures_are_one_line_and_exit_code_1(given, capsys, arguments, words):
         (["--calibrate", "--kinds", "absent"], "--kinds with absent and another one, got absent"),
         (["--calibrate", "--set", "grounding.branches=video"], "expected grounding.branches both, got video"),
         (["--calibrate", "--set", "grounding.contrast=false"], "expected grounding.contrast true, got false"),
+        (["--method", "tam", "--calibrate"], "--calibrate: no effect with --method tam"),
+        (["--method", "tam", "--long"], "--long: no effect with --method tam"),
+        (["--method", "tam", "--ablation-clips", "0"], "--ablation-clips: no effect with --method tam"),
+        (["--method", "tam", "--heads", "x.yaml"], "--heads: the method tam reads none"),
     ],
 )
 def test_bad_arguments_are_refused_before_the_models_load(given, stored, capsys, monkeypatch, arguments, words):

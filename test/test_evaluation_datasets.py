@@ -14,8 +14,8 @@ from evaluation_scenes import drawn_clip, evaluation_clip
 from decaf_ros.evaluation.datasets import registry
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, ExpressionChoice, Referral, is_absent_kind
 from decaf_ros.evaluation.datasets.registry import Selection, dataset_names, find_source
-from decaf_tabletop.dataset import calibration_clips, report_clips, stored_clips
-from decaf_tabletop.world.clip import KINDS
+from decaf_tabletop.dataset import calibration_clips, has_similar, report_clips, stored_clips
+from decaf_tabletop.world.clip import KINDS, TabletopObject
 from decaf_tabletop.world.expressions import expressions_of
 from decaf_tabletop.world.store import clip_path, write_clip
 
@@ -191,3 +191,21 @@ def test_a_broken_dataset_is_a_clear_error(monkeypatch):
     assert dataset_names() == sorted(["broken", *registry.BENCHMARKS])
     with pytest.raises(ValueError, match="--dataset broken: cannot be loaded from no_such_module:SOURCE: No module"):
         find_source("broken")
+
+
+@pytest.mark.parametrize(
+    ("targets", "expected"),
+    [
+        ((0,), True),  # the red cube has its colour
+        ((1,), True),  # as the mug
+        ((2,), False),  # nothing else is blue or a can
+        ((0, 1), False),  # their likes are targets too
+        ((0, 2), True),
+        ((), False),
+    ],
+)
+def test_similar_objects_on_the_table(targets, expected):
+    things = [TabletopObject(*look, "small", 0.1, 0.1) for look in (("mug", "red"), ("cube", "red"), ("can", "blue"))]
+    assert has_similar(things, targets) is expected
+    (same,) = {has_similar([things[2], replace(things[2], color="white")], (place,)) for place in (0, 1)}
+    assert same, "the same category"

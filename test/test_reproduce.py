@@ -16,6 +16,7 @@ from benchmark_layouts import FRAMES, WRITERS
 
 from decaf_ros.cli import reproduce
 from decaf_ros.cli.main import main
+from decaf_ros.evaluation.baselines.head_files import Head, HeadFile, write_heads
 from decaf_ros.evaluation.tables import local_pool, samples
 
 PARAMETERS = """
@@ -98,14 +99,18 @@ def test_a_table_of_two_models_and_two_data_sets(given, capsys):
 
 def test_every_layout_gives_figures_or_a_submission(given, data, capsys):
     assert main([*given, "table2", "--limit", "1"]) == 1
-    assert "missing: model llava-hf/llava-onevision-qwen2-7b-ov-hf: not in " in capsys.readouterr().err
+    missing = capsys.readouterr().err
+    for name in ("llava-1.5-7b-hf", "llava-onevision-qwen2-7b-ov-hf"):
+        assert f"model llava-hf/{name}: not in " in missing
     found = {(model, dataset) for _, model, dataset, _, _ in figures("table2")}
     assert found == {(model, name) for model in ("InternVL3-8B", "Qwen2.5VL-7B") for name in DATASETS_OF_TABLE_2}
     lines = content("table2")["lines"]
-    loc_head = [line for line in lines if line["method"] == "Loc-Head"]
-    assert {line["note"] for line in loc_head} == {"baseline, not here yet"} and loc_head[0]["samples"] is None
+    loc_head = {line["model"]: line for line in lines if line["method"] == "Loc-Head"}
+    assert loc_head["LLaVA-7B"]["missing"][0].startswith("model llava-hf/llava-1.5-7b-hf: not in ")
+    (missing,) = loc_head["Qwen2.5VL-7B"]["missing"]
+    assert missing.startswith("heads of Qwen2.5-VL-7B-Instruct: ") and "decaf heads --mllm" in missing
     assert [line["scores"]["j_and_f"]["published"] for line in lines if line["method"] == "LISA"][:2] == [64.8, 31.1]
-    assert main([*given, "table3"]) == 0
+    assert main([*given, "table3"]) == 1  # no heads for Loc-Head
     by_data = {line["dataset"]: line for line in content("table3")["lines"] if line["method"] == "DecAF"}
     for name, folder, count in (("mevis", "", 6), ("ref_youtube_vos", "Annotations/", 4)):
         assert by_data[name]["scores"]["j"]["ours"] is None and by_data[name]["samples"] == count
@@ -120,13 +125,13 @@ def test_every_layout_gives_figures_or_a_submission(given, data, capsys):
     run = by_data["ref_youtube_vos"]["run"]
     Path(f"decaf_reproduce/runs/{run}/masks/alpha/0/00000.png").unlink()
     capsys.readouterr()
-    assert main([*given, "table3"]) == 0
+    assert main([*given, "table3"]) == 1
     assert "10 samples in 2 runs, 9 of them done before" in capsys.readouterr().err
     with zipfile.ZipFile(f"decaf_reproduce/{run}.zip") as written:
         assert {entry: written.read(entry) for entry in written.namelist()} == whole
     # The same row of another table is the same run.
-    assert main([*given, "table9", "--limit", "1"]) == 0
-    assert "2 samples in 2 runs, 2 of them done before" in capsys.readouterr().err
+    assert main([*given, "table13", "--limit", "1"]) == 0
+    assert "1 samples in 1 runs, 1 of them done before" in capsys.readouterr().err
     for name in ("long_rvos", "folder"):
         command = [*given, "table13", "--dataset", name, "--limit", "1", "--out", name]
         command[command.index("--data") + 1] = str(data / name)
@@ -139,8 +144,8 @@ SAMPLES = 10
 
 
 def on_davis(given, data, out, *more):
-    """Table 1, whose one row that can be run is the full method, on ten samples of two clips."""
-    command = [*given, "table1", "--dataset", "ref_davis17", "--limit", str(SAMPLES), "--out", str(out), *more]
+    """Table 8, of the full method alone, on ten samples of two clips."""
+    command = [*given, "table8", "--dataset", "ref_davis17", "--limit", str(SAMPLES), "--out", str(out), *more]
     command[command.index("--data") + 1] = str(data / "ref_davis17")
     return [*command, "--mllm", str(Path(given[4]) / CHECKPOINTS[1])]
 
@@ -182,8 +187,8 @@ def undisturbed(models, data, tmp_path_factory):
     (folder / "tiny.yaml").write_text(PARAMETERS)
     assert main(on_davis(arguments(models, data, folder), data, folder / "out")) == 0
     assert len(entries(folder / "out")) == SAMPLES
-    ((*_, attention),) = figures("table1", folder / "out")
-    assert attention > 0.01
+    assert len(figures("table8", folder / "out")) == 1
+    assert max(entry["case"]["attention"]["j"] for entry in entries(folder / "out").values()) > 0.01
     return folder / "out"
 
 
@@ -204,7 +209,7 @@ def measured(out):
 
 def check_same(out, undisturbed):
     """Two runs have the same table, and measured the same of every sample."""
-    assert Path(out, "table1.md").read_text() == Path(undisturbed, "table1.md").read_text()
+    assert Path(out, "table8.md").read_text() == Path(undisturbed, "table8.md").read_text()
     (numbers, others), (wanted_numbers, wanted_others) = measured(out), measured(undisturbed)
     assert others == wanted_others and len(numbers) > 10 * SAMPLES
     assert numbers == pytest.approx(wanted_numbers, abs=1e-6)
@@ -256,7 +261,7 @@ def test_a_sample_that_kills_its_workers_costs_its_figure(given, data, monkeypat
         assert main(command) == 1
         error = capsys.readouterr().err
         assert text in error and "1 samples failed; the same command tries them again" in error
-        (line,) = [line for line in content("table1", "out")["lines"] if line["samples"]]
+        (line,) = [line for line in content("table8", "out")["lines"] if line["samples"]]
         assert line["failed"] == {"alpha/1": "its worker died"} and line["scores"]["j"]["ours"] is None
 
 
@@ -273,7 +278,7 @@ def test_tables_are_written_if_all_workers_die(given, data, monkeypatch, capsys)
     monkeypatch.setattr(local_pool, "LocalPool", StillbornPool)
     assert main(on_davis(given, data, "out", "--workers", "1", "--limit", "2")) == 1
     assert "stopped: 3 workers died while they started" in capsys.readouterr().err
-    (line,) = [line for line in content("table1", "out")["lines"] if line["failed"]]
+    (line,) = [line for line in content("table8", "out")["lines"] if line["failed"]]
     assert line["failed"]["alpha/0"] == "not measured, as 3 workers died while they started"
 
 
@@ -284,19 +289,40 @@ def test_a_score_that_is_no_number_fails_its_sample(given, data, monkeypatch, ca
     assert "expected a finite score, got robustness = nan" in capsys.readouterr().err
 
 
-def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path):
+def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path, tiny_heads):
+    """Of DecAF, and of the baselines, which stand beside it."""
     source = ["--dataset", "folder", "--clips", "1", "--mllm", str(models / CHECKPOINTS[1])]
-    one = [*given, "table1", *source]
+    one = [*given, "table1", "table2", *source, "--heads", str(tiny_heads)]
     one[one.index("--data") + 1] = str(data / "folder")
     assert main(one) == 0
-    (line,) = [line for line in content("table1")["lines"] if line["samples"]]
+    lines = {line["method"]: line for line in content("table1")["lines"] if line["samples"]}
+    assert set(lines) == {"DecAF", "Loc-Head", "TAM", "TAM (best token)", "rollout (mean)", "rollout (max)"}
     common = one[one.index("--data") : one.index("--models")] + one[one.index("--config") : one.index("table1")]
     own = ["--set", f"sam2.checkpoint={models}/sam2-hiera-large", "--json", "eval.json"]
-    assert main(["eval", *common, *source, *own]) == 0
-    overall = json.loads(Path("eval.json").read_text())["protocol"]["overall"]
-    for name in ("j_and_f", "j", "f"):
-        assert line["scores"][name]["ours"] == pytest.approx(overall[f"attention_{name}"], abs=1e-6)
-    assert overall["attention_j"] > 0.01
+    for method, *more in (("decaf",), ("tam",), ("loc-head", "--heads", str(tiny_heads))):
+        assert main(["eval", *common, *source, *own, "--method", method, *more, "--out", method]) == 0
+        found = json.loads(Path("eval.json").read_text())
+        overall = found["protocol"]["overall"]
+        line = lines[{"decaf": "DecAF", "tam": "TAM", "loc-head": "Loc-Head"}[method]]
+        for name in ("j_and_f", "j", "f"):
+            assert line["scores"][name]["ours"] == pytest.approx(overall[f"attention_{name}"], abs=1e-6)
+        assert overall["attention_j"] > 0.01 and found["settings"].get("method", "decaf") == method
+    # All in one table; the best token by the truth is no worse than the first one.
+    methods = {one["method"]: one for one in content("comparison")["methods"]}
+    assert list(methods)[0] == "DecAF" and set(methods) == set(lines) | {"Loc-Head, its boxes"}
+    assert methods["DecAF"]["attention_j"] == lines["DecAF"]["scores"]["j"]["ours"]
+    assert methods["TAM (best token)"]["attention_j"] >= methods["TAM"]["attention_j"]
+    assert len({one["attention_j"] for one in methods.values()}) > 3 and len(methods) == len(
+        {line["run"] for name in ("table1", "table2") for line in content(name)["lines"] if line["samples"]}
+    )
+
+
+@pytest.fixture
+def tiny_heads(tmp_path):
+    heads = tmp_path / "heads.yaml"
+    chosen = (Head(1, 2, 0.9, 0.5), Head(3, 0, 0.8, 0.4))
+    write_heads(heads, HeadFile("tiny", "qwen2_5_vl", 4, 4, 1, "by hand", (), "original", 0.1, chosen))
+    return heads
 
 
 def test_a_sample_that_fails_costs_the_figure_until_it_is_done(given, tmp_path, models, capsys):

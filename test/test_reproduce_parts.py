@@ -12,6 +12,7 @@ import yaml
 from decaf_ros.config import DecafConfig
 from decaf_ros.config import replace as changed
 from decaf_ros.evaluation import tables
+from decaf_ros.evaluation.baselines.registry import MethodSpec
 from decaf_ros.evaluation.datasets.registry import BENCHMARKS, find_source
 from decaf_ros.evaluation.metrics import MaskScore, Pointing
 from decaf_ros.evaluation.report import case_entry
@@ -19,6 +20,7 @@ from decaf_ros.evaluation.run import Case
 from decaf_ros.evaluation.tables import runs
 from decaf_ros.evaluation.tables.catalogue import catalogue, read_catalogue
 from decaf_ros.evaluation.tables.estimate import hours
+from decaf_ros.evaluation.tables.plan import Given, Plan
 from decaf_ros.evaluation.tables.samples import Sample, SampleResult, read_case
 from decaf_ros.evaluation.tables.scheduling import (
     ATTEMPTS,
@@ -80,7 +82,7 @@ def test_the_same_configuration_has_the_same_figures_in_all_tables():
             for place, key in enumerate(table.columns):
                 for offset, score in enumerate(table.scores):
                     figure = row.figures[place * len(table.scores) + offset]
-                    cell = row.model, config, row.start, key, score
+                    cell = row.model, row.baseline, row.similar, config, row.start, key, score
                     assert figure is None or seen.setdefault(cell, figure) == figure, (table.name, row.method, key)
     assert len(seen) > 300
 
@@ -90,10 +92,37 @@ def test_j_and_f_is_the_mean_of_j_and_f():
         for row in table.rows if len(table.scores) == 3 else ():
             for place in range(0, len(row.figures), 3):
                 both, j, f = row.figures[place : place + 3]
+                if j is None and f is None:
+                    continue  # the text of the paper, or a row of ours, has no more
                 assert both == pytest.approx((j + f) / 2, abs=0.1001), (table.name, row.method, row.model, place)
     for one in catalogue().published:
         for key, (both, *parts) in one.figures.items():
             assert not parts or both == pytest.approx(sum(parts) / 2, abs=0.1001), (one.method, key)
+
+
+def test_rows_of_ours_are_shown_on_a_data_set_of_the_users_alone(tmp_path):
+    """TAM in table 2, the rollouts, and Loc-Head with a model that the package lacks, once there is one of its own."""
+    data, base = Given(data=tmp_path), changed(DecafConfig(), {"mllm.checkpoint": str(tmp_path)})
+    rows = {line.row.method for line in Plan(catalogue(), base, data).lines(catalogue().tables["table2"])}
+    assert "DecAF" in rows and not rows & {"TAM", "TAM (best token)", "rollout (mean)", "rollout (max)"}
+    own = Given(dataset="folder", own_model=True, data=tmp_path)
+    lines = Plan(catalogue(), base, own).lines(catalogue().tables["table2"])
+    methods = {line.row.method: line.run.method.name for line in lines}
+    assert methods == {
+        "DecAF": "decaf", "Loc-Head": "loc-head", "Loc-Head, its boxes": "loc-head-box", "TAM": "tam",
+        "TAM (best token)": "tam-best", "rollout (mean)": "rollout-mean", "rollout (max)": "rollout-max",
+    }  # fmt: skip
+    assert len(lines) == len(methods) and len({line.run for line in lines}) == len(methods)
+    box = next(row for row in catalogue().tables["table2"].rows if row.baseline == "loc-head-box")
+    assert (box.model, box.figures[0], box.figures[1]) == ("LLaVA-7B", 30.3, None)
+
+
+def test_another_file_of_heads_is_another_run(tmp_path):
+    for name, text in (("a", "heads: 1"), ("b", "heads: 2"), ("c", "heads: 1")):
+        (tmp_path / name).write_text(text)
+    one, other, same = (MethodSpec("loc-head", tmp_path / name).identity() for name in "abc")
+    assert one == same != other and one["method"] == "loc-head"
+    assert MethodSpec().identity() == {} and MethodSpec("tam").identity() == {"method": "tam"}
 
 
 def test_a_row_that_does_not_fit_its_table_is_named(tmp_path):

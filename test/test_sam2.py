@@ -23,6 +23,7 @@ from decaf_ros.segmentation.memory import ObjectMemory, propagate
 from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.sam2_loading import build_model, load_sam2
+from decaf_ros.stages import finish
 from decaf_ros.types import Frame
 from tiny_models.sam2 import model_config, write_tiny_sam2
 
@@ -95,6 +96,26 @@ def test_points_equal_the_image_predictor(random_model):
         assert found.iou[index] == pytest.approx(iou[best], abs=1e-5)
         np.testing.assert_allclose(torch.cat(logits)[index, 0], low_res[best], atol=5e-4)
         assert (found.masks[index].numpy() == masks[best].astype(bool)).mean() > 0.999
+
+
+def test_boxes_equal_the_image_predictor(random_model):
+    frame = moving_scene(1)[0]
+    size = np.array((frame.size_hw[1], frame.size_hw[0]) * 2)
+    boxes = np.array([[0.1, 0.2, 0.5, 0.6], [0.4, 0.3, 0.9, 0.8], [0.0, 0.0, 1.0, 1.0]], np.float32)
+    sam2 = Sam2(random_model, Sam2Config(device="cpu", point_batch=2), fill_holes_px=0)
+    found = finish(sam2.box_steps(sam2.embed(frame), boxes))
+    predictor = SAM2ImagePredictor(random_model)
+    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # its default is for image_size 1024
+    predictor.set_image(frame.image)
+    for index, box in enumerate(boxes):
+        masks, iou, low_res = predictor.predict(box=box * size, multimask_output=False)
+        assert found.iou[index] == pytest.approx(iou[0], abs=1e-5)
+        np.testing.assert_allclose(found.logits[index].clamp(-32, 32), low_res[0], atol=5e-4)
+        assert (found.masks[index].numpy() == masks[0].astype(bool)).mean() > 0.999
+    assert len(finish(sam2.box_steps(sam2.embed(frame), boxes[:0])).iou) == 0
+    for bad in (boxes[:, :2], boxes + 1):
+        with pytest.raises(ValueError, match=r"boxes: expected shape \(P, 4\) with values in \[0, 1\]"):
+            finish(sam2.box_steps(sam2.embed(frame), bad))
 
 
 def test_blanked_points_equal_the_video_predictor(random_model, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from decaf_ros.cli.main import main
+from decaf_ros.evaluation.baselines.pairs import read_image, read_pairs
 from decaf_ros.io.bag_writer import BagWriter
 from decaf_ros.io.bags import BagReader, make_message
 from decaf_tabletop.world.bag import (
@@ -158,6 +159,27 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
     assert "clip_00000004_crossing: exists already" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_simulate_writes_pairs_of_phrases_and_boxes(tmp_path, capsys):
+    from decaf_tabletop.world.simulator import make_clip
+
+    assert main(["simulate", "--format", "pairs", "--seed", "3", "--out", str(tmp_path)]) == 0
+    pairs, clip = read_pairs(tmp_path), make_clip(3)
+    middle = len(clip) // 2
+    np.testing.assert_array_equal(read_image(pairs[0]), clip.images[middle])
+    targets = {one.text: one.targets for one in expressions_of(clip)}
+    assert len(pairs) > 2 and len({pair.box for pair in pairs}) > 1
+    for pair in pairs:
+        left, top, right, bottom = (int(value) for value in pair.box)
+        (target,) = targets[pair.phrase]
+        seen = clip.labels[middle] == target + 1
+        inside = seen[top:bottom, left:right]
+        assert inside.sum() == seen.sum() and inside.any(axis=0).all() and inside.any(axis=1)[[0, -1]].all()
+    capsys.readouterr()
+    assert main(["simulate", "--format", "pairs", "--seed", "3", "--out", str(tmp_path)]) == 1
+    assert "pairs.jsonl" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "options, text",
     [
@@ -166,6 +188,8 @@ def test_simulate_writes_bags_and_files(tmp_path, capsys):
         (["--format", "npz", "--depth"], "--depth: only bags"),
         (["--depth-noise"], "--depth-noise: expected --depth too"),
         (["--story", "--seed", "3"], "--story: it is one clip"),
+        (["--format", "pairs", "--depth"], "--depth: only bags"),
+        (["--format", "pairs", "--crossing"], "--format pairs: expected --seed, --clips and --out only"),
     ],
 )
 def test_simulate_rejects_invalid_options(options, text, tmp_path, capsys):

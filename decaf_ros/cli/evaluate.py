@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from decaf_ros.cli.calibrate import check_out
 from decaf_ros.cli.evaluate_bag import add_bag_arguments, bag_source, check_bag_arguments
+from decaf_ros.cli.methods import add_method_argument, method_spec
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.clips import ABSENT, is_absent_kind
@@ -70,6 +71,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add(
         "--out", type=Path, help="folder of the report (default: decaf_eval); with --calibrate: parameter file to write"
     )
+    add_method_argument(parser)
     add("--no-ablation", action="store_true", help="skip the variants of the method")
     add(
         "--ablation-clips",
@@ -129,15 +131,17 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     config = replace(config, {"sam2.embedding_cache": max(config.sam2.embedding_cache, EMBEDDING_CACHE)})
     if args.calibrate:
         config = replace(config, {"presence.threshold": 0.0})
+    method = method_spec(args)
     workers, threads = _processes(args, config, dataset.scored + dataset.tracking_only)
     plan = Plan(
         ExpressionChoice(args.seed or 0, None if every else PRESENT_PER_CLIP, ABSENT_PER_CLIP, kinds),
         masks=not args.calibrate,
-        segmenter=not args.calibrate and not every,
-        ablation_clips=0 if args.no_ablation or args.calibrate else ablation_clips,
-        online_clips=0 if args.calibrate or every else ONLINE_CLIPS,
+        segmenter=not args.calibrate and not every and method.is_decaf,
+        ablation_clips=0 if args.no_ablation or args.calibrate or not method.is_decaf else ablation_clips,
+        online_clips=0 if args.calibrate or every or not method.is_decaf else ONLINE_CLIPS,
+        tracks=method.is_decaf,
     )
-    load = functools.partial(load_evaluator, config, threads)
+    load = functools.partial(load_evaluator, config, threads, method)
     collected, progress = Collected(), _Progress(dataset, plan)
     for scores in clip_scores(dataset, plan, load, workers):
         collected.add(scores)
@@ -177,7 +181,7 @@ def _run_submission(args: argparse.Namespace, config: DecafConfig, source: Datas
     workers, threads = _processes(args, config, dataset.scored)
     plan = Plan(ExpressionChoice(0, None), submit=True)
     progress = _Progress(dataset, plan)
-    load = functools.partial(load_evaluator, config, threads)
+    load = functools.partial(load_evaluator, config, threads, method_spec(args))
     with Submission(args.submission, source.submission) as submission:
         for scores in clip_scores(dataset, plan, load, workers):
             for entry in scores.cases:
@@ -231,6 +235,9 @@ def _check(args: argparse.Namespace, config: DecafConfig, kinds: Sequence[str], 
         _refuse(args, names, "no effect with --submission")
     if every and not args.bag:
         _refuse(args, ("seed", "long"), f"no effect with --dataset {args.dataset}, whose expressions are all asked")
+    if not method_spec(args).is_decaf:
+        refused = ("calibrate", "long", "ablation_clips", "no_ablation")
+        _refuse(args, refused, f"no effect with --method {args.method}, which is not run on streams or in variants")
     if args.ablation_clips is not None and args.ablation_clips < 0:
         raise ValueError(f"--ablation-clips: expected 0 or more, got {args.ablation_clips}")
     if args.seconds is not None and (not args.long or args.clips_from):
@@ -302,6 +309,7 @@ def _settings(
 ) -> dict[str, object]:
     return {
         "dataset": dataset.name,
+        **method_spec(args).identity(),
         "seed": args.seed or 0,
         "clips": dataset.scored,
         **dataset.settings,
@@ -320,7 +328,7 @@ class _Progress:
 
     def __init__(self, dataset: Dataset, plan: Plan) -> None:
         self._began = time.monotonic()
-        total = dataset.scored + dataset.tracking_only
+        total = plan.total(dataset)
         # Clips with the same work take about the same time.
         self._work = [
             (index < plan.ablation_clips, index < plan.online_clips, index >= dataset.scored) for index in range(total)

@@ -13,7 +13,7 @@ from decaf_ros.version import __version__
 
 # Modules of this package, one for each command.
 COMMANDS = (
-    *("segment", "replay", "compare", "evaluate", "reproduce", "calibrate"),
+    *("segment", "replay", "figure", "compare", "evaluate", "reproduce", "calibrate", "heads"),
     *("doctor", "weights", "layout", "parameters"),
 )
 # Group in which other packages register subcommands: functions like `segment.add_parser`.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from decaf_ros.cli.evaluate import EMBEDDING_CACHE, PRESENT_PER_CLIP
+from decaf_ros.cli.methods import add_heads_argument
 from decaf_ros.cli.options import add_config_arguments, with_arguments
 from decaf_ros.config import DecafConfig, options, replace
 from decaf_ros.evaluation.datasets.registry import dataset_names, find_source
@@ -54,6 +55,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="measure the tables' rows on this data set instead; --data is then its own folder",
     )
     add("--split", default="", help="split of --dataset")
+    add(
+        "--similar",
+        type=Path,
+        metavar="FILE",
+        help="samples with similar objects (Tab. 13): CLIP/EXPRESSION lines (default: those that the data set knows)",
+    )
+    add_heads_argument(parser)
     add("--clips", type=int, help="number of clips of each data set (default: all of a benchmark)")
     add("--engine", choices=("local", "ray"), default="local", help="processes, or a Ray cluster (docs/scale.md)")
     add("--workers", type=int, help="number of workers (default: one a GPU, else one a core; 0: none, local only)")
@@ -84,14 +92,21 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
     from decaf_ros.evaluation.tables.estimate import dry_run
     from decaf_ros.evaluation.tables.plan import Given, Plan
     from decaf_ros.evaluation.tables.runs import measure
-    from decaf_ros.evaluation.tables.tables import table_content, table_text, write_table
+    from decaf_ros.evaluation.tables.samples import read_list
+    from decaf_ros.evaluation.tables.tables import comparison, table_content, table_text, write_table
 
     tables = catalogue()
     names = TABLES if "all" in args.tables else tuple(dict.fromkeys(args.tables))
     parts = {part.name: part for name in names for part in tables.named(name)}
     own = bool(args.mllm) or any(entry.startswith("mllm.checkpoint=") for entry in args.set)
     own = own or _default_config(args) not in ("", PAPER)
-    given = Given(args.data, args.models, args.dataset, args.split, args.clips, own, args.limit, PRESENT_PER_CLIP)
+    if args.similar and not any(row.similar for part in parts.values() for row in part.rows):
+        raise ValueError(f"--similar: only table13 has a subset, got {', '.join(parts)}")
+    similar = read_list(args.similar) if args.similar else None
+    given = Given(
+        *(args.data, args.models, args.dataset, args.split, args.clips, own, args.limit),
+        *(PRESENT_PER_CLIP, args.heads, similar),
+    )
     plan = Plan(tables, config, given)
     lines = {name: plan.lines(part) for name, part in parts.items()}
     if args.dry_run:
@@ -113,6 +128,10 @@ def run(args: argparse.Namespace, config: DecafConfig) -> None:
         text = table_text(listed, measured)
         print(f"{text}\n")
         write_table(args.out, name, text, table_content(listed, measured, settings))
+    if args.dataset and len(lines) > 1:
+        text, content = comparison([line for listed in lines.values() for line in listed], measured)
+        print(f"{text}\n")
+        write_table(args.out, "comparison", text, {**settings, "methods": content})
     _log(f"tables in {args.out}")
     if failed := sum(len(found.failed) for found in measured.values()):
         raise RuntimeError(f"{failed} samples failed; the same command tries them again")

@@ -155,6 +155,12 @@ class Sam2Config(Checked):
 class SegmentationConfig(Checked):
     """From the fused attention map to tracklets (Sec. 3.4)."""
 
+    prompt: str = option(
+        "points",
+        "prompts for SAM 2: points, each an object; box: per key frame one box, of the largest convex hull of the map "
+        "above its mean, as in Loc-Head",
+        choices=("points", "box"),
+    )
     points: str = option(
         "threshold",
         "point prompts: threshold: all tokens with at least point_threshold (Eq. 5); top_k: the top_k per key frame",

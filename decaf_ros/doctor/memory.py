@@ -43,7 +43,7 @@ def mllm_need(config: DecafConfig, size_hw: tuple[int, int]) -> MllmNeed:
     """Computes what the MLLM needs for windows of images of one size, from its configuration.
 
     Raises FileNotFoundError if its configuration or processor is not on this machine, ValueError for a checkpoint that
-    is not supported.
+    is not supported, or a branch that its model does not have.
     """
     from decaf_ros.grounding.grounder import resolve_start_layer
     from decaf_ros.grounding.loading import local_folder, outline_mllm
@@ -53,17 +53,11 @@ def mllm_need(config: DecafConfig, size_hw: tuple[int, int]) -> MllmNeed:
     mllm = outline_mllm(config.mllm)
     language = mllm.model.config.get_text_config()
     number_bytes = mllm.model.dtype.itemsize
-    cells = {
-        kind: layout.grid[0] * layout.grid[1] * layout.grid[2]
-        for kind, layout in (
-            ("video", mllm.layout("video", config.window.size, size_hw)),
-            ("frames", mllm.layout("frames", 1, size_hw)),
-        )
-    }
-    branches = config.grounding.branches
-    tokens = (cells["video"] if branches != "frames" else 0) + (
-        config.window.size * cells["frames"] if branches != "video" else 0
-    )
+    tokens = 0
+    if config.grounding.branches != "frames":
+        tokens += mllm.layout("video", config.window.size, size_hw).tokens
+    if config.grounding.branches != "video":
+        tokens += config.window.size * mllm.layout("frames", 1, size_hw).tokens
     tokens *= max(1, len(config.cameras))
     heads = language.num_attention_heads
     size = getattr(language, "head_dim", None) or language.hidden_size // heads
@@ -99,6 +93,7 @@ def sam2_need(config: DecafConfig) -> Sam2Need:
 def check_memory(config: DecafConfig, size_hw: tuple[int, int]) -> Iterator[Finding]:
     """Compares the need of both models with their devices, and with RAM while they are loaded."""
     from decaf_ros.devices import resolve_device
+    from decaf_ros.grounding.mllm import MissingBranchError
 
     parts: dict[torch.device, dict[str, int]] = {}
     loading = 0
@@ -106,6 +101,9 @@ def check_memory(config: DecafConfig, size_hw: tuple[int, int]) -> Iterator[Find
         options: Any = config.mllm if name == "MLLM" else config.sam2
         try:
             device, bytes_by_part = resolve_device(options.device), need()._asdict()
+        except MissingBranchError as error:
+            yield Finding("grounding.branches", WRONG, _short(error), "set grounding.branches to frames")
+            continue
         except (FileNotFoundError, ValueError, RuntimeError) as error:
             yield Finding(f"memory of {name}", NOT_CHECKED, _short(error))
             continue

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from typing import ParamSpec, TypeVar
 
 from decaf_ros.config import DecafConfig
+from decaf_ros.evaluation.baselines.method import Models
+from decaf_ros.evaluation.baselines.registry import DECAF_SPEC, MethodSpec, load_models, make_method
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice
 from decaf_ros.evaluation.long import watchable
 from decaf_ros.evaluation.online import choose_online_expression
@@ -34,6 +36,7 @@ class Plan:
         online_clips: number of scored clips, from the first on, on which one expression is asked online.
         watch: only ask the chosen expressions early in each clip and watch their targets to its end.
         submit: only make the masks of all expressions, for a submission to a server.
+        tracks: use the clips after the scored ones.
     """
 
     choice: ExpressionChoice
@@ -43,6 +46,11 @@ class Plan:
     online_clips: int = 0
     watch: bool = False
     submit: bool = False
+    tracks: bool = True
+
+    def total(self, dataset: Dataset) -> int:
+        """Number of clips with a job."""
+        return dataset.scored + (dataset.tracking_only if self.tracks else 0)
 
     def job(self, clip: EvaluationClip, index: int, scored: int) -> Job:
         """The job of the index-th clip of a dataset whose first `scored` clips are scored."""
@@ -58,16 +66,19 @@ class Plan:
         return Job(clip, expressions, self.masks, index < self.ablation_clips, online, self.segmenter)
 
 
-def load_evaluator(config: DecafConfig, threads: int) -> Evaluator:
-    """Loads both models in this process. Raises the same errors as `Decaf.from_config`."""
+def load_evaluator(config: DecafConfig, threads: int, method: MethodSpec = DECAF_SPEC) -> Evaluator:
+    """Loads both models in this process. Raises the same errors as `Decaf.from_config` and `make_method`."""
+    return Evaluator(make_method(load_quietly(config, threads), config, method))
+
+
+def load_quietly(config: DecafConfig, threads: int) -> Models:
+    """As `load_models`, without progress bars, and with this number of threads of torch."""
     import torch
     from transformers.utils import logging
 
-    from decaf_ros.pipeline import Decaf
-
     torch.set_num_threads(threads)
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return Evaluator(Decaf.from_config(config))
+    return load_models(config)
 
 
 def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], workers: int) -> Iterator[ClipScores]:
@@ -80,7 +91,7 @@ def clip_scores(dataset: Dataset, plan: Plan, load: Callable[[], Evaluator], wor
         workers: number of processes that score clips, each with its own models. 1 scores in this process. One more
             process makes or reads the next clips, except with 0, which does everything in this process.
     """
-    total = dataset.scored + dataset.tracking_only
+    total = plan.total(dataset)
     ahead = max(workers, 1) + 1
     with _Processes(min(workers, 1)) as maker, _Processes(workers if workers > 1 else 0) as pool:
         evaluator = None if pool.count else load()

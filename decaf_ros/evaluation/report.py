@@ -103,6 +103,8 @@ def report_text(summary: Mapping[str, Any]) -> str:
         _protocol(summary["protocol"]),
         _further_measures(summary),
     ]
+    if counts["answers"]:
+        parts.insert(1, f"{counts['malformed']} of {counts['answers']} answers were malformed, and gave no point.")
     if summary["ablation"]:
         parts.append(_ablation(summary))
     return "\n\n".join(parts)
@@ -256,7 +258,7 @@ def caption(case: Case) -> str:
 
 def case_entry(case: Case) -> dict[str, Any]:
     entry = dataclasses.asdict(case)
-    for name in ("always", "published", "pointing", "attention"):
+    for name in ("always", "published", "pointing", "attention", "malformed"):
         value = getattr(case, name)
         entry[name] = value and value._asdict()
     entry["category_right"] = case.category_right

@@ -7,13 +7,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple, ParamSpec, TypeVar, cast
 
 import numpy as np
 
 from decaf_ros.answers import absence, first_line, tracking_text
 from decaf_ros.config import DecafConfig, replace
 from decaf_ros.evaluation.ablation import VariantScore, ablate, sharing_grounder
+from decaf_ros.evaluation.baselines.method import Judged, Method
 from decaf_ros.evaluation.datasets.clips import EvaluationClip, Referral, is_absent_kind
 from decaf_ros.evaluation.long import Watched, watch
 from decaf_ros.evaluation.metrics import MaskScore, Pointing, names_category
@@ -24,7 +25,7 @@ from decaf_ros.evaluation.submission import frame_files
 from decaf_ros.evaluation.truth import Truth
 from decaf_ros.offline import key_frames
 from decaf_ros.pipeline import Decaf, select_targets
-from decaf_ros.types import Presence, Segmentation
+from decaf_ros.types import AnswerCount, Presence, Segmentation
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -38,7 +39,7 @@ class Job:
         clip: the clip.
         expressions: expressions to ask.
         masks: score masks, not only the grounding.
-        ablate: score every variant of the method too; needs masks.
+        ablate: score every variant of the method too; needs masks and, as `online` and `watched`, the paper's method.
         online: expression to ask while the clip is played as a live stream.
         segmenter: score SAM 2 by itself.
         watched: expressions with `asked_s`, each to ask early in the clip, which is then only watched.
@@ -76,9 +77,10 @@ class Case:
         ablation: scores by variant.
         name: name of the expression in the clip.
         subset: part of the dataset, see `Referral.subset`.
-        attention: score of the masks from the fused map alone on the key frames; None without targets or masks.
+        attention: score of the masks of the map alone on the key frames; None without targets or masks.
         points: PP@K by K; empty without targets.
         robustness: of the masks behind `always`; None without one.
+        malformed: see `Grounding.malformed`.
     """
 
     clip: str
@@ -100,6 +102,7 @@ class Case:
     attention: MaskScore | None = None
     points: Mapping[int, float] = field(default_factory=dict)
     robustness: float | None = None
+    malformed: AnswerCount | None = None
 
     @property
     def published(self) -> MaskScore | None:
@@ -139,10 +142,10 @@ class CaseError(RuntimeError):
 
 
 class Evaluator:
-    """Runs jobs with a Decaf. `decaf.config` is the configuration of the node."""
+    """Runs jobs with a method. `method.config` is the configuration of the node."""
 
-    def __init__(self, decaf: Decaf) -> None:
-        self.decaf = decaf
+    def __init__(self, method: Method) -> None:
+        self.method = method
 
     def __call__(self, job: Job) -> ClipScores:
         """Runs a job. Raises CaseError for any failure: leaving the case out would bias the scores."""
@@ -150,25 +153,28 @@ class Evaluator:
         cases = tuple(_named(job.clip, expression, self._ask, job, expression) for expression in job.expressions)
         online = segmenter = None
         if job.online is not None:
-            online = _named(job.clip, job.online, play, self.decaf, job.clip, job.online)
+            online = _named(job.clip, job.online, play, cast(Decaf, self.method), job.clip, job.online)
         if job.segmenter:
-            segmenter = _named(job.clip, None, score_segmenter, self.decaf.sam2, job.clip)
-        watched = tuple(_named(job.clip, one, watch, self.decaf, job.clip, one) for one in job.watched)
+            segmenter = _named(job.clip, None, score_segmenter, self.method.sam2, job.clip)
+        watched = tuple(_named(job.clip, one, watch, cast(Decaf, self.method), job.clip, one) for one in job.watched)
         return ClipScores(job.clip.name, cases, online, segmenter, time.perf_counter() - began, watched)
 
     def _ask(self, job: Job, expression: Referral) -> CasePicture:
         began = time.perf_counter()
-        clip, config = job.clip, self.decaf.config
-        decaf = copy.copy(self.decaf)
-        decaf.config = always_answering(config)
+        clip, config = job.clip, self.method.config
+        method = copy.copy(self.method)
+        method.config = always_answering(config)
+        decaf = cast(Decaf, method)
         if job.ablate:
             # The variants share forward passes.
-            decaf.grounder = sharing_grounder(self.decaf.grounder.mllm)
+            decaf.grounder = sharing_grounder(decaf.grounder.mllm)
         window = key_frames(clip.frames, config.window.size, config.window.clip_rounding)
         has_masks = job.masks and bool(expression.targets)
-        found = decaf.segment(window, expression.text, clip.frames if has_masks or job.submit else None)
-        fused = found.grounding.maps.fused
         truth = Truth.of(clip, expression, window)
+        if isinstance(method, Judged):
+            method.judge(truth.map_j)
+        found = method.segment(window, expression.text, clip.frames if has_masks or job.submit else None)
+        fused = found.grounding.maps.fused
         labels = found.dense_labels
         always = truth.score(labels) if has_masks and labels is not None else None
         seconds = time.perf_counter() - began
@@ -194,9 +200,10 @@ class Evaluator:
             ablation=ablate(decaf, clip, truth, found, always) if job.ablate and always is not None else {},
             name=expression.name,
             subset=expression.subset,
-            attention=truth.score_map(fused) if always is not None else None,
+            attention=None if found.coarse_masks is None or always is None else truth.score_coarse(found.coarse_masks),
             points=truth.points(fused) if expression.targets else {},
             robustness=None if always is None or labels is None else truth.robustness(labels),
+            malformed=grounding.malformed,
         )
         masks = frame_files(clip, labels) if job.submit and labels is not None else {}
         return CasePicture(case, case_strip(published, truth.on_key_frames(len(window))), masks)

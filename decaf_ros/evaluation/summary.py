@@ -101,6 +101,8 @@ def summary(collected: Collected, kinds: Collection[str], threshold: float) -> d
             "absent": len(cases) - len(present),
             "not_found": dict(Counter(case.kind for case in cases if not case.found)),
             "ablation": sum(bool(case.ablation) for case in present),
+            "answers": sum(case.malformed.asked for case in cases if case.malformed),
+            "malformed": sum(case.malformed.malformed for case in cases if case.malformed),
         },
     }
 

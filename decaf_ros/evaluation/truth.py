@@ -47,11 +47,19 @@ class Truth(NamedTuple):
         """J and F of (F, H, W) label images of the whole clip."""
         return mask_score(labels[self.frames] > 0, self.masks)
 
+    def score_coarse(self, coarse: np.ndarray) -> MaskScore | None:
+        """J and F of masks of the map alone (the paper's "Attn Mask"), (T, H, W) bool on the key frames; None if the
+        masks of no key frame are known."""
+        return mask_score(coarse[self.key_frames], self.key_masks) if self.key_frames else None
+
     def score_map(self, fused: np.ndarray) -> MaskScore | None:
-        """J and F of the map alone on the key frames (the paper's "Attn Mask"). fused: (T, h, w) float32."""
-        if not self.key_frames:
-            return None
-        return mask_score(coarse_masks(fused[self.key_frames], self.masks.shape[1:]), self.key_masks)
+        """As `score_coarse`, by Otsu's threshold. fused: (T, h, w) float32."""
+        return self.score_coarse(coarse_masks(fused, self.masks.shape[1:]))
+
+    def map_j(self, fused: np.ndarray) -> float:
+        """J of `score_map`; 0 if the masks of no key frame are known."""
+        score = self.score_map(fused)
+        return 0.0 if score is None else score.j
 
     def pointing(self, fused: np.ndarray) -> Pointing | None:
         """None if no target is visible on a key frame with known masks."""

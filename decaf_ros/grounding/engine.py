@@ -20,6 +20,7 @@ import torch
 from transformers import DynamicCache
 
 from decaf_ros.config import EngineConfig
+from decaf_ros.grounding.attention_tap import LayerAttention
 from decaf_ros.grounding.caches import ByteCache, PrefixBudget
 from decaf_ros.grounding.features import view_features
 from decaf_ros.grounding.mllm import Answer, Features, Mllm, Prompt, answer_margin, decode, forward
@@ -32,6 +33,9 @@ from decaf_ros.stages import Steps
 _T = TypeVar("_T")
 # More texts, at the time when they are needed.
 MoreTexts = Callable[[], Sequence[str]]
+# Makes a value of each of B sequences from the prompt and, bottom to top, the layers of its prefix and of the tokens
+# after it (their own queries and keys only).
+Reader = Callable[[Prompt, Sequence[LayerAttention], Sequence[LayerAttention]], list[_T]]
 _MIB = 2**20
 _log = logging.getLogger(__name__)
 
@@ -190,6 +194,33 @@ class Engine:
             yield
         return [margins[view.key] for view in views]
 
+    def answers(self, views: Sequence[View], text: str, max_new_tokens: int) -> Steps[list[Answer]]:
+        """The answer about each view, without a rollout. Features and prefixes are cached, answers are not."""
+        options = ReadOptions(self.mllm.layers, max_new_tokens=max_new_tokens)
+        found: dict[Hashable, Answer] = {}
+        for batch in self._batches({view.key: view for view in views}, text, options):
+            answered = yield from self._within_memory(
+                batch, lambda batch, keep: self._answers(batch, text, options, keep)
+            )
+            found.update(zip([view.key for view in batch.views], answered))
+            yield
+        return [found[view.key] for view in views]
+
+    def read(self, views: Sequence[View], text: str, options: ReadOptions, reader: Reader[_T]) -> Steps[list[_T]]:
+        """What a reader makes of the recorded attention of one text about each view, without a rollout; uncached.
+
+        options: the start layer counts; it is the lowest layer that the reader gets.
+        """
+        self._expect(views, text)
+        values: dict[Hashable, _T] = {}
+        for batch in self._batches({view.key: view for view in views}, text, options):
+            read = yield from self._within_memory(
+                batch, lambda batch, keep: self._read_attention(batch, text, options, reader, keep)
+            )
+            values.update(zip([view.key for view in batch.views], read))
+            yield
+        return [values[view.key] for view in views]
+
     def answer(self, text: str, max_new_tokens: int) -> Steps[Answer]:
         """The model's answer to a text without images."""
         prompt, cache, logits = self._read(text)
@@ -266,6 +297,23 @@ class Engine:
         assert output.logits is not None
         margins = answer_margin(self.mllm.tokenizer, output.logits, "yes", "no").tolist()
         return [margins[prefix.views.index(view.key)] for view in batch.views]
+
+    @torch.inference_mode()
+    def _answers(self, batch: _Batch, text: str, options: ReadOptions, keep: bool) -> Steps[list[Answer]]:
+        prompt = self._prompt(batch.views[0].layout, text)
+        prefix = yield from self._prefix(batch, prompt, options, keep)
+        _, answers = yield from prefix.run_suffix(self.mllm, prompt, options)
+        return [answers[prefix.views.index(view.key)] for view in batch.views]
+
+    @torch.inference_mode()
+    def _read_attention(
+        self, batch: _Batch, text: str, options: ReadOptions, reader: Reader[_T], keep: bool
+    ) -> Steps[list[_T]]:
+        prompt = self._prompt(batch.views[0].layout, text)
+        prefix = yield from self._prefix(batch, prompt, options, keep)
+        suffix, _ = yield from prefix.run_suffix(self.mllm, prompt, options)
+        values = reader(prompt, prefix.attention.layers[options.start_layer - prefix.first_layer :], suffix)
+        return [values[prefix.views.index(view.key)] for view in batch.views]
 
     @torch.inference_mode()
     def _ask(

@@ -42,7 +42,7 @@ def view_features(
             missing.append(key)
         else:
             found[key] = cached
-    tokens_per_unit = max(1, layout.grid[0] * layout.grid[1] * layout.grid[2] // layout.units)
+    tokens_per_unit = max(1, layout.tokens // layout.units)
     most = max(1, batch_tokens // tokens_per_unit)
     start = 0
     while start < len(missing):

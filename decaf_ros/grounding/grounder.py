@@ -91,6 +91,12 @@ class Grounder:
                     for in_work in steps:
                         yield tuple(frame for view in in_work for frame in view.frames) if outlasts else ()
 
+    def means_several(self, query: str, options: GroundingConfig) -> bool | None:
+        """Whether the query means several objects, see `Grounding.means_several`. The same for all its windows."""
+        if options.number == "ask":
+            return self.engine.margin(number_prompt(query), "several", "one") > 0
+        return _NUMBERS[options.number]
+
     def ready_share(self, window: Window, config: DecafConfig) -> float:
         """Share of the window's visual tokens of which a question needs nothing any more, in [0, 1]."""
         looks = _Looks(self.mllm, window, config.grounding)
@@ -115,8 +121,7 @@ class _Looks:
         self.video = [video_view(mllm, window)] if options.branches != "frames" else []
         self.frames: list[View] = []
         if options.branches != "video":
-            layout = mllm.layout("frames", 1, window.size_hw)
-            self.frames = [View(layout, (frame,)) for frame in window.frames]
+            self.frames = frame_views(mllm, window)
 
 
 class _GroundingRun:
@@ -131,6 +136,7 @@ class _GroundingRun:
         clock: StageClock,
         others: OtherQueries,
     ) -> None:
+        self.grounder = grounder
         self.engine = grounder.engine
         self.query = query
         self.others = others
@@ -158,7 +164,9 @@ class _GroundingRun:
                 video += yield from self._ask("video_background", self.video, [text], self.read_options)
                 frames += yield from self._ask("frames_background", self.frames, [text], self.read_options)
         asked = (yield from self._ask_presence()) if self.asks_presence else None
-        means_several = self._ask_number() if options.number == "ask" else _NUMBERS[options.number]
+        if options.number == "ask":
+            self.clock.start("questions")
+        means_several = self.grounder.means_several(self.query, options)
 
         self.clock.start("fusion")
         video_maps, frame_maps = _branch_maps(video), _branch_maps(frames)
@@ -209,11 +217,6 @@ class _GroundingRun:
         margin = max(margins)
         return 1 / (1 + math.exp(-min(max(margin, -60.0), 60.0)))
 
-    def _ask_number(self) -> bool:
-        """Whether the query means several objects, by the model's answer. The same for every window of a query."""
-        self.clock.start("questions")
-        return self.engine.margin(number_prompt(self.query), "several", "one") > 0
-
     def _choose(self, candidates: list[Answer]) -> Steps[str]:
         """The model's choice of a category, from the query and all candidates (text only)."""
         texts = tuple(candidate.text for candidate in candidates)
@@ -241,6 +244,18 @@ def video_view(mllm: Mllm, window: Window) -> View:
     first_ns = window.frames[0].stamp_ns
     times_s = [(frame.stamp_ns - first_ns) / 1e9 for frame in window.frames]
     return View(mllm.timed(mllm.layout("video", len(window), window.size_hw), times_s), window.frames)
+
+
+def check_branches(mllm: Mllm, options: GroundingConfig) -> None:
+    """Raises MissingBranchError if the model cannot see the video that `grounding.branches` asks for."""
+    if options.branches != "frames":
+        mllm.layout("video", 2, (480, 640))
+
+
+def frame_views(mllm: Mllm, window: Window) -> list[View]:
+    """Every key frame by itself."""
+    layout = mllm.layout("frames", 1, window.size_hw)
+    return [View(layout, (frame,)) for frame in window.frames]
 
 
 def resolve_start_layer(configured: int, layers: int) -> int:

@@ -31,6 +31,7 @@ FAMILIES = {
     "qwen3_vl": ("qwen3_vl", "Qwen3Vl"),
     "internvl": ("internvl", "InternVl"),
     "llava_onevision": ("llava_onevision", "LlavaOnevision"),
+    "llava": ("llava", "Llava"),
 }
 
 # Modules that are not quantised: vision tower and projector (few weights, and maps must be exact in position), and the

@@ -20,6 +20,10 @@ from decaf_ros.grounding.gpu_layers import speed_up
 from decaf_ros.stages import Steps
 
 
+class MissingBranchError(ValueError):
+    """The model has no such branch."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """How images of one size lie in one sequence.
@@ -37,6 +41,11 @@ class Layout:
     frames_per_unit: int
     size_hw: tuple[int, int]
     grid: tuple[int, int, int]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that vision features replace; more than cells if the model also sees padding."""
+        return self.grid[0] * self.grid[1] * self.grid[2]
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,7 +108,10 @@ class Mllm(Protocol):
     layers: int
 
     def layout(self, kind: str, frames: int, size_hw: tuple[int, int]) -> Layout:
-        """Layout of `frames` images in the video branch, or of one image in the (finer) frame branch."""
+        """Layout of `frames` images in the video branch, or of one image in the (finer) frame branch.
+
+        Raises MissingBranchError for the video branch of a model that sees one image.
+        """
 
     def timed(self, layout: Layout, times_s: Sequence[float]) -> Layout:
         """The video's layout with the real times of its frames, in seconds from the first one, for a family whose
@@ -204,14 +216,31 @@ class Answer(NamedTuple):
     finished: bool
 
 
-@torch.inference_mode()
 def decode(
     mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int
 ) -> Steps[list[Answer]]:
+    """As `decode_ids`, the answers as text."""
+    answers = []
+    for ids, finished in (yield from decode_ids(mllm, prompt, cache, logits, max_new_tokens)):
+        text = mllm.tokenizer.decode(ids, skip_special_tokens=True)
+        # Answers enter prompts, messages and images: one line, no control characters, no control tokens (some of them
+        # are not special tokens, so the tokenizer keeps them).
+        for token in control_tokens(mllm.tokenizer, text):
+            text = text.replace(token, " ")
+        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+        answers.append(Answer(line, finished))
+    return answers
+
+
+@torch.inference_mode()
+def decode_ids(
+    mllm: Mllm, prompt: Prompt, cache: DynamicCache, logits: torch.Tensor, max_new_tokens: int
+) -> Steps[list[tuple[list[int], bool]]]:
     """Greedy decoding of B sequences of one prompt, each up to its end token, as transformers' `generate` does it. A
     unit is a token.
 
     cache: KV cache of the whole prompt; it is extended. logits: (B, V), from the pass over the prompt.
+    Returns for each sequence its tokens, without the end token, and whether it came to its end token.
     """
     ends = torch.as_tensor(end_tokens(mllm), device=logits.device)
     embedding, position = mllm.model.get_input_embeddings(), int(prompt.positions.max())
@@ -234,13 +263,7 @@ def decode(
     answers = []
     for sequence in torch.stack(tokens, dim=1).tolist():
         stop = next((place for place, token in enumerate(sequence) if token in ends.tolist()), len(sequence))
-        text = mllm.tokenizer.decode(sequence[:stop], skip_special_tokens=True)
-        # Answers enter prompts, messages and images: one line, no control characters, no control tokens (some of them
-        # are not special tokens, so the tokenizer keeps them).
-        for token in control_tokens(mllm.tokenizer, text):
-            text = text.replace(token, " ")
-        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        answers.append(Answer(line, stop < len(sequence)))
+        answers.append((sequence[:stop], stop < len(sequence)))
     return answers
 
 

@@ -1,4 +1,4 @@
-"""Point prompts and keypoints from the fused attention map (Eq. 5)."""
+"""Point prompts (Eq. 5), box prompts and keypoints from the fused attention map."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from decaf_ros.config import SegmentationConfig
+from decaf_ros.segmentation.hulls import hull_boxes
 from decaf_ros.types import PointPrompts
 
 
@@ -47,6 +48,25 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
         strongest = np.argsort(-fused.ravel()[chosen], kind="stable")[: config.max_points]
         chosen = chosen[np.sort(strongest)]
     return dataclasses.replace(_points(fused, chosen), left_out=left_out)
+
+
+def attention_boxes(fused: np.ndarray, size_hw: tuple[int, int]) -> PointPrompts:
+    """Box prompts for SAM 2 as in Loc-Head: at most one per frame, the box of the largest convex hull (`hull_boxes`).
+
+    fused: (T, h, w) float32 in [0, 1]. size_hw: image size in pixels. The value of a box is the largest of the tokens
+    that it touches. Raises as `attention_points`.
+    """
+    _check_map(fused)
+    frames, boxes = hull_boxes(fused, size_hw)
+    centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+    values = []
+    for frame, (left, top, right, bottom) in zip(frames, boxes):
+        rows, columns = (
+            slice(math.floor(low * count), math.ceil(high * count))
+            for low, high, count in ((top, bottom, fused.shape[1]), (left, right, fused.shape[2]))
+        )
+        values.append(fused[frame, rows, columns].max())
+    return PointPrompts(frames, centres, np.array(values, np.float32), box=boxes)
 
 
 def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int, int]) -> PointPrompts:

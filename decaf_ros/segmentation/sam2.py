@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -44,6 +44,10 @@ class FrameEmbedding:
     def nbytes(self) -> int:
         """Bytes of the features."""
         return sum(level.nbytes for level in self.features)
+
+
+# Mask logits (P, h, w), predicted IoU (P,) and object score (P,) of prompts (P, n, 2), pixels of the square input.
+_Decode = Callable[[FrameEmbedding, torch.Tensor], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
 
 class _Owner:
@@ -184,7 +188,20 @@ class Sam2:
         """
         if xy.ndim != 2 or xy.shape[1] != 2 or not ((xy >= 0) & (xy <= 1)).all():
             raise ValueError(f"xy: expected shape (P, 2) with values in [0, 1], got shape {xy.shape} with values {xy}")
-        points = torch.as_tensor(xy, dtype=torch.float32, device=self.device)[:, None] * self.image_size
+        return (yield from self._prompt_steps(embedding, xy[:, None], self._decode))
+
+    def box_steps(self, embedding: FrameEmbedding, boxes: np.ndarray) -> Steps[PointMasks]:
+        """One mask per box, the single one of SAM 2's decoder, as SAM2ImagePredictor with multimask_output=False.
+
+        boxes: (P, 4) in [0, 1]: left, top, right, bottom. Raises ValueError for another shape or boxes outside.
+        """
+        if boxes.ndim != 2 or boxes.shape[1] != 4 or not ((boxes >= 0) & (boxes <= 1)).all():
+            raise ValueError(f"boxes: expected shape (P, 4) with values in [0, 1], got {boxes.shape} with {boxes}")
+        return (yield from self._prompt_steps(embedding, boxes.reshape(-1, 2, 2), self._decode_boxes))
+
+    def _prompt_steps(self, embedding: FrameEmbedding, corners: np.ndarray, decode: _Decode) -> Steps[PointMasks]:
+        """Decodes P prompts of n points each, (P, n, 2) in [0, 1], in batches."""
+        points = torch.as_tensor(corners, dtype=torch.float32, device=self.device) * self.image_size
         if len(points) == 0:
             no_scores = torch.zeros(0, device=self.device)
             no_masks = no_scores.view(0, *(side // 4 for side in (self.image_size, self.image_size)))
@@ -194,7 +211,7 @@ class Sam2:
             if parts:
                 yield
             with self.inference():  # not across a yield
-                parts.append(self._decode(embedding, chunk))
+                parts.append(decode(embedding, chunk))
         logits, iou, object_score = (torch.cat(part) for part in zip(*parts))
         return PointMasks(logits, iou, object_score, embedding.size_hw)
 
@@ -221,6 +238,31 @@ class Sam2:
         if self.blank_unseen:
             logits = torch.where(object_score[:, None, None, None] > 0, logits, NO_OBJ_SCORE)
         return self.filled(logits.float())[:, 0], iou, object_score
+
+    def _decode_boxes(
+        self, embedding: FrameEmbedding, corners: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """As `_decode`, in boxes (P, 2, 2): two corners each."""
+        model = self.model
+        *high_res, coarse = embedding.features
+        if model.directly_add_no_mem_embed:
+            coarse = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
+        # SAM 2's labels of a box's corners.
+        labels = torch.tensor([[2, 3]], dtype=torch.int32, device=self.device).expand(len(corners), -1)
+        sparse, dense = model.sam_prompt_encoder(points=(corners, labels), boxes=None, masks=None)
+        logits, iou, _, object_score = model.sam_mask_decoder(
+            image_embeddings=coarse,
+            image_pe=model.sam_prompt_encoder.get_dense_pe(),
+            sparse_prompt_embeddings=sparse,
+            dense_prompt_embeddings=dense,
+            multimask_output=False,
+            repeat_image=True,
+            high_res_features=high_res or None,
+        )
+        score = object_score[:, 0].float()
+        if self.blank_unseen:
+            logits = torch.where(score[:, None, None, None] > 0, logits, NO_OBJ_SCORE)
+        return self.filled(logits.float())[:, 0], iou[:, 0].float(), score
 
     def filled(self, logits: torch.Tensor) -> torch.Tensor:
         """Mask logits (K, 1, h, w) float32 with small holes filled (`fill_holes`)."""

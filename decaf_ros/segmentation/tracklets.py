@@ -96,7 +96,7 @@ def propose_tracklets(
     or with sam2.blank_unseen an unseen candidate.
 
     Args:
-        points: Eq. 5, each point a separate object.
+        points: Eq. 5, each point (or box) a separate object.
 
     Returns:
         The remaining tracklets by source frame, best first within a frame.
@@ -112,7 +112,10 @@ def propose_tracklets(
         here = np.flatnonzero(points.frame == source)
         embedding = sam2.embed(window.frames[source])
         yield
-        found = yield from sam2.point_steps(embedding, points.xy[here])
+        if points.box is None:
+            found = yield from sam2.point_steps(embedding, points.xy[here])
+        else:
+            found = yield from sam2.box_steps(embedding, points.box[here])
         yield
         masks = PackedMasks.of(found.logits, window.size_hw)
         kept = (masks.area_px > 0) | sam2.blank_unseen

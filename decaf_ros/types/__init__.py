@@ -8,6 +8,7 @@ Modules: `frames` (images), `method` (from attention maps to a window's masks), 
 
 from decaf_ros.types.frames import Frame, Window
 from decaf_ros.types.method import (
+    AnswerCount,
     AttentionMaps,
     BranchMaps,
     Grounding,
@@ -34,6 +35,7 @@ from decaf_ros.types.stream import (
 )
 
 __all__ = [
+    "AnswerCount",
     "AttentionMaps",
     "BranchMaps",
     "Frame",

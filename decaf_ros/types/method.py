@@ -42,6 +42,13 @@ class AttentionMaps:
         check_array("AttentionMaps.fused", self.fused, np.float32, (None, None, None))
 
 
+class AnswerCount(NamedTuple):
+    """Answers of a method that reads points from text: how many were not in the format asked for, and all."""
+
+    malformed: int
+    asked: int
+
+
 @dataclass(frozen=True, eq=False)
 class Grounding:
     """Attention and decoded text of the multimodal LLM.
@@ -51,6 +58,7 @@ class Grounding:
     asked: probability of "yes" to the question whether the target is there; None if not asked.
     means_several: whether the query means several objects (True) or one (False), see `grounding.number`; None if any
         number will do.
+    malformed: of a method that reads points from text (`decaf_ros.evaluation.baselines.native`); None for the others.
     """
 
     maps: AttentionMaps
@@ -58,6 +66,7 @@ class Grounding:
     answers: tuple[str, ...] = ()
     asked: float | None = None
     means_several: bool | None = None
+    malformed: AnswerCount | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,14 +77,19 @@ class PointPrompts:
     xy: (P, 2) float32 in [0, 1], x right, y down.
     value: (P,) float32, fused attention at the point.
     left_out: number of weaker points dropped by `segmentation.max_points`.
+    box: (P, 4) float32 in [0, 1], left, top, right, bottom: prompts in place of the points, which are their centres.
+        None: the points are the prompts.
     """
 
     frame: np.ndarray
     xy: np.ndarray
     value: np.ndarray
     left_out: int = 0
+    box: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        if self.box is not None:
+            check_array("PointPrompts.box", self.box, np.float32, (len(self.frame), 4))
         check_array("PointPrompts.frame", self.frame, np.int64, (None,))
         check_array("PointPrompts.xy", self.xy, np.float32, (len(self.frame), 2))
         check_array("PointPrompts.value", self.value, np.float32, (len(self.frame),))
@@ -141,7 +155,7 @@ class Segmentation:
     keypoints: the strongest well-separated peaks of the fused map, strongest first.
     tracklets: all scored candidates, best first.
     selected: the targets, best first; empty: not found.
-    coarse_masks: (T, H, W) bool, Otsu masks of the fused map; None without dense frames.
+    coarse_masks: (T, H, W) bool, masks of the fused map alone, by Otsu's threshold; None without dense frames.
     dense_labels: (F, H, W) uint8 over the dense frames, 0 background, k the k-th of `selected` (the better one where
         they overlap); None without dense frames.
     stage_ms: wall time of each stage, in order.

@@ -37,6 +37,7 @@ class Referral:
         name: unique in the clip; names the expression in a submission to a server.
         subset: part of the dataset. A dataset's score is the mean over its subsets.
         scored: indices of the frames whose masks are known; None: all.
+        similar: whether the clip shows an object that is no target and resembles one; None if it is unknown.
     """
 
     text: str
@@ -48,6 +49,7 @@ class Referral:
     name: str = ""
     subset: str = ""
     scored: tuple[int, ...] | None = None
+    similar: bool | None = None
 
 
 class ObjectMasks(Protocol):

@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from decaf_ros.evaluation.baselines.registry import DECAF, METHODS
+
 # The scores of a column, in the order of the figures of `published`.
 SCORES = ("j_and_f", "j", "f")
 
@@ -58,6 +60,9 @@ class Row:
         model: key of `Catalogue.models`, or another name in a row that cannot be run.
         changes: changed parameters by dotted name.
         start: first layer of the rollout as a share of the layers; None: as configured.
+        baseline: a key of `decaf_ros.evaluation.baselines.registry.METHODS`.
+        similar: whether the scores are of the samples with similar objects only (Tab. 13).
+        extra: not in the paper; only measured on a data set that takes the place of the tables' own.
         note: why the row cannot be run; empty if it can.
         figures: the paper's, in per cent, column by column with its scores; None where there is none.
     """
@@ -66,6 +71,9 @@ class Row:
     model: str
     changes: Mapping[str, Any] = field(default_factory=dict)
     start: float | None = None
+    baseline: str = DECAF
+    similar: bool = False
+    extra: bool = False
     note: str = ""
     figures: tuple[float | None, ...] = ()
 
@@ -164,8 +172,12 @@ def read_catalogue(file: Path) -> Catalogue:
 
 
 def _table(name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], models: Mapping[str, Model]) -> Table:
-    rows = tuple(Row(**{**row, "figures": tuple(row["figures"])}) for row in entry["rows"])
     keys, scores = tuple(entry["columns"]), tuple(entry["scores"])
+    unknown_figures = [None] * (len(keys) * len(scores))
+    rows = tuple(
+        Row(**{**row, "figures": tuple(unknown_figures if row.get("extra") else row["figures"])})
+        for row in entry["rows"]
+    )
     if unknown := sorted((set(keys) - set(columns)) | (set(scores) - set(SCORES))):
         raise ValueError(f"{name}: expected known columns and scores, got {', '.join(unknown)}")
     for row in rows:
@@ -174,4 +186,6 @@ def _table(name: str, entry: Mapping[str, Any], columns: Mapping[str, Column], m
             raise ValueError(f"{where}: expected {len(keys) * len(scores)} figures, got {len(row.figures)}")
         if not row.note and row.model not in models:
             raise ValueError(f"{where}: expected one of {', '.join(models)}")
+        if row.baseline not in METHODS:
+            raise ValueError(f"{where}: expected one of {', '.join(METHODS)}, got {row.baseline!r}")
     return Table(name, entry["text"], keys, scores, rows, entry.get("published", False))

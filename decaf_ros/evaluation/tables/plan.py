@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from decaf_ros.config import DecafConfig, replace
+from decaf_ros.evaluation.baselines.head_files import find_heads, read_heads
+from decaf_ros.evaluation.baselines.registry import DECAF, DECAF_SPEC, METHODS, MethodSpec
 from decaf_ros.evaluation.datasets.clips import Dataset, ExpressionChoice
 from decaf_ros.evaluation.datasets.registry import Selection, find_source
 from decaf_ros.evaluation.tables.catalogue import Catalogue, Column, Row, Table
@@ -33,6 +35,8 @@ class Given:
         own_model: whether one multimodal LLM, that of the configuration, takes the place of the tables' models.
         limit: number of samples of each data set; None: all.
         present_per_clip: number of expressions asked about a clip if not all are.
+        heads: file or folder with localization heads, see `MethodSpec`.
+        similar: samples with similar objects, CLIP/EXPRESSION; None: as the data set tells them, if it does.
     """
 
     data: Path | None = None
@@ -43,6 +47,8 @@ class Given:
     own_model: bool = False
     limit: int | None = None
     present_per_clip: int = 3
+    heads: Path | None = None
+    similar: frozenset[str] | None = None
 
     @property
     def part(self) -> str:
@@ -58,6 +64,7 @@ class RunKey(NamedTuple):
     split: str
     config: DecafConfig
     start: float | None
+    method: MethodSpec = DECAF_SPEC
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,7 @@ class Line:
         run: what has to be run; None if nothing has.
         missing: models and data that the run lacks.
         note: what else is to be said; empty: nothing.
+        only: keys of the samples whose scores count; None: all of the run.
     """
 
     table: Table
@@ -81,6 +89,7 @@ class Line:
     run: RunKey | None = None
     missing: tuple[str, ...] = ()
     note: str = ""
+    only: frozenset[str] | None = None
 
     @property
     def ready(self) -> RunKey | None:
@@ -105,10 +114,12 @@ class Plan:
         """The lines of a table in its order, with those of other methods at the end."""
         lines, rows = [], set()
         for row in table.rows:
+            if row.extra and not self.given.dataset:
+                continue
             figures = self._figures(table, row)
-            if self.given.own_model and not row.note:
-                row = dataclasses.replace(row, model=Path(self._base.mllm.checkpoint).name)
-            told = repr((row.method, row.model, row.changes, row.start, row.note))
+            if self.given.own_model and self._is_run(row):
+                row = dataclasses.replace(row, model=Path(self._base.mllm.checkpoint).name, note="")
+            told = repr((row.method, row.baseline, row.model, row.changes, row.start, row.similar, row.note))
             if told in rows:
                 continue
             rows.add(told)
@@ -147,6 +158,11 @@ class Plan:
             self._samples[named] = listed
         return self._samples[named]
 
+    def _is_run(self, row: Row) -> bool:
+        """Whether the row can be run: as it is, or a baseline with the own model in place of one that is not here."""
+        no_model = row.baseline != DECAF and row.model not in self.tables.models
+        return not row.note or (self.given.own_model and no_model)
+
     def _columns(self, table: Table) -> list[tuple[str, Column]]:
         columns = [(key, self.tables.columns[key]) for key in table.columns]
         if not self.given.dataset:
@@ -157,7 +173,7 @@ class Plan:
 
     def _figures(self, table: Table, row: Row) -> dict[str, dict[str, float | None]]:
         """The paper's figures by column and score. They are of its data sets and models."""
-        if self.given.dataset or (self.given.own_model and not row.note):
+        if self.given.dataset or (self.given.own_model and self._is_run(row)):
             return {}
         count = len(table.scores)
         return {
@@ -179,13 +195,49 @@ class Plan:
             config = replace(config, {f"{stage}.checkpoint": path, f"{stage}.local_files_only": True})
         found = self._dataset(column.dataset, column.split)
         missing += [f"data {column.dataset}: {found}"] if isinstance(found, str) else []
-        key = RunKey(column.dataset, column.split, config, row.start)
+        method, fault = self._method(row, name=Path(changes.get("mllm.checkpoint", self._base.mllm.checkpoint)).name)
+        missing += [fault] if fault else []
+        key = RunKey(column.dataset, column.split, config, row.start, method)
         got = "" if isinstance(found, str) else found.settings.get("version", "unknown")
         other = ""
         if column.version and got not in ("", column.version):
             other = f"version of the data: {got}, so no difference is shown"
         note = "; ".join(filter(None, (self.given.part, other)))
-        return Line(table, row, column, figures, key, tuple(missing), note)
+        only = self._similar(key) if row.similar and not missing else None
+        if row.similar and not missing and only is None:
+            told = "the paper does not list the 187 samples of the subset, nor do these data tell similar objects"
+            return Line(table, row, column, figures, note=f"{told}; --similar FILE names the samples")
+        return Line(table, row, column, figures, key, tuple(missing), note, only)
+
+    def _similar(self, key: RunKey) -> frozenset[str] | None:
+        """Keys of a run's samples with similar objects; None if nothing tells them.
+
+        Raises ValueError for a listed sample that the data set does not have.
+        """
+        samples = self.samples(key)
+        if self.given.similar is None:
+            told = any(sample.similar is not None for sample in samples)
+            return frozenset(sample.key for sample in samples if sample.similar) if told else None
+        found = {sample.listed_as: sample.key for sample in samples if sample.listed_as in self.given.similar}
+        if not self.given.part and (unknown := sorted(self.given.similar - found.keys())):
+            known = samples[0].listed_as if samples else "CLIP/EXPRESSION"
+            raise ValueError(f"--similar: expected samples of {key.dataset}, such as {known}, got {unknown[0]}")
+        return frozenset(found.values())
+
+    def _method(self, row: Row, name: str) -> tuple[MethodSpec, str]:
+        """The row's method, and what it lacks; empty if it lacks nothing. name: of the model."""
+        if not METHODS[row.baseline].needs_heads:
+            return MethodSpec(row.baseline), ""
+        checkpoint = self._base.mllm.checkpoint if self.given.own_model else self.tables.models[row.model].checkpoint
+        path = Path(self._checkpoint(checkpoint)[0])
+        if self.given.heads is None and not path.exists():
+            return MethodSpec(row.baseline), ""  # the model is missing, and told
+        file = find_heads(self.given.heads, path if self.given.heads is None else path.with_name(name))
+        try:
+            read_heads(file)
+        except (OSError, ValueError) as error:
+            return MethodSpec(row.baseline, file), f"heads of {name}: {error}"
+        return MethodSpec(row.baseline, file), ""
 
     def _dataset(self, name: str, split: str) -> Dataset | str:
         """The data set, or what is missing."""

@@ -6,7 +6,7 @@ import dataclasses
 import fcntl
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -26,6 +26,7 @@ from decaf_ros.evaluation.tables.samples import Sample, Work, read_case
 from decaf_ros.evaluation.tables.scheduling import Outcome, Pool, WorkersDiedError, run_samples
 from decaf_ros.evaluation.tables.store import StoredRun
 from decaf_ros.io.files import write_text
+from decaf_ros.types import AnswerCount
 from decaf_ros.version import __version__
 from decaf_ros.weights.folders import digest
 
@@ -40,21 +41,36 @@ class Measured:
     Attributes:
         name: name of the run's folder.
         cases: of the samples that are done.
+        keys: of these samples, in the same order.
         failed: why samples failed, by their key.
         submission: the file for the server that scores the split, which is complete; None if there is none.
     """
 
     name: str
     cases: Sequence[Case]
+    keys: Sequence[str]
     failed: Mapping[str, str]
     submission: Path | None = None
 
-    def scores(self, column: Column, names: Sequence[str]) -> dict[str, float | None]:
+    @property
+    def malformed(self) -> AnswerCount | None:
+        """The answers of all cases; None for a method that reads no points from text."""
+        counts = [case.malformed for case in self.cases if case.malformed]
+        return AnswerCount(*map(sum, zip(*counts))) if counts else None
+
+    def of(self, only: Collection[str] | None) -> list[Case]:
+        """The cases of the samples with these keys; None: all."""
+        return [case for key, case in zip(self.keys, self.cases) if only is None or key in only]
+
+    def scores(
+        self, column: Column, names: Sequence[str], only: Collection[str] | None = None
+    ) -> dict[str, float | None]:
         """The scores of a column, fractions; None where nothing was measured. Without public masks there are none, nor
-        if a sample failed: leaving it out would favour the method."""
-        if self.failed or not self.cases:
+        if a sample failed: leaving it out would favour the method. only: see `of`."""
+        cases = self.of(only)
+        if self.failed or not cases:
             return dict.fromkeys(names)
-        found = protocol(self.cases)
+        found = protocol(cases)
         means = found["by_subset"].get(column.subset, {}) if column.subset else found["overall"]
         prefix = "attention_" if column.masks == "attention" else ""
         return {name: means.get(prefix + name) for name in names}
@@ -102,7 +118,7 @@ def measure(
         say(f"{len(samples)} samples in {len(keys)} runs, {len(samples) - len(left)} of them done before")
         stopped = ""
         if left:
-            works = [Work(plan.dataset(key), resolved(key.config, device), key.start) for key in keys]
+            works = [Work(plan.dataset(key), resolved(key.config, device), key.start, key.method) for key in keys]
             pool, workers = make_pool(works)
             stack.callback(pool.close)
             try:
@@ -127,13 +143,13 @@ def _collected(key: RunKey, plan: Plan, run: StoredRun, out: Path, stopped: str)
     """stopped: why samples were not tried."""
     samples = plan.samples(key)
     stored = {sample: run.case_of(sample) if run.done(sample) else None for sample in samples}
-    cases = [read_case(case) for case in stored.values() if case is not None]
+    cases = {sample.key: read_case(case) for sample, case in stored.items() if case is not None}
     failed = {sample.key: run.error_of(sample) or stopped or LOST for sample, case in stored.items() if case is None}
     failed = dict(sorted(failed.items(), key=lambda one: one[1] == stopped))  # those that were tried come first
     submission = None
     if not plan.dataset(key).has_truth and not failed and not plan.given.part:
         submission = _submission(key, samples, run, out)
-    return Measured(run.folder.name, cases, failed, submission)
+    return Measured(run.folder.name, tuple(cases.values()), tuple(cases), failed, submission)
 
 
 def _submission(key: RunKey, samples: Sequence[Sample], run: StoredRun, out: Path) -> Path:
@@ -167,6 +183,7 @@ def _identity(key: RunKey, dataset: Dataset, digests: _Digests, device: str) -> 
         "dataset": {"name": key.dataset, **dataset.settings},
         "parameters": json.loads(json.dumps(parameters)),
         "first_layer": key.start,
+        **key.method.identity(),
         "checkpoints": {
             stage: {"name": Path(path).name, "sha256": digests(Path(path))} for stage, path in checkpoints.items()
         },

@@ -7,18 +7,20 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from decaf_ros.answers import first_line
 from decaf_ros.config import DecafConfig
 from decaf_ros.evaluation.ablation import Variant, variant_config
+from decaf_ros.evaluation.baselines.method import Models
+from decaf_ros.evaluation.baselines.registry import DECAF_SPEC, MethodSpec, make_method
 from decaf_ros.evaluation.datasets.clips import Dataset, EvaluationClip, ExpressionChoice, is_absent_kind
-from decaf_ros.evaluation.jobs import load_evaluator
+from decaf_ros.evaluation.jobs import load_quietly
 from decaf_ros.evaluation.metrics import MaskScore, Pointing
 from decaf_ros.evaluation.report import case_entry
 from decaf_ros.evaluation.run import Case, Evaluator, Job
-from decaf_ros.pipeline import Decaf
-from decaf_ros.types import Presence
+from decaf_ros.types import AnswerCount, Presence
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,13 @@ class Work:
         dataset: the clips.
         config: the configuration, with checkpoints that are on this machine.
         start: first layer of the rollout as a share of the layers; None: as configured.
+        method: the method.
     """
 
     dataset: Dataset
     config: DecafConfig
     start: float | None = None
+    method: MethodSpec = DECAF_SPEC
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Sample:
         text: the expression.
         frames: number of frames of the clip.
         name: name of the expression in a submission.
+        similar: see `Referral.similar`.
     """
 
     work: int
@@ -57,6 +62,12 @@ class Sample:
     text: str
     frames: int
     name: str = ""
+    similar: bool | None = None
+
+    @property
+    def listed_as(self) -> str:
+        """CLIP/EXPRESSION in lists of samples, with the data set's own name of the expression if it has one."""
+        return f"{self.key.rpartition('/')[0]}/{self.name}" if self.name else self.key
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,22 @@ def samples_of(dataset: Dataset, work: int, choice: ExpressionChoice) -> Iterato
                 continue
             place = clip.expressions.index(expression)
             name = f"{clip.name}/{place}"
-            yield Sample(work, index, place, name, expression.text, len(clip.frames), expression.name)
+            told = expression.name, expression.similar
+            yield Sample(work, index, place, name, expression.text, len(clip.frames), *told)
+
+
+def read_list(file: Path) -> frozenset[str]:
+    """The samples that a text file names as `Sample.listed_as`, one a line; # begins a comment.
+
+    Raises OSError, or ValueError for a line without a slash or a file without samples.
+    """
+    lines = [line.partition("#")[0].strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    for number, line in enumerate(lines, 1):
+        if line and "/" not in line:
+            raise ValueError(f"{file}, line {number}: expected CLIP/EXPRESSION, got {line!r}")
+    if not any(lines):
+        raise ValueError(f"{file}: expected samples, CLIP/EXPRESSION, one a line, got none")
+    return frozenset(filter(None, lines))
 
 
 class SampleWorker:
@@ -102,6 +128,7 @@ class SampleWorker:
 
     def __init__(self, works: Sequence[Work], threads: int) -> None:
         self._works, self._threads = works, threads
+        self._models: tuple[DecafConfig, Models] | None = None
         self._evaluator: Evaluator | None = None
         self._configured = -1
         self._clip: tuple[Dataset, int, EvaluationClip] | None = None
@@ -130,17 +157,15 @@ class SampleWorker:
         """The method configured for a Work. Models are loaded again only if their own options differ."""
         if self._evaluator is not None and self._configured == index:
             return self._evaluator
-        work, last, self._evaluator = self._works[index], self._evaluator, None
-        if last is not None and _same_models(last.decaf.config, work.config):
-            evaluator = Evaluator(Decaf(last.decaf.grounder.mllm, last.decaf.sam2, work.config))
-        else:
-            last = None  # frees the memory of the old models first
-            evaluator = load_evaluator(work.config, self._threads)
-        decaf = evaluator.decaf
+        work, self._evaluator = self._works[index], None
+        if self._models is None or not _same_models(self._models[0], work.config):
+            self._models = None  # frees the memory of the old models first
+            self._models = work.config, load_quietly(work.config, self._threads)
+        models, config = self._models[1], work.config
         if work.start is not None:
-            decaf.config = variant_config(work.config, Variant("", "", start=work.start), decaf.grounder.mllm.layers)
-        self._evaluator, self._configured = evaluator, index
-        return evaluator
+            config = variant_config(config, Variant("", "", start=work.start), models.mllm.layers)
+        self._evaluator, self._configured = Evaluator(make_method(models, config, work.method)), index
+        return self._evaluator
 
     def _read(self, dataset: Dataset, index: int) -> EvaluationClip:
         if self._clip is None or self._clip[:2] != (dataset, index):
@@ -171,7 +196,8 @@ def read_case(entry: Mapping[str, Any]) -> Case:
     Raises KeyError or TypeError for another entry.
     """
     values = {field.name: entry[field.name] for field in dataclasses.fields(Case)}
-    for name, kind in (("always", MaskScore), ("attention", MaskScore), ("pointing", Pointing)):
+    kinds = {"always": MaskScore, "attention": MaskScore, "pointing": Pointing, "malformed": AnswerCount}
+    for name, kind in kinds.items():
         values[name] = None if values[name] is None else kind(**values[name])
     values["presence"] = Presence(**values["presence"])
     values["frame_categories"] = tuple(values["frame_categories"])

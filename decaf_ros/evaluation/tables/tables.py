@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from decaf_ros.evaluation.baselines.registry import DECAF
 from decaf_ros.evaluation.report import percent, table, write_json
+from decaf_ros.evaluation.tables.catalogue import SCORES
 from decaf_ros.evaluation.tables.plan import Line, RunKey
 from decaf_ros.evaluation.tables.runs import Measured
 from decaf_ros.io.files import write_text
@@ -56,9 +59,11 @@ def _remarks(line: Line, measured: Mapping[RunKey, Measured]) -> tuple[str, str]
     if found.failed:
         key, error = next(iter(found.failed.items()))
         notes.append(f"{len(found.failed)} samples failed, so there is no figure; {key}: {error}")
+    if count := found.malformed:
+        notes.append(f"{count.malformed} of {count.asked} answers malformed")
     if found.submission:
         notes.append(f"scored by the server: {found.submission.name}")
-    return str(len(found.cases)), "; ".join(notes)
+    return str(len(found.of(line.only))), "; ".join(notes)
 
 
 def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, dict[str, float | None]]:
@@ -68,7 +73,7 @@ def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, di
     """
     found = measured.get(line.ready) if line.ready else None
     names = line.table.scores
-    ours = dict.fromkeys(names) if found is None else found.scores(line.column, names)
+    ours = dict.fromkeys(names) if found is None else found.scores(line.column, names, line.only)
     scores = {}
     for name in names:
         published, own = line.figures.get(name), ours[name]
@@ -76,6 +81,33 @@ def line_scores(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, di
         difference = 100 * own - published if whole and own is not None and published is not None else None
         scores[name] = {"ours": own, "published": published, "difference": difference}
     return scores
+
+
+def comparison(
+    lines: Sequence[Line], measured: Mapping[RunKey, Measured]
+) -> tuple[str, list[dict[str, str | int | float | None]]]:
+    """All configurations of several tables on one data set in one table, with both kinds of masks: as Markdown, and as
+    JSON values, fractions. None, or "-", for what was not measured."""
+    kinds = {"attention": "attention", "sam": "SAM 2"}
+    content: list[dict[str, str | int | float | None]] = []
+    rows = []
+    first_lines = {line.ready: line for line in reversed(lines) if line.ready}
+    # DecAF first, then the order of the tables.
+    for key, line in sorted(reversed(first_lines.items()), key=lambda item: item[1].row.baseline != DECAF):
+        found = measured.get(key) if key else None
+        columns = {kind: dataclasses.replace(line.column, masks=kind) for kind in kinds}
+        scores = {
+            f"{kind}_{name}": score
+            for kind, column in columns.items()
+            for name, score in (dict.fromkeys(SCORES) if found is None else found.scores(column, SCORES)).items()
+        }
+        count = None if found is None else len(found.cases)
+        content.append({"method": line.row.method, "model": line.row.model, "samples": count, **scores})
+        cells = [percent(score) for score in scores.values()]
+        rows.append((line.row.method, line.row.model, *cells, "-" if count is None else str(count)))
+    headings = [f"{text} {_HEADINGS[name]}" for text in kinds.values() for name in SCORES]
+    data = table(("method", "model", *headings, "samples"), rows)
+    return f"## All methods\n\n{data}", content
 
 
 def table_content(
@@ -101,8 +133,9 @@ def _line_content(line: Line, measured: Mapping[RunKey, Measured]) -> dict[str, 
         "masks": line.column.masks,
         "scores": line_scores(line, measured),
         "run": found and found.name,
-        "samples": found and len(found.cases),
+        "samples": found and len(found.of(line.only)),
         "failed": dict(found.failed) if found else {},
+        "malformed": found and found.malformed and found.malformed._asdict(),
         "missing": list(line.missing),
         "note": line.note,
     }
