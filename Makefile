@@ -106,6 +106,8 @@ $(DOCS)/stamp: requirements/docs.txt
 
 bench: setup
 	$(RUN) python benchmarks/run.py $(if $(QUICK),--quick) $(if $(DEVICE),--device $(DEVICE)) $(if $(SHAPE),--shape $(SHAPE))
+	$(if $(QUICK),,$(RUN) python benchmarks/node.py)
+	$(if $(QUICK),,$(RUN) python benchmarks/soak.py --minutes 10)
 
 # Clips for the validation of SAM 2's training.
 validation: setup
