@@ -147,6 +147,22 @@ def test_the_best_token_is_chosen_by_the_truth_and_only_by_it(models, window):
     assert len(seen) == 3 and (seen[2] != seen[0]).any()
 
 
+def test_a_model_without_a_matrix_of_words_is_told(models, window, monkeypatch):
+    monkeypatch.setattr(models.mllm.model, "get_output_embeddings", lambda: torch.nn.Identity())
+    with pytest.raises(ValueError, match="tam: expected an output layer with a matrix of weights, got Identity"):
+        ground(make_method(models, CONFIG, MethodSpec("tam")), window)
+
+
+def test_an_answer_without_words_has_an_empty_map(models, window, monkeypatch):
+    def decode_ids(*_):
+        yield
+        return [([], True)]
+
+    monkeypatch.setattr(tam, "decode_ids", decode_ids)
+    found = ground(make_method(models, CONFIG, MethodSpec("tam")), window)
+    assert found.category == "" and found.maps.fused.shape[0] == 4 and not found.maps.fused.any()
+
+
 def test_a_baseline_always_answers(models):
     config = replace(CONFIG, {"presence.threshold": 0.9, "segmentation.fallback": "none"})
     baseline = make_method(models, config, MethodSpec("tam")).config

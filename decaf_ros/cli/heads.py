@@ -20,7 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="find the localization heads of a model, for decaf eval --method loc-head",
         description="Finds the attention heads of a multimodal LLM that look at what a phrase names (Loc-Head, Kang et "
         "al., 2025): by their attention to the image, then by the spatial entropy of their maps, over image-text "
-        "pairs. Writes a file for --heads of `decaf eval` and `decaf reproduce` (docs/evaluation.md).",
+        "pairs. Writes a file for --heads of `decaf eval` and `decaf reproduce` (docs/baselines.md).",
     )
     parser.set_defaults(configure=read_heads_config, run=run)
     add = parser.add_argument

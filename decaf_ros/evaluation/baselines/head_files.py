@@ -11,7 +11,7 @@ import yaml
 
 # In a checkpoint's folder; used without --heads.
 DEFAULT_NAME = "loc_head.yaml"
-_HOW = "decaf heads --mllm CHECKPOINT --pairs DIR --out FILE writes one"
+_HOW = "decaf heads --mllm CHECKPOINT --pairs DIR --out FILE writes one, for --heads FILE"
 
 
 class Head(NamedTuple):
