@@ -314,11 +314,16 @@ class OnlineSegmenter:
         if missing:
             self._end(live, QueryState.NOT_FOUND, missing + left_out, **details)
             return
-        live.answered, live.anchors = True, choose_anchors(found, self._decaf.config.regrounding.anchors)
+        live.anchors = choose_anchors(found, self._decaf.config.regrounding.anchors)
         text, places = tracking_text(len(ids), category), self._decaf.config.tracking.max_targets
         if not ids and len(self._targets.living) >= places:
             text += f" (all {places} places are taken: tracking.max_targets)"
-        self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
+        live.answered = True  # before the event: what it causes may end the query
+        try:
+            self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
+        except BaseException:  # it is not out
+            live.answered = False
+            raise
 
     def _fail(self, live: LiveQuery, error: Exception, was_fresh: bool) -> None:
         _log.debug("grounding failed", exc_info=error)
@@ -357,14 +362,17 @@ class OnlineSegmenter:
     # Outputs
 
     def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
-        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered. details: see below."""
+        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered, also if an error comes between.
+        details: see below."""
         self.queries.remove(live)
-        self._turns.abandon(live)
-        self._follower.drop(live.query)
-        if live.answered:
-            self._emit_event(live.query, QueryState.ENDED, text)
-        else:
-            self._emit_event(live.query, state, text, **details)
+        try:
+            self._turns.abandon(live)
+            self._follower.drop(live.query)
+        finally:
+            if live.answered:
+                self._emit_event(live.query, QueryState.ENDED, text)
+            else:
+                self._emit_event(live.query, state, text, **details)
 
     def _emit_event(
         self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any
