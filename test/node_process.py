@@ -80,17 +80,26 @@ def small_parameters(mllm_dir: Path, sam2_dir: Path) -> dict:
 
 
 class SegmenterProcess:
-    """`python -m decaf_ros.nodes.segmenter` with a parameter file."""
+    """`python -m decaf_ros.nodes.segmenter` with a parameter file, or test/faulty_node.py with a folder of faults."""
 
     def __init__(
-        self, domain_id: int, folder: Path, parameters: dict, *ros_args: str, namespace: str = "/decaf"
+        self,
+        domain_id: int,
+        folder: Path,
+        parameters: dict,
+        *ros_args: str,
+        namespace: str = "/decaf",
+        faults: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         params_file = folder / "params.yaml"
         params_file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
         self._log = folder / "log.txt"
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "decaf_ros.nodes.segmenter", "--ros-args", "-r", f"__ns:={namespace}"]
+        program = ["-m", "decaf_ros.nodes.segmenter"]
+        if faults is not None:
+            program, environment["DECAF_FAULTS"] = [str(ROOT / "test" / "faulty_node.py")], str(faults)
+        command = [sys.executable, *program, "--ros-args", "-r", f"__ns:={namespace}"]
         command += ["--params-file", str(params_file), *ros_args]
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)

@@ -87,7 +87,10 @@ class Camera:
     # Transitions
 
     def configure(self, config: DecafConfig, worker: Worker, make_handlers: Callable[..., Handlers]) -> Handlers:
-        """Makes the publishers and the handlers, and returns these. make_handlers: makes Handlers from its arguments `publish`, `log`, `is_wanted` and `watch`."""
+        """Makes the publishers and the handlers, and returns these.
+
+        make_handlers: makes Handlers from its arguments `publish`, `log`, `is_wanted` and `watch`.
+        """
         self._worker = worker
         self._is_space_due = self._is_patience_due = False
         outputs = Outputs(self._node, self._prefix, config, lambda: self.busy, self._action.watch, self._log_own)

@@ -112,7 +112,7 @@ class QueryServices:
         return response
 
     async def _caught_up(self) -> None:
-        """Returns when the worker thread has run the commands that came before, or after _LIST_S, or without a worker."""
+        """Returns when the worker thread has run the commands before, after _LIST_S at most, or without a worker."""
         done: Future[None] = Future()
 
         def finish() -> None:

@@ -233,7 +233,7 @@ class Segmenter(LifecycleNode):
             self._worker.abandon()
             self._left_behind.append(self._worker)
             self.get_logger().error(
-                f"the worker thread hangs in {self._busy}: it is left behind, and its models stay in memory until it ends"
+                f"the worker thread hangs in {self._busy}: it is left behind; its models stay in memory until it ends"
             )
         for camera in self._cameras.values():
             camera.clean_up()

@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from decaf_ros.nodes.camera import Camera
 from decaf_ros.nodes.worker import Activity, Worker
 from decaf_ros.online.turns import Turns
-from decaf_ros.types import QueryState
 
 _OPTION = "node.stage_timeout_s"
 

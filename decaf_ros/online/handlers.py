@@ -161,7 +161,7 @@ class Handlers:
     # From one thread
 
     def on_image(self, message: Any, arrival_ns: int | None = None) -> None:
-        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it, whatever its decoding raises.
+        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it, whatever decoding raises.
 
         arrival_ns: when it came; default: now. Takes the place of a stamp that does not tell the time, see
         `decaf_ros.io.stamps.StreamStamps`.
@@ -223,8 +223,8 @@ class Handlers:
             patience.image(arrival_ns, query_id in waiting, rejected)
 
     def on_query(self, query: Query) -> None:
-        """Passes a query to the core. An empty text ends the current ones. The answer is published on `status`. One that
-        has ended before (`Ledger.close`) changes nothing."""
+        """Passes a query to the core. An empty text ends the current ones. The answer is published on `status`. A query
+        that has ended before (`Ledger.close`) changes nothing."""
         self.statistics.queries += 1
         self._log("info", f"query {query.id}: {shortened(query.text)!r}")
         if self.ledger.take(query):
@@ -237,7 +237,7 @@ class Handlers:
         for query_id in self.ledger.closed:
             self.cancel(query_id, "it has ended")
             self.ledger.forget(query_id)
-        for query_id in self.ledger.lost(self._online.queries):
+        for query_id in self.ledger.lost([live.query.id for live in self._online.queries]):
             try:
                 self.ledger.close(query_id, QueryState.FAILED, "its answer was lost in an unexpected error")
             finally:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Container
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from decaf_ros.types import Query, QueryEvent, QueryState
@@ -72,13 +72,14 @@ class Ledger:
             entry = self._entries.get(event.query.id)
             if entry is None:
                 return False
+            if entry.closed:
+                if _is_end(event):
+                    del self._entries[event.query.id]
+                return False
             if entry.answered and event.state.is_answer:
                 event = _bare(event, QueryState.ENDED, event.text)
-            if not entry.closed:
-                self._go_out(entry, event)
-            elif _is_end(event):
-                del self._entries[event.query.id]
-            return not entry.closed
+            self._go_out(entry, event)
+            return True
 
     def close(self, query_id: str, state: QueryState, text: str) -> list[str]:
         """Ends a query, or all if the id is empty: with `state`, or with ENDED if its answer is out. Returns the ids of
@@ -101,7 +102,7 @@ class Ledger:
         with self._lock:
             return [entry.query.id for entry in self._entries.values() if entry.closed and entry.taken]
 
-    def lost(self, current: Container[str]) -> list[str]:
+    def lost(self, current: Collection[str]) -> list[str]:
         """Ids of queries that the core took and has no more, although their end is not out. current: those it has."""
         with self._lock:
             open_entries = [entry for entry in self._entries.values() if entry.taken and not entry.closed]

@@ -362,7 +362,7 @@ class OnlineSegmenter:
     # Outputs
 
     def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
-        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered, also if an error comes between.
+        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered, whatever is raised between.
         details: see below."""
         self.queries.remove(live)
         try:
