@@ -94,15 +94,14 @@ def _track(robot: Robot, text: str) -> str:
 
 
 def test_a_hanging_stage_is_answered_by_the_watchdog_and_the_node_stays(robot, process, faults):
-    robot.show(8, hz=40)
+    robot.show(8)
     with _hang(faults, "language"):
         query_id = robot.ask("the red square")
+        _wait_for_hang(robot, faults)
         wait_for(lambda: QueryStatus.FAILED in robot.states(query_id), "an answer")
         text = _text(robot, query_id)
-        assert (
-            text.startswith("stage ")
-            and f"of query {query_id} has not ended within 0.5 s (node.stage_timeout_s)" in text
-        )
+        assert text.startswith("stage ")
+        assert f"of query {query_id} has not ended within 0.5 s (node.stage_timeout_s)" in text
         # The diagnostics go on, name the stage, and agree with the answer.
         robot.received["/diagnostics"].clear()
         wait_for(lambda: robot.diagnosed().get("level") == ERROR, "diagnostics")
@@ -123,9 +122,10 @@ def test_a_hanging_stage_is_answered_by_the_watchdog_and_the_node_stays(robot, p
 
 def test_a_unit_that_answers_after_the_watchdog_gives_no_second_answer(robot, faults):
     """It hangs in the catch-up, whose end is the answer."""
-    robot.show(8, hz=40)
+    robot.show(8)
     with _hang(faults, "memory_attention"):
         query_id = robot.ask("the red square")
+        _wait_for_hang(robot, faults)
         wait_for(lambda: QueryStatus.FAILED in robot.states(query_id), "an answer")
     masks = len(robot.received["masks"])
     robot.show_until(lambda: len(robot.received["masks"]) > masks + 3, "masks")
@@ -150,7 +150,7 @@ def test_a_question_that_waits_for_hanging_tracking_is_answered(robot, faults):
 
 def test_timeouts_and_cancels_answer_while_a_call_hangs(robot, faults):
     robot.set_parameter("node.stage_timeout_s", 0.0)
-    robot.show(8, hz=40)
+    robot.show(8)
     with _hang(faults, "language"):
         first = robot.send_goal("the red square")
         _wait_for_hang(robot, faults)
@@ -167,7 +167,7 @@ def test_timeouts_and_cancels_answer_while_a_call_hangs(robot, faults):
 
 
 def test_deactivate_answers_while_a_call_hangs_and_activate_waits_for_it(robot, faults):
-    robot.show(8, hz=40)
+    robot.show(8)
     with _hang(faults, "language"):
         goal = robot.send_goal("the red square")
         _wait_for_hang(robot, faults)
@@ -186,7 +186,7 @@ def test_deactivate_answers_while_a_call_hangs_and_activate_waits_for_it(robot, 
 
 
 def test_cleanup_leaves_a_hanging_thread_behind_and_the_node_works_again(robot, process, faults):
-    robot.show(8, hz=40)
+    robot.show(8)
     with _hang(faults, "language", "once hang"):
         query_id = robot.ask("the red square")
         _wait_for_hang(robot, faults)
@@ -209,7 +209,7 @@ def test_cleanup_leaves_a_hanging_thread_behind_and_the_node_works_again(robot, 
     [("language", "oom"), ("encoder", "raise"), ("mask_decoder", "oom"), ("memory_attention", "raise")],
 )
 def test_a_call_that_raises_for_a_while_fails_the_question_and_the_node_goes_on(robot, process, faults, place, fault):
-    robot.show(3, hz=40)
+    robot.show(3)
     (faults / place).write_text(fault)
     try:
         query_id = robot.ask("the red square")
@@ -222,7 +222,7 @@ def test_a_call_that_raises_for_a_while_fails_the_question_and_the_node_goes_on(
 
 
 def test_memory_that_runs_out_once_is_no_failure(robot, faults):
-    robot.show(8, hz=40)
+    robot.show(8)
     for place in ("language", "mask_decoder"):
         (faults / place).write_text("once oom")
     _track(robot, "the red square")
@@ -232,7 +232,7 @@ def test_memory_that_runs_out_once_is_no_failure(robot, faults):
 def test_a_signal_answers_before_the_hanging_process_ends(robot, process, faults):
     # Must be the last test: it ends the node.
     robot.set_parameter("node.stage_timeout_s", 0.0)
-    robot.show(8, hz=40)
+    robot.show(8)
     (faults / "language").write_text("hang")
     goal = robot.send_goal("the red square")
     _wait_for_hang(robot, faults)

@@ -103,9 +103,9 @@ class OnlineSegmenter:
             self._emit(Notice("warn", text))
         is_keyframe = self.buffer.push(frame, self._decaf.config.window)
         if is_keyframe:
-            # The next groundings reuse the image embeddings that tracking computes now.
+            # The next groundings reuse what the models make of these frames.
             needed = [key for live in self.queries for key in (*self._anchors(live), *live.window_frames)]
-            self._decaf.sam2.hold(self, (*self.buffer.window().frames, *needed))
+            self._decaf.hold(self, (*self.buffer.window().frames, *needed))
             for live in self.queries:
                 live.on_key_frame()
         self._follow(frame, is_keyframe, camera_frame)
@@ -164,7 +164,7 @@ class OnlineSegmenter:
         """Restarts the stream: clears window, buffer and targets. The queries stay and are grounded again."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
-        self._decaf.sam2.hold(self, ())
+        self._decaf.hold(self, ())
         self._warned_about_stamps = False
         self._follower.lose_all()
         self._targets.forget_missing()
