@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,6 +10,7 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.memory import gpu_bytes, resident_bytes
 from decaf_ros.nodes.message_factory import time_message
 from decaf_ros.nodes.namesakes import namesakes_text
 from decaf_ros.online.statistics import Statistics
@@ -156,22 +155,4 @@ def _memory() -> list[tuple[str, str]]:
     return [
         ("memory (MiB)", f"{resident_bytes() / _MIB:.0f}"),
         *((f"GPU memory {kind} (MiB)", f"{size / _MIB:.0f}") for kind, size in gpu_bytes()),
-    ]
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def gpu_bytes() -> list[tuple[str, int]]:
-    """Allocated and reserved GPU memory of this process, summed over all devices; empty without a GPU in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return []
-    devices = range(torch.cuda.device_count())
-    return [
-        ("allocated", sum(torch.cuda.memory_allocated(device) for device in devices)),
-        ("reserved", sum(torch.cuda.memory_reserved(device) for device in devices)),
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import sys
 import time
@@ -24,6 +23,7 @@ from decaf_ros.nodes.camera import EVERY_QUERY, Camera
 from decaf_ros.nodes.diagnostics import NodeState, diagnostics_message
 from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.memory import give_back_memory
 from decaf_ros.nodes.message_factory import left_out_topics, make_message
 from decaf_ros.nodes.namesakes import Namesakes
 from decaf_ros.nodes.params import Parameters
@@ -242,10 +242,7 @@ class Segmenter(LifecycleNode):
             self._transforms = None
         self._worker = self._watchdog = None
         self._options.locked = False
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_back_memory()
 
     def _release(self) -> None:
         self._deactivate()
