@@ -24,6 +24,6 @@ def get_beforehand(stage: str, name: str, revision: str = "") -> str:
     """How to have a checkpoint on the machine before a launch. stage: mllm or sam2."""
     option = f" --revision {revision}" if revision else ""
     return (
-        f"decaf weights get {name}{option} --to DIR, then set {stage}.checkpoint to DIR/{name} and {stage}.local_files_only to "
-        "true"
+        f"decaf weights get {name}{option} --to DIR, then set {stage}.checkpoint to DIR/{name} and "
+        f"{stage}.local_files_only to true"
     )

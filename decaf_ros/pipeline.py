@@ -143,8 +143,8 @@ class Decaf:
         return (yield from work())
 
     def hold(self, owner: object, frames: Iterable[Frame]) -> None:
-        """Names the key frames that the next groundings of one owner, such as a stream, may see. What the models made of
-        them stays, as far as it fits; what they made of frames that no owner has any more goes.
+        """Names the key frames that the next groundings of one owner, such as a stream, may see. What the models made
+        of them stays, as far as it fits; what they made of frames that no owner has any more goes.
 
         owner: see `Sam2.hold`.
         """

@@ -212,6 +212,10 @@ class Robot:
             assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {description}"
             self.show(1, **changes)
 
+    def send(self, text: str) -> None:
+        """Publishes a query."""
+        self._query.publish(String(data=text))
+
     def ask(self, text: str) -> str:
         """Publishes a query, waits until it is received and returns its id."""
         return self.ask_all([text])[0]
@@ -225,7 +229,7 @@ class Robot:
             return list(dict.fromkeys(status.query_id for status in statuses if status.query_id not in before))
 
         for text in texts:
-            self._query.publish(String(data=text))
+            self.send(text)
         wait_for(lambda: len(new_ids()) == len(texts), f"queries {texts}")
         return new_ids()
 

@@ -1,14 +1,17 @@
-"""Errors between an answer and its message, and in decoding: every query is answered, and every frame counted."""
+"""Errors around answers and in decoding, bursts, changing cameras: all queries are answered, all frames counted."""
 # ruff: noqa: E402
 
 from __future__ import annotations
 
+import array
+
+import numpy as np
 import pytest
 
 pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 
-from handler_run import Run, image, tiny_models
+from handler_run import ANSWERS, Run, image, tiny_models
 
 from decaf_ros.msg import QueryStatus
 from decaf_ros.online import handlers as handlers_module
@@ -118,3 +121,27 @@ def test_every_frame_is_counted_whatever_its_decoding_raises(run, monkeypatch, e
     assert (statistics.used, statistics.rejected) == (4 + 3, 3)
     assert len(run.on("masks")) == 7 and "image rejected: " in run.warnings()[0]
     assert (type(error).__name__ in statistics.problem.text) is not isinstance(error, ValueError)
+
+
+def test_each_of_a_thousand_questions_is_answered_once(models):
+    run = Run(models)
+    query_ids = [run.ask(f"object {number}") for number in range(1000)]
+    run.handlers.cancel_unanswered("the end")
+    answers: dict[str, list[int]] = {query_id: [] for query_id in query_ids}
+    for status in run.on("status"):
+        if status.state in ANSWERS:
+            answers[status.query_id].append(status.state)
+    assert list(answers.values()) == [[QueryStatus.SUPERSEDED]] * 999 + [[QueryStatus.CANCELLED]]
+
+
+def test_a_camera_that_changes_its_encoding_and_its_frame_goes_on(run):
+    run.ask("the red disc")
+    for number, (encoding, channels) in enumerate((("rgb8", 3), ("bgr8", 3), ("mono8", 1), ("rgba8", 4)), 4):
+        data = array.array("B", np.full((48, 64, channels), 90, np.uint8).tobytes())
+        message = image(number, encoding=encoding, step=64 * channels, data=data)
+        message.header.frame_id = f"camera_{encoding}"
+        run.show(message)
+    run.show(image(8))
+    frame_ids = [message.header.frame_id for message in run.on("masks")]
+    assert frame_ids == ["camera"] * 4 + [f"camera_{one}" for one in ("rgb8", "bgr8", "mono8", "rgba8")] + ["camera"]
+    assert run.handlers.statistics.rejected == 0 and run.answers("q1") == [QueryStatus.TRACKING]

@@ -250,7 +250,7 @@ class Engine:
         return results
 
     def keep_only(self, frames: Iterable[Frame]) -> None:
-        """Drops prefixes and features that only questions about other frames could use. Those used in this round stay."""
+        """Drops prefixes and features that only questions about other frames could use, but none used in this round."""
         if not (len(self.prefixes) or len(self.features)):
             return
         digests = {frame.digest for frame in frames}

@@ -257,9 +257,9 @@ def _unreadable(config: MllmConfig, folder: Path | None, error: OSError) -> Exce
     name = f"mllm.checkpoint {config.checkpoint!r}"
     if folder:
         return ValueError(f"{name}: damaged or not complete: {_first_line(error)}")
+    beforehand = get_beforehand("mllm", config.checkpoint, config.revision)
     advice = (
-        f"local_files_only is set: download it first ({get_beforehand('mllm', config.checkpoint, config.revision)}) or clear "
-        "mllm.local_files_only"
+        f"local_files_only is set: download it first ({beforehand}) or clear mllm.local_files_only"
         if config.local_files_only
         else "give the folder of a downloaded checkpoint, or a name on the hub that this machine can reach"
     )

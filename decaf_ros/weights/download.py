@@ -40,7 +40,9 @@ def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], Non
         OSError: no connection, no such repository, no access, a full disk.
     """
     # The file listing and the files belong to one commit.
-    info = _asked(name, lambda: HfApi(endpoint=endpoint).model_info(name, revision=revision or None, files_metadata=True))
+    info = _asked(
+        name, lambda: HfApi(endpoint=endpoint).model_info(name, revision=revision or None, files_metadata=True)
+    )
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = _wanted(name, files)
     folder = to / name

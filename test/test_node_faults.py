@@ -1,9 +1,10 @@
-"""The real node process while a call of a model hangs, raises or runs out of memory: answers, lifecycle, signals."""
+"""The real node process with faults: models that hang, raise or run out of memory, odd questions, namesakes, QoS."""
 # ruff: noqa: E402
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,10 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 pytest.importorskip("domain_coordinator")
 
+import rclpy
 from node_process import Robot, SegmenterProcess, small_parameters, unused_domain, wait_for
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from sensor_msgs.msg import Image
 
 from decaf_ros.msg import QueryStatus
 from decaf_ros.srv import CancelQuery, ListQueries
@@ -32,8 +36,14 @@ def faults(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def process_and_robot(tiny_mllm_dir, tiny_sam2_dir, tmp_path_factory, faults):
-    parameters = small_parameters(tiny_mllm_dir, tiny_sam2_dir) | {"engine": {"ahead_share": 0.0}}
+def mllm_dir(tiny_mllm_dir, tmp_path_factory) -> Path:
+    """A copy, which a test takes away."""
+    return Path(shutil.copytree(tiny_mllm_dir, tmp_path_factory.mktemp("copy") / "mllm"))
+
+
+@pytest.fixture(scope="module")
+def process_and_robot(mllm_dir, tiny_sam2_dir, tmp_path_factory, faults):
+    parameters = small_parameters(mllm_dir, tiny_sam2_dir) | {"engine": {"ahead_share": 0.0}}
     parameters["node"] = parameters["node"] | {"stage_timeout_s": TIMEOUT_S}
     with unused_domain() as domain_id:
         process = SegmenterProcess(domain_id, tmp_path_factory.mktemp("segmenter"), parameters, faults=faults)
@@ -227,6 +237,72 @@ def test_memory_that_runs_out_once_is_no_failure(robot, faults):
         (faults / place).write_text("once oom")
     _track(robot, "the red square")
     assert list(faults.iterdir()) == []
+
+
+QUESTIONS = {
+    "1 MB": "long " * 200_000,
+    "control characters": "the \x07 red\x1b[31m\r\n\t square\x7f",
+    "right to left": "\u202e\u0627\u0644\u0643\u0648\u0628",
+    "emoji": "the \U0001f7e5 beside the \U0001f9d1\U0001f3fd\u200d\U0001f680",
+}
+
+
+def test_odd_questions_are_answered_once(robot, process):
+    for text in QUESTIONS.values():
+        before = {status.query_id for status in robot.received["status"]}
+        robot.send(text)
+
+        def answers(before=before) -> list:
+            new = [status for status in robot.received["status"] if status.query_id not in before]
+            return [status for status in new if QueryState(status.state).is_answer]
+
+        robot.show_until(answers, "an answer")
+        robot.call(CancelQuery, "cancel_query")
+        (answer,) = answers()
+        assert answer.query == text.strip() or answer.state == QueryStatus.FAILED
+    assert process.running and "\x1b" not in process.log, "the log shows control characters as escapes"
+
+
+def test_another_node_of_the_same_name_is_said_in_log_and_diagnostics(robot, process):
+    text = "expected one node /decaf/segmenter, but another node has this name"
+    other = rclpy.create_node("segmenter", context=robot.node.context, namespace="/decaf")
+    try:
+        wait_for(lambda: text in robot.diagnosed()["message"], "diagnostics")
+        assert robot.diagnosed()["level"] == ERROR and robot.diagnosed()["other nodes of this name"] == "1"
+        assert process.log.count(text) == 1
+    finally:
+        other.destroy_node()
+    wait_for(lambda: "other nodes of this name" not in robot.diagnosed(), "that it is alone again")
+
+
+def test_subscribers_of_any_qos_are_served_and_a_camera_that_does_not_match_is_named(robot, process):
+    received: dict[str, list] = {"masks": [], "status": []}
+    quality = QoSProfile(depth=5, reliability=ReliabilityPolicy.BEST_EFFORT, durability=DurabilityPolicy.VOLATILE)
+    kinds = {"masks": Image, "status": QueryStatus}
+    create = robot.node.create_subscription
+    subscriptions = [create(kinds[topic], topic, received[topic].append, quality) for topic in kinds]
+    camera = robot.node.create_publisher(Image, "image", quality)
+    _track(robot, "the red square")
+    robot.show_until(lambda: all(received.values()), "messages")
+    wait_for(lambda: "incompatible QoS" in process.log, "a line about the camera", timeout_s=5)
+    robot.node.destroy_publisher(camera)
+    for subscription in subscriptions:
+        robot.node.destroy_subscription(subscription)
+
+
+def test_a_checkpoint_that_vanishes_while_the_node_runs(robot, mllm_dir):
+    """The loaded model answers; the next configuration fails with the reason, and works when the files are back."""
+    away = mllm_dir.rename(mllm_dir.with_name("away"))
+    try:
+        _track(robot, "the red square")
+        assert robot.change_state("deactivate") and robot.change_state("cleanup")
+        assert not robot.change_state("configure") and robot.state() == "unconfigured"
+        wait_for(lambda: f"{mllm_dir} does not exist" in robot.diagnosed()["message"], "the reason")
+    finally:
+        away.rename(mllm_dir)
+    assert robot.change_state("configure") and robot.change_state("activate")
+    robot.wait_until_listened_to()
+    _track(robot, "the green box")
 
 
 def test_a_signal_answers_before_the_hanging_process_ends(robot, process, faults):
