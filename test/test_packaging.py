@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from recordings import write_depth_bag
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
@@ -121,6 +122,17 @@ def test_floor_pins_the_minimum_versions_of_setup():
     assert pins.keys() == floors.keys()
     for name, floor in floors.items():
         assert f"{pins[name]}.".startswith(f"{floor}."), name
+
+
+def test_every_requirement_has_an_upper_bound():
+    """CI's versions are within the bounds."""
+    text = (ROOT / "setup.py").read_text()
+    required = re.findall(r'"([\w-]+>=[^"]+)"', text)
+    assert len(required) > 18 and [one for one in required if "<" not in one] == []
+    tested = "\n".join((ROOT / "requirements" / name).read_text() for name in ("packages.txt", "torch.txt"))
+    for line in required:
+        pinned = re.search(rf"^{Requirement(line).name}==(\S+)", tested, re.MULTILINE)
+        assert pinned is None or Requirement(line).specifier.contains(pinned[1]), line
 
 
 def test_workspaces_install_what_setup_requires():
