@@ -29,5 +29,5 @@ def namesakes_text(name: str, count: int) -> str:
     others = "another node has" if count == 1 else f"{count} other nodes have"
     return (
         f"expected one node {name}, but {others} this name: all of them publish on its topics and take its queries; "
-        "end it, or start one with another namespace (-r __ns:=/other)"
+        "end it, or start one with another namespace (-r __ns:=/other); one that was killed is seen for about 20 s more"
     )

@@ -237,6 +237,7 @@ class Handlers:
         for query_id in self.ledger.closed:
             self.cancel(query_id, "it has ended")
             self.ledger.forget(query_id)
+            self._note_queries()
         for query_id in self.ledger.lost([live.query.id for live in self._online.queries]):
             try:
                 self.ledger.close(query_id, QueryState.FAILED, "its answer was lost in an unexpected error")
