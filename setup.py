@@ -36,36 +36,37 @@ setup(
         ("share/decaf_ros/requirements", ["requirements/workspace.txt", "requirements/sam2.txt"]),
     ],
     entry_points=f"[console_scripts]\ndecaf = decaf_ros.cli.main:main\n\n{PLUGINS}",
-    # The floors are the oldest versions that the tests have been run with (Python 3.10 on: transformers 4).
+    # The floors are the oldest versions that the tests have been run with (Python 3.10 on: transformers 4), the bounds
+    # the next release that may break something after the newest of them (requirements/packages.txt).
     install_requires=[
-        "torch>=2.5.1",
-        "torchvision>=0.20.1",
+        "torch>=2.5.1,<3",
+        "torchvision>=0.20.1,<1",
         "transformers>=4.57,<6",  # older ones do not ask a registered attention function for its mask
-        "numpy>=1.26",
-        "scipy>=1.11",
-        "opencv-python-headless>=4.10",
+        "numpy>=1.26,<3",
+        "scipy>=1.11,<2",
+        "opencv-python-headless>=4.10,<6",
         "av>=14,<19",  # encodes films for browsers
-        "pillow>=10",
-        "PyYAML>=6.0.1",
-        "safetensors>=0.4.3",
-        "hydra-core>=1.3.2",  # reads sam2's configuration files
-        "rosbags>=0.11",
-        "rosbags-image>=0.10.2",
+        "pillow>=10,<14",
+        "PyYAML>=6.0.1,<7",
+        "safetensors>=0.4.3,<1",
+        "hydra-core>=1.3.2,<2",  # reads sam2's configuration files
+        "rosbags>=0.11,<0.12",
+        "rosbags-image>=0.10.2,<0.11",
         "mcap>=1.2.1,<2",  # older ones have no limit of a damaged record's size
-        "backports-zstd>=1.0; python_version < '3.14'",
+        "backports-zstd>=1.0,<2; python_version < '3.14'",
     ],
     extras_require={
         # Apart, because it comes as source: SAM2_BUILD_CUDA=0 pip install --no-build-isolation 'decaf_ros[sam2]'
         "sam2": ["sam2>=1.1,<2"],
         # `mllm.quantization`: one package for each kind. Tested with the oldest and 0.50, 0.18, 1.15.
         "bitsandbytes": ["bitsandbytes>=0.47,<1", "accelerate>=1.1,<2"],
-        "torchao": ["torchao>=0.15,<1", "accelerate>=1.1,<2", "torch>=2.6"],  # does not run with torch 2.5
+        "torchao": ["torchao>=0.15,<1", "accelerate>=1.1,<2", "torch>=2.6,<3"],  # does not run with torch 2.5
         # `decaf simulate` and `decaf eval` render with EGL (Debian: libegl1) or OSMesa (libosmesa6).
         "tabletop": [
-            "mujoco>=3.3",
+            "mujoco>=3.3,<5",
         ],
         # `decaf reproduce --engine ray`.
         "ray": ["ray>=2.60,<3"],
-        "test": ["pytest>=7.4", "hypothesis>=6.100,<7"],
+        "test": ["pytest>=7.4,<10", "hypothesis>=6.100,<7"],
     },
 )

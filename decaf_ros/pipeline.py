@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -166,6 +166,15 @@ class Decaf:
         # Outside the except block: there the exception keeps the failed call's tensors alive.
         self.release()
         return (yield from work())
+
+    def hold(self, owner: object, frames: Iterable[Frame]) -> None:
+        """Names the key frames that the next groundings of one owner, such as a stream, may see. What the models made
+        of them stays, as far as it fits; what they made of frames that no owner has any more goes.
+
+        owner: see `Sam2.hold`.
+        """
+        self.sam2.hold(owner, frames)
+        self.grounder.engine.keep_only(self.sam2.held)
 
     def release(self) -> None:
         """Drops the grounding's caches on the device, to free memory."""

@@ -80,17 +80,26 @@ def small_parameters(mllm_dir: Path, sam2_dir: Path) -> dict:
 
 
 class SegmenterProcess:
-    """`python -m decaf_ros.nodes.segmenter` with a parameter file."""
+    """`python -m decaf_ros.nodes.segmenter` with a parameter file, or test/faulty_node.py with a folder of faults."""
 
     def __init__(
-        self, domain_id: int, folder: Path, parameters: dict, *ros_args: str, namespace: str = "/decaf"
+        self,
+        domain_id: int,
+        folder: Path,
+        parameters: dict,
+        *ros_args: str,
+        namespace: str = "/decaf",
+        faults: Path | None = None,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         params_file = folder / "params.yaml"
         params_file.write_text(yaml.safe_dump({"/**": {"ros__parameters": parameters}}))
         self._log = folder / "log.txt"
         environment = os.environ | {"ROS_DOMAIN_ID": str(domain_id), "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-m", "decaf_ros.nodes.segmenter", "--ros-args", "-r", f"__ns:={namespace}"]
+        program = ["-m", "decaf_ros.nodes.segmenter"]
+        if faults is not None:
+            program, environment["DECAF_FAULTS"] = [str(ROOT / "test" / "faulty_node.py")], str(faults)
+        command = [sys.executable, *program, "--ros-args", "-r", f"__ns:={namespace}"]
         command += ["--params-file", str(params_file), *ros_args]
         with open(self._log, "w") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, cwd=ROOT)
@@ -203,6 +212,10 @@ class Robot:
             assert time.monotonic() < until, f"not within {TIMEOUT_S:g} s: {description}"
             self.show(1, **changes)
 
+    def send(self, text: str) -> None:
+        """Publishes a query."""
+        self._query.publish(String(data=text))
+
     def ask(self, text: str) -> str:
         """Publishes a query, waits until it is received and returns its id."""
         return self.ask_all([text])[0]
@@ -216,7 +229,7 @@ class Robot:
             return list(dict.fromkeys(status.query_id for status in statuses if status.query_id not in before))
 
         for text in texts:
-            self._query.publish(String(data=text))
+            self.send(text)
         wait_for(lambda: len(new_ids()) == len(texts), f"queries {texts}")
         return new_ids()
 

@@ -126,6 +126,9 @@ class ScriptedDecaf:
         self.masks = world
         self.released = 0
 
+    def hold(self, owner: object, frames: Sequence[Frame]) -> None:
+        self.sam2.hold(owner, frames)
+
     def release(self) -> None:
         self.released += 1
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scripted import frame, settings
 
-from decaf_ros.config import replace
+from decaf_ros.config import EngineConfig, replace
+from decaf_ros.grounding.engine import Engine
 from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.segmenter import OnlineSegmenter
 from decaf_ros.online.turns import Turns
@@ -163,6 +164,20 @@ def test_the_windows_of_two_cameras_are_ready(decaf):
         online[0].observe(frame(number, size_hw=(48, 64)))
         prepare()
     assert [each.ready_share for each in online] == [1, 1]
+
+
+def test_a_stream_keeps_only_what_its_windows_can_use(decaf):
+    """Also with caches that have room for more, and with a question that keeps an old key frame."""
+    engine = decaf.grounder.engine = Engine(decaf.grounder.mllm, EngineConfig(prefix_cache_mib=1024))
+    online, sizes = OnlineSegmenter(decaf, lambda output: None, live=True), []
+    for number in range(40):
+        online.observe(frame(number, hz=2.0, size_hw=(48, 64)))
+        if number == 8:
+            online.ask(Query("q1", "the red disc"))
+        while online.advance() or online.prepare():
+            pass
+        sizes.append(engine.prefixes.held_bytes + engine.features.held_bytes)
+    assert 0 < max(sizes[20:]) <= 1.2 * max(sizes[:20])
 
 
 def test_a_live_window_is_ready_when_the_question_comes(decaf, monkeypatch):

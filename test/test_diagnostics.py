@@ -11,7 +11,7 @@ pytest.importorskip("decaf_ros.msg")
 from diagnostic_msgs.msg import DiagnosticStatus
 
 from decaf_ros.io.messages import stamp_ns
-from decaf_ros.nodes.diagnostics import MOST_WAITING, diagnostics_message
+from decaf_ros.nodes.diagnostics import MOST_WAITING, NodeState, diagnostics_message
 from decaf_ros.nodes.inbox import InboxCounts
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import Notice, Query, QueryEvent, QueryState, StageEvent
@@ -27,7 +27,7 @@ def _status(
 ) -> DiagnosticStatus:
     statistics = Statistics(**({"used": 6, "rejected": 1, "result_ns": NOW_NS - 250_000_000} | changes))
     counts = InboxCounts(received, dropped=2, waiting=waiting)
-    message = diagnostics_message("/decaf/segmenter", phase, failure, {"": (statistics, counts)}, NOW_NS)
+    message = diagnostics_message("/decaf/segmenter", NodeState(phase, failure), {"": (statistics, counts)}, NOW_NS)
     assert stamp_ns(message.header.stamp) == NOW_NS
     (status,) = message.status
     return status
@@ -102,7 +102,7 @@ def test_a_recent_notice_sets_the_level(level, expected):
 def test_each_named_camera_has_a_status_beside_that_of_the_node():
     wrist = Statistics(used=8, result_ns=NOW_NS - 250_000_000, event=QueryEvent(QUERY, QueryState.TRACKING))
     streams = {"wrist": (wrist, InboxCounts(10, dropped=2)), "head": (Statistics(), InboxCounts())}
-    message = diagnostics_message("/decaf/segmenter", "active", "", streams, NOW_NS)
+    message = diagnostics_message("/decaf/segmenter", NodeState("active"), streams, NOW_NS)
     expected = [
         ("/decaf/segmenter: decaf", DiagnosticStatus.OK, "active"),
         ("/decaf/segmenter: decaf wrist", DiagnosticStatus.OK, "query q3: TRACKING"),
@@ -112,7 +112,7 @@ def test_each_named_camera_has_a_status_beside_that_of_the_node():
     node, camera, _ = ({value.key: value.value for value in one.values} for one in message.status)
     assert node["cameras"] == "wrist, head" and int(node["memory (MiB)"]) > 10 and "frames used" not in node
     assert (camera["frames used"], camera["frames received"]) == ("8", "10") and "memory (MiB)" not in camera
-    message = diagnostics_message("/decaf/segmenter", "unconfigured", "no model", streams, NOW_NS)
+    message = diagnostics_message("/decaf/segmenter", NodeState("unconfigured", "no model"), streams, NOW_NS)
     assert {(one.level, one.message) for one in message.status} == {(DiagnosticStatus.ERROR, "no model")}
 
 

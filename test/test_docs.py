@@ -160,3 +160,18 @@ def test_api_reference_names_existing_modules():
 )
 def test_links_are_rewritten_for_the_site(document: str, page: str, markdown: str, expected: str):
     assert HOOK.rewrite(markdown, document, page) == expected
+
+
+def fault_rows() -> list[str]:
+    table = text_of("docs/reliability.md").partition("\n| Fault |")[2].partition("\n\n")[0]
+    return table.splitlines()[2:]
+
+
+def test_every_fault_names_tests_that_exist():
+    rows = fault_rows()
+    assert len(rows) > 20
+    for row in rows:
+        named = re.findall(r"`(test_\w+\.py)::(test_\w+)`", row)
+        assert named and row.count("::") == len(named), row
+        for file, name in named:
+            assert re.search(rf"^def {name}\(", (ROOT / "test" / file).read_text(), re.MULTILINE), f"{file}::{name}"

@@ -104,6 +104,27 @@ def test_the_prefix_cache_leaves_half_of_the_free_memory(mllm, frames, monkeypat
     np.testing.assert_allclose(found.maps.video.object, expected.maps.video.object, atol=1e-6)
 
 
+def test_what_no_window_can_use_any_more_is_dropped(mllm, frames):
+    """A frame branch of two batches, and the video: the window moves on by three frames."""
+    engine = Engine(mllm, EngineConfig(prefix_cache_mib=4096, batch_tokens=4 * 64))
+    alone, video = views(mllm, frames[:6], "frames"), views(mllm, frames[:6], "video")
+    for some in (alone, video):
+        finish(engine.ask(some, TEXTS[:1], ReadOptions(2)))
+    prefixes = list(engine.prefixes)
+    engine.keep_only(())
+    assert list(engine.prefixes) == prefixes, "the grounding that used them may go on"
+    engine.new_round([], TEXTS[0])
+    engine.keep_only(frames[:6])
+    assert list(engine.prefixes) == prefixes
+    engine.keep_only(frames[3:])
+    kept = [key for key in prefixes if 2 * sum(view.key in key for view in alone[3:]) >= len(key)]
+    assert list(engine.prefixes) == kept and 0 < len(kept) < len(prefixes)
+    digests = {frame.digest for frame in frames[3:]}
+    assert len(engine.features) and all(digests.issuperset(key[-1]) for key in engine.features)
+    engine.keep_only(())
+    assert not engine.prefixes.held_bytes and not engine.features.held_bytes
+
+
 def test_byte_cache_keeps_entries_used_in_the_round():
     cache: ByteCache[str, str] = ByteCache(10)
     assert cache.put("a", "A", 4) and cache.put("b", "B", 4)

@@ -224,6 +224,40 @@ def test_a_kernel_that_a_folder_names_is_not_loaded(tmp_path, key, part):
     assert load(folder).model.config._attn_implementation == "sdpa"
 
 
+@pytest.mark.parametrize("part", ["", "text_config", "vision_config"])
+def test_a_folder_does_not_decide_what_computes_it_and_where(tmp_path, part):
+    """Fusions, kernels of experts, devices, and the file of the weights: transformers would do as it says, or fail."""
+    folder = write_tiny_mllm(tmp_path / "model")
+    document = json.loads((folder / "config.json").read_text())
+    (document[part] if part else document).update(
+        experts_implementation="somebody/kernel",
+        _experts_implementation="somebody/kernel",
+        fusion_config={"somebody": True},
+        distributed_config={"tp_plan": "auto", "tp_size": 2},
+        transformers_weights="other.safetensors",
+    )
+    (folder / "config.json").write_text(json.dumps(document))
+    settings = load(folder).model.config
+    assert "somebody" not in str(settings) and "other.safetensors" not in str(settings)
+
+
+@pytest.mark.parametrize("part", ["", "text_config"])
+def test_a_folder_with_quantisation_by_code_of_the_hub_is_refused(tmp_path, part):
+    folder = write_tiny_mllm(tmp_path / "model")
+    document = json.loads((folder / "config.json").read_text())
+    (document[part] if part else document)["quantization_config"] = {"quant_method": "mxfp4"}
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ValueError, match="quant_method: expected one of awq, bitsandbytes, .*, got 'mxfp4'"):
+        load(folder)
+
+
+def test_an_adapter_that_names_another_model_is_refused(tmp_path):
+    folder = write_tiny_mllm(tmp_path / "model")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "somebody/model"}))
+    with pytest.raises(ValueError, match="expected a whole model, got an adapter"):
+        load(folder)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     return {family: write(tmp_path_factory.mktemp(family)) for family, write in WRITERS.items()}

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.requirements import Requirement
 from recordings import write_depth_bag
 from sam2.build_sam import HF_MODEL_ID_TO_FILENAMES
 
@@ -124,6 +125,16 @@ def test_floor_pins_the_minimum_versions_of_setup():
     assert pins.keys() == floors.keys()
     for name, floor in floors.items():
         assert f"{pins[name]}.".startswith(f"{floor}."), name
+
+
+def test_every_requirement_has_an_upper_bound():
+    """CI's versions are within the bounds."""
+    required = re.findall(r'"([\w-]+>=[^"]+)"', (ROOT / "setup.py").read_text())
+    assert len(required) > 18 and all("<" in line for line in required), required
+    tested = "\n".join((ROOT / f"requirements/{name}.txt").read_text() for name in ("packages", "torch"))
+    for line in required:
+        pinned = re.search(rf"^{Requirement(line).name}==(\S+)", tested, re.MULTILINE)
+        assert pinned is None or Requirement(line).specifier.contains(pinned[1]), line
 
 
 def test_workspaces_install_what_setup_requires():

@@ -24,6 +24,7 @@ from decaf_ros.nodes import spinning
 
 class Small(Node):
     busy = False
+    is_stuck = False
 
     def __init__(self):
         super().__init__("small")

@@ -19,7 +19,7 @@ from decaf_ros.segmentation.sam2 import PointMasks, Sam2
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.types import Frame
 from decaf_tabletop.training import sam2_check
-from decaf_tabletop.training.sam2 import FINAL_PHASE, Recipe, Trainer
+from decaf_tabletop.training.sam2 import FINAL_PHASE, Recipe, Trainer, read_state
 from decaf_tabletop.training.sam2_check import score_clicks
 from decaf_tabletop.training.sam2_data import (
     FINE,
@@ -67,7 +67,7 @@ def test_a_few_steps_reduce_the_loss(pool):
         assert last < 0.85 * first, f"{name}: {first:.3f} to {last:.3f}"
 
 
-def test_the_memory_is_trained_and_resuming_is_exact(pool):
+def test_the_memory_is_trained_and_resuming_is_exact(pool, tmp_path):
     began = Trainer(SMALL, seed=0)
     began.recipe = Recipe(**{**vars(SMALL), "single": 0.0})
     before = copy.deepcopy(began.model.state_dict())
@@ -78,7 +78,8 @@ def test_the_memory_is_trained_and_resuming_is_exact(pool):
         assert any(name.startswith(part) for name in changed), part
 
     resumed = Trainer(began.recipe, seed=1)
-    resumed.restore(copy.deepcopy(began.state()))
+    torch.save(began.state(), tmp_path / "checkpoint.pt")
+    resumed.restore(read_state(tmp_path / "checkpoint.pt"))
     for trainer in (began, resumed):
         trainer.step = 2  # a step without a new clip for the pool, which both share
         trainer.train(pool)

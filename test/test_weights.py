@@ -74,6 +74,11 @@ def test_get_check_and_load(hub, tmp_path, capsys):
         subprocess.run(["sha256sum", "--check", "--quiet", SUMS], cwd=to / MLLM, check=True)
 
 
+def test_get_of_a_revision(hub, tmp_path):
+    assert get(hub, tmp_path / "models", SAM2, "--revision", "v1") == 0
+    assert f"/api/models/{SAM2}/revision/v1" in hub.paths()
+
+
 def test_get_goes_on_where_it_broke(hub, tmp_path, capsys):
     to = tmp_path / "models"
     # huggingface_hub writes 10 MiB at a time.
@@ -184,20 +189,23 @@ def test_a_folder_of_our_sam2_is_whole(tmp_path):
 LOAD = """
 from decaf_ros.config import MllmConfig
 from decaf_ros.grounding.loading import load_mllm
-for local in LOCALS:
-    load_mllm(MllmConfig(checkpoint="tests/tiny-mllm", local_files_only=local, dtype="float32"))
+for local, revision in LOCALS:
+    load_mllm(MllmConfig("tests/tiny-mllm", revision, local_files_only=local, dtype="float32"))
 """
 LOAD_SAM2 = """
 from decaf_ros.config import Sam2Config
 from decaf_ros.segmentation.sam2_loading import locate
-for local in LOCALS:
-    locate(Sam2Config(checkpoint="facebook/sam2.1-hiera-tiny", local_files_only=local))
+for local, revision in LOCALS:
+    locate(Sam2Config("facebook/sam2.1-hiera-tiny", revision=revision, local_files_only=local))
 """
 
 
-def load_in_a_process(hub, program, *local_files_only):
-    """As a launch: a new process, because huggingface_hub reads the hub's address when it is imported."""
-    program = f"LOCALS = {local_files_only}\n{program}"
+def load_in_a_process(hub, program, *how):
+    """As a launch: a new process, because huggingface_hub reads the hub's address when it is imported.
+
+    how: for each loading, whether files must be local, and the revision.
+    """
+    program = f"LOCALS = {how}\n{program}"
     environment = os.environ | {"HF_ENDPOINT": hub.url, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
     return subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
 
@@ -210,17 +218,19 @@ def asked_for(hub, name):
 @pytest.mark.parametrize(("program", "name"), [(LOAD, MLLM), (LOAD_SAM2, SAM2)])
 def test_a_launch_downloads_only_if_allowed_and_says_how_to_do_it_beforehand(hub, program, name):
     advice = f"decaf weights get {name} --to DIR"
-    result = load_in_a_process(hub, program, True)
+    result = load_in_a_process(hub, program, (True, ""))
     assert result.returncode and advice in result.stderr
     assert not asked_for(hub, name)
-    # The second time it is in the hub's cache.
-    result = load_in_a_process(hub, program, False, False)
+    # The second time it is in the hub's cache; another revision is not.
+    result = load_in_a_process(hub, program, (False, ""), (False, ""), (False, "v1"))
     assert result.returncode == 0, result.stderr
-    notice = f"checkpoint {name} is not on this machine: downloading it. To do so beforehand: {advice}"
-    assert result.stderr.count(notice) == 1
+    notice = f"checkpoint {name} is not on this machine: downloading it. To do so beforehand: decaf weights get {name} "
+    assert result.stderr.count(notice) == 2
+    assert result.stderr.count(f"{notice}--to DIR") == result.stderr.count(f"{notice}--revision v1 --to DIR") == 1
+    assert any(re.search("/(resolve|revision)/v1", path) for path in asked_for(hub, name))
     assert any(path.endswith((WEIGHTS, ".pt")) for path in hub.paths())
     hub.requests.clear()
-    result = load_in_a_process(hub, program, True)
+    result = load_in_a_process(hub, program, (True, ""), (True, "v1"))
     assert result.returncode == 0 and not asked_for(hub, name)
 
 

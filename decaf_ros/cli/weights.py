@@ -20,6 +20,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add("names", nargs="+", metavar="NAME", help="name on the hub, such as Qwen/Qwen2.5-VL-7B-Instruct")
     add("--to", type=Path, required=True, metavar="DIR", help="parent of the new folders")
     add("--endpoint", metavar="URL", help="address of a mirror of the hub (default: HF_ENDPOINT, else the hub)")
+    add("--revision", default="", help="branch, tag or commit of the repositories (default: the main branch)")
     get.set_defaults(configure=lambda args: None, run=run_get)
     check = actions.add_parser(
         "check",
@@ -36,7 +37,9 @@ def run_get(args: argparse.Namespace, config: None) -> None:
     from decaf_ros.weights.download import download
 
     for name in args.names:
-        folder = download(name, args.to.expanduser(), args.endpoint, lambda line: print(line, flush=True))
+        folder = download(
+            name, args.to.expanduser(), args.endpoint, lambda line: print(line, flush=True), args.revision
+        )
         stage = "sam2" if is_sam2_name(name) else "mllm"
         print(f"set {stage}.checkpoint to {folder.absolute()} and {stage}.local_files_only to true")
 

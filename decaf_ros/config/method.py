@@ -24,6 +24,7 @@ class MllmConfig(Checked):
         "Qwen/Qwen2.5-VL-7B-Instruct",
         "Hugging Face hub name, or a folder (package://PACKAGE/PATH: in a ROS or Python package; ~: your home)",
     )
+    revision: str = option("", "of a hub name: branch, tag or commit; empty: the newest of the main branch")
     local_files_only: bool = option(False, "never download: a missing checkpoint is an error at once")
     device: str = option("auto", "torch device; auto: cuda if available, else cpu")
     dtype: str = option(
@@ -135,6 +136,7 @@ class Sam2Config(Checked):
     model_config: str = option(
         "", "for a .pt file of another name than the published: a configuration in the sam2 package, or a YAML file"
     )
+    revision: str = option("", "of a hub name: branch, tag or commit; empty: the newest of the main branch")
     local_files_only: bool = option(False, "never download: a missing checkpoint is an error at once")
     device: str = option("auto", "torch device; auto: cuda if available, else cpu")
     autocast: bool = option(True, "use bfloat16 autocast on cuda; no effect on the cpu")

@@ -193,6 +193,14 @@ class NodeConfig(Checked):
         live=True,
     )
     max_query_chars: int = option(1000, "max length of a query in characters; longer ones are refused", 1, 1000000)
+    stage_timeout_s: float = option(
+        120.0,
+        "a query is answered with FAILED and the name of the stage if one call of a model takes longer than these "
+        "seconds; the node goes on when the call returns; 0: never",
+        0.0,
+        1e9,
+        live=True,
+    )
     diagnostics_period_s: float = option(1.0, "seconds between diagnostics messages", 0.05, 3600.0)
 
     def __post_init__(self) -> None:

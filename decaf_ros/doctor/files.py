@@ -47,7 +47,11 @@ def _check_sam2(config: DecafConfig) -> Iterator[Finding]:
 
     stage, checkpoint, name = "sam2", config.sam2.checkpoint, "weights of SAM 2"
     published = HF_MODEL_ID_TO_FILENAMES.get(checkpoint)
-    if published and not Path(checkpoint).exists() and cached_folder(checkpoint, published[1]) is None:
+    if (
+        published
+        and not Path(checkpoint).exists()
+        and cached_folder(checkpoint, published[1], config.sam2.revision) is None
+    ):
         yield Finding(name, WRONG, f"{checkpoint} is not on this machine", _again(stage, checkpoint))
         return
     try:

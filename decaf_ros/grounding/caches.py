@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -80,6 +80,12 @@ class ByteCache(Generic[Key, Value]):
         self._entries[key] = value, size, self._round
         self.held_bytes += size
         return True
+
+    def drop_unless(self, is_useful: Callable[[Key], bool]) -> None:
+        """Removes entries that can be of no use any more, except those used in this round."""
+        for key in [key for key, (_, _, last_round) in self._entries.items() if last_round < self._round]:
+            if not is_useful(key):
+                self.drop(key)
 
     def drop(self, key: Key) -> None:
         """Removes an entry, if it exists."""

@@ -13,13 +13,14 @@ _PARTS = {
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "weights": (("model.safetensors",), ("pytorch_model.bin",)),
 }
+_ADAPTER = "adapter_config.json"
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def require_folder(folder: Path, name: str) -> None:
-    """Checks that a checkpoint's folder exists and has a configuration. name: begins the errors.
+    """Checks that a checkpoint's folder exists and has a configuration of its own. name: begins the errors.
 
-    Raises FileNotFoundError.
+    Raises FileNotFoundError, and ValueError for an adapter of another model.
     """
     if not folder.exists():
         raise FileNotFoundError(f"{name}: expected a folder, but {folder} does not exist")
@@ -27,6 +28,9 @@ def require_folder(folder: Path, name: str) -> None:
         raise FileNotFoundError(f"{name}: expected a folder, got the file {folder}; give the folder that contains it")
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{name}: expected config.json in the folder {folder}")
+    if (folder / _ADAPTER).exists():
+        # With the package peft, transformers would load the model that this file names instead.
+        raise ValueError(f"{name}: expected a whole model, got an adapter ({_ADAPTER} in {folder}); merge it first")
 
 
 def require_files(folder: Path, name: str) -> None:

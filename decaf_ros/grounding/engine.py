@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -27,8 +27,9 @@ from decaf_ros.grounding.mllm import Answer, Features, Mllm, Prompt, answer_marg
 from decaf_ros.grounding.pace import Pace
 from decaf_ros.grounding.prefix import Prefix, prefix_length, run_prefix
 from decaf_ros.grounding.rollout import prepare_rollout, rollout_steps
-from decaf_ros.grounding.views import ReadOptions, View, ViewResult
+from decaf_ros.grounding.views import ReadOptions, View, ViewResult, digests_of
 from decaf_ros.stages import Steps
+from decaf_ros.types import Frame
 
 _T = TypeVar("_T")
 # More texts, at the time when they are needed.
@@ -278,6 +279,18 @@ class Engine:
         for view in batch.views:
             results += yield from run(_Batch([view]), False)
         return results
+
+    def keep_only(self, frames: Iterable[Frame]) -> None:
+        """Drops prefixes and features that only questions about other frames could use, but none used in this round."""
+        if not (len(self.prefixes) or len(self.features)):
+            return
+        digests = {frame.digest for frame in frames}
+
+        def is_usable(prefix: tuple[Hashable, ...]) -> bool:
+            return _is_wanted(sum(digests.issuperset(digests_of(view)) for view in prefix), len(prefix))
+
+        self.prefixes.drop_unless(is_usable)
+        self.features.drop_unless(lambda unit: digests.issuperset(digests_of(unit)))
 
     def release(self) -> None:
         """Frees the caches on the device, for a caller that ran out of memory."""

@@ -18,6 +18,7 @@ from transformers.utils.versions import require_version
 from decaf_ros.config import MllmConfig
 from decaf_ros.devices import resolve_device, resolve_dtype
 from decaf_ros.grounding.checkpoint_files import require_files, require_folder
+from decaf_ros.grounding.checkpoint_settings import restrain
 from decaf_ros.grounding.mllm import Mllm, end_tokens
 from decaf_ros.hub import cached_folder, get_beforehand
 from decaf_ros.resources import resolve_path
@@ -63,7 +64,7 @@ def local_folder(config: MllmConfig) -> Path | None:
     Raises FileNotFoundError for a package:// path that is missing.
     """
     source = resolve_path(config.checkpoint)
-    return Path(source) if _is_path(source) else cached_folder(source)
+    return Path(source) if _is_path(source) else cached_folder(source, revision=config.revision)
 
 
 def outline_mllm(config: MllmConfig) -> Mllm:
@@ -72,7 +73,6 @@ def outline_mllm(config: MllmConfig) -> Mllm:
     config = dataclasses.replace(config, local_files_only=True)
     found = _open(config)
     dtype = resolve_dtype(config.dtype, resolve_device(config.device))
-    found.settings._attn_implementation = "sdpa"
     with torch.device("meta"):
         untyped: Any = AutoModelForImageTextToText
         model = untyped.from_config(found.settings, dtype=dtype)
@@ -90,15 +90,13 @@ def load_mllm(config: MllmConfig) -> Mllm:
         _log.warning(
             "mllm.checkpoint %s is not on this machine: downloading it. To do so beforehand: %s",
             config.checkpoint,
-            get_beforehand("mllm", config.checkpoint),
+            get_beforehand("mllm", config.checkpoint, config.revision),
         )
     name, source, folder, safely, settings, model_type = _open(config)
     if folder:
         require_files(folder, name)
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    # config.json may name a kernel of the hub, which is code that transformers would load and run.
-    settings._attn_implementation = "sdpa"
     options: dict[str, Any] = {"config": settings, "dtype": dtype}
     quantised = hasattr(settings, "quantization_config")
     if config.quantization != "none":
@@ -136,7 +134,7 @@ def _is_here(config: MllmConfig) -> bool:
     """Whether loading needs no download: a path, or a name whose files are all in the hub's cache."""
     if _is_path(resolve_path(config.checkpoint)):
         return True
-    folder = cached_folder(config.checkpoint)
+    folder = cached_folder(config.checkpoint, revision=config.revision)
     try:
         if folder is not None:
             require_files(folder, config.checkpoint)
@@ -153,6 +151,8 @@ def _open(config: MllmConfig) -> _Source:
     safely: dict[str, Any] = {"local_files_only": config.local_files_only, "trust_remote_code": False}
     if folder:
         require_folder(folder, name)
+    elif config.revision:
+        safely["revision"] = config.revision
     try:
         settings = AutoConfig.from_pretrained(source, **safely)
         # From the class: in some 4.57 releases the instance returns the type of its text model.
@@ -163,6 +163,7 @@ def _open(config: MllmConfig) -> _Source:
         raise ValueError(_foreign_checkpoint(config, error)) from error
     if model_type not in FAMILIES:
         raise ValueError(f"{name}: expected a model of type {', '.join(FAMILIES)}, got {model_type!r}")
+    restrain(settings, name)
     return _Source(name, source, folder, safely, settings, model_type)
 
 
@@ -257,9 +258,9 @@ def _unreadable(config: MllmConfig, folder: Path | None, error: OSError) -> Exce
     name = f"mllm.checkpoint {config.checkpoint!r}"
     if folder:
         return ValueError(f"{name}: damaged or not complete: {_first_line(error)}")
+    beforehand = get_beforehand("mllm", config.checkpoint, config.revision)
     advice = (
-        f"local_files_only is set: download it first ({get_beforehand('mllm', config.checkpoint)}) or clear "
-        "mllm.local_files_only"
+        f"local_files_only is set: download it first ({beforehand}) or clear mllm.local_files_only"
         if config.local_files_only
         else "give the folder of a downloaded checkpoint, or a name on the hub that this machine can reach"
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,12 @@ class View(NamedTuple):
     def key(self) -> Hashable:
         """Cache key: equal for equal layouts and images."""
         return self.layout, tuple(frame.digest for frame in self.frames)
+
+
+def digests_of(key: Any) -> tuple[bytes, ...]:
+    """Digests of the frames in the key of a view or of a unit, which they end."""
+    digests: tuple[bytes, ...] = key[-1]
+    return digests
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,7 +37,7 @@ _RESULT_KEPT_S = 300
 
 
 class _Goal:
-    """A goal and its query. The worker thread fills `result`; the executor thread waits for `finished`."""
+    """A goal and its query. Two threads fill `result`, one at a time; the executor thread waits for `finished`."""
 
     def __init__(self, handle: _GoalHandle, query: Query) -> None:
         self.handle = handle
@@ -82,8 +83,7 @@ class SegmentAction:
         new_query: makes a query from its text and policy.
         is_active: whether the node is active.
         ask: passes a query to the worker thread; returns False if there is none.
-        cancel: passes a query id, a reason and a callback to the worker thread, which calls it after the cancellation;
-            returns False if there is no worker thread.
+        cancel: ends a query at once; gets its id and a reason.
     """
 
     def __init__(
@@ -93,7 +93,7 @@ class SegmentAction:
         new_query: Callable[[str, str], Query],
         is_active: Callable[[], bool],
         ask: Callable[[Query], bool],
-        cancel: Callable[[str, str, Callable[[], None]], bool],
+        cancel: Callable[[str, str], object],
     ) -> None:
         self._node = node
         self._name = name
@@ -102,6 +102,8 @@ class SegmentAction:
         self._ask = ask
         self._cancel = cancel
         self._goals: dict[str, _Goal] = {}
+        # Held while a goal changes.
+        self._lock = threading.RLock()
         # Any: rclpy does not annotate that the callback may be a coroutine.
         self._server: ActionServer[Any, Any, Any] = ActionServer(
             node,
@@ -171,8 +173,9 @@ class SegmentAction:
 
         def check() -> None:
             waited_s = time.monotonic() - goal.tracked_since_s
-            if goal.tracked and not goal.finished.done() and waited_s > _FIRST_FRAME_S:
-                self._wake(goal)
+            with self._lock:
+                if goal.tracked and not goal.finished.done() and waited_s > _FIRST_FRAME_S:
+                    self._wake(goal)
 
         return self._node.create_timer(_FIRST_FRAME_S / 4, check, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -192,38 +195,45 @@ class SegmentAction:
         return CancelResponse.ACCEPT
 
     def _give_up(self, goal: _Goal, reason: str) -> None:
-        self._cancel(goal.query.id, reason, lambda: self._finish(goal, QueryState.CANCELLED, reason))
+        """Ends the goal now, whatever the worker thread does."""
+        try:
+            self._cancel(goal.query.id, reason)
+        finally:
+            self._finish(goal, QueryState.CANCELLED, reason)
 
-    # Called on the worker thread.
+    # Called on any thread.
 
     def watch(self, output: Output) -> None:
-        """Updates the goals with an output of the core."""
-        for goal in list(self._goals.values()):
-            if goal.finished.done():
-                continue
-            if isinstance(output, StageEvent) and output.query.id == goal.query.id:
-                goal.send_feedback(QueryState.GROUNDING, output.stage, output.progress)
-            elif isinstance(output, QueryEvent) and output.query.id == goal.query.id:
-                if output.state == QueryState.ENDED:
-                    self._finish(goal, QueryState.CANCELLED, f"tracking ended before its first frame: {output.text}")
-                    continue
-                goal.send_feedback(output.state, "", float(output.state.is_answer))
-                goal.set_state(output)
-                if output.state.is_answer and not goal.tracked:
-                    self._wake(goal)
-            elif isinstance(output, FrameResult) and goal.tracked:
-                goal.set_frame(output)
+        """Updates the goals with an output of the core, or with the end of a query."""
+        with self._lock:
+            for goal in [goal for goal in self._goals.values() if not goal.finished.done()]:
+                self._update(goal, output)
+
+    def _update(self, goal: _Goal, output: Output) -> None:
+        if isinstance(output, StageEvent) and output.query.id == goal.query.id:
+            goal.send_feedback(QueryState.GROUNDING, output.stage, output.progress)
+        elif isinstance(output, QueryEvent) and output.query.id == goal.query.id:
+            if output.state == QueryState.ENDED:
+                self._finish(goal, QueryState.CANCELLED, f"tracking ended before its first frame: {output.text}")
+                return
+            goal.send_feedback(output.state, "", float(output.state.is_answer))
+            goal.set_state(output)
+            if output.state.is_answer and not goal.tracked:
                 self._wake(goal)
+        elif isinstance(output, FrameResult) and goal.tracked:
+            goal.set_frame(output)
+            self._wake(goal)
 
     def end_all(self, reason: str) -> None:
-        """Ends all goals, when the worker thread stops."""
+        """Ends all goals."""
         for goal in list(self._goals.values()):
             self._finish(goal, QueryState.CANCELLED, reason)
 
     def _finish(self, goal: _Goal, state: QueryState, text: str) -> None:
-        if not goal.finished.done():
-            goal.result.state, goal.result.text = int(state), text
-            self._wake(goal)
+        with self._lock:
+            if not goal.finished.done():
+                goal.result.state, goal.result.text = int(state), text
+                self._wake(goal)
 
     def _wake(self, goal: _Goal) -> None:
         goal.finished.set_result(None)

@@ -8,31 +8,25 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from rclpy.duration import Duration
 from rclpy.lifecycle import LifecycleNode
-from rclpy.publisher import Publisher
-from rclpy.qos import DurabilityPolicy, HistoryPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos import HistoryPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image
 from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.config.transports import DEPTH_TRANSPORTS, IMAGE_TRANSPORTS, check_topic
-from decaf_ros.io.messages import TOPICS
-from decaf_ros.io.space_messages import SPACE_TOPICS
-from decaf_ros.io.vision_messages import VISION_TOPICS
 from decaf_ros.nodes.action import SegmentAction
-from decaf_ros.nodes.message_factory import CLASSES
+from decaf_ros.nodes.outputs import Outputs
 from decaf_ros.nodes.queries import QueryServices
 from decaf_ros.nodes.worker import Worker
-from decaf_ros.types import Notice, Query
+from decaf_ros.types import Notice, Query, QueryState
 
 if TYPE_CHECKING:
     from decaf_ros.online.handlers import Handlers
 
 # All: each query gets an answer, also in a burst that comes faster than this process takes it.
 EVERY_QUERY = QoSProfile(history=HistoryPolicy.KEEP_ALL)
-_LATCHED = ("status", "label_info")
 # Invariant: queries and images come only while the node is configured.
 _CONFIGURED = "the node is configured"
 
@@ -46,7 +40,7 @@ def image_qos(config: DecafConfig) -> QoSProfile:
 class Camera:
     """A camera. Its action and services live until `destroy`, so that results can be sent after a deactivation.
 
-    Its handlers run on the worker thread, all methods except `end_stream` on the executor's.
+    Its handlers run on the worker thread, the methods below "On the worker thread" too, all others on the executor's.
 
     Args:
         node: the node.
@@ -70,27 +64,41 @@ class Camera:
         self._log = log
         self._prefix = f"{name}/" if name else ""
         self._worker: Worker | None = None
-        # Whether a command for `check_space` waits.
-        self._is_space_due = False
+        # Whether a command for `check_space` and `check_patience` waits.
+        self._is_space_due = self._is_patience_due = False
         self._topics: dict[str, str] = {}
         self._inputs: list[Subscription[Any]] = []
-        self._outputs: dict[str, Publisher[Any]] = {}
+        self._outputs: Outputs | None = None
         self._action = SegmentAction(
-            node, f"{self._prefix}segment", self._new_query, is_active, self._ask, self._cancel
+            node, f"{self._prefix}segment", self._new_query, is_active, self._ask, self.end_query
         )
         self._services = QueryServices(
-            node, f"~/{self._prefix}", config, is_active, self._new_query, self._ask, self.command
+            node,
+            f"~/{self._prefix}",
+            config,
+            is_active,
+            self._new_query,
+            self._ask,
+            self.end_query,
+            lambda: self.handlers.ledger.events if self.handlers else (),
+            self.command,
         )
 
     # Transitions
 
-    def configure(self, config: DecafConfig, worker: Worker, make_handlers: Callable[..., Handlers]) -> None:
-        """make_handlers: makes Handlers from its arguments `publish`, `log`, `is_wanted` and `watch`."""
+    def configure(self, config: DecafConfig, worker: Worker, make_handlers: Callable[..., Handlers]) -> Handlers:
+        """Makes the publishers and the handlers, and returns these.
+
+        make_handlers: makes Handlers from its arguments `publish`, `log`, `is_wanted` and `watch`.
+        """
         self._worker = worker
+        self._is_space_due = self._is_patience_due = False
+        outputs = Outputs(self._node, self._prefix, config, lambda: self.busy, self._action.watch, self._log_own)
+        self._outputs = outputs
         self.handlers = make_handlers(
-            publish=self._publish, log=self._log_own, is_wanted=self._is_wanted, watch=self._action.watch
+            publish=outputs.publish, log=outputs.log, is_wanted=outputs.is_wanted, watch=outputs.watch
         )
-        self._outputs = self._make_outputs(config)
+        return self.handlers
 
     def activate(self, config: DecafConfig) -> None:
         """Subscribes."""
@@ -121,14 +129,14 @@ class Camera:
         self._inputs = []
 
     def clean_up(self) -> None:
-        for publisher in self._outputs.values():
-            self._node.destroy_publisher(publisher)
-        self._outputs, self.handlers, self._worker = {}, None, None
+        if self._outputs is not None:
+            self._outputs.close()
+        self._outputs = self.handlers = self._worker = None
 
     def wait_until_sent(self) -> None:
-        """Waits for subscribers of `status`: destroying a publisher discards undelivered messages."""
-        if self._outputs:
-            self._outputs["status"].wait_for_all_acked(Duration(seconds=1))
+        """Waits for subscribers of `status`."""
+        if self._outputs is not None:
+            self._outputs.wait_until_sent()
 
     def destroy(self) -> None:
         self._action.destroy()
@@ -153,36 +161,6 @@ class Camera:
         if config.space.enabled:
             check_topic("space.depth_transport", resolved["depth"], depth, DEPTH_TRANSPORTS)
 
-    def _make_outputs(self, config: DecafConfig) -> dict[str, Publisher[Any]]:
-        """Makes reliable publishers, which match any subscription, of the messages that are installed. `status` and
-        `label_info` are latched for late subscribers."""
-        topics = TOPICS | VISION_TOPICS | SPACE_TOPICS
-        if not config.space.enabled:
-            topics = {topic: kind for topic, kind in topics.items() if topic not in (*SPACE_TOPICS, "detections_3d")}
-        latched = QoSProfile(depth=1000, durability=DurabilityPolicy.TRANSIENT_LOCAL)
-        # The heatmaps of a whole window are published at once.
-        qos: dict[str, QoSProfile | int] = {
-            "heatmaps": config.window.size,
-            "tracklets": 10,
-            "status": latched,
-            "label_info": QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL),
-            "overlay": 1,
-        }
-        return {
-            topic: self._node.create_publisher(CLASSES[type_name], self._prefix + topic, qos.get(topic, 5))
-            for topic, type_name in topics.items()
-            if type_name in CLASSES
-        }
-
-    def _publish(self, topic: str, message: Any) -> None:
-        self._outputs[topic].publish(message)
-
-    def _is_wanted(self, topic: str) -> bool:
-        publisher = self._outputs.get(topic)
-        # Results of the action hold what `tracklets` has, with the places.
-        has_consumer = topic in _LATCHED or (topic == "tracklets" and self.busy)
-        return publisher is not None and (has_consumer or publisher.get_subscription_count() > 0)
-
     def _log_own(self, level: str, text: str) -> None:
         self._log(level, f"{self.name}: {text}" if self.name else text)
 
@@ -193,7 +171,7 @@ class Camera:
         if self._worker is not None and self.handlers is not None:
             arrival_ns = self._node.get_clock().now().nanoseconds or time.time_ns()
             handle = partial(self.handlers.on_image, message, arrival_ns)
-            self._worker.put_image(partial(self._run_own, handle), self.name)
+            self._worker.put_image(partial(self._run_own, self.handlers, handle), self.name)
 
     def _take_depth(self, message: Any) -> None:
         if self.handlers is not None and self.handlers.space is not None:
@@ -218,44 +196,76 @@ class Camera:
         self._ask(self._new_query(text))
 
     def check_patience(self) -> None:
-        if self.handlers is not None and self.handlers.is_waiting:
-            self.command(lambda handlers: handlers.check_patience())
+        if self.handlers is None or not self.handlers.is_waiting or self._is_patience_due:
+            return
+
+        def check(handlers: Handlers) -> None:
+            self._is_patience_due = False
+            handlers.check_patience()
+
+        self._is_patience_due = True  # before the command, as above
+        if not self.command(check):
+            self._is_patience_due = False
 
     def _new_query(self, text: str, policy: str = "", priority: int = 0) -> Query:
         assert self.handlers is not None, _CONFIGURED
         return self.handlers.new_query(text, self._node.get_clock().now().nanoseconds, policy, priority)
 
     def _ask(self, query: Query) -> bool:
-        return self.command(lambda handlers: handlers.on_query(query))
+        """Passes a query to the worker thread. Returns False if there is none."""
+        handlers = self.handlers
+        if handlers is None:
+            return False
+        handlers.ledger.open(query)
+        is_asked = self.command(lambda handlers: handlers.on_query(query))
+        if not is_asked:
+            handlers.ledger.forget(query.id)
+        return is_asked
 
-    def _cancel(self, query_id: str, reason: str, then: Callable[[], None]) -> bool:
-        def cancel(handlers: Handlers) -> None:
-            handlers.cancel(query_id, reason)
-            then()
+    def end_query(self, query_id: str, reason: str, state: QueryState = QueryState.CANCELLED) -> list[str]:
+        """Ends a query, or all if the id is empty, at once; the worker thread follows. Returns the ids of those that it
+        ended."""
+        if self.handlers is None:
+            return []
+        ended = self.handlers.ledger.close(query_id, state, reason)
+        self.command(lambda handlers: None)  # wakes the thread, which then settles
+        return ended
 
-        return self.command(cancel)
+    def fail_unanswered(self, for_s: float, reason: str) -> None:
+        """Answers with FAILED, at once, the queries that have been waiting for an answer for so many seconds."""
+        for query_id in self.handlers.ledger.unanswered(for_s) if self.handlers is not None else ():
+            self.end_query(query_id, reason, QueryState.FAILED)
+
+    def end_all(self, reason: str) -> None:
+        """Ends all queries and goals at once."""
+        try:
+            self.end_query("", reason)
+        finally:
+            self._action.end_all(reason)
 
     def command(self, run: Callable[[Handlers], None]) -> bool:
         """Runs a function on the worker thread. Returns False if there is none; the function will not run then."""
         worker, handlers = self._worker, self.handlers
         if worker is None or handlers is None:
             return False
-        return worker.put_command(partial(self._run_own, partial(run, handlers)))
+        return worker.put_command(partial(self._run_own, handlers, partial(run, handlers)))
 
     # On the worker thread
 
-    def _run_own(self, run: Callable[[], None]) -> None:
+    def _run_own(self, handlers: Handlers, run: Callable[[], None]) -> None:
         """Runs a part of this camera's work. An unexpected error is a problem of this camera alone."""
-        try:
-            run()
-        except Exception as error:
-            self.report_error(error)
-            self._log_own("error", "".join(traceback.format_exception(error)))
+        for step in (run, handlers.settle):
+            try:
+                step()
+            except Exception as error:
+                _report(handlers, error)
+                if self._outputs is not None:
+                    self._outputs.log("error", "".join(traceback.format_exception(error)))
 
     def report_error(self, error: Exception) -> None:
         """Shows an unexpected error in the diagnostics."""
         if self.handlers is not None:
-            self.handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))
+            _report(self.handlers, error)
 
     def end_stream(self, reason: str) -> None:
         """Ends the stream and all goals."""
@@ -264,3 +274,7 @@ class Camera:
             self.handlers.stop(reason)
         finally:
             self._action.end_all(reason)
+
+
+def _report(handlers: Handlers, error: Exception) -> None:
+    handlers.report(Notice("error", f"unexpected error: {error!r}"), kind=repr(error))

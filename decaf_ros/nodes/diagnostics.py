@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 
 from decaf_ros.io.messages import shortened
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.memory import gpu_bytes, resident_bytes
 from decaf_ros.nodes.message_factory import time_message
+from decaf_ros.nodes.namesakes import namesakes_text
 from decaf_ros.online.statistics import Statistics
 from decaf_ros.types import QueryEvent, QueryState
 
@@ -24,33 +25,49 @@ MOST_WAITING = 1000
 _MIB = 2**20
 
 
+class NodeState(NamedTuple):
+    """The state of the node, over all cameras.
+
+    Attributes:
+        phase: unconfigured, inactive, active or finalized.
+        failure: error of the last transition; empty if it succeeded.
+        left_out: topics that are not published, and why.
+        stuck: a unit of work that takes too long; empty without one.
+        left_behind: worker threads of earlier configurations that hang.
+        namesakes: other nodes of this name.
+    """
+
+    phase: str
+    failure: str = ""
+    left_out: str = ""
+    stuck: str = ""
+    left_behind: int = 0
+    namesakes: int = 0
+
+
 def diagnostics_message(
-    name: str,
-    phase: str,
-    failure: str,
-    streams: Mapping[str, tuple[Statistics, InboxCounts]],
-    now_ns: int,
-    left_out: str = "",
+    name: str, state: NodeState, streams: Mapping[str, tuple[Statistics, InboxCounts]], now_ns: int
 ) -> DiagnosticArray:
     """Makes a DiagnosticArray: one status of the only camera, or one of the node and one of each named camera.
 
     Args:
         name: fully qualified name of the node.
-        phase: unconfigured, inactive, active or finalized.
-        failure: error of the last transition; empty if it succeeded.
+        state: the state of the node.
         streams: what the handlers and the inbox counted, by the names of the cameras; "" for the only one.
         now_ns: time of the node's clock, for the age of frames.
-        left_out: topics that are not published, and why.
     """
-    own: list[tuple[str, str]] = [("state", phase), *([("topics left out", left_out)] if left_out else [])]
+    own: list[tuple[str, str]] = [("state", state.phase)]
+    own += [("topics left out", state.left_out)] if state.left_out else []
+    own += [("worker threads left behind", str(state.left_behind))] if state.left_behind else []
+    own += [("other nodes of this name", str(state.namesakes))] if state.namesakes else []
     array = DiagnosticArray()
     array.header.stamp = time_message(now_ns)
     if "" not in streams:
-        level, message = _phase_health(phase, failure) or (DiagnosticStatus.OK, phase)
+        level, message = _node_health(name, state) or (DiagnosticStatus.OK, state.phase)
         cameras = ("cameras", ", ".join(streams))
         array.status.append(_status(name, "decaf", level, message, [*own, cameras, *_memory()]))
     for camera, (statistics, counts) in streams.items():
-        level, message = _phase_health(phase, failure) or _health(statistics, counts, now_ns)
+        level, message = _node_health(name, state) or _health(statistics, counts, now_ns)
         values = [*own, *_values(statistics, counts, now_ns, [] if camera else _memory())]
         array.status.append(_status(name, f"decaf {camera}".rstrip(), level, message, values))
     return array
@@ -62,11 +79,13 @@ def _status(name: str, part: str, level: bytes, message: str, values: Sequence[t
     return status
 
 
-def _phase_health(phase: str, failure: str) -> tuple[bytes, str] | None:
-    """The health of a node that does not work; None for one that does."""
-    if failure:
-        return DiagnosticStatus.ERROR, failure
-    return None if phase == "active" else (DiagnosticStatus.WARN, phase)
+def _node_health(name: str, state: NodeState) -> tuple[bytes, str] | None:
+    """The health of a node that does not work, or not alone; None for one that does."""
+    if state.failure or state.stuck:
+        return DiagnosticStatus.ERROR, state.failure or state.stuck
+    if state.namesakes:
+        return DiagnosticStatus.ERROR, namesakes_text(name, state.namesakes)
+    return None if state.phase == "active" else (DiagnosticStatus.WARN, state.phase)
 
 
 def _health(statistics: Statistics, counts: InboxCounts, now_ns: int) -> tuple[bytes, str]:
@@ -136,22 +155,4 @@ def _memory() -> list[tuple[str, str]]:
     return [
         ("memory (MiB)", f"{resident_bytes() / _MIB:.0f}"),
         *((f"GPU memory {kind} (MiB)", f"{size / _MIB:.0f}") for kind, size in gpu_bytes()),
-    ]
-
-
-def resident_bytes() -> int:
-    """Resident memory of this process (Linux)."""
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-def gpu_bytes() -> list[tuple[str, int]]:
-    """Allocated and reserved GPU memory of this process, summed over all devices; empty without a GPU in use."""
-    torch = sys.modules.get("torch")
-    if torch is None or not torch.cuda.is_initialized():
-        return []
-    devices = range(torch.cuda.device_count())
-    return [
-        ("allocated", sum(torch.cuda.memory_allocated(device) for device in devices)),
-        ("reserved", sum(torch.cuda.memory_reserved(device) for device in devices)),
     ]

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import itertools
 import sys
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -20,20 +20,28 @@ from std_msgs.msg import String
 
 from decaf_ros.config import DecafConfig
 from decaf_ros.nodes.camera import EVERY_QUERY, Camera
-from decaf_ros.nodes.diagnostics import diagnostics_message
+from decaf_ros.nodes.diagnostics import NodeState, diagnostics_message
 from decaf_ros.nodes.image_backend import choose_converter
 from decaf_ros.nodes.inbox import InboxCounts
+from decaf_ros.nodes.memory import give_back_memory
 from decaf_ros.nodes.message_factory import left_out_topics, make_message
+from decaf_ros.nodes.namesakes import Namesakes
 from decaf_ros.nodes.params import Parameters
 from decaf_ros.nodes.spinning import answer_impossible_transitions, run_node
 from decaf_ros.nodes.transforms import TfTransforms, make_transforms
+from decaf_ros.nodes.watchdog import Watchdog
 from decaf_ros.nodes.worker import Worker
 from decaf_ros.online.statistics import Statistics
 
 if TYPE_CHECKING:
+    from decaf_ros.online.handlers import Handlers
     from decaf_ros.online.turns import Turns
 
 _PATIENCE_PERIOD_S = 0.5
+_WATCHDOG_PERIOD_S = 0.2
+# Longest waits for a unit of work in the worker thread, which cannot be interrupted: until the node is inactive, and
+# until the next step, for which the thread must have ended. ros2 launch kills a process after 10 s.
+_DEACTIVATE_S, _END_S = 1.0, 4.0
 _SPACE_PERIOD_S = 0.02
 _DEACTIVATED = "the node was deactivated"
 
@@ -51,15 +59,19 @@ class Segmenter(LifecycleNode):
     def __init__(self) -> None:
         super().__init__("segmenter", automatically_declare_parameters_from_overrides=True)
         self._options = Parameters(self, self._change_config)
-        self._phase = "unconfigured"
+        self._phase, self._diagnosed_s = "unconfigured", 0.0
         self._failure = ""
         # Shared by all configurations, so that ids stay unique over the life of the node.
         self._query_numbers, self._target_ids = itertools.count(1), itertools.count(1)
         self._worker: Worker | None = None
+        self._watchdog: Watchdog | None = None
+        # Workers whose thread hung at clean-up. They keep their models.
+        self._left_behind: list[Worker] = []
         self._query_to_all: Subscription[Any] | None = None
         self._transforms: TfTransforms | None = None
         self._space_timer: Timer | None = None
         self._cameras: dict[str, Camera] = {}
+        self._namesakes = Namesakes(self)
         self._name_cameras()
         self._diagnostics = self.create_publisher(DiagnosticArray, "/diagnostics", 10)
         # Steady time: diagnostics must also be published while a simulated clock stands still.
@@ -67,6 +79,7 @@ class Segmenter(LifecycleNode):
         period_s = self._options.config.node.diagnostics_period_s
         self._diagnostics_timer = self.create_timer(period_s, self._diagnose, clock=steady)
         self._patience_timer = self.create_timer(_PATIENCE_PERIOD_S, self._check_patience, clock=steady)
+        self._watchdog_timer = self.create_timer(_WATCHDOG_PERIOD_S, self._watch_worker, clock=steady)
         answer_impossible_transitions(self)
 
     # Transitions
@@ -80,6 +93,10 @@ class Segmenter(LifecycleNode):
         return self._transition(self._configure, "inactive", TransitionCallbackReturn.FAILURE)
 
     def on_activate(self, state: State) -> TransitionCallbackReturn:
+        if not self._end_worker(_END_S):
+            self._failure = f"cannot become active: expected an idle worker thread, got one in a hanging {self._busy}"
+            self.get_logger().error(self._failure)
+            return TransitionCallbackReturn.FAILURE
         return self._transition(self._activate, "active")
 
     def on_deactivate(self, state: State) -> TransitionCallbackReturn:
@@ -145,15 +162,20 @@ class Segmenter(LifecycleNode):
         decaf.grounder.engine.pace.unit_ms = config.engine.unit_ms
         decaf.grounder.engine.streams = len(self._cameras)
         turns = Turns(decaf)
+        # Of this configuration: a thread that is left behind must not reach those of the next one.
+        handlers: list[Handlers] = []
         self._worker = Worker(
             config.node.drop_frames,
             lambda handle: handle(),
-            turns.advance,
-            lambda: self._prepare(turns),
+            partial(_advance, turns, handlers),
+            partial(_prepare, turns, handlers),
             lambda: decaf.config.engine.unit_ms / 1e3,
             self._end_streams,
             self._report_error,
             foreground(decaf.sam2.device),
+        )
+        self._watchdog = Watchdog(
+            self._worker, turns, self._cameras, lambda: self._options.config.node.stage_timeout_s, self._log
         )
         make_handlers = partial(
             Handlers,
@@ -167,7 +189,7 @@ class Segmenter(LifecycleNode):
             transforms=self._transforms,
         )
         for camera in self._cameras.values():
-            camera.configure(config, self._worker, make_handlers)
+            handlers.append(camera.configure(config, self._worker, make_handlers))
 
     def _activate(self) -> None:
         assert self._worker is not None, "the node is configured"
@@ -180,7 +202,8 @@ class Segmenter(LifecycleNode):
         if "" not in self._cameras:
             self._query_to_all = self.create_subscription(String, "query", self._ask_all, EVERY_QUERY)
 
-    def _deactivate(self) -> None:
+    def _deactivate(self, within_s: float = _DEACTIVATE_S) -> None:
+        """Answers all queries at once, then waits for the worker thread, for so many seconds at most."""
         if self._query_to_all is not None:
             self.destroy_subscription(self._query_to_all)
             self._query_to_all = None
@@ -189,21 +212,37 @@ class Segmenter(LifecycleNode):
             self._space_timer = None
         for camera in self._cameras.values():
             camera.deactivate()
-        if self._worker is not None:
-            self._worker.stop()
+            camera.end_all(_DEACTIVATED)
+        if not self._end_worker(within_s):
+            self.get_logger().warning(f"the worker thread is still busy with {self._busy}; it ends after that")
+
+    def _end_worker(self, within_s: float) -> bool:
+        """Ends the streams and the worker thread. Returns whether it has ended; diagnostics go on meanwhile."""
+        if self._worker is None:
+            return True
+        period_s, self._diagnosed_s = self._options.config.node.diagnostics_period_s, time.monotonic()
+
+        def diagnose() -> None:
+            if time.monotonic() - self._diagnosed_s >= period_s:
+                self._diagnose()
+
+        return self._worker.stop(within_s, diagnose)
 
     def _clean_up(self) -> None:
+        if self._worker is not None and not self._end_worker(_END_S):
+            self._worker.abandon()
+            self._left_behind.append(self._worker)
+            self.get_logger().error(
+                f"the worker thread hangs in {self._busy}: it is left behind; its models stay in memory until it ends"
+            )
         for camera in self._cameras.values():
             camera.clean_up()
         if self._transforms is not None:
             self._transforms.destroy()
             self._transforms = None
-        self._worker = None
+        self._worker = self._watchdog = None
         self._options.locked = False
-        gc.collect()
-        torch = sys.modules.get("torch")
-        if torch is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()
+        give_back_memory()
 
     def _release(self) -> None:
         self._deactivate()
@@ -211,7 +250,7 @@ class Segmenter(LifecycleNode):
 
     def stop(self) -> None:
         """Answers every query before the process ends."""
-        self._deactivate()
+        self._deactivate(_END_S)
         for camera in self._cameras.values():
             camera.wait_until_sent()
 
@@ -219,6 +258,21 @@ class Segmenter(LifecycleNode):
     def busy(self) -> bool:
         """Whether a goal of an action has not ended yet."""
         return any(camera.busy for camera in self._cameras.values())
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a worker thread hangs."""
+        return bool(self._left_behind_alive) or (self._worker is not None and self._worker.is_alive)
+
+    @property
+    def _left_behind_alive(self) -> list[Worker]:
+        self._left_behind = [worker for worker in self._left_behind if worker.is_alive]
+        return self._left_behind
+
+    @property
+    def _busy(self) -> str:
+        """What the worker thread does."""
+        return (self._watchdog and self._watchdog.busy_with()) or "a unit of work"
 
     def destroy_node(self) -> None:
         # rclpy also destroys a node whose __init__ failed.
@@ -248,7 +302,12 @@ class Segmenter(LifecycleNode):
         for camera in self._cameras.values():
             camera.take_query(message.data)
 
+    def _watch_worker(self) -> None:
+        if self._is_active() and self._watchdog is not None:
+            self._watchdog.check()
+
     def _diagnose(self) -> None:
+        self._diagnosed_s = time.monotonic()
         streams = {
             camera.name: (
                 camera.handlers.statistics if camera.handlers else Statistics(),
@@ -257,8 +316,10 @@ class Segmenter(LifecycleNode):
             for camera in self._cameras.values()
         }
         name, now_ns = self.get_fully_qualified_name(), self.get_clock().now().nanoseconds
-        left_out = left_out_topics(self._options.config.space.enabled)
-        self._diagnostics.publish(diagnostics_message(name, self._phase, self._failure, streams, now_ns, left_out))
+        state = NodeState(self._phase, self._failure, left_out_topics(self._options.config.space.enabled))
+        state = state._replace(stuck=self._watchdog.problem if self._watchdog else "")
+        state = state._replace(left_behind=len(self._left_behind_alive), namesakes=self._namesakes.count())
+        self._diagnostics.publish(diagnostics_message(name, state, streams, now_ns))
 
     def _log(self, level: str, text: str) -> None:
         # Separate calls: rclpy raises if one call site logs with different severities.
@@ -285,13 +346,6 @@ class Segmenter(LifecycleNode):
 
     # On the worker thread
 
-    def _prepare(self, turns: Turns) -> bool:
-        ran = turns.prepare()
-        for camera in self._cameras.values() if not ran else ():
-            if camera.handlers is not None:
-                camera.handlers.note_ready()
-        return ran
-
     def _end_streams(self) -> None:
         """Ends all streams, also if one fails."""
         with contextlib.ExitStack() as ends:
@@ -302,6 +356,23 @@ class Segmenter(LifecycleNode):
         for camera in self._cameras.values():
             camera.report_error(error)
         self.get_logger().error("".join(traceback.format_exception(type(error), error, error.__traceback__)))
+
+
+def _advance(turns: Turns, handlers: Sequence[Handlers]) -> bool:
+    """Runs a unit of a grounding, on the worker thread."""
+    try:
+        return turns.advance()
+    finally:
+        for each in handlers:
+            each.settle()
+
+
+def _prepare(turns: Turns, handlers: Sequence[Handlers]) -> bool:
+    """Runs a unit of preparation, on the worker thread."""
+    ran = turns.prepare()
+    for each in handlers if not ran else ():
+        each.note_ready()
+    return ran
 
 
 def main(args: list[str] | None = None) -> int:

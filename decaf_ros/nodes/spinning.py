@@ -21,8 +21,7 @@ from rclpy.signals import SignalHandlerOptions
 if TYPE_CHECKING:
     from rclpy.impl.rcutils_logger import RcutilsLogger
 
-# Longest wait for the executor thread: loading or a stage of a model cannot be interrupted. ros2 launch kills a process
-# after 10 s.
+# Longest wait for the executor thread: loading a model cannot be interrupted. ros2 launch kills a process after 10 s.
 STOP_S = 8.0
 # Time for clients to fetch the results of their goals.
 _RESULTS_S = 1.0
@@ -48,6 +47,10 @@ class StoppableNode(Protocol):
     def busy(self) -> bool:
         """Whether clients still wait for results."""
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether a thread of the node hangs after `stop`. The process is then ended."""
+
     def get_logger(self) -> RcutilsLogger: ...
 
     def destroy_node(self) -> None: ...
@@ -57,7 +60,8 @@ def run_node(make_node: Callable[[], StoppableNode], args: list[str] | None = No
     """Makes a Node and spins it until SIGINT or SIGTERM.
 
     The executor spins on its own thread, so that signals are handled even while a callback runs.
-    Returns the exit code: 1 if the node cannot be made or its thread failed. `make_node` may raise ValueError.
+    Returns the exit code: 1 if the node cannot be made or its thread failed. `make_node` may raise ValueError. Ends the
+    process with 1 if a thread hangs.
     """
     stopping = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -79,9 +83,13 @@ def run_node(make_node: Callable[[], StoppableNode], args: list[str] | None = No
     if spinner.is_alive():
         node.get_logger().error(f"a model is still busy {STOP_S:g} s after the signal: the process is ended")
         os._exit(1)
+    if is_stuck := node.is_stuck:
+        node.get_logger().error("every query is answered, but a model hangs: the process is ended")
     executor.shutdown(timeout_sec=5)
     node.destroy_node()
     rclpy.try_shutdown()
+    if is_stuck:  # the interpreter would wait for the thread
+        os._exit(1)
     return 1 if has_failed.is_set() else 0
 
 

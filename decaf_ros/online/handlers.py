@@ -6,6 +6,7 @@ Invalid input gives a rate-limited log line, a count and a diagnostic; the strea
 from __future__ import annotations
 
 import itertools
+import logging
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -26,6 +27,7 @@ from decaf_ros.io.messages import (
 from decaf_ros.io.stamps import StreamStamps
 from decaf_ros.io.vision_messages import detections, label_info, label_names
 from decaf_ros.io.viz import overlay
+from decaf_ros.online.ledger import Ledger
 from decaf_ros.online.patience import Patience
 from decaf_ros.online.segmenter import RESET_NOTICE, OnlineSegmenter
 from decaf_ros.online.space import SpaceOutputs, Transforms
@@ -34,6 +36,7 @@ from decaf_ros.online.turns import Turns
 from decaf_ros.pipeline import Decaf
 from decaf_ros.types import FrameResult, Heatmap, Notice, Output, Query, QueryEvent, QueryState, StageEvent
 
+_log = logging.getLogger(__name__)
 # Minimum time between two log lines of one kind. The later line has the number of suppressed ones.
 LOG_PERIOD_S = 10.0
 # More kinds than this clear the throttle, which bounds its memory.
@@ -61,9 +64,10 @@ class _LogThrottle:
 
 
 class Handlers:
-    """The handlers of one camera stream. Call all methods except `new_query` and `change_config` from one thread.
+    """The handlers of one camera stream. Call all methods from one thread, except those under "From any thread".
 
     space: the 3D outputs, if `space.enabled`; else None.
+    ledger: the queries and their answers.
 
     Args:
         make: message factory, see `decaf_ros.io.messages`.
@@ -115,7 +119,7 @@ class Handlers:
             want_confidence=lambda: is_wanted("confidence"),
         )
         self._query_numbers = itertools.count(1) if query_numbers is None else query_numbers
-        self._unanswered: set[str] = set()
+        self.ledger = Ledger(self._publish_all, self._on_booked)
         self._throttle = _LogThrottle()
         self._stamps = StreamStamps(self._warn_once)
         # By id, for each query that has no answer yet.
@@ -139,16 +143,25 @@ class Handlers:
             )
         self._stopping = False
 
+    # From any thread
+
     def change_config(self, config: DecafConfig) -> None:
-        """Sets the configuration, from any thread. Takes effect at its next use."""
+        """Sets the configuration. Takes effect at its next use."""
         self._decaf.config = config
 
     def new_query(self, text: str, stamp_ns: int, policy: str = "", priority: int = 0) -> Query:
         """Makes a query with id q1, q2, ... in call order and with its text stripped. stamp_ns: time of the query."""
         return Query(f"q{next(self._query_numbers)}", text.strip(), stamp_ns, policy, priority)
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a query waits for key frames."""
+        return bool(self._online.queries.waiting)
+
+    # From one thread
+
     def on_image(self, message: Any, arrival_ns: int | None = None) -> None:
-        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it.
+        """Publishes the results for a sensor_msgs/Image or CompressedImage, or rejects it, whatever decoding raises.
 
         arrival_ns: when it came; default: now. Takes the place of a stamp that does not tell the time, see
         `decaf_ros.io.stamps.StreamStamps`.
@@ -162,7 +175,10 @@ class Handlers:
         try:
             max_mpx = self._decaf.config.node.max_image_mpx
             frame = frame_from_message(message, self.statistics.used, self._warn_once, settle, max_mpx, self._convert)
-        except ValueError as error:
+        except Exception as error:  # a driver may send anything, and a decoder raise anything: the frame is counted
+            if not isinstance(error, ValueError):
+                _log.debug("decoding failed", exc_info=error)
+                error = ValueError(f"unexpected error: {error!r}")
             self.reject_image(error, arrival_ns)
             return
         self._time_waiting(arrival_ns)
@@ -206,17 +222,27 @@ class Handlers:
         for query_id, patience in self._patience.items():
             patience.image(arrival_ns, query_id in waiting, rejected)
 
-    @property
-    def is_waiting(self) -> bool:
-        """Whether a query waits for key frames. From any thread."""
-        return bool(self._online.queries.waiting)
-
     def on_query(self, query: Query) -> None:
-        """Passes a query to the core. An empty text ends the current ones. The answer is published on `status`."""
+        """Passes a query to the core. An empty text ends the current ones. The answer is published on `status`. A query
+        that has ended before (`Ledger.close`) changes nothing."""
         self.statistics.queries += 1
         self._log("info", f"query {query.id}: {shortened(query.text)!r}")
-        self._online.ask(query)
-        self._note_queries()
+        if self.ledger.take(query):
+            self._online.ask(query)
+            self._note_queries()
+
+    def settle(self) -> None:
+        """Brings core and ledger in line: ends queries in the core that have ended already, and answers those that the
+        core has lost in an error."""
+        for query_id in self.ledger.closed:
+            self.cancel(query_id, "it has ended")
+            self.ledger.forget(query_id)
+            self._note_queries()
+        for query_id in self.ledger.lost([live.query.id for live in self._online.queries]):
+            try:
+                self.ledger.close(query_id, QueryState.FAILED, "its answer was lost in an unexpected error")
+            finally:
+                self.ledger.forget(query_id)
 
     def cancel(self, query_id: str, reason: str) -> list[str]:
         """Ends a current query, or all if the id is empty. Returns the ids of those that it ended."""
@@ -226,7 +252,7 @@ class Handlers:
 
     def cancel_unanswered(self, reason: str) -> None:
         """Ends the queries that have no answer yet, so that they are answered with CANCELLED."""
-        for query_id in list(self._unanswered):
+        for query_id in self.ledger.unanswered():
             self.cancel(query_id, reason)
 
     def stop(self, reason: str) -> None:
@@ -245,7 +271,7 @@ class Handlers:
 
     def _note_queries(self) -> None:
         """Notes the last events of the current queries."""
-        self.statistics.live = self._online.queries.events
+        self.statistics.live = self.ledger.events
         if self.statistics.live:
             self.statistics.event = self.statistics.live[-1]
 
@@ -260,6 +286,7 @@ class Handlers:
             output = self._publish_result(output)
         elif isinstance(output, QueryEvent):
             self._publish_event(output)
+            return  # the ledger has shown it to the watcher
         elif isinstance(output, Heatmap):
             if self._is_wanted("heatmaps"):
                 self._publish_all(output)
@@ -280,27 +307,24 @@ class Handlers:
             self.report(Notice("warn", text), kind=text)
 
     def _publish_event(self, event: QueryEvent) -> None:
-        query = event.query
-        self._publish_all(event)
-        if event.state == QueryState.ENDED:
-            self.statistics.event = None
-            self._note_queries()
-            self._log("info", f"query {query.id}: {event.state.name}: {event.text}")
-            return
-        failed, is_first = event.state == QueryState.FAILED, query.id not in self._unanswered
-        self._unanswered.add(query.id)
+        """Publishes an event of the core, unless its query has ended already."""
         if event.state == QueryState.RECEIVED:
-            self._patience[query.id] = Patience()
-        if event.state.is_answer:
-            self._unanswered.remove(query.id)
-            self._patience.pop(query.id, None)
-        self.statistics.event = event
+            self._patience[event.query.id] = Patience()
+        elif event.state.is_answer:
+            self._patience.pop(event.query.id, None)
+        if self.ledger.publish(event):
+            self.statistics.stage_ms = event.stage_ms or self.statistics.stage_ms
+
+    def _on_booked(self, event: QueryEvent, is_first: bool) -> None:
+        """Notes an event that is out. From any thread, one at a time."""
+        self.statistics.event = None if event.state == QueryState.ENDED else event
         self._note_queries()  # a refused query leaves the current ones unchanged
-        self.statistics.stage_ms = event.stage_ms or self.statistics.stage_ms
+        failed = event.state == QueryState.FAILED
         # A failed grounding was already reported by a notice. FAILED as the first event is a refused query.
         if is_first or not failed:
-            text = f"query {query.id}: {event.state.name}{': ' if event.text else ''}{event.text}"
+            text = f"query {event.query.id}: {event.state.name}{': ' if event.text else ''}{event.text}"
             self._log("warn" if failed else "info", text)
+        self._watch(event)
 
     def _publish_result(self, result: FrameResult) -> FrameResult:
         """Publishes a result. Returns it with the places of its targets, as far as they are known."""

@@ -104,9 +104,9 @@ class OnlineSegmenter:
             self._emit(Notice("warn", text))
         is_keyframe = self.buffer.push(frame, self._decaf.config.window)
         if is_keyframe:
-            # The next groundings reuse the image embeddings that tracking computes now.
+            # The next groundings reuse what the models make of these frames.
             needed = [key for live in self.queries for key in (*self._anchors(live), *live.window_frames)]
-            self._decaf.sam2.hold(self, (*self.buffer.window().frames, *needed))
+            self._decaf.hold(self, (*self.buffer.window().frames, *needed))
             for live in self.queries:
                 live.on_key_frame()
         self._follow(frame, is_keyframe, camera_frame)
@@ -165,7 +165,7 @@ class OnlineSegmenter:
         """Restarts the stream: clears window, buffer and targets. The queries stay and are grounded again."""
         self._emit(Notice("warn", f"{RESET_NOTICE}: {reason}"))
         self.buffer.clear()
-        self._decaf.sam2.hold(self, ())
+        self._decaf.hold(self, ())
         self._warned_about_stamps = False
         self._follower.lose_all()
         self._targets.forget_missing()
@@ -315,11 +315,16 @@ class OnlineSegmenter:
         if missing:
             self._end(live, QueryState.NOT_FOUND, missing + left_out, **details)
             return
-        live.answered, live.anchors = True, choose_anchors(found, self._decaf.config.regrounding.anchors)
+        live.anchors = choose_anchors(found, self._decaf.config.regrounding.anchors)
         text, places = tracking_text(len(ids), category), self._decaf.config.tracking.max_targets
         if not ids and len(self._targets.living) >= places:
             text += f" (all {places} places are taken: tracking.max_targets)"
-        self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
+        live.answered = True  # before the event: what it causes may end the query
+        try:
+            self._emit_event(live.query, QueryState.TRACKING, text + left_out, **details)
+        except BaseException:  # it is not out
+            live.answered = False
+            raise
 
     def _fail(self, live: LiveQuery, error: Exception, was_fresh: bool) -> None:
         _log.debug("grounding failed", exc_info=error)
@@ -358,14 +363,17 @@ class OnlineSegmenter:
     # Outputs
 
     def _end(self, live: LiveQuery, state: QueryState, text: str, **details: Any) -> None:
-        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered. details: see below."""
+        """Ends a query: drops its targets and emits `state`, or ENDED if it was answered, whatever is raised between.
+        details: see below."""
         self.queries.remove(live)
-        self._turns.abandon(live)
-        self._follower.drop(live.query)
-        if live.answered:
-            self._emit_event(live.query, QueryState.ENDED, text)
-        else:
-            self._emit_event(live.query, state, text, **details)
+        try:
+            self._turns.abandon(live)
+            self._follower.drop(live.query)
+        finally:
+            if live.answered:
+                self._emit_event(live.query, QueryState.ENDED, text)
+            else:
+                self._emit_event(live.query, state, text, **details)
 
     def _emit_event(
         self, query: Query, state: QueryState, text: str, window: Window | None = None, **details: Any

@@ -8,7 +8,7 @@ from decaf_ros.online.ahead import Ahead
 from decaf_ros.online.query import LiveQuery
 from decaf_ros.pipeline import Decaf
 from decaf_ros.stages import Steps
-from decaf_ros.types import Window
+from decaf_ros.types import Query, Window
 
 
 class Stream(Protocol):
@@ -46,6 +46,12 @@ class Turns:
         self._task: Steps[None] | None = None
         self._yields = False
         self._in_unit = False
+
+    @property
+    def query(self) -> Query | None:
+        """The query whose grounding is running. From any thread."""
+        live = self._live
+        return live.query if live is not None and (self._task is not None or self._in_unit) else None
 
     def join(self, stream: Stream) -> None:
         """Adds a stream."""

@@ -131,6 +131,11 @@ class Sam2:
             self._held[owner] = kept
         self._evict()
 
+    @property
+    def held(self) -> frozenset[Frame]:
+        """The frames that are kept for any owner."""
+        return frozenset[Frame]().union(*self._held.values())
+
     @contextlib.contextmanager
     def holding(self, frames: Iterable[Frame]) -> Iterator[None]:
         """Keeps the cached features of these frames until the end of the block, or of the task that contains it."""
@@ -145,7 +150,7 @@ class Sam2:
         """Drops the least recently used frames over the limit, but no kept frame and not the newest one."""
         excess = len(self._cache) - self._cache_size
         if excess > 0:
-            kept = frozenset[Frame]().union(*self._held.values())
+            kept = self.held
             droppable = [frame for frame in list(self._cache)[:-1] if frame not in kept]
             for frame in droppable[:excess]:
                 del self._cache[frame]

@@ -167,18 +167,20 @@ def _locate_config(name: str, package: Path) -> Path:
 def _download(config: Sam2Config, filename: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    if not config.local_files_only and cached_folder(config.checkpoint, filename) is None:
+    if not config.local_files_only and cached_folder(config.checkpoint, filename, config.revision) is None:
         _log.warning(
             "sam2.checkpoint %s is not on this machine: downloading it. To do so beforehand: %s",
             config.checkpoint,
-            get_beforehand("sam2", config.checkpoint),
+            get_beforehand("sam2", config.checkpoint, config.revision),
         )
     try:
-        return Path(hf_hub_download(config.checkpoint, filename, local_files_only=config.local_files_only))
+        options: dict[str, Any] = {"local_files_only": config.local_files_only, "revision": config.revision or None}
+        return Path(hf_hub_download(config.checkpoint, filename, **options))
     except OSError as error:
+        beforehand = get_beforehand("sam2", config.checkpoint, config.revision)
         raise FileNotFoundError(
             f"sam2.checkpoint: cannot get {filename} of {config.checkpoint} ({type(error).__name__}: {error}). With "
-            f"network access, set sam2.local_files_only to false or run {get_beforehand('sam2', config.checkpoint)}. "
+            f"network access, set sam2.local_files_only to false or run {beforehand}. "
             f"Without, copy {filename} to this machine, set sam2.checkpoint to its path and sam2.model_config to "
             f"{Path(HF_MODEL_ID_TO_FILENAMES[config.checkpoint][0]).stem}"
         ) from error

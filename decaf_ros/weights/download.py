@@ -22,7 +22,7 @@ _PICKLES = ".bin"
 _PART = ".part"
 
 
-def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], None]) -> Path:
+def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], None], revision: str = "") -> Path:
     """Downloads a checkpoint into the folder TO/NAME, and returns this folder.
 
     Files go to TO/NAME.part, which gets its name when all of them have the hub's checksums: a folder of this name is
@@ -33,13 +33,16 @@ def download(name: str, to: Path, endpoint: str | None, say: Callable[[str], Non
         to: parent of the new folder.
         endpoint: address of a mirror of the hub; None: `HF_ENDPOINT`, else the hub.
         say: called with a line for each file that is there already, and for the folder when it is whole.
+        revision: branch, tag or commit; empty: the main branch.
 
     Raises:
         ValueError: a repository without the files of a checkpoint, or a file with another checksum.
         OSError: no connection, no such repository, no access, a full disk.
     """
     # The file listing and the files belong to one commit.
-    info = _asked(name, lambda: HfApi(endpoint=endpoint).model_info(name, files_metadata=True))
+    info = _asked(
+        name, lambda: HfApi(endpoint=endpoint).model_info(name, revision=revision or None, files_metadata=True)
+    )
     files = {file.rfilename: file for file in info.siblings or ()}
     wanted = _wanted(name, files)
     folder = to / name

@@ -235,7 +235,7 @@ class Trainer:
         rate = recipe.rate * min(1.0, (self.step + 1) / recipe.warm_up_steps)
         rate *= 0.02 + 0.98 * (1 + np.cos(np.pi * self.progress)) / 2
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = float(rate)  # no NumPy scalar, which `read_state` refuses
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         parameters = [*self.model.parameters(), *self.heads.parameters()]
@@ -280,9 +280,15 @@ def main() -> None:
     if arguments.go_on_from:
         trainer.start_from(load_sam2(Sam2Config(arguments.go_on_from, device="cpu")).model)
     if (work / "checkpoint.pt").exists():
-        trainer.restore(torch.load(work / "checkpoint.pt", weights_only=False))
+        trainer.restore(read_state(work / "checkpoint.pt"))
         print(f"{work}: resumes at step {trainer.step}", flush=True)
     run(trainer, read_clip, arguments.data, arguments.validation, work, arguments.out)
+
+
+def read_state(file: Path) -> dict[str, Any]:
+    """A state that `run` has saved. Reads tensors and plain values only, and runs no code of the file."""
+    state: dict[str, Any] = torch.load(file, weights_only=True)
+    return state
 
 
 def run(
