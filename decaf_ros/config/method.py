@@ -204,6 +204,19 @@ class SegmentationConfig(Checked):
         choices=("none", "best"),
         live=True,
     )
+    verify: bool = option(
+        False,
+        "show the model close candidates, each one marked in the key frames, and ask which the instruction means: one "
+        "more short prompt and its images for each",
+        live=True,
+    )
+    verify_close: float = option(
+        0.3, "verify: candidates whose score is at most so much below the best are close", 0.0, 2.0, live=True
+    )
+    verify_most: int = option(4, "verify: max objects that the model is asked about", 2, 64, live=True)
+    verify_frames: int = option(
+        8, "verify: key frames that are shown, evenly spaced over the window; 0: all", 0, 1024, live=True
+    )
     fill_holes_px: int = option(8, "fill mask holes up to this area, in pixels of SAM 2's mask grid; 0: off", 0, 100000)
 
 
