@@ -93,7 +93,9 @@ class Decaf:
             # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
             proposals = yield from clock.run(
                 "tracklets",
-                self._retry_without_caches(lambda: propose_tracklets(self.sam2, window, points, config.segmentation)),
+                self._retry_without_caches(
+                    lambda: propose_tracklets(self.sam2, window, points, config.segmentation, attention)
+                ),
             )
 
             # Tracklets that disagree with the attention are dropped (Eq. 6-8).

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.points import attention_points, keypoints
+from decaf_ros.segmentation.points import attention_points, keypoints, negative_points
 
 
 def fused(**values: float) -> np.ndarray:
@@ -89,3 +89,23 @@ def test_bad_maps_are_named(bad, error, message):
         attention_points(bad, SegmentationConfig())
     with pytest.raises(error, match=message):
         keypoints(bad, SegmentationConfig(), (3, 4))
+
+
+def test_negative_points_are_the_weakest_tokens_inside_the_mask():
+    attention = np.array([[0.1, 0.25, 0.9], [0.0, 0.05, 0.31]], np.float32)
+    mask = np.zeros((40, 60), bool)
+    mask[:, 10:] = True  # half of the left column
+    mask[20:, 30:40] = False  # and half of the lower middle
+
+    def found(attention=attention, mask=mask, **options):
+        return negative_points(attention, mask, SegmentationConfig(**options)).tolist()
+
+    centre = {name: pytest.approx(xy) for name, xy in {"a": (1 / 6, 0.25), "b": (0.5, 0.25), "d": (1 / 6, 0.75)}.items()}
+    lower = pytest.approx((0.5, 0.75))
+    assert found(negative_points=9) == [centre["a"], centre["b"], centre["d"], lower]
+    assert found(negative_points=2) == [centre["d"], lower]
+    assert found(negative_points=9, negative_attention=0.1) == [centre["a"], centre["d"], lower]
+    less = mask.copy()
+    less[20:, 29:41] = False
+    assert found(mask=less, negative_points=2) == [centre["a"], centre["d"]]
+    assert found(attention=attention + 1, negative_points=9) == found(mask=mask & False, negative_points=1) == []

@@ -194,6 +194,17 @@ class SegmentationConfig(Checked):
         1.0,
         live=True,
     )
+    negative_points: int = option(
+        0,
+        "for questions about parts: max tokens of low attention inside the mask of a point that become negative points "
+        "beside it; 0: off",
+        0,
+        64,
+        live=True,
+    )
+    negative_attention: float = option(
+        0.3, "max fused attention of a token that becomes a negative point", 0.0, 1.0, live=True
+    )
     suppression_iou: float = option(0.7, "masks with a higher IoU are one object", 0.0, 1.0, live=True)
     consistency: bool = option(True, "include attention consistency in the combined score (Tab. 7)")
     consistency_mask: str = option("mean", "per-frame attention threshold in Eq. 6 (Tab. 7)", choices=("mean", "otsu"))

@@ -12,6 +12,9 @@ import torch.nn.functional as F
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.types import PointPrompts
 
+# Share of a token that a mask covers, from which it is inside.
+_INSIDE = 0.5
+
 
 def attention_points(fused: np.ndarray, config: SegmentationConfig, means_several: bool | None = None) -> PointPrompts:
     """Point prompts for SAM 2 (Eq. 5): centres of strong tokens, each point a separate object.
@@ -71,6 +74,27 @@ def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int,
         free &= np.hypot(*(position - position[best]).T) >= config.keypoint_distance
         free[best] = False
     return _points(fused, peaks[kept])
+
+
+def negative_points(attention: np.ndarray, mask: np.ndarray, config: SegmentationConfig) -> np.ndarray:
+    """Negative points for a mask that covers more than what is attended to (App. I, as future work): centres of the
+    weakest tokens inside, at most negative_points, of at most negative_attention. Ties go to the earlier token.
+
+    A token is inside if at least half of it is. So a mask of the part that is meant hardly gets any.
+
+    Args:
+        attention: (h, w) float32 in [0, 1], the fused map of the mask's frame.
+        mask: (H, W) bool.
+        config: the two options.
+
+    Returns:
+        (N, 2) float32 in [0, 1], x right, y down.
+    """
+    pixels = torch.from_numpy(mask)[None, None].float()
+    covered = F.adaptive_avg_pool2d(pixels, attention.shape)[0, 0].numpy() >= _INSIDE
+    possible = np.flatnonzero(covered & (attention <= np.float32(config.negative_attention)))
+    weakest = np.argsort(attention.ravel()[possible], kind="stable")[: config.negative_points]
+    return _points(attention[None], np.sort(possible[weakest])).xy
 
 
 def _peaks(fused: np.ndarray) -> np.ndarray:
