@@ -197,6 +197,9 @@ def test_negative_points_change_the_masks_that_cover_weak_tokens(sam2, monkeypat
     """Only where a token of low attention lies inside; a mask that they would empty stays."""
     window, here = Window(tuple(moving_scene(2))), points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9))
     config = SegmentationConfig(negative_points=2)
+    later = points((0, 0.3, 0.5, 0.9), (1, 0.8, 0.4, 0.9))
+    of_two_frames = finish(propose_tracklets(sam2, window, later, config, np.full((2, 12, 20), 0.9, np.float32)))
+    assert sorted(one.source for one in of_two_frames) == [0, 1]
     attention = np.full((2, 12, 20), 0.9, np.float32)
     plain = finish(propose_tracklets(sam2, window, here, SegmentationConfig()))
     for map_, options in ((None, config), (attention, config), (attention * 0, SegmentationConfig())):

@@ -176,10 +176,10 @@ def propose_tracklets(
             tracks = yield from propagate_steps(sam2, window.frames, source, prompts)
             for index, track in zip(batch, tracks):
                 x, y = points.xy[here[index]].tolist()
-                attention = float(points.value[here[index]])
+                value = float(points.value[here[index]])
                 # Cloned: a view would keep the masks of the whole batch in memory.
                 track_masks = GridMasks(track.clone(), window.size_hw)
                 proposals.append(
-                    Proposal(track_masks, source, (x, y), attention, float(iou[index]), float(object_score[index]))
+                    Proposal(track_masks, source, (x, y), value, float(iou[index]), float(object_score[index]))
                 )
     return proposals
