@@ -52,9 +52,9 @@ def verify_tracklets(
 
 def marked_window(window: Window, tracklet: Tracklet, count: int) -> Window:
     """`count` key frames, evenly spaced from the first to the last, with the tracklet marked; 0: all of them."""
-    places = np.arange(len(window))
+    places = list(range(len(window)))
     if 0 < count < len(window):
-        places = np.unique(np.linspace(0, len(window) - 1, count).round().astype(int))
+        places = np.linspace(0, len(window) - 1, count).round().astype(int).tolist()
     frames = [window.frames[place] for place in places]
     images = [marked_image(frame.image, tracklet.masks[place]) for frame, place in zip(frames, places)]
     return Window(tuple(dataclasses.replace(frame, image=image) for frame, image in zip(frames, images)))

@@ -1,7 +1,7 @@
-"""Measures part IoU with and without negative points: python -m decaf_tabletop.parts_check --seed 951000 --questions 100.
+"""Measures part IoU with and without negative points: python -m decaf_tabletop.parts_check --questions 100.
 
-Questions such as "the handle of the red mug" about simulated clips (`decaf_tabletop.world.parts`). With --attention true
-the map is the part itself on the token grid instead of the model's attention: what SAM 2 makes of points alone.
+Questions such as "the handle of the red mug" about simulated clips (`decaf_tabletop.world.parts`). With --attention
+true the map is the part itself on the token grid instead of the model's attention: it shows what SAM 2 makes of points.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ def _answer(
         steps = decaf.grounder.ground(window, text, decaf.config, StageClock(STAGES))
         fused = finish(steps).maps.fused
     frame, row, column = np.unravel_index(fused.argmax(), fused.shape)
-    height, width = window.size_hw
-    y, x = (int((place + 0.5) / count * side) for place, count, side in zip((row, column), fused.shape[1:], (height, width)))
+    (height, width), (rows, columns) = window.size_hw, fused.shape[1:]
+    y, x = int((row + 0.5) / rows * height), int((column + 0.5) / columns * width)
     targets = [_target(decaf, window, fused, count) for count in (0, negative_points)]
     shown = np.flatnonzero(truth.sum(axis=(1, 2)) >= PART_PX)
     ious = [
@@ -86,7 +86,8 @@ def _answer(
         for target in targets
     ]
     image = window.frames[shown[0]].image
-    masks = [truth[shown[0]], *(np.zeros((height, width), bool) if one is None else one.masks[shown[0]] for one in targets)]
+    nothing = np.zeros((height, width), bool)
+    masks = [truth[shown[0]], *(nothing if target is None else target.masks[shown[0]] for target in targets)]
     picture = np.concatenate([_painted(image, mask) for mask in masks], axis=1)
     return Answer(part, text, bool(truth[frame, y, x]), (ious[0], ious[1]), picture)
 

@@ -100,7 +100,8 @@ def test_negative_points_are_the_weakest_tokens_inside_the_mask():
     def found(attention=attention, mask=mask, **options):
         return negative_points(attention, mask, SegmentationConfig(**options)).tolist()
 
-    centre = {name: pytest.approx(xy) for name, xy in {"a": (1 / 6, 0.25), "b": (0.5, 0.25), "d": (1 / 6, 0.75)}.items()}
+    places = {"a": (1 / 6, 0.25), "b": (0.5, 0.25), "d": (1 / 6, 0.75)}
+    centre = {name: pytest.approx(xy) for name, xy in places.items()}
     lower = pytest.approx((0.5, 0.75))
     assert found(negative_points=9) == [centre["a"], centre["b"], centre["d"], lower]
     assert found(negative_points=2) == [centre["d"], lower]

@@ -222,8 +222,8 @@ class Sam2:
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mask logits (P, h, w), IoU (P,) and object score (P,) at points (P, 1 + N, 2) float32, in pixels of the square
-        input: of each row the first one is a positive click, the others are negative."""
+        """Mask logits (P, h, w), IoU (P,) and object score (P,) at points (P, 1 + N, 2) float32, in pixels of the
+        square input: in each row the first one is a positive click, the others are negative."""
         model = self.model
         *high_res, coarse = embedding.features
         if model.directly_add_no_mem_embed:

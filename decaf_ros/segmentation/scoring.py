@@ -100,9 +100,7 @@ def close_objects(
     return objects if len(objects) > 1 else []
 
 
-def _by_scores(
-    tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None
-) -> list[Tracklet]:
+def _by_scores(tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None) -> list[Tracklet]:
     """The targets by their scores alone; of a single one its strongest tracklet."""
     if not tracklets:
         return []
