@@ -143,7 +143,7 @@ NUMBER = (
 
 # Not in the paper. About images in which one object is marked (`decaf_ros.segmentation.marking`).
 VERIFICATION = (
-    "{expression}\nOne object in the {medium} is outlined, and everything else is darkened.\n"
+    "{expression}\nOne object in the {medium} is outlined, and everything else is faded to grey.\n"
     "Does this expression or question refer to the outlined object?\nAnswer yes or no."
 )
 

@@ -1,7 +1,8 @@
-"""Marks one object in an image, for a question about it: the rest is darkened, a white line surrounds it.
+"""Marks one object in an image, for a question about it: the rest fades to grey, a white line surrounds it.
 
-Both, because neither shows every object: darkness around a black one, or a white line around a white one. Its own
-pixels stay as they are, so that questions about its colour can be answered.
+Its own pixels stay as they are, so that questions about its colour can be answered, and the rest stays visible, for
+questions about its place. A vision tower hardly tells a line, or a darker image, from none: the simulated table's finds
+the object among others in 62 and 81 % by these, and in 99 % by a fading.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-# Brightness of the rest, and width of the line as a share of the image's shorter side.
-DIMMED, LINE_SHARE = 0.35, 1 / 120
+# Contrast of the rest, its mean brightness, and width of the line as a share of the image's shorter side.
+FADED, GREY, LINE_SHARE = 0.3, 128, 1 / 120
 
 
 def marked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The image with an object marked: (H, W, 3) uint8, RGB. Without any pixel of the object all of it is dark.
+    """The image with an object marked: (H, W, 3) uint8, RGB. Without any pixel of the object all of it is grey.
 
     Args:
         image: (H, W, 3) uint8, RGB.
@@ -25,7 +26,8 @@ def marked_image(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """
     if mask.shape != image.shape[:2]:
         raise ValueError(f"mask: expected the size of the image {image.shape[:2]}, got {mask.shape}")
-    marked = np.where(mask[..., None], image, (image * np.float32(DIMMED)).astype(np.uint8))
+    grey = GREY + (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None].astype(np.float32) - GREY) * FADED
+    marked = np.where(mask[..., None], image, grey.astype(np.uint8))
     width = max(1, round(min(mask.shape) * LINE_SHARE))
     element = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     around = cv2.dilate(mask.astype(np.uint8), element) > 0
