@@ -33,6 +33,12 @@ def test_weaker_points_count_where_several_objects_are_meant():
     assert values[True] == pytest.approx([0.9, 0.85, 0.7])
     low = SegmentationConfig(point_threshold=0.4, several_attention=0.6)
     assert len(attention_points(fused, low, True)) == 5
+    # Or where candidates are verified: the lower of both limits.
+    verified = SegmentationConfig(several_attention=0.6, verify=True, verify_attention=0.45)
+    for number in (None, False, True):
+        assert attention_points(fused, verified, number).value.tolist() == pytest.approx([0.9, 0.85, 0.7, 0.5])
+    high = SegmentationConfig(several_attention=0.6, verify=True, verify_attention=0.75)
+    assert len(attention_points(fused, high, True)) == 3 and len(attention_points(fused, high, False)) == 2
 
 
 def test_no_token_over_the_threshold_gives_no_points():

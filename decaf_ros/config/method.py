@@ -221,8 +221,15 @@ class SegmentationConfig(Checked):
         "more short prompt and its images for each",
         live=True,
     )
+    verify_attention: float = option(
+        0.4,
+        "verify: min attention of a peak to become a point prompt too, so that weaker objects are candidates",
+        0.0,
+        1.0,
+        live=True,
+    )
     verify_close: float = option(
-        0.3, "verify: candidates whose score is at most so much below the best are close", 0.0, 2.0, live=True
+        0.6, "verify: candidates whose score is at most so much below the best are close", 0.0, 2.0, live=True
     )
     verify_most: int = option(4, "verify: max objects that the model is asked about", 2, 64, live=True)
     verify_frames: int = option(

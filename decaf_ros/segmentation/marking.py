@@ -1,8 +1,8 @@
 """Marks one object in an image, for a question about it: the rest fades to grey, a white line surrounds it.
 
 Its own pixels stay as they are, so that questions about its colour can be answered, and the rest stays visible, for
-questions about its place. A vision tower hardly tells a line, or a darker image, from none: the simulated table's finds
-the object among others in 62 and 81 % by these, and in 99 % by a fading.
+questions about its place. A vision tower hardly tells a line, or a darker image, from none: from tokens of the
+simulated table's a linear probe finds the object in 62 and 81 % by these, and in 98 % by the fading.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
-    If means_several, peaks (`_peaks`) with value >= several_attention are points too: the map is scaled to the
-    strongest object. Not all tokens: each point costs a propagation over the window.
+    Peaks (`_peaks`) are points too, if means_several with value >= several_attention, with config.verify with value
+    >= verify_attention: the map is scaled to the strongest object. Not all tokens: each point costs a propagation over
+    the window.
 
     Args:
         fused: (T, h, w) float32 in [0, 1].
@@ -37,8 +38,9 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
     _check_map(fused)
     if config.points == "threshold":
         is_point = fused >= np.float32(config.point_threshold)
-        if means_several:
-            is_point |= _peaks(fused) & (fused >= np.float32(config.several_attention))
+        floors = [config.several_attention] * bool(means_several) + [config.verify_attention] * config.verify
+        if floors:
+            is_point |= _peaks(fused) & (fused >= np.float32(min(floors)))
         chosen = np.flatnonzero(is_point)
     else:
         tokens = fused.reshape(len(fused), -1)
