@@ -147,7 +147,7 @@ def answered(ranked, **margins: float):
 
 def test_answers_decide_between_close_objects():
     large, small, weak = strip(0, 1, 2, 3, attention=0.9), strip(4, attention=1.0), strip(5, 6, attention=0.5)
-    config = SegmentationConfig()
+    config = SegmentationConfig(verify_prior=0.0)
     ranked = score_tracklets([large, small, weak], STRIP, config)
     order = [one.masks for one in ranked]
     assert order == [large.masks, small.masks, weak.masks]
@@ -162,9 +162,14 @@ def test_answers_decide_between_close_objects():
     assert chosen(True, _0=-1.0, _1=-2.0) == [0, 1]
     # Any number, the paper's rule; and its fallback to a single one, when none passes.
     assert chosen(None) == [0] and chosen(None, _0=-1.0, _1=2.0) == [1] and chosen(None, _0=1.0, _1=2.0) == [0, 1]
-    best = SegmentationConfig(tracklet_threshold=1.0, fallback="best")
+    best = SegmentationConfig(tracklet_threshold=1.0, fallback="best", verify_prior=0.0)
     assert chosen(None, best) == [0] and chosen(None, best, _0=1.0, _1=2.0) == [1]
     assert chosen(None, SegmentationConfig(tracklet_threshold=1.0), _0=1.0, _1=2.0) == []
+    # Beside the scores. One: 0.9 and 1.0. Several: densities of 0.9, 1.0 and 0.45, of which 0.9 is the weakest target.
+    prior = SegmentationConfig(verify_prior=10.0)
+    assert chosen(False, prior, _0=0.9, _1=0.0) == [1] and chosen(False, prior, _0=1.1, _1=0.0) == [0]
+    assert chosen(True, prior, _0=1.0, _2=4.4) == [0, 1] and chosen(True, prior, _0=1.0, _2=4.6) == [0, 1, 2]
+    assert chosen(True, prior, _0=-1.0, _1=-0.9) == [1] and chosen(True, prior, _0=-1.0, _1=-1.1) == [0, 1]
 
 
 def test_close_objects_are_those_near_the_targets_strength():

@@ -231,6 +231,13 @@ class SegmentationConfig(Checked):
     verify_close: float = option(
         0.6, "verify: candidates whose score is at most so much below the best are close", 0.0, 2.0, live=True
     )
+    verify_prior: float = option(
+        5.0,
+        "verify: log-odds of an answer that outweigh a score higher by 1; 0: the answers alone decide",
+        0.0,
+        1000.0,
+        live=True,
+    )
     verify_most: int = option(4, "verify: max objects that the model is asked about", 2, 64, live=True)
     verify_frames: int = option(
         8, "verify: key frames that are shown, evenly spaced over the window; 0: all", 0, 1024, live=True

@@ -60,9 +60,10 @@ def select_tracklets(
         of attention and density. Several: all with several_share of the highest density. Among the tracklets on one
         object the best PER_OBJECT stay.
 
-    Where the model was asked about close objects (`Tracklet.verified`), its answers decide between them: a single
-    target is the one with the highest log-odds of "yes"; of any number, those with a "yes" are the targets. If it says
-    "no" of all, the scores decide.
+    Where the model was asked about close objects (`Tracklet.verified`), its answers decide between them, as log-odds of
+    "yes" to which verify_prior times the score (for any number: above the weakest target's) is added. A single target
+    is the one with the highest sum; of any number, those with a positive sum are the targets. If no sum is positive,
+    the scores decide.
     """
     chosen = _by_answers(_by_scores(tracklets, config, means_several), tracklets, config, means_several)
     if means_several is None or not chosen:
@@ -118,16 +119,22 @@ def _by_answers(
     chosen: list[Tracklet], tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None
 ) -> list[Tracklet]:
     """Corrects the targets `chosen` by the answers about close objects. See `select_tracklets`."""
-    answers = [(one, one.verified) for one in tracklets if one.verified is not None]
-    if not chosen or not answers:
+    if not chosen or all(one.verified is None for one in tracklets):
         return chosen
+    weakest = min(_strength(one, means_several) for one in chosen)
+    evidence = {
+        id(one): one.verified + config.verify_prior * (_strength(one, means_several) - weakest)
+        for one in tracklets
+        if one.verified is not None
+    }
     is_fallback = means_several is None and chosen[0].scores.combined <= config.tracklet_threshold
     if means_several is False or is_fallback:
-        return [max(answers, key=lambda answer: (answer[1], _strength(answer[0], means_several)))[0]]
-    if all(margin <= 0 for _, margin in answers):
+        asked = [one for one in tracklets if id(one) in evidence]
+        return [max(asked, key=lambda one: (evidence[id(one)], _strength(one, means_several)))]
+    if all(value <= 0 for value in evidence.values()):
         return chosen
     kept = {id(one) for one in chosen}
-    return [one for one in tracklets if (id(one) in kept if one.verified is None else one.verified > 0)]
+    return [one for one in tracklets if (evidence[id(one)] > 0 if id(one) in evidence else id(one) in kept)]
 
 
 def _strength(tracklet: Tracklet, means_several: bool | None) -> float:
