@@ -24,12 +24,13 @@ from decaf_ros.segmentation.scoring import score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import propose_tracklets
 from decaf_ros.stages import Progress, Result, StageClock, Steps, finish, no_progress
 from decaf_ros.types import Frame, Grounding, Presence, Segmentation, Tracklet, Window
+from decaf_ros.verification import verify_tracklets
 
 _log = logging.getLogger(__name__)
 # Masks (T, H, W) bool from a fused map (T, h, w) and the size of the images.
 CoarseMasks = Callable[[np.ndarray, tuple[int, int]], np.ndarray]
 
-STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "dense")
+STAGES = (*grounder.STAGES, "points", "tracklets", "scoring", "verification", "dense")
 
 
 class Decaf:
@@ -117,13 +118,21 @@ class Decaf:
             # Points become masks, masks become tracklets over the key frames, overlapping ones are suppressed.
             proposals = yield from clock.run(
                 "tracklets",
-                self._retry_without_caches(lambda: propose_tracklets(self.sam2, window, points, config.segmentation)),
+                self._retry_without_caches(
+                    lambda: propose_tracklets(self.sam2, window, points, config.segmentation, attention)
+                ),
             )
 
             # Tracklets that disagree with the attention are dropped (Eq. 6-8).
             clock.start("scoring")
             tracklets = score_tracklets(proposals, attention, config.segmentation)
             presence = measure_presence(grounding.maps, tracklets, config.presence, grounding.asked)
+            # Beyond the paper, if configured: the model is shown close candidates, each one marked.
+            if config.segmentation.verify and not _absence(presence, grounding, config):
+                steps = verify_tracklets(
+                    self.grounder, window, query, tracklets, config.segmentation, grounding.means_several
+                )
+                tracklets = yield from clock.run("verification", steps)
             selected = select_targets(tracklets, presence, grounding, config)
 
             # Evaluation protocol: masks of the attention alone, and masks on every frame.
@@ -185,9 +194,13 @@ def select_targets(
     tracklets: Sequence[Tracklet], presence: Presence, grounding: Grounding, config: DecafConfig
 ) -> list[Tracklet]:
     """The tracklets that answer the query, best first; none if there is an `absence_reason`."""
-    if absence_reason(presence, grounding.category, config.presence.threshold):
+    if _absence(presence, grounding, config):
         return []
     return select_tracklets(tracklets, config.segmentation, grounding.means_several)
+
+
+def _absence(presence: Presence, grounding: Grounding, config: DecafConfig) -> str:
+    return absence_reason(presence, grounding.category, config.presence.threshold)
 
 
 def even_if_absent(found: Segmentation, config: DecafConfig) -> Segmentation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     add("--depth", action="store_true", help="bags: add depth images")
     add("--depth-noise", action="store_true", help="bags: depth as a stereo camera measures it, with noise and holes")
+    add("--parts", action="store_true", help="bags: add label images of mugs' handles and bottles' necks")
     add("--compressed", action="store_true", help="bags: JPEG images, and depth in millimetres")
     add(
         "--seconds",
@@ -60,7 +62,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--clips: expected a number >= 1, got {arguments.clips}")
     if arguments.name is not None and (arguments.clips > 1 or Path(arguments.name).name != arguments.name):
         raise ValueError(f"--name: expected the name of one clip, got {arguments.name!r} for {arguments.clips}")
-    for name in ("depth", "compressed"):
+    for name in ("depth", "compressed", "parts"):
         if arguments.format != "bag" and getattr(arguments, name):
             raise ValueError(f"--{name}: only bags have it, got --format {arguments.format}")
     if arguments.depth_noise and not arguments.depth:
@@ -82,6 +84,7 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
     from decaf_tabletop.world.depth_noise import measured_clip
     from decaf_tabletop.world.expressions import expressions_of
     from decaf_tabletop.world.long_expressions import long_expressions
+    from decaf_tabletop.world.parts import part_labels, part_questions
     from decaf_tabletop.world.simulator import make_clip, make_long_clip, play_scene
     from decaf_tabletop.world.store import clip_path, write_clip
     from decaf_tabletop.world.story import QUESTIONS, story
@@ -90,6 +93,7 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
         write_pairs(arguments.out, range(arguments.seed, arguments.seed + arguments.clips))
         return
     arguments.out.mkdir(parents=True, exist_ok=True)
+    depth = arguments.depth or arguments.parts
     for seed in range(arguments.seed, arguments.seed + arguments.clips):
         file = clip_path(arguments.out, seed, arguments.crossing, arguments.seconds)
         if arguments.story or arguments.name:
@@ -98,20 +102,26 @@ def _simulate(arguments: argparse.Namespace, _: None) -> None:
         if path.exists():
             raise FileExistsError(f"{path}: exists already")
         if arguments.story:
-            clip, expressions = play_scene(story(), arguments.depth), list(QUESTIONS)
+            clip, expressions = play_scene(story(), depth), list(QUESTIONS)
         elif arguments.seconds is not None:
-            clip = make_long_clip(seed, arguments.seconds, arguments.depth)
+            clip = make_long_clip(seed, arguments.seconds, depth)
             expressions = long_expressions(clip)
         else:
-            clip = make_clip(seed, depth=arguments.depth, crossing=arguments.crossing)
+            clip = make_clip(seed, depth=depth, crossing=arguments.crossing)
             expressions = expressions_of(clip)
+        things = ", ".join(f"{thing.size} {thing.color} {thing.category}" for thing in clip.objects)
+        parts = None
+        if arguments.parts:
+            parts = part_labels(clip)
+            things += "".join(f"; {question.text}: {question.target + 1}" for question in part_questions(clip, parts))
         if arguments.format == "npz":
             write_clip(path, clip)
         else:
             if arguments.depth_noise:
                 clip = measured_clip(clip)
-            write_tabletop_bag(path, clip, expressions, compressed=arguments.compressed)
-        things = ", ".join(f"{thing.size} {thing.color} {thing.category}" for thing in clip.objects)
+            elif not arguments.depth:
+                clip = dataclasses.replace(clip, depth_m=None)
+            write_tabletop_bag(path, clip, expressions, arguments.compressed, parts)
         print(f"{path}: {things}", file=sys.stderr, flush=True)
 
 

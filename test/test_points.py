@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.points import attention_points, keypoints
+from decaf_ros.segmentation.points import attention_points, keypoints, negative_points
 
 
 def fused(**values: float) -> np.ndarray:
@@ -33,6 +33,12 @@ def test_weaker_points_count_where_several_objects_are_meant():
     assert values[True] == pytest.approx([0.9, 0.85, 0.7])
     low = SegmentationConfig(point_threshold=0.4, several_attention=0.6)
     assert len(attention_points(fused, low, True)) == 5
+    # Or where candidates are verified: the lower of both limits.
+    verified = SegmentationConfig(several_attention=0.6, verify=True, verify_attention=0.45)
+    for number in (None, False, True):
+        assert attention_points(fused, verified, number).value.tolist() == pytest.approx([0.9, 0.85, 0.7, 0.5])
+    high = SegmentationConfig(several_attention=0.6, verify=True, verify_attention=0.75)
+    assert len(attention_points(fused, high, True)) == 3 and len(attention_points(fused, high, False)) == 2
 
 
 def test_no_token_over_the_threshold_gives_no_points():
@@ -89,3 +95,24 @@ def test_bad_maps_are_named(bad, error, message):
         attention_points(bad, SegmentationConfig())
     with pytest.raises(error, match=message):
         keypoints(bad, SegmentationConfig(), (3, 4))
+
+
+def test_negative_points_are_the_weakest_tokens_inside_the_mask():
+    attention = np.array([[0.1, 0.25, 0.9], [0.0, 0.05, 0.31]], np.float32)
+    mask = np.zeros((40, 60), bool)
+    mask[:, 10:] = True  # half of the left column
+    mask[20:, 30:40] = False  # and half of the lower middle
+
+    def found(attention=attention, mask=mask, **options):
+        return negative_points(attention, mask, SegmentationConfig(**options)).tolist()
+
+    places = {"a": (1 / 6, 0.25), "b": (0.5, 0.25), "d": (1 / 6, 0.75)}
+    centre = {name: pytest.approx(xy) for name, xy in places.items()}
+    lower = pytest.approx((0.5, 0.75))
+    assert found(negative_points=9) == [centre["a"], centre["b"], centre["d"], lower]
+    assert found(negative_points=2) == [centre["d"], lower]
+    assert found(negative_points=9, negative_attention=0.1) == [centre["a"], centre["d"], lower]
+    less = mask.copy()
+    less[20:, 29:41] = False
+    assert found(mask=less, negative_points=2) == [centre["a"], centre["d"]]
+    assert found(attention=attention + 1, negative_points=9) == found(mask=mask & False, negative_points=1) == []

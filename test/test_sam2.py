@@ -118,6 +118,24 @@ def test_boxes_equal_the_image_predictor(random_model):
             finish(sam2.box_steps(sam2.embed(frame), bad))
 
 
+def test_negative_points_equal_the_image_predictor(random_model):
+    frame = moving_scene(1)[0]
+    size_wh = frame.size_hw[::-1]
+    clicks = np.random.default_rng(2).random((3, 3, 2)).astype(np.float32)
+    sam2 = Sam2(random_model, Sam2Config(device="cpu", point_batch=2), fill_holes_px=0)
+    logits = recorded_logits(sam2)
+    found = finish(sam2.point_steps(sam2.embed(frame), clicks[:, 0], clicks[:, 1:]))
+    predictor = SAM2ImagePredictor(random_model)
+    predictor._bb_feat_sizes = [(64, 64), (32, 32), (16, 16)]  # its default is for image_size 1024
+    predictor.set_image(frame.image)
+    for index, points in enumerate(clicks):
+        _, iou, low_res = predictor.predict(points * size_wh, np.array([1, 0, 0]))
+        assert found.iou[index] == pytest.approx(iou.max(), abs=1e-5)
+        np.testing.assert_allclose(torch.cat(logits)[index, 0], low_res[int(iou.argmax())], atol=5e-4)
+    with pytest.raises(ValueError, match=r"negative_xy: expected shape \(P, N, 2\)"):
+        finish(sam2.point_steps(sam2.embed(frame), clicks[:, 0], clicks[:2, 1:]))
+
+
 def test_blanked_points_equal_the_video_predictor(random_model, tmp_path):
     """A median bias: about half of the points show nothing, by the model's own score."""
     model, frame = copy.deepcopy(random_model), moving_scene(1)[0]

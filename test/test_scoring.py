@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
 from sam2_scenes import grid_masks
 
 from decaf_ros.config import SegmentationConfig
-from decaf_ros.segmentation.scoring import consistency_maps, score_tracklets, select_tracklets
+from decaf_ros.segmentation.scoring import close_objects, consistency_maps, score_tracklets, select_tracklets
 from decaf_ros.segmentation.tracklets import Proposal
 
 # One frame of 2 x 2 tokens: mean 0.45, so the mask is the upper row, and the map is -0.9 outside.
@@ -135,3 +137,55 @@ def test_several_objects_are_all_that_are_dense_enough():
 def test_another_number_of_frames_is_named():
     with pytest.raises(ValueError, match="expected 1 key frames, got 2"):
         score_tracklets([proposal([[1, 1], [0, 0]], frames=2)], ATTENTION, SegmentationConfig())
+
+
+def answered(ranked, **margins: float):
+    """The tracklets with log-odds by their place in the ranking: `_0=1.5`."""
+    known = {int(name[1:]): value for name, value in margins.items()}
+    return [dataclasses.replace(one, verified=known.get(place)) for place, one in enumerate(ranked)]
+
+
+def test_answers_decide_between_close_objects():
+    large, small, weak = strip(0, 1, 2, 3, attention=0.9), strip(4, attention=1.0), strip(5, 6, attention=0.5)
+    config = SegmentationConfig(verify_prior=0.0)
+    ranked = score_tracklets([large, small, weak], STRIP, config)
+    order = [one.masks for one in ranked]
+    assert order == [large.masks, small.masks, weak.masks]
+
+    def chosen(means_several, config=config, **margins):
+        return [order.index(one.masks) for one in select_tracklets(answered(ranked, **margins), config, means_several)]
+
+    # One object: the highest log-odds, also if all are negative; equal ones: by the scores.
+    assert chosen(False) == [1] and chosen(False, _0=-1.0, _1=-2.0) == [0] and chosen(False, _0=1.0, _1=1.0) == [1]
+    # Several: those with a "yes", and unasked ones by their scores; all "no": by the scores.
+    assert chosen(True) == [0, 1] and chosen(True, _0=-1.0, _1=2.0) == [1] and chosen(True, _0=-1.0, _2=1.0) == [1, 2]
+    assert chosen(True, _0=-1.0, _1=-2.0) == [0, 1]
+    # Any number, the paper's rule; and its fallback to a single one, when none passes.
+    assert chosen(None) == [0] and chosen(None, _0=-1.0, _1=2.0) == [1] and chosen(None, _0=1.0, _1=2.0) == [0, 1]
+    best = SegmentationConfig(tracklet_threshold=1.0, fallback="best", verify_prior=0.0)
+    assert chosen(None, best) == [0] and chosen(None, best, _0=1.0, _1=2.0) == [1]
+    assert chosen(None, SegmentationConfig(tracklet_threshold=1.0), _0=1.0, _1=2.0) == []
+    # Beside the scores. One: 0.9 and 1.0. Several: densities of 0.9, 1.0 and 0.45, of which 0.9 is the weakest target.
+    prior = SegmentationConfig(verify_prior=10.0)
+    assert chosen(False, prior, _0=0.9, _1=0.0) == [1] and chosen(False, prior, _0=1.1, _1=0.0) == [0]
+    assert chosen(True, prior, _0=1.0, _2=4.4) == [0, 1] and chosen(True, prior, _0=1.0, _2=4.6) == [0, 1, 2]
+    assert chosen(True, prior, _0=-1.0, _1=-0.9) == [1] and chosen(True, prior, _0=-1.0, _1=-1.1) == [0, 1]
+
+
+def test_close_objects_are_those_near_the_targets_strength():
+    large, part, small = strip(0, 1, 2, 3, attention=0.9), strip(1, 2, attention=0.9), strip(4, attention=1.0)
+    weak = strip(5, 6, attention=0.5)
+    ranked = score_tracklets([large, part, small, weak], STRIP, SegmentationConfig())
+    names = {id(large.masks): "large", id(part.masks): "part", id(small.masks): "small", id(weak.masks): "weak"}
+
+    def close(means_several, **options):
+        found = close_objects(ranked, SegmentationConfig(**options), means_several)
+        return [[names[id(ranked[index].masks)] for index in members] for members in found]
+
+    # Strengths of one: 1, 0.9, 0.9, 0.475.
+    assert close(False, verify_close=0.2) == [["small"], ["large", "part"]]
+    assert close(False, verify_close=0.05) == [] and len(close(False, verify_close=0.6)) == 3
+    assert close(False, verify_close=0.6, verify_most=2) == [["small"], ["large", "part"]]
+    # Several: the weakest target has a density of 0.9, the weak one 0.45.
+    assert len(close(True, verify_close=0.3)) == 2 and len(close(True, verify_close=0.5)) == 3
+    assert close(None, tracklet_threshold=1.0) == [] and close_objects([], SegmentationConfig(), None) == []

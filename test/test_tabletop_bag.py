@@ -15,6 +15,7 @@ from decaf_tabletop.world.bag import (
     IMAGE_TOPIC,
     INFO_TOPIC,
     LABELS_TOPIC,
+    PARTS_TOPIC,
     POSES_TOPIC,
     SCENE_TOPIC,
     read_ground_truth,
@@ -180,12 +181,30 @@ def test_simulate_writes_pairs_of_phrases_and_boxes(tmp_path, capsys):
     assert "pairs.jsonl" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(find_spec("mujoco") is None, reason="needs mujoco")
+def test_simulate_adds_parts_and_changes_nothing_else(tmp_path, capsys):
+    """A scene with a mug."""
+    messages = []
+    for options in (["--parts"], []):
+        assert main(["simulate", "--seed", "900001", "--out", str(tmp_path / f"of{len(options)}"), *options]) == 0
+        with BagReader(tmp_path / f"of{len(options)}" / "clip_00900001") as bag:
+            messages.append({(one.topic, one.stamp_ns): bytes(one.data) for one in bag.messages()})
+    with_parts, without = messages
+    added = {key: value for key, value in with_parts.items() if key not in without}
+    assert {topic for topic, _ in added} == {PARTS_TOPIC} and len(added) == 32
+    assert {key: with_parts[key] for key in without} == without
+    assert all(b"mono8" in value and b"\x01" * 5 in value[200:] for value in added.values())
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[0].endswith("; the handle of the mug: 1") and "handle" not in shown[1]
+
+
 @pytest.mark.parametrize(
     "options, text",
     [
         (["--seed", "-1"], "--seed: expected a number >= 0"),
         (["--clips", "0"], "--clips: expected a number >= 1"),
         (["--format", "npz", "--depth"], "--depth: only bags"),
+        (["--format", "npz", "--parts"], "--parts: only bags"),
         (["--depth-noise"], "--depth-noise: expected --depth too"),
         (["--story", "--seed", "3"], "--story: it is one clip"),
         (["--format", "pairs", "--depth"], "--depth: only bags"),

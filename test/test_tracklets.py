@@ -10,6 +10,7 @@ from sam2_scenes import moving_scene, packed, signed
 from decaf_ros.config import Sam2Config, SegmentationConfig
 from decaf_ros.segmentation import overlap, resizing, tracklets
 from decaf_ros.segmentation.overlap import PackedMasks, mask_iou, pairwise_iou
+from decaf_ros.segmentation.points import negative_points
 from decaf_ros.segmentation.sam2 import Sam2
 from decaf_ros.segmentation.sam2_loading import load_sam2
 from decaf_ros.segmentation.scoring import score_tracklets
@@ -190,3 +191,41 @@ def test_no_points_no_tracklets(sam2):
 def test_points_outside_the_window_are_named(sam2):
     with pytest.raises(ValueError, match="window of 2"):
         finish(propose_tracklets(sam2, Window(tuple(moving_scene(2))), points((2, 0.5, 0.5, 1)), SegmentationConfig()))
+
+
+def test_negative_points_change_the_masks_that_cover_weak_tokens(sam2, monkeypatch):
+    """Only where a token of low attention lies inside; a mask that they would empty stays."""
+    window, here = Window(tuple(moving_scene(2))), points((0, 0.3, 0.5, 1.0), (0, 0.8, 0.4, 0.9))
+    config = SegmentationConfig(negative_points=2)
+    later = points((0, 0.3, 0.5, 0.9), (1, 0.8, 0.4, 0.9))
+    of_two_frames = finish(propose_tracklets(sam2, window, later, config, np.full((2, 12, 20), 0.9, np.float32)))
+    assert sorted(one.source for one in of_two_frames) == [0, 1]
+    attention = np.full((2, 12, 20), 0.9, np.float32)
+    plain = finish(propose_tracklets(sam2, window, here, SegmentationConfig()))
+    for map_, options in ((None, config), (attention, config), (attention * 0, SegmentationConfig())):
+        same = finish(propose_tracklets(sam2, window, here, options, map_))
+        assert all(np.array_equal(one.masks[0], other.masks[0]) for one, other in zip(plain, same))
+
+    # The wired model finds nothing of the left one beside its negative points: that mask stays.
+    embedding = sam2.embed(window.frames[0])
+    first = sam2.masks_at_points(embedding, here.xy)
+    kept = finish(tracklets.refined(sam2, embedding, here.xy, first, attention[0] * 0, config))
+    assert torch.equal(kept.logits[0], first.logits[0]) and kept.iou[0] == first.iou[0]
+    assert kept.masks[1].any() and not torch.equal(kept.masks[1], first.masks[1])
+
+    # Farther points leave something. The left mask alone covers a weak token.
+    attention[:, :, :10] = 0.1
+    apart, asked = np.array([[0.3, 0.3], [0.3, 0.31]], np.float32), []
+
+    def some(attention, mask, config):
+        asked.append(len(negative_points(attention, mask, config)))
+        return apart[: asked[-1]]
+
+    monkeypatch.setattr(tracklets, "negative_points", some)
+    again = finish(tracklets.refined(sam2, embedding, here.xy, first, attention[0], config))
+    expected = finish(sam2.point_steps(embedding, here.xy[:1], apart[None]))
+    assert asked == [2, 0] and expected.masks.any() and not torch.equal(expected.masks[0], first.masks[0])
+    assert torch.equal(again.logits[0], expected.logits[0]) and again.iou[0] == expected.iou[0]
+    assert torch.equal(first.logits[1], again.logits[1]) and first.iou[1] == again.iou[1]
+    changed = finish(propose_tracklets(sam2, window, here, config, attention))
+    assert {one.iou for one in changed} == set(again.iou.tolist())

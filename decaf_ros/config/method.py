@@ -202,6 +202,17 @@ class SegmentationConfig(Checked):
         1.0,
         live=True,
     )
+    negative_points: int = option(
+        0,
+        "for questions about parts: max tokens of low attention inside the mask of a point that become negative points "
+        "beside it; 0: off",
+        0,
+        64,
+        live=True,
+    )
+    negative_attention: float = option(
+        0.3, "max fused attention of a token that becomes a negative point", 0.0, 1.0, live=True
+    )
     suppression_iou: float = option(0.7, "masks with a higher IoU are one object", 0.0, 1.0, live=True)
     consistency: bool = option(True, "include attention consistency in the combined score (Tab. 7)")
     consistency_mask: str = option("mean", "per-frame attention threshold in Eq. 6 (Tab. 7)", choices=("mean", "otsu"))
@@ -211,6 +222,33 @@ class SegmentationConfig(Checked):
         "answer if no tracklet passes tracklet_threshold: none (not found) or the single best",
         choices=("none", "best"),
         live=True,
+    )
+    verify: bool = option(
+        False,
+        "show the model close candidates, each one marked in the key frames, and ask which the instruction means: one "
+        "more short prompt and its images for each",
+        live=True,
+    )
+    verify_attention: float = option(
+        0.4,
+        "verify: min attention of a peak to become a point prompt too, so that weaker objects are candidates",
+        0.0,
+        1.0,
+        live=True,
+    )
+    verify_close: float = option(
+        0.6, "verify: candidates whose score is at most so much below the best are close", 0.0, 2.0, live=True
+    )
+    verify_prior: float = option(
+        5.0,
+        "verify: log-odds of an answer that outweigh a score higher by 1; 0: the answers alone decide",
+        0.0,
+        1000.0,
+        live=True,
+    )
+    verify_most: int = option(4, "verify: max objects that the model is asked about", 2, 64, live=True)
+    verify_frames: int = option(
+        8, "verify: key frames that are shown, evenly spaced over the window; 0: all", 0, 1024, live=True
     )
     fill_holes_px: int = option(8, "fill mask holes up to this area, in pixels of SAM 2's mask grid; 0: off", 0, 100000)
 

@@ -149,7 +149,7 @@ def _clicks(found: Segmentation) -> frozenset[tuple[int, tuple[float, float]]]:
 
 
 def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
-    """Scores and selects the same candidates under another configuration."""
+    """Scores and selects the same candidates under another configuration; the model is not asked about them again."""
     proposals = []
     for tracklet in found.tracklets:
         assert isinstance(tracklet.masks, GridMasks), "from `score_tracklets`"
@@ -158,6 +158,8 @@ def _rescored(found: Segmentation, config: DecafConfig) -> Segmentation:
     # The order of `propose_tracklets`: by key frame, then by descending score.
     proposals.sort(key=lambda proposal: (proposal.source, -proposal.score))
     tracklets = score_tracklets(proposals, found.grounding.maps.fused, config.segmentation)
+    answers = {(one.source, one.point_xy): one.verified for one in found.tracklets}
+    tracklets = [dataclasses.replace(one, verified=answers[one.source, one.point_xy]) for one in tracklets]
     selected = select_targets(tracklets, found.presence, found.grounding, config)
     return dataclasses.replace(found, tracklets=tuple(tracklets), selected=tuple(selected), dense_labels=None)
 

@@ -180,16 +180,19 @@ class Engine:
                     results[view.key, text] = result
         return [[results[view.key, text] for view in views] for text in texts]
 
-    def yes_margins(self, views: Sequence[View], text: str, options: ReadOptions) -> Steps[list[float]]:
+    def yes_margins(
+        self, views: Sequence[View], text: str, options: ReadOptions, keep: bool = True
+    ) -> Steps[list[float]]:
         """Log-odds of "yes" against "no" as the first token of the answer about each view.
 
         One suffix on the views' prefixes, without a rollout. Uncached, because an equal question about equal images is
-        rare. options: those of earlier calls of `ask`, whose prefixes are used.
+        rare. options: those of earlier calls of `ask`, whose prefixes are used. keep: cache new prefixes and features,
+        for images that will be asked about again.
         """
         margins: dict[Hashable, float] = {}
         for batch in self._batches({view.key: view for view in views}, text, options):
             values = yield from self._within_memory(
-                batch, lambda batch, keep: self._yes_margins(batch, text, options, keep)
+                batch, lambda batch, fits: self._yes_margins(batch, text, options, keep and fits)
             )
             margins.update(zip([view.key for view in batch.views], values))
             yield

@@ -15,7 +15,14 @@ from decaf_ros.devices import in_background
 from decaf_ros.grounding.engine import Engine, MoreTexts
 from decaf_ros.grounding.fusion import FRAME_KERNEL, VIDEO_KERNEL, contrast, fuse
 from decaf_ros.grounding.mllm import Answer, Mllm
-from decaf_ros.grounding.prompts import background_prompt, choice_prompt, number_prompt, object_prompt, presence_prompt
+from decaf_ros.grounding.prompts import (
+    background_prompt,
+    choice_prompt,
+    number_prompt,
+    object_prompt,
+    presence_prompt,
+    verification_prompt,
+)
 from decaf_ros.grounding.views import ReadOptions, View, ViewResult
 from decaf_ros.stages import StageClock, Steps
 from decaf_ros.types import AttentionMaps, BranchMaps, Frame, Grounding, Window
@@ -61,6 +68,18 @@ class Grounder:
         """
         run = _GroundingRun(self, window, query, config, clock, others)
         return in_background(run.run(), self.mllm.model.device)
+
+    def verify(self, marked: Window, query: str) -> Steps[float]:
+        """Log-odds of "yes" to the question whether the query means the object that is marked in these frames.
+
+        Nothing of it is cached: the same marks hardly come again.
+        """
+        # The attention is not read: the fewest layers are recorded.
+        options = ReadOptions(self.mllm.layers - 1)
+        text = verification_prompt(query, "video")
+        steps = self.engine.yes_margins([video_view(self.mllm, marked)], text, options, keep=False)
+        (margin,) = yield from in_background(steps, self.mllm.model.device)
+        return margin
 
     def prepare(
         self, window: Window, config: DecafConfig, others: Sequence[Window] = ()

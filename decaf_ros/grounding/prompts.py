@@ -1,5 +1,5 @@
-"""The paper's prompts and their variants (App. B and F), and two questions of our own: whether the target is there,
-and whether it is one object or several.
+"""The paper's prompts and their variants (App. B and F), and three questions of our own: whether the target is there,
+whether it is one object or several, and whether it is the object that is marked in the images.
 
 Two wordings: verbatim as in the paper, and as the published implementation sends them: the same sentences with other
 line ends and quotes.
@@ -141,6 +141,12 @@ NUMBER = (
     "{expression}\nDoes this expression or question refer to one object or to several objects?\nAnswer one or several."
 )
 
+# Not in the paper. About images in which one object is marked (`decaf_ros.segmentation.marking`).
+VERIFICATION = (
+    "{expression}\nOne object in the {medium} is outlined, and everything else is faded to grey.\n"
+    "Does this expression or question refer to the outlined object?\nAnswer yes or no."
+)
+
 
 def clean_query(query: str) -> str:
     """The stripped query, with a full stop unless it ends in "." or "?". Raises ValueError for an empty query."""
@@ -180,6 +186,11 @@ def presence_prompt(query: str, medium: str) -> str:
 def number_prompt(query: str) -> str:
     """Asks whether the query means one object or several. The query is lower-cased."""
     return NUMBER.format(expression=clean_query(query).lower())
+
+
+def verification_prompt(query: str, medium: str) -> str:
+    """Asks whether the query means the marked object. medium: "video" or "image". The query is lower-cased."""
+    return VERIFICATION.format(expression=clean_query(query).lower(), medium=medium)
 
 
 def _template(kind: str, variant: str, wording: str) -> str:

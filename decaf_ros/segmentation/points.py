@@ -13,14 +13,18 @@ from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.hulls import hull_boxes
 from decaf_ros.types import PointPrompts
 
+# Share of a token that a mask covers, from which it is inside.
+_INSIDE = 0.5
+
 
 def attention_points(fused: np.ndarray, config: SegmentationConfig, means_several: bool | None = None) -> PointPrompts:
     """Point prompts for SAM 2 (Eq. 5): centres of strong tokens, each point a separate object.
 
     With config.points `threshold`, every token with value >= point_threshold; with `top_k`, each frame's top_k
     strongest tokens above 0. Beyond max_points only the strongest are kept; ties go to the earlier token.
-    If means_several, peaks (`_peaks`) with value >= several_attention are points too: the map is scaled to the
-    strongest object. Not all tokens: each point costs a propagation over the window.
+    Peaks (`_peaks`) are points too, if means_several with value >= several_attention, with config.verify with value
+    >= verify_attention: the map is scaled to the strongest object. Not all tokens: each point costs a propagation over
+    the window.
 
     Args:
         fused: (T, h, w) float32 in [0, 1].
@@ -35,8 +39,9 @@ def attention_points(fused: np.ndarray, config: SegmentationConfig, means_severa
     _check_map(fused)
     if config.points == "threshold":
         is_point = fused >= np.float32(config.point_threshold)
-        if means_several:
-            is_point |= _peaks(fused) & (fused >= np.float32(config.several_attention))
+        floors = [config.several_attention] * bool(means_several) + [config.verify_attention] * config.verify
+        if floors:
+            is_point |= _peaks(fused) & (fused >= np.float32(min(floors)))
         chosen = np.flatnonzero(is_point)
     else:
         tokens = fused.reshape(len(fused), -1)
@@ -91,6 +96,27 @@ def keypoints(fused: np.ndarray, config: SegmentationConfig, size_hw: tuple[int,
         free &= np.hypot(*(position - position[best]).T) >= config.keypoint_distance
         free[best] = False
     return _points(fused, peaks[kept])
+
+
+def negative_points(attention: np.ndarray, mask: np.ndarray, config: SegmentationConfig) -> np.ndarray:
+    """Negative points for a mask that covers more than what is attended to (App. I, as future work): centres of the
+    weakest tokens inside, at most negative_points, of at most negative_attention. Ties go to the earlier token.
+
+    A token is inside if at least half of it is. So a mask of the part that is meant hardly gets any.
+
+    Args:
+        attention: (h, w) float32 in [0, 1], the fused map of the mask's frame.
+        mask: (H, W) bool.
+        config: the two options.
+
+    Returns:
+        (N, 2) float32 in [0, 1], x right, y down.
+    """
+    pixels = torch.from_numpy(mask)[None, None].float()
+    covered = F.adaptive_avg_pool2d(pixels, attention.shape)[0, 0].numpy() >= _INSIDE
+    possible = np.flatnonzero(covered & (attention <= np.float32(config.negative_attention)))
+    weakest = np.argsort(attention.ravel()[possible], kind="stable")[: config.negative_points]
+    return _points(attention[None], np.sort(possible[weakest])).xy
 
 
 def _peaks(fused: np.ndarray) -> np.ndarray:

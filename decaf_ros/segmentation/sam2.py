@@ -181,7 +181,9 @@ class Sam2:
         """As `point_steps`, at once."""
         return finish(self.point_steps(embedding, xy))
 
-    def point_steps(self, embedding: FrameEmbedding, xy: np.ndarray) -> Steps[PointMasks]:
+    def point_steps(
+        self, embedding: FrameEmbedding, xy: np.ndarray, negative_xy: np.ndarray | None = None
+    ) -> Steps[PointMasks]:
         """One mask per point; each point is a positive click on a separate object.
 
         Takes the mask with the best predicted IoU of the three in the multimask output, whatever its object score,
@@ -189,11 +191,24 @@ class Sam2:
         object score is empty, as in the video predictor. Decodes config.point_batch points at once, fewer for a large
         model on a CPU.
 
-        xy: (P, 2) in [0, 1], x right, y down. Raises ValueError for another shape or points outside [0, 1].
+        Args:
+            embedding: the frame.
+            xy: (P, 2) in [0, 1], x right, y down.
+            negative_xy: (P, N, 2) in [0, 1], negative clicks beside each point.
+
+        Raises:
+            ValueError: another shape, or points outside [0, 1].
         """
-        if xy.ndim != 2 or xy.shape[1] != 2 or not ((xy >= 0) & (xy <= 1)).all():
-            raise ValueError(f"xy: expected shape (P, 2) with values in [0, 1], got shape {xy.shape} with values {xy}")
-        return (yield from self._prompt_steps(embedding, xy[:, None], self._decode))
+        if negative_xy is None:
+            negative_xy = np.zeros((len(xy), 0, 2), np.float32)
+        for name, value, shape in (("xy", xy, "(P, 2)"), ("negative_xy", negative_xy, "(P, N, 2)")):
+            fits = value.ndim == shape.count(",") + 1 and value.shape[-1] == 2 and len(value) == len(xy)
+            if not fits or not ((value >= 0) & (value <= 1)).all():
+                raise ValueError(
+                    f"{name}: expected shape {shape} with values in [0, 1], got shape {value.shape} with values {value}"
+                )
+        clicks = np.concatenate([xy[:, None], negative_xy], axis=1)
+        return (yield from self._prompt_steps(embedding, clicks, self._decode))
 
     def box_steps(self, embedding: FrameEmbedding, boxes: np.ndarray) -> Steps[PointMasks]:
         """One mask per box, the single one of SAM 2's decoder, as SAM2ImagePredictor with multimask_output=False.
@@ -229,13 +244,14 @@ class Sam2:
     def _decode(
         self, embedding: FrameEmbedding, points: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mask logits (P, h, w), IoU (P,) and object score (P,) at points (P, 1, 2) float32, in pixels of the square
-        input."""
+        """Mask logits (P, h, w), IoU (P,) and object score (P,) at points (P, 1 + N, 2) float32, in pixels of the
+        square input: in each row the first one is a positive click, the others are negative."""
         model = self.model
         *high_res, coarse = embedding.features
         if model.directly_add_no_mem_embed:
             coarse = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
-        labels = torch.ones(points.shape[:2], dtype=torch.int32, device=self.device)
+        labels = torch.zeros(points.shape[:2], dtype=torch.int32, device=self.device)
+        labels[:, 0] = 1
         sparse, dense = model.sam_prompt_encoder(points=(points, labels), boxes=None, masks=None)
         logits, iou, object_score = decode_clicks(
             model.sam_mask_decoder, coarse + dense[:1], model.sam_prompt_encoder.get_dense_pe(), high_res, sparse

@@ -59,20 +59,90 @@ def select_tracklets(
         objects (Eq. 8 is a sum over the mask), so the densest tracklets count. One object: the one with the highest sum
         of attention and density. Several: all with several_share of the highest density. Among the tracklets on one
         object the best PER_OBJECT stay.
+
+    Where the model was asked about close objects (`Tracklet.verified`), its answers decide between them, as log-odds of
+    "yes" to which verify_prior times the score (for any number: above the weakest target's) is added. A single target
+    is the one with the highest sum; of any number, those with a positive sum are the targets. If no sum is positive,
+    the scores decide.
     """
-    if tracklets and means_several is not None:
-        if means_several:
-            densest = max(tracklet.density for tracklet in tracklets)
-            floor = min(config.several_share * densest, densest)
-            return _thinned([tracklet for tracklet in tracklets if tracklet.density >= floor])
-        leader = max(tracklets, key=lambda tracklet: tracklet.scores.attention + tracklet.density)
-        others = (one for one in tracklets if one is not leader)
-        on_it = [one for one in others if not were_apart(_on_grid(one), _on_grid(leader))]
-        return [leader, *on_it[: PER_OBJECT - 1]]
-    passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
-    if not passed and config.fallback == "best":
-        return list(tracklets[:1])
-    return passed
+    chosen = _by_answers(_by_scores(tracklets, config, means_several), tracklets, config, means_several)
+    if means_several is None or not chosen:
+        return chosen
+    if means_several:
+        return _thinned(chosen)
+    leader = chosen[0]
+    others = (one for one in tracklets if one is not leader)
+    on_it = [one for one in others if not were_apart(_on_grid(one), _on_grid(leader))]
+    return [leader, *on_it[: PER_OBJECT - 1]]
+
+
+def close_objects(
+    tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None
+) -> list[list[int]]:
+    """Objects between which the scores hardly decide: indices of the tracklets on each, strongest first.
+
+    These are the objects of the targets by the scores and those at most verify_close weaker, at most verify_most; none
+    if there is one alone. See `select_tracklets` for the arguments.
+    """
+    chosen = _by_scores(tracklets, config, means_several)
+    if not chosen:
+        return []
+    strengths = [_strength(one, means_several) for one in tracklets]
+    floor = min(_strength(one, means_several) for one in chosen) - config.verify_close
+    close = [index for index in range(len(tracklets)) if strengths[index] >= floor]
+    objects: list[list[int]] = []
+    for index in sorted(close, key=lambda index: -strengths[index]):
+        masks = _on_grid(tracklets[index])
+        own = next((one for one in objects if not were_apart(masks, _on_grid(tracklets[one[0]]))), None)
+        if own is not None:
+            own.append(index)
+        elif len(objects) < config.verify_most:
+            objects.append([index])
+    return objects if len(objects) > 1 else []
+
+
+def _by_scores(tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None) -> list[Tracklet]:
+    """The targets by their scores alone; of a single one its strongest tracklet."""
+    if not tracklets:
+        return []
+    if means_several is None:
+        passed = [tracklet for tracklet in tracklets if tracklet.scores.combined > config.tracklet_threshold]
+        return list(tracklets[:1]) if not passed and config.fallback == "best" else passed
+    if not means_several:
+        return [max(tracklets, key=lambda tracklet: _strength(tracklet, means_several))]
+    densest = max(tracklet.density for tracklet in tracklets)
+    floor = min(config.several_share * densest, densest)
+    return [tracklet for tracklet in tracklets if tracklet.density >= floor]
+
+
+def _by_answers(
+    chosen: list[Tracklet], tracklets: Sequence[Tracklet], config: SegmentationConfig, means_several: bool | None
+) -> list[Tracklet]:
+    """Corrects the targets `chosen` by the answers about close objects. See `select_tracklets`."""
+    if not chosen or all(one.verified is None for one in tracklets):
+        return chosen
+    weakest = min(_strength(one, means_several) for one in chosen)
+    evidence = {
+        id(one): one.verified + config.verify_prior * (_strength(one, means_several) - weakest)
+        for one in tracklets
+        if one.verified is not None
+    }
+    is_fallback = means_several is None and chosen[0].scores.combined <= config.tracklet_threshold
+    if means_several is False or is_fallback:
+        asked = [one for one in tracklets if id(one) in evidence]
+        return [max(asked, key=lambda one: (evidence[id(one)], _strength(one, means_several)))]
+    if all(value <= 0 for value in evidence.values()):
+        return chosen
+    kept = {id(one) for one in chosen}
+    return [one for one in tracklets if (evidence[id(one)] > 0 if id(one) in evidence else id(one) in kept)]
+
+
+def _strength(tracklet: Tracklet, means_several: bool | None) -> float:
+    """What decides between candidates: the combined score, several objects: the density, one: its mean with the
+    attention."""
+    if means_several is None:
+        return tracklet.scores.combined
+    return tracklet.density if means_several else (tracklet.scores.attention + tracklet.density) / 2
 
 
 def _thinned(tracklets: Sequence[Tracklet]) -> list[Tracklet]:

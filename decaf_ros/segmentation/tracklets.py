@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,8 +11,9 @@ import torch
 from decaf_ros.config import SegmentationConfig
 from decaf_ros.segmentation.memory import propagate_steps
 from decaf_ros.segmentation.overlap import PackedMasks, pairwise_iou
+from decaf_ros.segmentation.points import negative_points
 from decaf_ros.segmentation.resizing import GridMasks, masks_of_size
-from decaf_ros.segmentation.sam2 import Sam2
+from decaf_ros.segmentation.sam2 import FrameEmbedding, PointMasks, Sam2
 from decaf_ros.stages import Steps
 from decaf_ros.types import PointPrompts, Window
 
@@ -82,11 +84,50 @@ def suppress(
     return keep, np.flatnonzero(deleted).tolist()
 
 
+def refined(
+    sam2: Sam2,
+    embedding: FrameEmbedding,
+    xy: np.ndarray,
+    found: PointMasks,
+    attention: np.ndarray,
+    config: SegmentationConfig,
+) -> Steps[PointMasks]:
+    """The masks of the same points with negative points beside them where `negative_points` finds any.
+
+    A mask that the negative points empty stays as it was.
+
+    Args:
+        sam2: the model.
+        embedding: the frame.
+        xy: (P, 2) in [0, 1], the points.
+        found: their masks.
+        attention: (h, w) float32 in [0, 1], the fused map of the frame.
+        config: see `negative_points`.
+    """
+    by_count: dict[int, list[tuple[int, np.ndarray]]] = defaultdict(list)
+    for index, logits in enumerate(found.logits):
+        mask = masks_of_size(logits[None], found.size_hw)[0].cpu().numpy()
+        negative = negative_points(attention, mask, config)
+        if len(negative):
+            by_count[len(negative)].append((index, negative))
+    parts = [part.clone() for part in found[:3]]
+    for members in by_count.values():
+        places = [index for index, _ in members]
+        again = yield from sam2.point_steps(embedding, xy[places], np.stack([negative for _, negative in members]))
+        yield
+        shown = (again.logits > 0).flatten(1).any(dim=1)
+        chosen = torch.tensor(places, device=shown.device)[shown]
+        for part, new in zip(parts, again[:3]):
+            part[chosen] = new[shown]
+    return PointMasks(parts[0], parts[1], parts[2], found.size_hw)
+
+
 def propose_tracklets(
     sam2: Sam2,
     window: Window,
     points: PointPrompts,
     config: SegmentationConfig,
+    attention: np.ndarray | None = None,
 ) -> Steps[list[Proposal]]:
     """Prompts SAM 2 key frame by key frame, suppresses duplicates and propagates the survivors over the window.
 
@@ -97,6 +138,7 @@ def propose_tracklets(
 
     Args:
         points: Eq. 5, each point (or box) a separate object.
+        attention: (T, h, w) float32 in [0, 1], the fused map, for config.negative_points; None: no negative points.
 
     Returns:
         The remaining tracklets by source frame, best first within a frame.
@@ -112,10 +154,13 @@ def propose_tracklets(
         here = np.flatnonzero(points.frame == source)
         embedding = sam2.embed(window.frames[source])
         yield
-        if points.box is None:
-            found = yield from sam2.point_steps(embedding, points.xy[here])
-        else:
+        if points.box is not None:
             found = yield from sam2.box_steps(embedding, points.box[here])
+        else:
+            found = yield from sam2.point_steps(embedding, points.xy[here])
+            if config.negative_points and attention is not None:
+                yield
+                found = yield from refined(sam2, embedding, points.xy[here], found, attention[source], config)
         yield
         masks = PackedMasks.of(found.logits, window.size_hw)
         kept = (masks.area_px > 0) | sam2.blank_unseen
@@ -134,10 +179,10 @@ def propose_tracklets(
             tracks = yield from propagate_steps(sam2, window.frames, source, prompts)
             for index, track in zip(batch, tracks):
                 x, y = points.xy[here[index]].tolist()
-                attention = float(points.value[here[index]])
+                value = float(points.value[here[index]])
                 # Cloned: a view would keep the masks of the whole batch in memory.
                 track_masks = GridMasks(track.clone(), window.size_hw)
                 proposals.append(
-                    Proposal(track_masks, source, (x, y), attention, float(iou[index]), float(object_score[index]))
+                    Proposal(track_masks, source, (x, y), value, float(iou[index]), float(object_score[index]))
                 )
     return proposals

@@ -119,6 +119,8 @@ class Tracklet:
     density: the numerator of Eq. 8 per covered token, at most 1: mean attention under the masks, in which tokens
         outside the attended region count negatively. 0 without any mask.
     object_score: SAM 2's object-presence logit at the source, > 0: present.
+    verified: log-odds of "yes" when the model was asked whether the query means this object; None if it was not
+        asked (`decaf_ros.verification`).
     """
 
     masks: Sequence[np.ndarray]
@@ -128,6 +130,7 @@ class Tracklet:
     raw_consistency: float
     object_score: float
     density: float = 0.0
+    verified: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.source < len(self.masks):

@@ -24,7 +24,7 @@ import torch
 from decaf_tabletop.training.chat import CHAT_TEMPLATE
 from decaf_tabletop.training.clips import training_clips
 from decaf_tabletop.training.cpu import keep_freed_memory, parallel_map
-from decaf_tabletop.training.mllm_batches import Batch, Writer
+from decaf_tabletop.training.mllm_batches import Batch, Pack, Writer
 from decaf_tabletop.training.mllm_clips import EncodedClip, encode_clips
 from decaf_tabletop.training.mllm_examples import FRAME_GRID, VIDEO_GRID, image_visual, motion_weights, video_visual
 from decaf_tabletop.training.mllm_language import LanguageTrainer
@@ -52,6 +52,8 @@ KEPT_BACKGROUND, EARLY_ATTENTION_WEIGHT = 0.25, 0.3
 EXCLUDING_SPAN = 0.4, 0.55
 # Peak learning rate of the tower and of the prompts, and with --go-on-from.
 PEAK_RATE, PEAK_RATE_GOING_ON = 1.5e-3, 7e-4
+# Share of the prompts' batches about videos with a marked object (`segmentation.verify`).
+MARKED_SHARE = 0.15
 # The words stage ends when every kind reaches this accuracy.
 WORDS_ACCURACY = 0.9
 WORD_KINDS = ("attribute", "explicit", "motion", "size", "relation", "temporal")
@@ -232,7 +234,7 @@ def train_prompts(run: Run) -> None:
         trainer.new_optimizer()
     share, (excluding_from, thin_until), peak = PROMPTS_SHARE, EXCLUDING_SPAN, PEAK_RATE
     if going_on:
-        share, (excluding_from, thin_until), peak = 1.0, (0.0, run.options.excluding), PEAK_RATE_GOING_ON
+        share, (excluding_from, thin_until), peak = 1.0, (0.0, run.options.excluding), run.options.rate
     clips = encode_clips(run.clips[-round(share * len(run.clips)) :], tower, run.options.threads)
     checks = encode_clips(run.check_clips, tower, run.options.threads)
     run.log(stage="prompts", clips=len(clips))
@@ -244,12 +246,7 @@ def train_prompts(run: Run) -> None:
     while (seconds := time.monotonic() - started) < budget:
         thin = seconds < thin_until * budget
         excluding = thin and seconds >= excluding_from * budget
-        draw = run.rng.random()
-        # One visual per batch, for sequences of similar length: a video has twice the tokens of a frame.
-        visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
-        # Favours clips with motion and falls: falls are rare, and questions that need the video are the hardest.
-        chosen = run.rng.choice(len(clips), 2 * size if thin else size, p=probabilities)
-        packs = [clips[index].pack(run.rng, visual, QUESTIONS) for index in chosen]
+        packs = _draw_packs(run, clips, probabilities, thin)
         rate = _learning_rate(peak, step, seconds / budget)
         batch = writer.batch(packs, KEPT_BACKGROUND if thin else 1.0, run.rng)
         attention_weight = run.options.looking * (EARLY_ATTENTION_WEIGHT if thin and not excluding else 1.0)
@@ -269,12 +266,31 @@ def train_prompts(run: Run) -> None:
     run.mark_done("prompts")
 
 
+def _draw_packs(run: Run, clips: list[EncodedClip], probabilities: np.ndarray, thin: bool) -> list[Pack]:
+    """Questions for one batch, about clips drawn with these probabilities. thin: twice as many, on few tokens.
+
+    One visual per batch, for sequences of similar length: a video has twice the tokens of a frame. The probabilities
+    favour clips with motion and falls: falls are rare, and questions that need the video are the hardest.
+    """
+    if run.rng.random() < run.options.marked:
+        chosen = run.rng.choice(len(clips), 20 if thin else 10, p=probabilities)
+        return [clips[index].marked_pack(run.rng, QUESTIONS) for index in chosen]
+    draw = run.rng.random()
+    visual, size = ("", 16) if draw < 0.1 else ("video", 10) if draw < 0.6 else ("image", 16)
+    chosen = run.rng.choice(len(clips), 2 * size if thin else size, p=probabilities)
+    return [clips[index].pack(run.rng, visual, QUESTIONS) for index in chosen]
+
+
 def _check_batches(clips: list[EncodedClip], writer: Writer) -> Iterator[Batch]:
     """The same questions about held-out clips at every call."""
     rng = np.random.default_rng(0)
-    for visual in ("video", "image", "video"):
+    for visual in ("video", "image", "video", "marked", "marked"):
         for at in range(0, len(clips), 10):
-            yield writer.batch([clip.pack(rng, visual, QUESTIONS) for clip in clips[at : at + 10]], 1.0, rng)
+            group = clips[at : at + 10]
+            if visual == "marked":
+                yield writer.batch([clip.marked_pack(rng, QUESTIONS) for clip in group], 1.0, rng)
+            else:
+                yield writer.batch([clip.pack(rng, visual, QUESTIONS) for clip in group], 1.0, rng)
 
 
 def export(run: Run) -> None:
@@ -313,6 +329,19 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="SHARE",
         help="with --go-on-from: first share of the time, mainly for teaching the background question to exclude a "
         "category, on few tokens; 0 for a checkpoint that does so already; pass the same value to resume",
+    )
+    parser.add_argument(
+        "--rate",
+        type=float,
+        default=PEAK_RATE_GOING_ON,
+        help="with --stage prompts and --go-on-from: peak learning rate (%(default)s)",
+    )
+    parser.add_argument(
+        "--marked",
+        type=float,
+        default=MARKED_SHARE,
+        metavar="SHARE",
+        help="share of the prompts' batches that ask whether the marked object is meant (%(default)s)",
     )
     parser.add_argument("--looking", type=float, default=1.0, help="weight of the attention loss")
     parser.add_argument("--threads", type=int, default=2)

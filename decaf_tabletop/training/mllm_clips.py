@@ -11,6 +11,7 @@ import torch
 from decaf_tabletop.training.cpu import parallel_map
 from decaf_tabletop.training.mllm_batches import Pack
 from decaf_tabletop.training.mllm_examples import FRAME_GRID, VIDEO_GRID, ExampleSampler, image_visual, video_visual
+from decaf_tabletop.training.mllm_marked import marked_examples, marked_images, marked_objects
 from decaf_tabletop.training.mllm_model import new_model, new_tokenizer
 from decaf_tabletop.training.mllm_tower import TowerTrainer, shrink
 from decaf_tabletop.training.mllm_words import FACT_NORM, fact_vectors
@@ -21,20 +22,28 @@ _FACT_VECTORS = fact_vectors().numpy()
 
 
 class EncodedClip:
-    """The visual tokens of a clip, ideal ones or the tower's, and a sampler of questions about them."""
+    """The visual tokens of a clip, ideal ones or the tower's, and a sampler of questions about them.
+
+    marked: for some objects the video's tokens with this object marked, see `marked_images`: (T, h * w, C) float16.
+        None with ideal tokens, which show no marks.
+    """
 
     def __init__(self, clip: TabletopClip, tower: TowerTrainer | None, images: int = 3) -> None:
-        frames = np.sort(np.random.default_rng(clip.seed).choice(len(clip), images, replace=False))
+        rng = np.random.default_rng(clip.seed)
+        frames = np.sort(rng.choice(len(clip), images, replace=False))
         visuals = {"video": video_visual(clip), "image": image_visual(clip, frames)}
-        self.features = None
+        self.sampler = ExampleSampler(clip, *visuals.values())
+        self.features, self.marked = None, None
         if tower is not None:
             self.features = {}
             for (name, visual), grid in zip(visuals.items(), (VIDEO_GRID, FRAME_GRID)):
                 pairs = visual.frames if name == "video" else visual.frames[:, :1]
-                pixels = np.stack([shrink(clip.images[pair], grid) for pair in pairs])
-                tokens = torch.cat([tower.features(pixels[at : at + 8])[0] for at in range(0, len(pixels), 8)])
-                self.features[name] = tokens.view(len(pairs), -1, tokens.shape[-1]).half().numpy()
-        self.sampler = ExampleSampler(clip, *visuals.values())
+                self.features[name] = _tokens(tower, clip.images, pairs, grid)
+            pairs = visuals["video"].frames
+            self.marked = {
+                marked: _tokens(tower, marked_images(clip, marked, rng), pairs, VIDEO_GRID)
+                for marked in marked_objects(self.sampler, rng)
+            }
         # Drops the images, so that thousands of clips fit into memory. Copies: a view would keep them.
         self.sampler.clip = dataclasses.replace(clip, images=clip.images[:0].copy(), labels=clip.labels[:0].copy())
 
@@ -52,6 +61,21 @@ class EncodedClip:
         tokens = np.concatenate([row[owners.reshape(-1)] for row, owners in zip(vectors, shown.owners)])
         noise = 0.3 * FACT_NORM / np.sqrt(tokens.shape[-1])
         return Pack(examples, tokens + rng.normal(size=tokens.shape).astype(np.float32) * noise)
+
+    def marked_pack(self, rng: np.random.Generator, count: int) -> Pack:
+        """Draws `count` questions about the video with one object marked. Raises ValueError for ideal tokens."""
+        if self.marked is None:
+            raise ValueError("marked_pack: expected the tokens of a tower, got ideal ones")
+        marked = int(rng.choice(list(self.marked)))
+        tokens = self.marked[marked]
+        return Pack(marked_examples(self.sampler, rng, marked, count), tokens.reshape(-1, tokens.shape[-1]))
+
+
+def _tokens(tower: TowerTrainer, images: np.ndarray, pairs: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """The tower's tokens of single frames (T, 1) or pairs of frames (T, 2): (T, h * w, C) float16."""
+    pixels = np.stack([shrink(images[pair], grid) for pair in pairs])
+    tokens = torch.cat([tower.features(pixels[at : at + 8])[0] for at in range(0, len(pixels), 8)])
+    return tokens.view(len(pairs), -1, tokens.shape[-1]).half().numpy()
 
 
 def encode_clips(files: list[Path], tower: TowerTrainer | None, workers: int) -> list[EncodedClip]:

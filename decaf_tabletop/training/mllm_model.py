@@ -19,7 +19,7 @@ from transformers import (
     Qwen2VLVideoProcessor,
 )
 
-from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, NUMBER, OBJECT, PRESENCE
+from decaf_ros.grounding.prompts import BACKGROUND, CHOICE, NUMBER, OBJECT, PRESENCE, VERIFICATION
 from decaf_tabletop.training.chat import CHAT_TEMPLATE, SPECIAL_TOKENS
 from decaf_tabletop.world.clip import CATEGORIES, SURFACES
 from decaf_tabletop.world.expressions import WORDINGS
@@ -147,9 +147,13 @@ def new_tokenizer() -> Qwen2TokenizerFast:
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    presence = [PRESENCE.format(expression="", medium=medium) for medium in ("video", "image")]
+    of_media = [
+        question.format(expression="", medium=medium)
+        for question in (PRESENCE, VERIFICATION)
+        for medium in ("video", "image")
+    ]
     prompts = [
-        *presence,
+        *of_media,
         NUMBER.format(expression=""),
         *(text for texts in (OBJECT, BACKGROUND, CHOICE) for text in texts.values()),
     ]

@@ -22,6 +22,7 @@ COMPRESSED_TOPIC = f"{IMAGE_TOPIC}/compressed"
 INFO_TOPIC = "/camera/color/camera_info"
 DEPTH_TOPIC = "/camera/depth/image_rect_raw"
 LABELS_TOPIC = "/ground_truth/labels"
+PARTS_TOPIC = "/ground_truth/parts"
 POSES_TOPIC = "/ground_truth/poses"
 SCENE_TOPIC = "/ground_truth/scene"
 _JPEG_QUALITY = 90
@@ -46,12 +47,17 @@ class GroundTruth:
 
 
 def write_tabletop_bag(
-    path: str | Path, clip: TabletopClip, expressions: Sequence[Expression] = (), compressed: bool = False
+    path: str | Path,
+    clip: TabletopClip,
+    expressions: Sequence[Expression] = (),
+    compressed: bool = False,
+    parts: np.ndarray | None = None,
 ) -> None:
     """Writes a new mcap bag whose messages carry the stamps of the clip's frames.
 
     compressed: JPEG images (quality 90, CompressedImage on COMPRESSED_TOPIC) and 16UC1 depth in millimetres, instead of
     rgb8 and 32FC1 in metres. Depth is written only if the clip holds it. Raises FileExistsError if `path` exists.
+    parts: a further label image of each frame on PARTS_TOPIC, see `decaf_tabletop.world.parts.part_labels`.
     """
     poses = _optical_poses(clip)
     with BagWriter(path) as bag:
@@ -71,6 +77,8 @@ def write_tabletop_bag(
                 millimetres = np.where(depth < 65.535, np.rint(depth * 1000), 0).astype(np.uint16)
                 bag.write_image(DEPTH_TOPIC, millimetres if compressed else depth, stamp_ns, frame.frame_id)
             bag.write_image(LABELS_TOPIC, clip.labels[index], stamp_ns, frame.frame_id)
+            if parts is not None:
+                bag.write_image(PARTS_TOPIC, parts[index], stamp_ns, frame.frame_id)
             bag.write_message(POSES_TOPIC, _pose_array(poses[index], header), stamp_ns)
 
 

@@ -39,6 +39,8 @@ RELATIONS = {
     "behind": ("the object behind the {}", "what is behind the {}?"),
     "front": ("the object in front of the {}", "what is in front of the {}?"),
 }
+# Of the parts in `decaf_tabletop.world.parts`.
+PART_WORDINGS = ("the handle of the {}", "the neck of the {}")
 PLURALS = {category: f"{category}s" for category in CATEGORIES}
 
 
@@ -214,5 +216,6 @@ WORDINGS = (
     *CATEGORIES,
     *COLORS,
     *SIZES,
+    *PART_WORDINGS,
     "objects",
 )
