@@ -37,8 +37,7 @@ def _pixels(number: int) -> np.ndarray:
 def _image(number: int, data: np.ndarray | None = None):
     header = make_header(START_NS + number * PERIOD_NS, "camera")
     data = _pixels(number).reshape(-1) if data is None else data
-    make = typestore().types["sensor_msgs/msg/Image"]
-    return make(header, SIZE_HW[0], SIZE_HW[1], "rgb8", 0, 3 * SIZE_HW[1], data)
+    return typestore().types["sensor_msgs/msg/Image"](header, SIZE_HW[0], SIZE_HW[1], "rgb8", 0, 3 * SIZE_HW[1], data)
 
 
 def _jpeg(number: int):
