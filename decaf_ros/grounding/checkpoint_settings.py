@@ -1,4 +1,4 @@
-"""What a checkpoint's config.json may decide: shapes and numbers of the model, its token ids, how its weights are
+"""A checkpoint's config.json may decide: shapes and numbers of the model, its token ids, how its weights are
 quantised. It may not decide which code computes it, where it runs, or from which files it is read."""
 
 from __future__ import annotations

@@ -211,7 +211,7 @@ class Engine:
         return [found[view.key] for view in views]
 
     def read(self, views: Sequence[View], text: str, options: ReadOptions, reader: Reader[_T]) -> Steps[list[_T]]:
-        """What a reader makes of the recorded attention of one text about each view, without a rollout; uncached.
+        """A reader's values from the recorded attention of one text about each view, without a rollout; uncached.
 
         options: the start layer counts; it is the lowest layer that the reader gets.
         """

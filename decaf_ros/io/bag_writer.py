@@ -24,7 +24,7 @@ from decaf_ros.io.bags import BagReader, make_header, make_message, typestore
 from decaf_ros.io.files import UNFINISHED, mark_unfinished
 
 STORAGES = {"mcap": StoragePlugin.MCAP, "sqlite3": StoragePlugin.SQLITE3}
-# Of the file that is written, and of what SQLite keeps beside it.
+# The file that is written, and those that SQLite keeps beside it.
 _SUFFIXES = (".mcap", ".db3", ".db3-journal", ".db3-wal", ".db3-shm")
 # The newest version that Humble reads. Version 9 changes the QoS format.
 _METADATA_VERSION: Final = 8

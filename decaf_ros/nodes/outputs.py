@@ -1,4 +1,4 @@
-"""What a camera of the node publishes, from configuration to clean-up."""
+"""The outputs of a camera of the node, from configuration to clean-up."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ class Segmenter(LifecycleNode):
         decaf.grounder.engine.pace.unit_ms = config.engine.unit_ms
         decaf.grounder.engine.streams = len(self._cameras)
         turns = Turns(decaf)
-        # Of this configuration: a thread that is left behind must not reach those of the next one.
+        # They belong to this configuration: a thread that is left behind must not reach those of the next one.
         handlers: list[Handlers] = []
         self._worker = Worker(
             config.node.drop_frames,
@@ -271,7 +271,7 @@ class Segmenter(LifecycleNode):
 
     @property
     def _busy(self) -> str:
-        """What the worker thread does."""
+        """The work of the worker thread now."""
         return (self._watchdog and self._watchdog.busy_with()) or "a unit of work"
 
     def destroy_node(self) -> None:

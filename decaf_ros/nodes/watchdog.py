@@ -58,14 +58,14 @@ class Watchdog:
 
     @property
     def problem(self) -> str:
-        """What is too long, and for how long it runs; empty if nothing is."""
+        """The unit that is too long, and for how long it runs; empty if none is."""
         if self._stuck is None or self._worker.activity is not self._stuck[0]:
             return ""
         activity, name = self._stuck
         return f"{name} runs for {time.monotonic() - activity.since_s:.0f} s, more than {_OPTION}"
 
     def busy_with(self) -> str:
-        """What the thread does now; empty if it waits for work."""
+        """The work of the thread now; empty if it waits for some."""
         activity = self._worker.activity
         return f"{self._name(activity)}, {time.monotonic() - activity.since_s:.1f} s" if activity else ""
 

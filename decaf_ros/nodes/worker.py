@@ -66,7 +66,7 @@ class Worker:
 
     @property
     def activity(self) -> Activity | None:
-        """What the thread does now; None if it waits for work."""
+        """The work of the thread now; None if it waits for some."""
         return self._activity
 
     @property

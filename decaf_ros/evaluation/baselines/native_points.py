@@ -16,7 +16,7 @@ import numpy as np
 
 from decaf_ros.grounding.mllm import Answer, Layout, Mllm
 
-# Of the published models. Qwen2-VL points in another format, and others in none.
+# The published models alone: Qwen2-VL points in another format, and others in none.
 PIXELS, THOUSANDTHS = "qwen2_5_vl", "qwen3_vl"
 _FORMAT = '[{"point_2d": [x, y], "label": "name"}]'
 _FENCE = re.compile(r"```(?:json)?\s+(.*?)\s*```", re.DOTALL)
