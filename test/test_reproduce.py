@@ -290,7 +290,7 @@ def test_a_score_that_is_no_number_fails_its_sample(given, data, monkeypatch, ca
 
 
 def test_it_is_decaf_eval_on_one_cell(given, data, models, tmp_path, tiny_heads):
-    """Of DecAF, and of the baselines, which stand beside it."""
+    """DecAF's rows, and those of the baselines beside it."""
     source = ["--dataset", "folder", "--clips", "1", "--mllm", str(models / CHECKPOINTS[1])]
     one = [*given, "table1", "table2", *source, "--heads", str(tiny_heads)]
     one[one.index("--data") + 1] = str(data / "folder")

@@ -138,7 +138,7 @@ def _by_answers(
 
 
 def _strength(tracklet: Tracklet, means_several: bool | None) -> float:
-    """What decides between candidates: the combined score, several objects: the density, one: its mean with the
+    """The rule that decides between candidates: the combined score, several objects: the density, one: its mean with the
     attention."""
     if means_several is None:
         return tracklet.scores.combined

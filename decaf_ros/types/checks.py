@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-# Of a quoted value: errors are lines of a log, and values come from messages.
+# The bound of a quoted value: errors are lines of a log, and values come from messages.
 _QUOTED_CHARS = 100
 
 

@@ -39,7 +39,7 @@ RELATIONS = {
     "behind": ("the object behind the {}", "what is behind the {}?"),
     "front": ("the object in front of the {}", "what is in front of the {}?"),
 }
-# Of the parts in `decaf_tabletop.world.parts`.
+# The parts are those in `decaf_tabletop.world.parts`.
 PART_WORDINGS = ("the handle of the {}", "the neck of the {}")
 PLURALS = {category: f"{category}s" for category in CATEGORIES}
 
