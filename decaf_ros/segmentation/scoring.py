@@ -138,8 +138,8 @@ def _by_answers(
 
 
 def _strength(tracklet: Tracklet, means_several: bool | None) -> float:
-    """The rule that decides between candidates: the combined score, several objects: the density, one: its mean with the
-    attention."""
+    """The score that decides between candidates: the combined one; several objects: the density; one: its mean
+    with the attention."""
     if means_several is None:
         return tracklet.scores.combined
     return tracklet.density if means_several else (tracklet.scores.attention + tracklet.density) / 2
