@@ -217,6 +217,6 @@ def test_missing_checkpoint_gives_advice(tmp_path):
 
 
 def test_other_families_are_refused(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "llava"}')
-    with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, .*, got 'llava'"):
+    (tmp_path / "config.json").write_text('{"model_type": "idefics"}')
+    with pytest.raises(ValueError, match="expected a model of type qwen2_vl, qwen2_5_vl, .*, got 'idefics'"):
         load_mllm(MllmConfig(checkpoint=str(tmp_path), local_files_only=True, dtype="float32"))
