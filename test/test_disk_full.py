@@ -20,7 +20,7 @@ from decaf_ros.comparison.results import ResultError, read_result
 from decaf_ros.io.bag_writer import STORAGES, BagWriter
 from decaf_ros.io.bags import BagReader
 from decaf_ros.io.files import UNFINISHED, write_bytes, write_text
-from decaf_ros.io.results import write_png
+from decaf_ros.io.results import check_new_folder, remove_unfinished, write_png
 
 NOISE = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
 
@@ -88,6 +88,18 @@ def test_a_bag_is_whole_or_marked(tmp_path, storage, most_bytes):
         assert len([*reader.messages()]) == 60
     with pytest.raises(FileExistsError, match="exists already"):
         _write_noise(path, storage)
+
+
+def test_half_a_file_that_a_kill_left_is_replaced(tmp_path):
+    for name in ("summary.json.part", UNFINISHED):
+        (tmp_path / name).touch()
+    check_new_folder(tmp_path)
+    remove_unfinished(tmp_path)
+    assert not [*tmp_path.iterdir()]
+    (tmp_path / "notes.txt.part").touch()
+    (tmp_path / UNFINISHED).touch()
+    with pytest.raises(FileExistsError, match="not empty"):
+        check_new_folder(tmp_path)
 
 
 def test_a_bag_beside_other_files_is_not_replaced(tmp_path):

@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 import pytest
+import torch
 from engine_views import TEXTS, load_tiny, random_frames, record_encoding, views
 
 from benchmarks.literal import literal_rollout
@@ -76,6 +77,33 @@ def test_texts_of_later_questions_share_the_rollout(mllm, frames, monkeypatch, t
         for one, other in zip(ours, theirs):
             assert (one.answer, one.finished) == (other.answer, other.finished)
             assert np.abs(one.map - other.map).max() <= 1e-6 and other.map.max() > 1e-4
+
+
+def test_a_later_question_that_no_prompt_can_hold_does_not_harm_this_one(mllm, frames):
+    some, options = views(mllm, frames[:2], "frames"), ReadOptions(2)
+    engine, bad = Engine(mllm, EngineConfig()), f"the mug {mllm.tokenizer.eos_token}"
+    with pytest.raises(ValueError, match="control token"):
+        finish(engine.ask(some, [bad], options))
+    found = finish(engine.ask(some, TEXTS[:1], options, lambda: [bad, TEXTS[1]]))
+    alone = finish(Engine(mllm, EngineConfig()).ask(some, TEXTS[:1], options))
+    assert all(np.abs(one.map - other.map).max() <= 1e-6 for one, other in zip(found[0], alone[0]))
+    assert engine.results.peek((some[0].key, TEXTS[1], options)) is not None
+
+
+def test_short_of_memory_a_question_is_alone(mllm, frames, monkeypatch):
+    calls = []
+
+    def rollout(*args):
+        calls.append(len(args[1]))
+        if len(args[1]) > 1:
+            raise torch.OutOfMemoryError("scripted")
+        return (yield from rollout_steps(*args))
+
+    monkeypatch.setattr("decaf_ros.grounding.engine.rollout_steps", rollout)
+    found = finish(
+        Engine(mllm, EngineConfig()).ask(views(mllm, frames[:2], "frames"), TEXTS[:1], ReadOptions(2), lambda: TEXTS)
+    )
+    assert len(found) == 1 and len(found[0]) == 2 and calls == [len(TEXTS), 1, 1]
 
 
 def _counted(work, calls):

@@ -171,7 +171,9 @@ class Engine:
                 missing[view.key] = view
         for batch in self._batches(missing, texts[0], options):
             batch_results = yield from self._within_memory(
-                batch, lambda batch, keep: self._ask(batch, texts, options, more, keep)
+                # Short of memory, a question is alone.
+                batch,
+                lambda batch, keep: self._ask(batch, texts, options, more if keep else tuple, keep),
             )
             yield
             for view, view_results in zip(batch.views, batch_results):
@@ -338,9 +340,12 @@ class Engine:
         """The results of each view, by text; also those of `more` that are not cached yet."""
         layout = batch.views[0].layout
         prefix = yield from self._prefix(batch, self._prompt(layout, texts[0]), options, keep)
-        new = (text for text in more() if any(not self.results.peek((view.key, text, options)) for view in batch.views))
-        texts = tuple(dict.fromkeys((*texts, *new)))
-        prompts = [self._prompt(layout, text) for text in texts]
+        by_text = {text: self._prompt(layout, text) for text in texts}
+        for text in more():
+            if any(not self.results.peek((view.key, text, options)) for view in batch.views):
+                with contextlib.suppress(ValueError):  # a text that no prompt can have: its own question reports it
+                    by_text.setdefault(text, self._prompt(layout, text))
+        texts, prompts = tuple(by_text), list(by_text.values())
         suffixes, answers = [], []
         for prompt in prompts:
             layers, prompt_answers = yield from prefix.run_suffix(self.mllm, prompt, options)

@@ -53,6 +53,9 @@ class BagWriter:
         self.path = Path(path)
         check_new_bag(self.path)
         if self.path.exists():
+            for file in self.path.iterdir():
+                if file.name != UNFINISHED:  # the mark goes last, so an interrupted removal can be repeated
+                    file.unlink()
             shutil.rmtree(self.path)
         self._closed = False
         self._counts: Counter[str] = Counter()

@@ -27,10 +27,12 @@ _SHEET_FRAMES, _SHEET_HEATMAPS, _SHEET_COLUMNS = 8, 4, 4
 _PAGE_HEATMAPS = 8
 _TILE_WIDTH = 480
 
-# All files and folders that a run may create.
+# All files and folders that a run may create; NAME.part is half a file, which a kill has left. The mark is last.
+_FILES = ("overlay.webm", "contact_sheet.png", "frames.json", "summary.json", "index.html")
 _PARTS = (
-    *("masks", "coarse_masks", "outputs_bag", "overlay.webm", "contact_sheet.png", "frames.json", "summary.json"),
-    *("index.html", UNFINISHED),
+    *("masks", "coarse_masks", "outputs_bag"),
+    *(f"{name}{end}" for name in _FILES for end in ("", ".part")),
+    UNFINISHED,
 )
 
 

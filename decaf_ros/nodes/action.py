@@ -206,7 +206,7 @@ class SegmentAction:
     def watch(self, output: Output) -> None:
         """Updates the goals with an output of the core, or with the end of a query."""
         with self._lock:
-            for goal in [goal for goal in self._goals.values() if not goal.finished.done()]:
+            for goal in [goal for goal in list(self._goals.values()) if not goal.finished.done()]:
                 self._update(goal, output)
 
     def _update(self, goal: _Goal, output: Output) -> None:

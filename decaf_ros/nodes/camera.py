@@ -254,7 +254,8 @@ class Camera:
 
     def _run_own(self, handlers: Handlers, run: Callable[[], None]) -> None:
         """Runs a part of this camera's work. An unexpected error is a problem of this camera alone."""
-        for step in (run, handlers.settle):
+        # Before, too: what ended on another thread must not show up in the outputs of this work.
+        for step in (handlers.settle, run, handlers.settle):
             try:
                 step()
             except Exception as error:

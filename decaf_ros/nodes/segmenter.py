@@ -303,7 +303,7 @@ class Segmenter(LifecycleNode):
             camera.take_query(message.data)
 
     def _watch_worker(self) -> None:
-        if self._is_active() and self._watchdog is not None:
+        if self._watchdog is not None:
             self._watchdog.check()
 
     def _diagnose(self) -> None:

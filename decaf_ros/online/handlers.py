@@ -271,9 +271,10 @@ class Handlers:
 
     def _note_queries(self) -> None:
         """Notes the last events of the current queries."""
-        self.statistics.live = self.ledger.events
-        if self.statistics.live:
-            self.statistics.event = self.statistics.live[-1]
+        events = self.ledger.events
+        self.statistics.live = events
+        if events:
+            self.statistics.event = events[-1]
 
     def report(self, notice: Notice, kind: str) -> None:
         """Reports a notice in the diagnostics and, throttled by kind, in the log."""
