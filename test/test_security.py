@@ -12,6 +12,7 @@ pytest.importorskip("rclpy")
 pytest.importorskip("decaf_ros.msg")
 
 from node_process import Robot, SegmenterProcess, small_parameters, unused_domain, wait_for  # noqa: E402
+from rclpy.node import NodeNameNonExistentError  # noqa: E402
 
 from decaf_ros.config.transports import DEPTH_TRANSPORTS, IMAGE_TRANSPORTS  # noqa: E402
 from decaf_ros.io.vision_messages import VISION_TOPICS  # noqa: E402
@@ -55,7 +56,10 @@ def test_the_policy_allows_what_the_node_has_and_no_more(robot, element, kind, g
     actions = {f"{name}/_action/" for name in _allowed("actions[@execute='ALLOW']", "action")}
 
     def found() -> set[str]:
-        names = {name for name, _ in getattr(robot.node, graph)(NODE, NAMESPACE)}
+        try:
+            names = {name for name, _ in getattr(robot.node, graph)(NODE, NAMESPACE)}
+        except NodeNameNonExistentError:  # not discovered yet
+            return set()
         return {name for name in names if not any(name.startswith(action) for action in actions)}
 
     wait_for(lambda: found() | OPTIONAL >= allowed, f"{graph}: {sorted(allowed - found() - OPTIONAL)}")

@@ -66,9 +66,8 @@ def _frames(robot: DepthRobot) -> list[str]:
 
 def test_outputs_are_in_the_camera_frame_until_the_transform_is_there(running):
     _, wrist, _ = running
-    for count in (1, 2):  # a slow node drops a frame that comes before it has done the one before
-        wrist.show(1)
-        wait_for(lambda count=count: len(_frames(wrist)) == count, "outputs after the time-out")
+    # The first frames may come before the node has seen the subscriptions to its outputs.
+    wrist.show_until(lambda: len(_frames(wrist)) >= 2, "outputs after the time-out")
     assert set(_frames(wrist)) == {FRAME}
     expected = f"space.target_frame: no transform from '{FRAME}' to 'base': \"base\" passed to lookupTransform does not"
     wait_for(lambda: expected in wrist.diagnosed()["message"], "the missing transform in the diagnostics")
