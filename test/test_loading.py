@@ -273,7 +273,9 @@ def skip_without(package):
 
 def maps(mllm):
     images = np.random.default_rng(0).integers(0, 256, (2, 96, 128, 3), dtype=np.uint8)
-    layout = mllm.layout("video", 2, (96, 128))
+    # LLaVA-1.5 sees one image.
+    kind, images = ("frames", images[:1]) if mllm.model.config.model_type == "llava" else ("video", images)
+    layout = mllm.layout(kind, len(images), (96, 128))
     view = View(layout, tuple(Frame(image, number + 1) for number, image in enumerate(images)))
     return finish(Engine(mllm, EngineConfig()).ask([view], ["where is it?"], ReadOptions(2, max_new_tokens=3)))[0][
         0
